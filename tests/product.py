@@ -40,12 +40,19 @@ CLOCK = SystemClock()
 
 
 def eventually(condition: Callable[[], bool], seconds: float, what: Callable[[], str] | str) -> None:
-    """Wait until the condition holds, or fail the test with the text `what`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
+    """Wait until the condition holds, or fail the test with the text `what`.
+
+    A check that takes long, or that failed for long, is repeated seldom: on two cores, its cost would slow the test.
+    """
+    began = time.monotonic()
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        if now > began + seconds:
             pytest.fail(f"after {seconds:.0f} s: {what() if callable(what) else what}")
-        time.sleep(0.05)
+        time.sleep(min(0.5, max(0.05, 2 * (now - asked), (now - began) / 50)))
 
 
 class Callbacks:

@@ -32,15 +32,14 @@ LONG = 300
 class Served:
     """A registry with the tiny model in vLLM, whose file names adapters by folder."""
 
-    def __init__(self, folder: Path, engine: str, **adapters: Path) -> None:
+    def __init__(self, folder: Path, **adapters: Path) -> None:
         self.folder = folder
-        self._engine = engine
         self.engine = RegistryEngine(self.file(**adapters), None, SystemClock(), Metrics())
 
     def file(self, **adapters: Path) -> ModelRegistry:
         path = self.folder / "models.toml"
         path.write_text(
-            f'[engines.here]\nkind = "vllm"\nmax_model_len = 1024\n{self._engine}'
+            '[engines.here]\nkind = "vllm"\nmax_model_len = 1024\nmax_lora_rank = 24\nmax_loras = 2\n'
             f'[models.small]\nengine = "here"\nmodel = "{tiny_model()}"\n[models.small.adapters]\n'
             + "".join(f'{name} = "{folder}"\n' for name, folder in adapters.items())
         )
@@ -70,7 +69,7 @@ class Served:
 @pytest_asyncio.fixture(loop_scope="module")
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     polite = write_adapter(tmp_path / "polite", 8)
-    found = Served(tmp_path, "max_lora_rank = 24\nmax_loras = 2\n", polite=polite)
+    found = Served(tmp_path, polite=polite)
     await found.engine.start()
     yield found
     await found.engine.close()
@@ -151,15 +150,3 @@ async def waits_for_a_dead_engine(served: Served, **adapters: Path) -> None:
             await asyncio.sleep(0.05)
     with pytest.raises(NotYet, match="small: the engine is away"):
         await served.change(**adapters)
-
-
-async def test_an_engine_that_started_without_adapters_asks_for_a_restart(tmp_path: Path) -> None:
-    served = Served(tmp_path, "")
-    await served.engine.start()
-    try:
-        base = await served.answers(None)
-        with pytest.raises(NeedsRestart, match="the engine has no room for adapters; restart the worker, with POSTB"):
-            await served.change(polite=write_adapter(tmp_path / "polite", 8))
-        assert await served.answers(None) == base
-    finally:
-        await served.engine.close()

@@ -18,6 +18,7 @@ import pytest_asyncio
 from devkit.model import tiny_model
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.integration.lora_adapters import write_adapter
 from tests.integration.test_engine_contract import request
 from workers.engines.base import EngineDied
 from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
@@ -52,13 +53,13 @@ class Served:
         self.metrics = Metrics()
         self.engine = RegistryEngine(self.file(retrained(folder / "one", 1)), None, SystemClock(), self.metrics)
 
-    def file(self, model: Path, tokens: int = 1024, latency: float = 0) -> ModelRegistry:
+    def file(self, model: Path, tokens: int = 1024, latency: float = 0, more: str = "") -> ModelRegistry:
         path = self.folder / "models.toml"
         path.write_text(
             f'[engines.here]\nkind = "vllm"\nhung_seconds = {HUNG_SECONDS}\nmax_model_len = {tokens}\n'
             f'[engines.beside]\nkind = "echo"\nlatency_seconds = {latency}\n'
             f'[models.small]\nengine = "here"\nmodel = "{model}"\n'
-            '[models.other]\nengine = "beside"\n'
+            f'[models.other]\nengine = "beside"\n{more}'
         )
         return read_registry(path, engine_settings()())
 
@@ -104,6 +105,9 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
     first = await served.answers("first")
     with pytest.raises(NeedsRestart, match=r"settings of other have changed \(this engine takes new settings only"):
         await served.engine.change(served.file(retrained(served.folder / "zero", 4), latency=1))
+    adapters = f'[models.small.adapters]\npolite = "{write_adapter(served.folder / "polite", 8)}"\n'
+    with pytest.raises(NeedsRestart, match="the engine has no room for adapters; restart the worker, with POSTB"):
+        await served.engine.change(served.file(served.folder / "one", more=adapters))
     assert await served.answers("beside") == first  # the engine takes over a file whole or not at all
     alone = await served.engine.generate(request("alone", max_tokens=LONG))
     monkeypatch.setattr(weights, "load_weights", slow)
