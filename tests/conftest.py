@@ -24,6 +24,7 @@ from gateway.store.store import Store
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
+from tests.one_vllm import OneVllm
 from tests.postgres_server import PostgresServer
 from tests.product import PARTITIONS, Product, running
 
@@ -201,6 +202,12 @@ def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     # Store the line as a property of the test, because properties come with the test's report even from another
     # process.
     return lambda line: request.node.user_properties.append((_SHOWN, line))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> OneVllm | None:
+    """Replace `--dist loadfile` by its variant for tests of vLLM."""
+    return OneVllm(config) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
