@@ -52,7 +52,7 @@ def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported
     assert received.event["type"] == "inference.succeeded"
     assert received.event["data"]["text"] == "What is the capital of France?"
     assert received.event["id"] == received.webhook_id
-    assert worker.ready() == delivery.ready() == (True, [])
+    eventually(lambda: worker.ready() == delivery.ready() == (True, []), 60, "a process is not ready")
 
     for number in range(40):
         producer.send(

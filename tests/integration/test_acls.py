@@ -191,8 +191,9 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
     eventually(lambda: shadow.metrics().get(compared, 0) >= 6, 60, "the shadow worker compares nothing")
     assert json.loads(run("operator", "rollout", "status", "--json"))[0]["compared"] >= 6
     run("operator", "rollout", "abort")
-    for role in (worker, delivery, exporter, shadow):
-        assert role.ready() == (True, [])
+    roles = (worker, delivery, exporter, shadow)
+    eventually(lambda: all(role.ready() == (True, []) for role in roles), 60, "a role is not ready")
+    for role in roles:
         assert "AUTHORIZATION" not in role.said()
         assert role.terminate() == 0
 

@@ -84,7 +84,7 @@ def test_a_refused_key_is_shown_in_readyz_until_it_is_accepted_and_the_waiting_j
 
     server.generating = 200
     product.wait_for_callbacks(1, 90)
-    assert worker.ready() == (True, [])
+    eventually(lambda: worker.ready() == (True, []), 60, worker.said)
     assert worker.terminate() == 0
     assert KEY not in worker.said()
 

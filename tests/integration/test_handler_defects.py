@@ -62,7 +62,7 @@ def test_the_fleet_goes_on_despite_defects_of_handlers_and_a_redrive_after_an_up
     metrics = worker.metrics()
     assert metrics["postback_handler_defects_total{handle}"] == metrics["postback_handler_defects_total{give_up}"] == 2
     assert metrics["postback_dead_letters_total{handler_defect}"] == 2
-    assert worker.ready() == (True, [])
+    eventually(lambda: worker.ready() == (True, []), 60, worker.said)
     assert worker.terminate() == 0
     assert (worker.said().count("give-up-raised"), worker.said().count("please")) == (2, 0)
 
