@@ -33,16 +33,24 @@ def unprefixed(own_broker: Broker, tmp_path: Path, clean_processes: None) -> Ite
         yield started
 
 
+@pytest.fixture
+def producer(own_broker: Broker) -> Iterator[KafkaProducer]:
+    """A producer that knows nothing of Postback, closed after a failure too: its sockets would fail later tests."""
+    broker = own_broker.bootstrap_servers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3 deprecates functions as serializers
+        plain = KafkaProducer(bootstrap_servers=broker, value_serializer=lambda job: json.dumps(job).encode())
+    yield plain
+    plain.close(timeout=5)
+
+
 def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported_and_survived(
-    unprefixed: Product, own_broker: Broker
+    unprefixed: Product, own_broker: Broker, producer: KafkaProducer
 ) -> None:
     unprefixed.callbacks.up()
     worker, delivery = unprefixed.worker("w1"), unprefixed.deliver("d1")
-    broker, url = own_broker.bootstrap_servers, unprefixed.callbacks.url
+    url = unprefixed.callbacks.url
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python 3 deprecates functions as serializers
-        producer = KafkaProducer(bootstrap_servers=broker, value_serializer=lambda job: json.dumps(job).encode())
     producer.send("model_requests", {"prompt": "What is the capital of France?", "callback_url": url})
     producer.flush()
 
@@ -60,7 +68,7 @@ def test_a_plain_producer_gets_a_signed_callback_and_a_frozen_broker_is_reported
             "model_requests",
             {"prompt": f"[[sleep 10]] {number}", "callback_url": url, "job_id": f"job-{number}"},
         )
-    producer.close()
+    producer.flush()
     eventually(lambda: worker.metrics()["postback_in_flight"] > 0, 60, "no job is taken")
     own_broker.pause()
     # Delivery is idle and makes no call that could fail. An earlier version noticed the frozen broker only after 60 s.
