@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ def test_filebeat_accepts_the_configuration_as_it_stands(tmp_path: Path) -> None
 
 
 @pytest.mark.broker
-def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(product: Product, tmp_path: Path) -> None:
+def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(
+    product: Product, tmp_path: Path, show: Callable[[str], None]
+) -> None:
     audit = tmp_path / "audit.jsonl"
     product.callbacks.up()
     product.callbacks.tenants = ("acme",)
@@ -74,7 +77,9 @@ def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(product: Pr
         assert [problems(line, REQUIRED) for line in audit.read_text().splitlines()] == [[]]
         assert store.found("zebrafish") == store.found('"error.type":=json') == []
 
+        began = time.monotonic()
         told_by_store, told_by_lines, told_by_spans = followed(job_id, gateway, store, collector)
+        show(f"the three commands that follow one job took {time.monotonic() - began:.1f} s together")
         assert f"job        {job_id}, tenant acme, succeeded\n" in told_by_store
         assert "attempt 1 to http://127.0.0.1" in told_by_store
         lines = [json.loads(line) for line in told_by_lines.splitlines()]
