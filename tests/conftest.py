@@ -205,9 +205,9 @@ def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> OneVllm | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneVllm | None:
     """Replace `--dist loadfile` by its variant for tests of vLLM."""
-    return OneVllm(config) if config.getvalue("dist") == "loadfile" else None
+    return OneVllm(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
