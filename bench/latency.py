@@ -89,8 +89,14 @@ async def _measure(kafka: KafkaSettings, keyring: Keyring, options: argparse.Nam
     arrivals = Arrivals(jobs)
     async with Receiver(lambda: keys, arrivals.note) as receiver:
         due = await asyncio.to_thread(_submit, kafka, receiver.url + "hook", jobs, options.rate)
-        async with asyncio.timeout(LAST_SECONDS):
-            await arrivals.complete.wait()
+        try:
+            async with asyncio.timeout(LAST_SECONDS):
+                await arrivals.complete.wait()
+        except TimeoutError:
+            raise SystemExit(
+                f"{LAST_SECONDS:.0f} s after the last of {jobs} jobs, {jobs - len(arrivals.at)} have no callback: "
+                f"the fleet does not keep up with {options.rate:g} jobs/s on this machine. Set a lower --rate"
+            ) from None
     counted = range(round(options.rate * options.warm_up), jobs)
     return [(arrivals.at[number] - due[number]) * 1000 for number in counted], arrivals.repeated
 
