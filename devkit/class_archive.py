@@ -1,6 +1,7 @@
 """Makes an archive of Kafka's classes: JVMs map it instead of parsing jars (JEP 350), and start in half the time.
 
-`python -m devkit.class_archive` makes the archive in advance. A JVM of another release ignores the archive.
+`python -m devkit.class_archive` installs Java, fetches the jars and makes the archive in advance. A JVM of another
+release ignores the archive.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from devkit.broker import Broker
 from devkit.kafka.cluster import SMALL_JVM
 from devkit.kafka.errors import BrokerError
-from devkit.kafka.jars import class_archive
+from devkit.kafka.jars import class_archive, java
 
 
 def make_class_archive() -> None:
@@ -32,8 +33,9 @@ def make_class_archive() -> None:
 
 
 def _main() -> int:
-    """Make the archive, or print the error."""
+    """Get Java and the jars and make the archive, or print the error."""
     try:
+        java()
         make_class_archive()
     except BrokerError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,6 +1,6 @@
 """Finds Java and Kafka's jars. If they are missing, Java is installed, and the jars are fetched once for each user.
 
-`python -m devkit.kafka.jars` installs and fetches in advance.
+`python -m devkit.class_archive` installs and fetches in advance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from devkit.kafka.errors import BrokerError, DownloadFailed, MissingPrerequisite
+from devkit.kafka.errors import DownloadFailed, MissingPrerequisite
 
 RELEASE = "kafka-4.3.1"
 """The folder's name in the cache. The name must change whenever the pom changes, so that jars of an earlier pom are
@@ -128,18 +128,3 @@ def _captured(
 
 def _tail(text: str, lines: int = 15) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
-
-
-def _main() -> int:
-    """Get Java and the jars, or print the error."""
-    try:
-        java()
-        ensure_jars()
-    except BrokerError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())
