@@ -21,7 +21,7 @@ ListName = Literal["english", "french", "german", "spanish"]
 class _Rule(BaseModel):
     """The members that all kinds of rules share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: RuleName
     """The rule's name in findings and in its marker `[redacted:NAME]`: lower-case letters, digits and dashes."""

@@ -15,7 +15,6 @@ class ScreeningSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     rules: Path | None = None

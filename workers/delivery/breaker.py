@@ -5,7 +5,7 @@ The module does no I/O and reads no clock.
     closed ──── too many failures in a row, too large a share of the last 64 attempts, or a Retry-After ───► open
     open ────── its time is over ───► half-open
     half-open ─ its one probe succeeds ───► closed
-    half-open ─ its one probe fails ───► open, for twice as long
+    half-open ─ its one probe fails ───► open, for twice as long, up to the longest time
 
 An answer that rejects the event counts as a success: a 404 closes a breaker as a 200 does. Times are seconds of a
 monotonic clock.
@@ -23,6 +23,10 @@ _RECENT = 64
 _ALL_BITS = (1 << _RECENT) - 1
 
 _LONGEST_ASKED_SECONDS = 3600.0
+_SHORT_SECONDS = 30.0
+"""Limit on the open time, while the outage is short."""
+_OUTAGE_SHARE = 0.05
+"""Limit on the open time as a share of a long outage. Each probe spends an event's attempt, so they become rarer."""
 
 _ANSWERS = frozenset({FailureReason.CLIENT_ERROR, FailureReason.REDIRECTED, FailureReason.GONE})
 _TELLS_WHEN = frozenset({FailureReason.THROTTLED, FailureReason.SERVER_ERROR})
@@ -77,6 +81,8 @@ class Breaker:
         """Failures in a row."""
         self._openings = 0
         """Number of times that failures opened the breaker since it was last closed."""
+        self._failing_since = 0.0
+        """Time of the first of these openings."""
         self._recent = 0
         """The most recent attempts as bits; the lowest bit is the newest attempt, and 1 is a failure."""
         self._counted = 0
@@ -94,21 +100,14 @@ class Breaker:
         """Return the seconds until the breaker's open time ends; 0 if it has ended, or if the breaker is closed."""
         return max(0.0, self._until - now) if self._open else 0.0
 
-    def leaves_alone(self, now: float) -> bool:
-        """True while attempts may not start: during the open time, and while a probe is under way."""
-        return self._open and (self._probing_since is not None or now < self._until)
-
     def patience(self, now: float) -> float:
-        """Return the seconds that a record should wait before its next try.
+        """Return the seconds until the next probe may start, or until the probe under way is expected to end.
 
-        The wait is at least the length of the open time, capped at `breaker_longest_seconds`. During a probe, the wait
-        also lasts until the probe's expected end. A probe is expected to take as long as the last failed attempt. With
-        shorter waits, the record would be rewritten every few seconds, which costs more than the delay.
+        A probe is expected to take as long as the last failed attempt.
         """
-        seconds = max(self.seconds_left(now), min(self._seconds, self._settings.breaker_longest_seconds))
         if self._probing_since is None:
-            return seconds
-        return max(seconds, self._probing_since + self._failed_after - now)
+            return self.seconds_left(now)
+        return max(0.0, self._probing_since + self._failed_after - now)
 
     def is_dead(self, now: float) -> bool:
         """True while the breaker is open for its longest time because of failures, not at the origin's request."""
@@ -177,8 +176,11 @@ class Breaker:
         return self._counted == _RECENT and self._recent.bit_count() >= self._settings.breaker_failure_share * _RECENT
 
     def _trip(self, now: float) -> None:
-        longest = self._settings.breaker_longest_seconds
-        seconds = min(self._settings.breaker_open_seconds * 2 ** min(self._openings, 30), longest)
+        if not self._openings:
+            self._failing_since = now
+        first = self._settings.breaker_open_seconds
+        limit = max(first, _SHORT_SECONDS, _OUTAGE_SHARE * (now - self._failing_since))
+        seconds = min(first * 2 ** min(self._openings, 30), limit, self._settings.breaker_longest_seconds)
         self._openings += 1
         self._asked = False
         self._open_for(seconds, now)

@@ -32,10 +32,10 @@ from telemetry.metrics import Metrics
 from telemetry.traces import collecting, exemplar, parse_traceparent
 from workers.delivery import outputs
 from workers.delivery.breaker import BreakerState
-from workers.delivery.destinations import AttemptSlot, Destination, DestinationBusy, Destinations, OriginLeftAlone
+from workers.delivery.destinations import Destination, DestinationBusy, Destinations, OriginLeftAlone
+from workers.delivery.endpoint_events import UnusableRecord
 from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.exhaustion import Exhausted
-from workers.delivery.jump_free_clock import JumpFreeClock
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import DeferralReason, PendingDelivery, read_pending
 from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
@@ -54,7 +54,6 @@ from workers.delivery.retries import (
 )
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import NO_TIERS, TierPace
-from workers.delivery.unusable import UnusableRecord
 from workers.stage.record import Failure, Output, Record
 
 GROUP_COMMIT_SECONDS = 0.05
@@ -62,6 +61,9 @@ GROUP_COMMIT_SECONDS = 0.05
 
 The callback is already sent, so no caller waits.
 """
+
+_SPARES_MS = 300_000
+"""A record that has waited for less than this time spares its second attempt, after which it would wait longer."""
 
 UNUSABLE = "unusable_result"
 DISABLED = "endpoint_disabled"
@@ -98,8 +100,6 @@ class DeliveryHandler(TierPace):
         self._longest_waited_ms = 1000 * (self._schedule.length_seconds + settings.disable_after_seconds)
         self.destinations = Destinations(settings, clock, self._say_breaker)
         """The destinations that have records in this process, or have failed lately."""
-        # Nothing else uses this clock, because it reports a jump only once.
-        self._jump_free_clock = JumpFreeClock(clock)
         self.states = EndpointStates(settings, metrics)
         """The endpoints' states, kept up to date from the topic `callback_endpoints`."""
         self._rng = rng or random.SystemRandom()
@@ -126,13 +126,15 @@ class DeliveryHandler(TierPace):
         left = self._left_to_wait(record, pending)
         if left is not None:
             tier = hop(left, self._schedule.tiers)
-            return (outputs.hopping(record, self._tiers[tier], pending, left, self._now_ms()),)
+            return (outputs.hopping(record, self._tiers[tier], pending, left, self.steady_ms()),)
         try:
-            with await self.destinations.place(pending.destination, len(record.value)) as place:
+            # After a first attempt the waits are long, so such a record leaves probes to records without an attempt.
+            spares = pending.attempts > 0 and pending.waited_ms < _SPARES_MS
+            with await self.destinations.place(pending.destination, len(record.value), spares=spares) as place:
                 # The body is built only after a place is granted, because records of a hung destination come here many
                 # times, and most times get no place.
-                body = _body(record, pending)
-                return await self._attempt(record, pending, body, place)
+                body, at = _body(record, pending), self._clock.time()
+                outcome = place.outcome = await self._post(pending, body, at)
         except OriginLeftAlone as alone:
             return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
@@ -141,6 +143,7 @@ class DeliveryHandler(TierPace):
         except Exhausted:
             reason = DeferralReason.RESOURCES_EXHAUSTED
             return (self._deferred(record, pending, reason, self._schedule.smallest_tier),)
+        return self._after_attempt(record, pending, outcome, int(at * 1000), len(body))
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """Return the dead letter of a record whose handling failed for good."""
@@ -166,7 +169,7 @@ class DeliveryHandler(TierPace):
 
     def _deferred(self, record: Record, pending: PendingDelivery, reason: DeferralReason, tier: float) -> Output:
         self._metrics.deferred.inc()
-        return outputs.deferred(record, self._tiers[tier], pending, reason, round(1000 * tier), self._now_ms())
+        return outputs.deferred(record, self._tiers[tier], pending, reason, round(1000 * tier), self.steady_ms())
 
     def _unanswered(self, record: Record, pending: PendingDelivery) -> Output:
         """Return the dead letter of an event that has waited too long for a dead origin."""
@@ -189,18 +192,18 @@ class DeliveryHandler(TierPace):
         )
         return self._dead_letter(record, DISABLED, "callback_url: the endpoint is disabled", pending.attempts)
 
-    async def _attempt(
-        self, record: Record, pending: PendingDelivery, body: bytes, place: AttemptSlot
+    async def _post(self, pending: PendingDelivery, body: bytes, at: float) -> PostOutcome:
+        headers = self._headers(pending, body, at)
+        return await self._poster.post(pending.url, body, headers, pending.tenant, pending.attempts + 1)
+
+    def _after_attempt(
+        self, record: Record, pending: PendingDelivery, outcome: PostOutcome, at_ms: int, sent_bytes: int
     ) -> Sequence[Output]:
-        """POST once, and return the records of the outcome."""
-        now = self._clock.time()
-        headers = self._headers(pending, body, now)
-        number = pending.attempts + 1
-        outcome = place.outcome = await self._poster.post(pending.url, body, headers, pending.tenant, number)
+        """Return the records of an attempt's outcome."""
         now_ms = self._now_ms()
         labels = exemplar(parse_traceparent(pending.traceparent)) if self._traced else None
         self._count(outcome, labels)
-        written = [outputs.attempt(pending, self._topics, outcome, int(now * 1000), len(body))]
+        written = [outputs.attempt(pending, self._topics, outcome, at_ms, sent_bytes)]
         if isinstance(outcome, Delivered):
             self._age.observe(max(0, now_ms - pending.result_at_ms) / 1000, labels)
             self._say_delivered(pending, outcome)
@@ -214,18 +217,26 @@ class DeliveryHandler(TierPace):
             outputs.endpoint_forgotten(change.key, self._topics)
             if isinstance(change, Forget)
             else outputs.endpoint_state(change, self._topics)
-            for change in self.states.learn(pending, outcome, self._jump_free_clock.look()[0])
+            for change in self.states.learn(pending, outcome, self.steady_ms())
         ]
 
     def _after_failure(
         self, record: Record, pending: PendingDelivery, outcome: FailedDelivery, now_ms: int
     ) -> list[Output]:
         attempts = pending.attempts + 1
+        steady_ms = self.steady_ms()
         match decide(attempts, outcome, now_ms, self._rng, self._schedule):
             case Retry(tier_delay, not_before_ms):
                 wait_ms = not_before_ms - now_ms
                 self._say_retried(pending, outcome, wait_ms / 1000)
-                return [outputs.waiting(record, self._tiers[tier_delay], pending, wait_ms, now_ms)]
+                alone = self.destinations.left_alone_seconds(pending.destination)
+                if 1000 * alone <= wait_ms:
+                    return [outputs.waiting(record, self._tiers[tier_delay], pending, now_ms, wait_ms, steady_ms)]
+                # The failed attempt was a probe, and the next probe comes after this event's own wait.
+                tier = max(tier_delay, deferral_tier(alone, pending.waited_ms, self._schedule.tiers))
+                deferred_ms = max(0, round(1000 * tier) - wait_ms)
+                topic = self._tiers[tier]
+                return [outputs.waiting(record, topic, pending, now_ms, wait_ms, steady_ms, deferred_ms)]
             case GiveUp(reason):
                 self._say_given_up(pending, outcome, reason)
                 return [self._dead_letter(record, reason, _detail(outcome), attempts)]

@@ -2,7 +2,9 @@
 
 A destination is a (tenant, origin). Four checks decide if an attempt may start:
 
-    breaker           an origin that does not answer gets only one probe at a time (breaker.py)
+    breaker           an origin that does not answer gets only one probe at a time (breaker.py); other records wait for
+                      the probe's outcome if it is expected soon. A record whose next wait is long leaves the probe to
+                      records whose next wait is short
     places            a limit on simultaneous attempts; a 429, 502 or 504 halves the limit, each answer adds one
     queue             a limit on records that wait briefly for a place
     free window       dynamic thresholds (Choudhury and Hahne 1998), in four rules:
@@ -18,7 +20,7 @@ A destination is a (tenant, origin). Four checks decide if an attempt may start:
 
 The window is counted in units. A record takes one unit; a large record takes more. Because of these units, all records
 in the window together have at most half of the bytes that the stage may take. The other half is for records that are
-parked or wait to be settled. So large records of hung origins do not stop the stage from fetching.
+queued or wait to be settled. So large records of hung origins do not stop the stage from fetching.
 
 If an attempt may not start now, `place` raises `TurnedAway`, and the handler defers the record to a tier. The shares
 are local to each process and need no lock, since all of this module runs on one event loop.
@@ -36,7 +38,6 @@ from typing import Self
 from telemetry.clock import Clock
 from workers.delivery.breaker import Breaker, BreakerState, OriginSignal, asked_to_wait, signal_of
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
-from workers.delivery.queue_estimate import QueueEstimate
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tenant_lru import TenantLru
 from workers.system.memory_limit import LARGEST_WINDOW
@@ -48,8 +49,17 @@ _REMEMBERED = 10_000
 """Limit on idle destinations whose failures are kept, and on names of destinations that answered.
 
 At the limit, the tenant with the most entries loses one entry."""
+_OTHERS_SECONDS = 35.0
+"""Seconds after the next probe's time in which a record that was turned away comes back from the smallest tiers."""
 _TENANT_FACTOR = 2
 """A tenant's limit as a multiple of the free window."""
+
+_ROUND_SECONDS = 5.0
+"""Length of a counting round. Turned-away records return after the smallest tier, and are then counted again."""
+_APART_SECONDS = 3 * _ROUND_SECONDS
+"""Seconds without a turned-away record after which the estimate starts over."""
+_MEMORY_SECONDS = 60.0
+"""Seconds after which the attempts counted so far are halved; longer than one attempt may take."""
 
 
 class TurnedAway(Exception):  # noqa: N818 - named after the event
@@ -66,14 +76,58 @@ class DestinationBusy(TurnedAway):
 
 
 class OriginLeftAlone(TurnedAway):
-    """The destination's breaker is open, or its probe is under way."""
+    """The destination's breaker is open, or its probe will not end soon."""
 
     def __init__(self, wait_seconds: float, *, dead: bool) -> None:
         super().__init__()
         self.wait_seconds = wait_seconds
-        """Seconds to wait before the next try."""
+        """Seconds until the next probe, or until the expected end of the probe under way."""
         self.dead = dead
         """True if probes of the origin keep failing; False if the origin only asked for a wait."""
+
+
+@dataclass(slots=True)
+class QueueEstimate:
+    """Estimates a busy destination's queue of turned-away records. Times are monotonic seconds.
+
+    Counts served and turned-away records, from the first turned-away record on.
+    """
+
+    _began: float = 0.0
+    _round: float = 0.0
+    _last: float = float("-inf")
+    """Time of the last turned-away record."""
+    _away: int = 0
+    """Records turned away in this round."""
+    _served: float = 0.0
+    _served_last: float = 0.0
+
+    def serve(self, now: float, weight: float = 1.0) -> None:
+        """Count a finished attempt. `weight` is above 1 while the limit on simultaneous attempts is growing."""
+        self._served += weight
+        self._served_last = now
+
+    def turn_away(self, now: float) -> float:
+        """Count a turned-away record. Return the estimated seconds until the record's turn, 0 while unknown."""
+        if now - self._last > _APART_SECONDS:
+            self._began = self._round = now
+            self._served, self._away = 0.0, 0
+        elif now - self._round >= _ROUND_SECONDS:
+            self._round, self._away = now, 0
+        self._last = now
+        self._away += 1
+        return self._away * self._seconds_for_one(now)
+
+    def _seconds_for_one(self, now: float) -> float:
+        if now - self._began < _ROUND_SECONDS or not self._served:
+            return 0.0
+        # The counted time ends with the last finished attempt. Many attempts may finish at once, and the pause after
+        # them must not count as a slowdown.
+        seconds = self._served_last - self._began
+        for_one = seconds / self._served
+        if seconds >= _MEMORY_SECONDS:
+            self._began, self._served = self._began + seconds / 2, self._served / 2
+        return for_one
 
 
 @dataclass(slots=True)
@@ -104,6 +158,8 @@ class _Load:
     held: int = 0
     """Units of the window held by running and waiting records, and by records whose wait has just failed."""
     crowd: QueueEstimate = field(default_factory=QueueEstimate)
+    others_until: float = 0.0
+    """Time until which a record is expected that can make the probe in place of those that spare their attempts."""
 
 
 @dataclass(slots=True)
@@ -166,13 +222,19 @@ class Destinations:
         """Units of the window that all destinations hold together."""
         return self._held
 
-    async def place(self, destination: Destination, size: int) -> AttemptSlot:
+    def left_alone_seconds(self, destination: Destination) -> float:
+        """Return the seconds until the destination's breaker lets a probe through; 0 if attempts may start now."""
+        load = self._loads.get(destination) or self._idle.get(destination)
+        return load.breaker.seconds_left(self._clock.monotonic()) if load is not None else 0.0
+
+    async def place(self, destination: Destination, size: int, *, spares: bool = False) -> AttemptSlot:
         """Return one of the destination's places, after a wait if needed. Raises TurnedAway if no place becomes free.
 
-        `size` is the record's size in bytes. The caller enters the place at once, and sets the place's `outcome` later.
+        `size` is the record's size in bytes. A record that `spares` its attempt leaves a probe to other records, if one
+        is expected. The caller enters the place at once, and sets the place's `outcome` later.
         """
         load, units = self._load_of(destination), 1 + size // self._unit_bytes
-        return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units))
+        return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units, spares))
 
     def _load_of(self, destination: Destination) -> _Load:
         """Return the destination's load, or a new load if there is none.
@@ -185,19 +247,30 @@ class Destinations:
             load = _Load(breaker, self._settings.destination_concurrency, answers)
         return load
 
-    async def _enter(self, destination: Destination, load: _Load, units: int) -> bool:
+    async def _enter(self, destination: Destination, load: _Load, units: int, spares: bool) -> bool:
         """Take a place, or wait for one. Return True if the attempt is the breaker's probe. Raises TurnedAway."""
-        now = self._clock.monotonic()
-        if load.breaker.leaves_alone(now):
-            raise OriginLeftAlone(load.breaker.patience(now), dead=load.breaker.is_dead(now))
+        now, breaker = self._clock.monotonic(), load.breaker
+        state = breaker.state(now)
+        if state is BreakerState.OPEN or breaker.patience(now) > self._settings.destination_wait_seconds:
+            raise self._turned_away(destination, load, spares)
         if not self._has_room(destination, load):
             raise self._busy(destination, load)
-        if load.breaker.state(now) is BreakerState.CLOSED and load.running >= load.allowed:
-            await self._queue_up(destination, load, units)
-            return False
-        self._hold(destination, load, units)
-        load.running += 1
-        return load.breaker.take_probe(now)
+        is_probe = not (spares and now < load.others_until) and breaker.take_probe(now)
+        if not is_probe and (state is BreakerState.HALF_OPEN or load.running >= load.allowed):
+            await self._queue_up(destination, load, units, spares)
+        else:
+            self._hold(destination, load, units)
+            load.running += 1
+        return is_probe
+
+    def _turned_away(self, destination: Destination, load: _Load, spares: bool) -> TurnedAway:
+        """Return the error for a record that gets no place; if it may make a probe later, expect it back."""
+        now, breaker = self._clock.monotonic(), load.breaker
+        if breaker.state(now) is BreakerState.CLOSED:
+            return self._busy(destination, load)
+        if not spares:
+            load.others_until = now + breaker.patience(now) + _OTHERS_SECONDS
+        return OriginLeftAlone(breaker.patience(now), dead=breaker.is_dead(now))
 
     def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
         """Return the error with the estimated seconds until the record's turn.
@@ -247,13 +320,13 @@ class Destinations:
             if not (load.breaker.pristine and load.allowed == self._settings.destination_concurrency):
                 self._idle.put(destination, load)
 
-    async def _queue_up(self, destination: Destination, load: _Load, units: int) -> None:
+    async def _queue_up(self, destination: Destination, load: _Load, units: int, spares: bool) -> None:
         """Wait until `_leave` gives this record a place, so that a newer record cannot take the place.
 
-        Raises TurnedAway.
+        While the breaker is half-open, the record waits for the probe's outcome. Raises TurnedAway.
         """
         if len(load.waiting) >= self._settings.destination_queue_records:
-            raise self._busy(destination, load)
+            raise self._turned_away(destination, load, spares)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         load.waiting.append(place)
         self._hold(destination, load, units)
@@ -268,8 +341,8 @@ class Destinations:
                 self._let_go(destination, load, units)
                 with suppress(ValueError):  # `_leave` or `_turn_away` may have removed the place
                     load.waiting.remove(place)
-            if isinstance(error, TimeoutError):
-                raise self._busy(destination, load) from None
+            if isinstance(error, TimeoutError | TurnedAway):
+                raise self._turned_away(destination, load, spares) from None
             raise
 
     def _leave(self, destination: Destination, load: _Load, units: int) -> None:
@@ -279,7 +352,7 @@ class Destinations:
         load.crowd.serve(now, self._weight(load))
         self._shares[destination[0]].crowd.serve(now)
         self._let_go(destination, load, units)
-        while load.waiting and load.running < load.allowed:
+        while load.waiting and load.running < load.allowed and load.breaker.state(now) is BreakerState.CLOSED:
             place = load.waiting.popleft()
             if not place.done():
                 place.set_result(None)
@@ -315,7 +388,7 @@ class Destinations:
         self._note(destination, load, verdict)
         after = load.breaker.state(now)
         if after is BreakerState.OPEN and before is not BreakerState.OPEN:
-            self._turn_away(load, load.breaker.seconds_left(now))
+            self._turn_away(load)
         if after is not before:
             self._on_change(destination, after, load.breaker.seconds_left(now))
 
@@ -342,12 +415,12 @@ class Destinations:
             if not answers:
                 self._answering.pop(destination)
 
-    def _turn_away(self, load: _Load, seconds: float) -> None:
+    def _turn_away(self, load: _Load) -> None:
         """End all waits, because the breaker has opened. When the breaker closes, attempts begin one at a time."""
         load.allowed = 1
         for place in load.waiting:
             if not place.done():
-                place.set_exception(OriginLeftAlone(seconds, dead=False))
+                place.set_exception(TurnedAway())
         load.waiting.clear()
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from schemas import topics as names
-from workers.delivery.unusable import UnusableRecord
 from workers.stage.record import Headers
 
 MOST_HEADERS = 16
@@ -32,6 +31,10 @@ RESERVED_HEADERS = frozenset(
 )
 """HTTP headers that an endpoint cannot set, because they frame the request or belong to the sender."""
 RESERVED_PREFIX = "webhook-"
+
+
+class UnusableRecord(Exception):  # noqa: N818 - named after the record
+    """A record that delivery cannot use, mostly for a missing or malformed header. The text names the problem."""
 
 
 class EndpointEvent(NamedTuple):

@@ -18,9 +18,8 @@ from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
 from schemas.topics import Topics
 from telemetry.logs import origin_of
 from telemetry.traces import is_traceparent
-from workers.delivery.endpoint_events import EndpointEvent, read_endpoint_event
+from workers.delivery.endpoint_events import EndpointEvent, UnusableRecord, read_endpoint_event
 from workers.delivery.post import Delivered, PostOutcome
-from workers.delivery.unusable import UnusableRecord
 from workers.stage import dead_letters as letters
 from workers.stage.record import Header, Output, Record, size_of
 
@@ -140,40 +139,56 @@ def _number(value: bytes, name: str) -> int:
     return int(value)
 
 
-def waiting(record: Record, tier_topic: str, pending: PendingDelivery, wait_ms: int, now_ms: int) -> Output:
-    """Return the record with the headers of its wait for the next attempt."""
+def waiting(
+    record: Record,
+    tier_topic: str,
+    pending: PendingDelivery,
+    now_ms: int,
+    wait_ms: int,
+    steady_ms: int,
+    deferred_ms: int = 0,
+) -> Output:
+    """Return the record with the headers of its wait for the next attempt.
+
+    `steady_ms` is the present time by the jump-free clock, by which the tier's delay is measured. With `deferred_ms`,
+    the record waits for longer, because its origin is left alone, and is also deferred.
+    """
+    removed, deferral = _RETRIED, list[Header]()
+    if deferred_ms:
+        removed = _RETRIED | _DEFERRED
+        deferral = _deferral(pending, DeferralReason.ORIGIN_LEFT_ALONE)
     headers = [
-        *_without(record, _RETRIED),
+        *_without(record, removed),
+        *deferral,
         (names.ATTEMPT, str(pending.attempts + 1).encode()),
         (names.NOT_BEFORE, str(now_ms + wait_ms).encode()),
         (names.LEFT, str(wait_ms).encode()),
-        (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
-        *_written(pending, now_ms),
+        (names.WAITED, str(pending.waited_ms + wait_ms + deferred_ms).encode()),
+        *_written(pending, steady_ms),
     ]
     return Output(tier_topic, record.value, record.key, headers)
 
 
-def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: int, now_ms: int) -> Output:
+def hopping(record: Record, tier_topic: str, pending: PendingDelivery, left_ms: int, steady_ms: int) -> Output:
     """Return the record with the headers of a further wait in another tier."""
     headers = [
         *_without(record, _HOPPED),
         (names.LEFT, str(left_ms).encode()),
-        *_written(pending, now_ms),
+        *_written(pending, steady_ms),
     ]
     return Output(tier_topic, record.value, record.key, headers, may_linger=True)
 
 
 def deferred(
-    record: Record, tier_topic: str, pending: PendingDelivery, reason: DeferralReason, wait_ms: int, now_ms: int
+    record: Record, tier_topic: str, pending: PendingDelivery, reason: DeferralReason, wait_ms: int, steady_ms: int
 ) -> Output:
     """Return the record with the headers of a deferral, which is no attempt."""
     headers = [
         *_without(record, _DEFERRED),
         (names.LEFT, b"0"),  # 0 makes the record due when it leaves its tier, even if the clock is wrong by then
-        (names.DEFERRED, str(pending.deferred + 1).encode()),
-        (names.DEFERRED_REASON, reason.encode()),
+        *_deferral(pending, reason),
         (names.WAITED, str(pending.waited_ms + wait_ms).encode()),
-        *_written(pending, now_ms),
+        *_written(pending, steady_ms),
     ]
     return Output(tier_topic, record.value, record.key, headers, may_linger=True)
 
@@ -218,8 +233,12 @@ def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
     return Output(topics.endpoints, None, key_bytes(key), partition=0)
 
 
-def _written(pending: PendingDelivery, now_ms: int) -> list[Header]:
-    return [(names.WRITTEN, str(now_ms).encode()), (names.RESULT_AT, str(pending.result_at_ms).encode())]
+def _deferral(pending: PendingDelivery, reason: DeferralReason) -> list[Header]:
+    return [(names.DEFERRED, str(pending.deferred + 1).encode()), (names.DEFERRED_REASON, reason.encode())]
+
+
+def _written(pending: PendingDelivery, steady_ms: int) -> list[Header]:
+    return [(names.WRITTEN, str(steady_ms).encode()), (names.RESULT_AT, str(pending.result_at_ms).encode())]
 
 
 def _without(record: Record, removed: frozenset[str]) -> list[Header]:

@@ -31,10 +31,9 @@ _ASKS_AFTER = 0.25
 _LATE_BY = 1 / 3
 """Largest delay in noticing that the origin answers again, as a share of the record's wait so far."""
 _LATE_SECONDS = 300.0
-"""The largest number of seconds by which a tier may exceed the breaker's open time.
-
-It applies to records that have waited only briefly so far.
-"""
+"""Largest delay in seconds in noticing that the origin answers again, for records that have waited only briefly."""
+_SHORTLY_SECONDS = 30.0
+"""The number of seconds by which a tier may always exceed the time until the next probe."""
 CLOCKS_DIFFER_MS = 60_000
 """Largest expected difference between the clocks of one fleet's processes and brokers."""
 _FIRST_FEW = 3
@@ -158,7 +157,7 @@ def busy_tier(turn_seconds: float, deferred: int, waits: tuple[float, ...]) -> f
     records return from longer tiers. A record uses a longer tier only if its turn comes after the tier's end, so that
     the record does not miss its turn. With longer tiers, a long queue need not be rewritten every few seconds. The
     first few deferrals use the smallest tier, since the estimate is poor at first. Tiers between the waits are not
-    used, because the estimate counts records as they return (`queue_estimate.py`), and would miss records in other
+    used, because the estimate counts records as they return (`QueueEstimate`), and would miss records in other
     tiers.
     """
     if deferred < _FIRST_FEW:
@@ -170,16 +169,17 @@ def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float,
     """Return the tier for a record whose origin gets no attempts: the longer the wait so far, the longer the tier.
 
     Each round rewrites the record. With a round for each probe, a long outage would write each record a thousand times.
-    With growing tiers a record is written some forty times, or seventy times if the record arrives when the outage
-    begins. The callback is late by at most a third of the outage. After a short outage the callback is late by at most
-    `left_alone_seconds` or five minutes, whichever is shorter.
+    With growing tiers an outage of days writes each record some fifty times, and an outage of a minute five times. The
+    callback is late by at most a third of the outage. After a short outage the callback is late by at most half of the
+    outage or five minutes, whichever is shorter, but always by up to thirty seconds.
 
-    The function returns the shortest tier that is long enough and keeps these limits. If there is none, it returns the
-    largest tier that fits, or else the smallest.
+    The function returns the shortest tier that ends after the next probe and keeps these limits. If there is none, it
+    returns the largest tier that fits, or else the smallest.
     """
     waited_seconds = waited_ms / 1000
     wanted = max(left_alone_seconds, _ASKS_AFTER * waited_seconds)
-    longest = max(left_alone_seconds + min(left_alone_seconds, _LATE_SECONDS), _LATE_BY * waited_seconds)
+    past_probe = left_alone_seconds + min(max(left_alone_seconds, _SHORTLY_SECONDS), _LATE_SECONDS)
+    longest = max(past_probe, _LATE_BY * waited_seconds, min(waited_seconds / 2, _LATE_SECONDS))
     enough = [tier for tier in tiers if wanted <= tier <= longest]
     return enough[0] if enough else hop(round(1000 * wanted), tiers)
 

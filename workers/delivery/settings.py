@@ -16,7 +16,6 @@ class DeliverySettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
@@ -62,12 +61,13 @@ class DeliverySettings(BaseSettings):
     """
     breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
     """The breaker also opens if at least this share of the last 64 attempts failed."""
-    breaker_open_seconds: float = Field(default=5.0, gt=0, le=3600)
+    breaker_open_seconds: float = Field(default=1.0, gt=0, le=3600)
     """Seconds for which the breaker is open at first. Each failed probe doubles the time."""
     breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """The maximum number of seconds for which the breaker stays open after failed probes.
 
-    After this time at the latest, a probe can find that the origin is back.
+    In the first ten minutes of an outage the breaker stays open for at most 30 seconds, and later for at most a
+    twentieth of the outage so far.
     """
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
     """Seconds after which an endpoint is disabled, if every attempt in this time failed."""

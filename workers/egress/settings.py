@@ -84,7 +84,6 @@ class EgressSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     allow_callbacks: Networks = ()

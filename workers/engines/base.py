@@ -6,7 +6,8 @@ Errors:
     ├── RequestRejected     the request can never work on this engine; names the field
     ├── PromptTooLong       the prompt exceeds the window and must not be cut; a prompt with less evidence may fit
     ├── EngineUnavailable   the engine is away or overloaded; the request is worth another try
-    │   ├── EngineFailed    the engine failed at this request; the request may be to blame, so its tries are bounded
+    │   ├── EngineFailed    the engine failed at this request; the request may be to blame, so its tries are bounded.
+    │   │                   `AddressEngine` passes it on only if the engine answers other requests
     │   └── EngineAway      the engine is being loaded, and cannot change its model yet
     ├── EngineDied          the engine's process died with every request in flight, and any request may be to blame
     ├── EngineRefused       the engine cannot start with these settings; names the setting to mend
@@ -16,9 +17,9 @@ Errors:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -55,14 +56,10 @@ class GenerationRequest:
     """True if the model completes the prompt unchanged, even if the model has a chat template."""
     model_id: str | None = None
     context_window: int | None = None
-    top_p: float | None = None
-    """Nucleus sampling: each token is drawn from the likeliest tokens that together have this probability.
-
-    None means the model's default.
-    """
-    seed: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """The job's further sampling fields that have a value, as in OpenAI's API; `sampling_fields` lists them."""
     n: int = 1
-    """The number of answers. An engine that cannot give this many refuses the request, or gives as many as it can."""
+    """The number of answers. An engine that cannot give this many gives as many as it can."""
     top_logprobs: int | None = None
     """For each token of the answer, the number of likeliest tokens that are returned with log-probabilities.
 
@@ -82,8 +79,6 @@ class GenerationRequest:
     adapter: str | None = None
     pooling: PoolingInput | None = None
     """The texts of a request without a question. An engine that only generates text refuses such a request."""
-    stop: tuple[str, ...] = ()
-    """Texts that end the answer and are not part of it."""
     prefix_key: bytes | None = None
     """Requests with equal keys share a prompt prefix: the same system message and sources."""
     is_whole: bool = False
@@ -125,6 +120,8 @@ class Completion:
     """The model's reasoning before its answer; None if there is none."""
     reasoning_tokens: int | None = None
     """Tokens of the reasoning, a part of `completion_tokens`; None if the engine does not report them."""
+    refusal: str | None = None
+    """The model's refusal to answer; None if it answered. The text is then empty."""
     pooled: Pooled | None = None
     """The answer to the request's `pooling`; None for a request with a question."""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -143,6 +140,10 @@ class Completion:
     """
     served_by: ServedBy | None = None
     """The model behind the answer, in a worker with a model registry."""
+    left_out: tuple[str, ...] = ()
+    """The request's sampling fields that the engine does not take."""
+    failure: str | None = None
+    """The engine's last failure, in place of an answer to a job that ended while the engine was away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,13 @@ def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
     )
 
 
+def with_refusal(completion: Completion, refusal: str | None) -> Completion:
+    """Return the completion as the model's refusal; without a text for it, a fixed text states the refusal."""
+    reason: FinishReason = "length" if completion.finish_reason == "length" else "stop"
+    said = refusal or "the model refused to answer"
+    return replace(completion, text="", refusal=said, finish_reason=reason, tool_calls=(), logprobs=None)
+
+
 def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | None = None) -> TokenLogprob:
     """Return a token's log-probability in the form of results; `top` lists the likeliest tokens at that place."""
     others = [Logprob(token=text, logprob=_rounded(each)) for text, each in top] if top else None
@@ -195,14 +203,6 @@ def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | N
 def _rounded(logprob: float) -> float:
     """Return the logarithm as a finite number of few digits, for JSON; -inf and NaN become `_LEAST_LOGPROB`."""
     return round(min(max(logprob, _LEAST_LOGPROB), 0.0), 6) if not math.isnan(logprob) else _LEAST_LOGPROB
-
-
-def require_one_answer(request: GenerationRequest) -> None:
-    """Raise RequestRejected if the request wants several answers or log-probabilities: the service gives neither."""
-    if request.n > 1:
-        raise RequestRejected("n", "this service gives one answer; submit the job several times")
-    if request.top_logprobs is not None:
-        raise RequestRejected("logprobs", "this service gives no log-probabilities; remove the field")
 
 
 NO_IMAGES = "the model takes text alone; name a model that takes images"
@@ -244,7 +244,11 @@ class PromptTooLong(EngineError):  # noqa: N818
 
 
 class EngineUnavailable(EngineError):  # noqa: N818
-    """The engine cannot answer now."""
+    """The engine cannot answer now. `wasted_tokens` counts the tokens that were generated, as far as known."""
+
+    def __init__(self, reason: str, *, wasted_tokens: int = 0) -> None:
+        super().__init__(reason)
+        self.wasted_tokens = wasted_tokens
 
 
 class EngineAway(EngineUnavailable):
@@ -252,15 +256,11 @@ class EngineAway(EngineUnavailable):
 
 
 class EngineFailed(EngineUnavailable):
-    """The engine accepted the request and failed at it.
-
-    `took_too_long` marks a timeout; `wasted_tokens` counts the tokens that were generated, as far as known.
-    """
+    """The engine accepted the request and failed at it. `took_too_long` marks a timeout."""
 
     def __init__(self, reason: str, *, took_too_long: bool = False, wasted_tokens: int = 0) -> None:
-        super().__init__(reason)
+        super().__init__(reason, wasted_tokens=wasted_tokens)
         self.took_too_long = took_too_long
-        self.wasted_tokens = wasted_tokens
 
 
 class EngineDied(EngineError):  # noqa: N818
@@ -332,6 +332,26 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End the engine and all its processes and connections."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """An engine at a server, which may be away while this process is well."""
+
+    changed: Callable[[], None]
+    """Called when `is_away` changes."""
+
+    @property
+    def is_away(self) -> bool:
+        """True if the server answered nothing lately, so that requests are refused until it answers again."""
+        ...
+
+    async def probe(self, like: GenerationRequest) -> None:
+        """Let the server answer a small request of the same kind, beside the requests that wait for a place.
+
+        Raises EngineUnavailable if the server does not answer.
+        """
         ...
 
 

@@ -242,7 +242,7 @@ def _answer(words: list[str], request: GenerationRequest) -> Completion:
     said = words[: request.max_tokens]
     reason: Literal["stop", "length"] = "length" if len(words) > len(said) else "stop"
     text = " ".join(said)
-    if ends := [text.index(stop) for stop in request.stop if stop in text]:
+    if ends := [text.index(stop) for stop in request.sampling.get("stop", ()) if stop in text]:
         text, reason = text[: min(ends)], "stop"
         said = text.split()
     if request.response_format is not None and request.response_format.type != "text":

@@ -11,7 +11,7 @@ _SAME_MEANING: dict[FinishReason, tuple[str, ...]] = {
     "stop": ("eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed"),
     "length": ("max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
     "abort": ("cancelled",),
-    "content_filter": ("safety", "refusal", "recitation", "blocklist", "prohibited_content", "spii"),
+    "content_filter": ("safety", "recitation", "blocklist", "prohibited_content", "spii"),
     "tool_calls": ("function_call", "tool_use"),
     "repetition": (),
 }
@@ -24,6 +24,11 @@ _FAILURES = frozenset(("error", "insufficient_system_resource"))
 def is_failure(said: str | None) -> bool:
     """True for a temporary failure: `error` (vLLM, Mistral, OpenRouter), `insufficient_system_resource` (DeepSeek)."""
     return said is not None and said.lower() in _FAILURES
+
+
+def is_refusal(said: str | None) -> bool:
+    """True if the model refused to answer: Anthropic's word, which gateways pass on."""
+    return said is not None and said.lower() == "refusal"
 
 
 def finish_reason(said: str | None) -> FinishReason:

@@ -8,6 +8,10 @@ from schemas.kinds import KINDS
 from workers.engines.base import GenerationRequest
 from workers.engines.pooling import PoolingInput
 
+_TEXT = "Hello."
+_TOKENS = 16
+"""The fewest tokens of an answer that each service takes."""
+
 
 def first_requests(
     request_id: str, prompt: str, max_tokens: int, temperature: float | None = None, model_id: str | None = None
@@ -21,3 +25,10 @@ def first_requests(
     )
     inputs = [PoolingInput(kind, (prompt,), (prompt,) if kind.model is not None else ()) for kind in KINDS]
     return (question, *(replace(question, prompt=None, pooling=each) for each in inputs))
+
+
+def small_request(like: GenerationRequest) -> GenerationRequest:
+    """Return a request of the same kind that a working model answers at once."""
+    question, *others = first_requests(f"probe-{like.request_id}", _TEXT, _TOKENS, 0.0, like.model_id)
+    kind = like.pooling.kind if like.pooling is not None else None
+    return next((each for each in others if each.pooling is not None and each.pooling.kind is kind), question)

@@ -11,8 +11,8 @@ from pydantic import Field, create_model
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines import ENGINES
+from workers.engines.address import AddressEngine
 from workers.engines.base import Engine
-from workers.engines.families.quirks import FamilyEngine
 from workers.engines.settings import EngineSection, EngineSettings
 
 
@@ -34,7 +34,7 @@ class EngineModule(Protocol):
 
 def create(
     name: str, settings: EngineSettings, metrics: Metrics, clock: Clock, *, model: str | None = None
-) -> FamilyEngine:
+) -> AddressEngine:
     """Make an engine without starting it. `model` overrides the model in the settings.
 
     Raises KeyError for a name that is not registered, and ValueError if the engine needs a model and has none.
@@ -43,9 +43,9 @@ def create(
     return create_of(name, section.model_copy(update={"model": model or section.model}), metrics, clock)
 
 
-def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> FamilyEngine:
+def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> AddressEngine:
     """Make an engine with these settings, without starting it. Raises the errors of `create`."""
-    return FamilyEngine(_module(name).create(section, metrics, clock), section.model_family())
+    return AddressEngine(_module(name).create(section, metrics, clock), section.model_family())
 
 
 def engine_settings() -> type[EngineSettings]:

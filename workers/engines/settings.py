@@ -19,7 +19,6 @@ class EngineSection(BaseModel):
         extra="forbid",
         hide_input_in_errors=True,
         protected_namespaces=(),
-        use_attribute_docstrings=True,
     )
 
     needs_model: ClassVar[bool] = True
@@ -88,7 +87,6 @@ class EngineSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     def section(self, engine: str) -> EngineSection:

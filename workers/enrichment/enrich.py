@@ -13,7 +13,9 @@ from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
 from telemetry.traces import Kind, span
 from workers.egress import Guard
+from workers.enrichment.answering.cross_encoder import CrossEncoder
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
+from workers.enrichment.answering.judging import Judge
 from workers.enrichment.answering.profile import Profile, Profiles
 from workers.enrichment.answering.template import load_template
 from workers.enrichment.bounds import Bounds
@@ -48,7 +50,7 @@ from workers.enrichment.reading.steering import steering
 from workers.enrichment.rendering.renderer import Renderer
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.searches import Findings, Searches
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import BY_ENGINE, EnrichmentSettings
 from workers.enrichment.turns import Asker
 
 LATE = "it was late"
@@ -110,6 +112,11 @@ class Enricher:
         """The settings of the sources, which also have the limits for the rewriting of questions."""
         self.mark_secret: bytes | None = None
         """The secret for the marks around sources. If it is None, the process draws a secret of its own."""
+        self._cross_encoder = (
+            CrossEncoder(settings.entailment, settings) if settings.entailment not in (None, BY_ENGINE) else None
+        )
+        self.judge: Judge | None = self._cross_encoder
+        """The cross-encoder that judges answers; None without one."""
         self._clock = clock
         reading_seconds = settings.budget_seconds * (1 - RANKING_SHARE)
         self._searches = Searches(providers or {}, reading_seconds, settings.search_fresh_seconds, clock)
@@ -134,16 +141,23 @@ class Enricher:
         )
         self._reader = Reader(self._fetcher, self._robots, self._pool, guard, self._cache, cache, clock, self._renderer)
 
+    @property
+    def has_judge(self) -> bool:
+        """True if a cross-encoder or the engine's model judges answers."""
+        return self.judge is not None or self._settings.entailment is not None
+
     def profile(self, name: str) -> Profile:
         """Return the profile of this name. Raises UnknownProfile."""
         return self._profiles[name]
 
     async def start(self) -> None:
-        """Load the embedding model, if the settings name one. Raises EmbeddingModelRefused.
+        """Load the models that the settings name. Raises EmbeddingModelRefused and EntailmentModelRefused.
 
         Connections and the processes that read pages start later, with the first job that has sources.
         """
         await self._chooser.start()
+        if self._cross_encoder is not None:
+            await self._cross_encoder.start()
         await self._fetcher.start()
         if self._renderer is not None:
             await self._renderer.start()
@@ -156,6 +170,8 @@ class Enricher:
         if self._renderer is not None:
             await self._renderer.close()
         await self._chooser.close()
+        if self._cross_encoder is not None:
+            await self._cross_encoder.close()
         await self._pool.close()
         await self._cache.close()
 

@@ -18,6 +18,11 @@ _LANGUAGE: Final = r"(?:script/)?[A-Za-z_]{2,40}"
 _EMAIL: Final = r"[!-'*-;=?A-~]+@[!-'*-;=?A-~]+"
 
 
+ENTAILMENT_SETTING: Final = "POSTBACK_ENRICHMENT__ENTAILMENT"
+BY_ENGINE: Final = "engine"
+"""The value of `entailment` for the engine's own model."""
+
+
 class EnrichmentSettings(BaseSettings):
     """Limits of one job's sources in time, bytes and processes, and rules for fetching and choosing sources."""
 
@@ -26,7 +31,6 @@ class EnrichmentSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
@@ -134,12 +138,23 @@ class EnrichmentSettings(BaseSettings):
     """Timeout of a rewriting. After a timeout, the question stays as it is."""
     rewrite_tokens: int = Field(default=64, ge=8, le=512)
     """Maximum number of tokens of a rewritten question."""
-    checked_sentences: int = Field(default=0, ge=0, le=100)
-    """Maximum number of supported sentences in an answer that the model compares again with the sources; 0 for none.
+    entailment: str | None = Field(default=None, min_length=1, max_length=1000)
+    """The judge of answers: the folder of a cross-encoder in ONNX, or `engine` for the engine's own model.
 
-    Each comparison is one short generation. A contradicted sentence loses its support. An answer in JSON is not
-    compared.
+    The folder has `model.onnx`, `tokenizer.json` and `config.json`, and needs the extra `entailment`. By default, no
+    judge reads an answer: sentences are supported by their words alone (`lexical`).
     """
+    entailment_classes: str | None = Field(default=None, pattern=r"^[a-z]+(,[a-z]+){1,9}$")
+    """The classes of the cross-encoder in their order, such as `contradiction,entailment,neutral`.
+
+    By default, they are those of `id2label` in the model's `config.json`.
+    """
+    entailment_supports: float = Field(default=0.5, gt=0, le=1)
+    """Least probability of the class `entailment` at which the cross-encoder finds a sentence supported."""
+    entailment_contradicts: float = Field(default=0.5, gt=0, le=1)
+    """Least probability of the class `contradiction` at which the cross-encoder finds a sentence contradicted."""
+    entailment_seconds: float = Field(default=2.0, gt=0, le=60)
+    """Time of a job in which the judge reads the sentences of its answer. A sentence that is late is not judged."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)

@@ -1,9 +1,10 @@
-"""Checks whether the quotes of an answer's citations still stand in their sources."""
+"""Reads the sources of a result again, and checks whether its citations' quotes still stand there."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from schemas.result import Citation, Result
 from schemas.sources import SourceDocument
 from telemetry.clock import Deadline
 from workers.enrichment.answering.quotes import contains
+from workers.enrichment.answering.sentences import sentences
 from workers.enrichment.enrich import LATE, Enricher
 from workers.enrichment.evidence import Document, Found, LeftOut, Unreadable, Wanted
 from workers.enrichment.search.base import ReadsById, SearchProvider
@@ -59,21 +61,73 @@ async def checked_citations(
     """
     urls = {source.id: source.url for source in result.source_details if source.url is not None}
     quoted = dict.fromkeys(one.source for one in result.citations if one.quote is not None)
+    found = await _present(quoted, urls, enricher, deadline, providers, documents)
+    return [_checked(one, urls.get(one.source), found.get(one.source)) for one in result.citations]
+
+
+def source_numbers(result: Result) -> dict[int, str]:
+    """Return the ids of the answer's sources by the numbers by which the answer cites them.
+
+    A result has no numbers, but its citations stand in the order of the marks. Sources that no mark names follow.
+    """
+    marks: dict[tuple[int, int], list[str]] = {}
+    for one in result.citations:
+        marks.setdefault((one.start, one.end), []).append(one.source)
+    found: dict[int, str] = {}
+    for (start, end), names in marks.items():
+        numbers = [number for each in sentences((result.text or "")[start:end]) for number in each.numbers]
+        if len(numbers) == len(names):
+            found |= {number: name for number, name in zip(numbers, names, strict=True) if name != f"[{number}]"}
+    left = (name for name in result.sources if name not in found.values())
+    free = (number for number in itertools.count(1) if number not in found)
+    return found | dict(zip(free, left, strict=False))
+
+
+async def present_sources(
+    result: Result,
+    names: Iterable[str],
+    enricher: Enricher,
+    deadline: Deadline,
+    providers: Iterable[SearchProvider] = (),
+    documents: Mapping[str, SourceDocument] = MappingProxyType({}),
+) -> dict[str, Document | str]:
+    """Read these sources of a result once more; return each source's text, or the reason why it cannot be read."""
+    urls = {source.id: source.url for source in result.source_details if source.url is not None}
+    wanted = dict.fromkeys(names)
+    urls = {one: one for one in wanted if one.startswith(("https://", "http://"))} | urls
+    found = await _present(wanted, urls, enricher, deadline, providers, documents)
+    return {one: _text_or_reason(found.get(one)) for one in wanted}
+
+
+def _text_or_reason(source: Document | LeftOut | None) -> Document | str:
+    if source is None:
+        return NO_ADDRESS
+    return source.reason if isinstance(source, LeftOut) else source
+
+
+async def _present(
+    wanted: Collection[str],
+    urls: Mapping[str, str],
+    enricher: Enricher,
+    deadline: Deadline,
+    providers: Iterable[SearchProvider],
+    documents: Mapping[str, SourceDocument],
+) -> dict[str, Document | LeftOut]:
+    """Read these sources. A source without an address is left out."""
     # A document of the job may have any id, but no address.
     asked = {
-        provider: [one for one in quoted if one.startswith(provider.id_prefix) and one in urls and one not in documents]
+        provider: [one for one in wanted if one.startswith(provider.id_prefix) and one in urls and one not in documents]
         for provider in providers
         if isinstance(provider, ReadsById)
     }
     by_id = {one for ids in asked.values() for one in ids}
-    pages = {one: url for one, url in urls.items() if one in quoted and one not in by_id}
-    given = {one: document for one, document in documents.items() if one in quoted}
+    pages = {one: url for one, url in urls.items() if one in wanted and one not in by_id}
+    given = {one: document for one, document in documents.items() if one in wanted}
     parts = await asyncio.gather(
         _read({**pages, **given}, enricher, deadline),
         *(_read_by_id(provider, ids, enricher, deadline) for provider, ids in asked.items() if ids),
     )
-    found = {name: source for part in parts for name, source in part.items()}
-    return [_checked(one, urls.get(one.source), found.get(one.source)) for one in result.citations]
+    return {name: source for part in parts for name, source in part.items()}
 
 
 async def _read(

@@ -1,21 +1,30 @@
-"""Admission of jobs: read a record, check the job's callback URL, and find the engine that has the job's model."""
+"""Admission of jobs: read a record, check the tenant's signature and the job's callback URL, and find the job's engine.
+
+A job for a model that no worker serves waits a little, since a new worker or alias may soon serve the model.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
 from schemas import topics as names
-from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job
+from schemas.codec import InvalidJob, Origin, ReceivedJob, UntrustedJob, read_job
+from schemas.settings import SettingsRefused, TrustSettings
 from schemas.topics import Topics
-from schemas.trust import TrustSecrets
+from schemas.trust import TrustSecrets, signature_of
+from schemas.unknown import UnknownFields
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
 from workers.egress import EgressPolicy, EgressRefused, check_url
-from workers.inference.belief import require_signature
+from workers.inference.context import Finish, JobContext
 from workers.inference.job_identity import invalid_job
+from workers.inference.lifetime import Lifetimes
 from workers.inference.outputs import moved
-from workers.inference.registry import Forward, Registry, UnknownModel
 from workers.inference.rollout.rollouts import Rollouts
-from workers.inference.unserved import UnservedModel
+from workers.inference.routing import Forward, Registry, UnknownModel
+from workers.inference.settings import WorkerSettings
 from workers.stage.record import Output, Record, size_of
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -24,8 +33,17 @@ MAX_HEADER_BYTES = 64 * 1024
 The worker copies headers and key to a moved job and to a dead letter. Without the limit, headers that arrived
 compressed could exceed the next topic's record limit.
 """
+LOOK_SECONDS = 0.5
+MOST_WAITING = 64
+"""Cap on the jobs that wait for their model at once.
+
+Each waiting job has a place in the window, and unknown names must not take all places.
+"""
 _CHECKED_URLS = 4096
+_WARNED_OF = 1024
 _BULK, _SPARE = ".batch", ".spare"
+
+log = get_logger()
 
 
 class Admission:
@@ -43,6 +61,8 @@ class Admission:
         topic_ids: Mapping[str, str],
         trust: TrustSecrets | None,
         rollouts: Rollouts,
+        model_wait_seconds: float,
+        clock: Clock,
     ) -> None:
         self._registry = registry
         self._rollouts = rollouts
@@ -52,6 +72,23 @@ class Admission:
         self._check_callback = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=callback_policy))
         self._topics = topics
         self._topic_ids = topic_ids
+        self._model_wait_seconds = model_wait_seconds
+        self._clock = clock
+        self._waiting = 0
+        self._warned_of: set[tuple[str, ...]] = set()
+
+    def admit(self, record: Record) -> JobContext:
+        """Return the job in a record. Raises InvalidJob as `admitted` does."""
+        received = self.admitted(record)
+        return JobContext(record, received, received, size=len(record.value or b""))
+
+    def route(self, job: JobContext) -> Finish | None:
+        """End the way of a job for another engine's lane, or for a model that no engine has."""
+        try:
+            moved = self.forwarded(job.record, job.received)
+        except InvalidJob as invalid:
+            return Finish(letter=invalid)
+        return Finish(moved=moved) if moved is not None else None
 
     def admitted(self, record: Record) -> ReceivedJob:
         """Return the job in a record. Raises InvalidJob, also for a callback URL that the egress policy refuses."""
@@ -85,15 +122,52 @@ class Admission:
         """True if an engine of this fleet has the job's model now."""
         return self._registry.knows(received.job.model_id)
 
+    async def wait_for_model(self, job: JobContext, lifetimes: Lifetimes) -> None:
+        """Wait until an engine serves the job's model, and read the job again, since rollouts may have changed.
+
+        Return early if the job is over, if its record is `model_wait_seconds` old, or if too many jobs wait already.
+        """
+        until = min(job.record.timestamp_ms / 1000, self._clock.time()) + self._model_wait_seconds
+        if self._waiting >= MOST_WAITING:
+            return
+        self._waiting += 1
+        try:
+            while (remaining := until - self._clock.time()) > 0:
+                await asyncio.sleep(min(LOOK_SECONDS, remaining))
+                if self.is_served(job.received):
+                    job.received = job.plain = self.read(job.record)
+                    return
+                if lifetimes.is_over(job.received):
+                    return
+        finally:
+            self._waiting -= 1
+
+    def warn(self, unknown: UnknownFields | None) -> None:
+        """Log the unknown fields' names, once for each set, since a producer repeats the same fields in all its jobs.
+
+        None means no unknown fields. Each job's result names its unknown fields too.
+        """
+        if unknown is None or unknown.names in self._warned_of:
+            return
+        if len(self._warned_of) >= _WARNED_OF:
+            self._warned_of.clear()
+        self._warned_of.add(unknown.names)
+        log.warning(
+            "Jobs have unknown fields; ignoring the fields and naming them in each result.",
+            action="fields-unknown",
+            fields=list(unknown.names),
+            count=unknown.count,
+        )
+
     def forwarded(self, record: Record, received: ReceivedJob) -> Output | None:
         """Return the record that moves the job to another engine's lane; None if this worker's engine has the model.
 
-        Raises UnservedModel for an unknown model.
+        Raises InvalidJob for an unknown model.
         """
         try:
             where = self._registry.route(received.job.model_id, record.header(names.FORWARDED))
         except UnknownModel as unknown:
-            raise UnservedModel(received, invalid_job(received, "model_id", str(unknown))) from None
+            raise invalid_job(received, "model_id", str(unknown)) from None
         if not isinstance(where, Forward):
             return None
         spare = is_spare_lane(record.topic)
@@ -109,3 +183,32 @@ def is_bulk_lane(topic: str) -> bool:
 def is_spare_lane(topic: str) -> bool:
     """True if the topic is a spare lane, either the shared one or an engine's own."""
     return topic.endswith(_SPARE)
+
+
+def signing_keys(settings: WorkerSettings, trust: TrustSettings) -> TrustSecrets | None:
+    """Return the secrets that jobs may be signed with; None if jobs need no signature.
+
+    Raises SettingsRefused.
+    """
+    if settings.trust == "any":
+        return None
+    secrets = trust.secrets
+    if secrets is None:
+        raise SettingsRefused(
+            "POSTBACK_WORKER__TRUST: with `signed`, POSTBACK_TRUST__SECRET_FILE must name the file of the secrets"
+        )
+    return secrets
+
+
+def require_signature(
+    secrets: TrustSecrets | None, record: Record, whose: ReceivedJob | InvalidJob, place: Origin
+) -> None:
+    """Raise UntrustedJob if the record's tenant needs a signature, but was not signed with any of the secrets.
+
+    The signature covers a job id only if the writer chose the id; an id derived from the record's place is not signed.
+    """
+    if secrets is None:
+        return
+    signature = signature_of(record.headers)
+    if not secrets.is_signed(whose.tenant, whose.job_id, record.value, signature):
+        raise UntrustedJob(record.value, place)

@@ -35,8 +35,6 @@ class EngineWatch(SideTask):
         self._throttle = LogThrottle(AWAY_SECONDS)
         self._ended = asyncio.Event()
         self._lost: EngineLost | None = None
-        self._begun = 0
-        self._newest_answered = 0
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -47,23 +45,8 @@ class EngineWatch(SideTask):
         finally:
             self._asking -= 1
 
-    @property
-    def begun(self) -> int:
-        """Number of requests sent to the engine so far; the newest request has this number."""
-        return self._begun
-
-    def begin(self) -> int:
-        """Count a request that is sent to the engine, and return the request's number."""
-        self._begun += 1
-        return self._begun
-
-    def answers_after(self, number: int) -> bool:
-        """True if the engine has answered a request that began after request `number`."""
-        return self._newest_answered > number
-
-    def answered(self, number: int) -> None:
-        """Record that the engine answered request `number`, and log the end of a long absence."""
-        self._newest_answered = max(self._newest_answered, number)
+    def answered(self) -> None:
+        """Record that the engine answered a request, and log the end of a long absence."""
         if self._away_since is None:
             return
         away, self._away_since = self._clock.monotonic() - self._away_since, None
@@ -88,18 +71,13 @@ class EngineWatch(SideTask):
             self._ended.set()
 
     def reasons(self) -> list[str]:
-        """Return the reasons why the engine is away.
-
-        These are the engine's own reason, and its last error if jobs wait for over ten seconds.
-        """
+        """Return the reason why the engine is away: its own, else its last error if jobs wait for over ten seconds."""
         known = self._away()
-        found = [known] if known is not None else []
+        if known is not None:
+            return [known]
         since = self._away_since
-        if since is None or not self._asking:
-            return found
-        seconds = self._clock.monotonic() - since
-        said = f"the engine has not answered for {seconds:.0f} s: {self._why}"
-        return [*found, said] if seconds > AWAY_SECONDS else found
+        seconds = self._clock.monotonic() - since if since is not None and self._asking else 0.0
+        return [f"the engine has not answered for {seconds:.0f} s: {self._why}"] if seconds > AWAY_SECONDS else []
 
     async def ended(self) -> None:
         """Wait until a request fails because the engine cannot be loaded again, then raise the request's EngineLost."""

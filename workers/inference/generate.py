@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import defaultdict
 from contextlib import suppress
 
 from schemas.affinity import prefix_of
@@ -22,17 +23,22 @@ from workers.engines.base import (
     PromptTooLong,
 )
 from workers.engines.pooling import PoolingInput
+from workers.engines.sampling_fields import NAMES
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.ground import GroundedRequest, with_less_evidence
 from workers.inference.lifetime import Lifetimes
-from workers.inference.rollout.absence import Absences
+from workers.inference.rollout.rollouts import Absences
 
 FIRST_RETRY_SECONDS = 0.5
-LONGEST_RETRY_SECONDS = 30.0
-FAILURES = 5
-"""Failures at one job after which the worker gives the job up, if the engine answers other jobs meanwhile.
+LONGEST_RETRY_SECONDS = 3.0
+"""Longest pause between two tries, so that jobs go on within seconds once the engine works again.
 
-The pauses between the failures add up to 7.5 s.
+The engine bounds the requests to a server that is away, however many jobs try again.
+"""
+FAILURES = 5
+"""Failures at one job after which the worker gives the job up. The engine counts a failure only while it works.
+
+The pauses between the failures add up to 6.5 s.
 """
 _ABORTED = "the engine aborted the request unasked"
 
@@ -55,6 +61,8 @@ class Generator:
         self._lifetimes = lifetimes
         self._wasted_tokens = metrics.tokens.labels("wasted")
         self._numbers = itertools.count()
+        self._waiting: defaultdict[str | None, set[asyncio.Event]] = defaultdict(set)
+        """For each model that is away, the events of the jobs that wait for its next answer."""
 
     async def generated(
         self, received: ReceivedJob, asked: GroundedRequest, model_id: str | None = None
@@ -63,9 +71,10 @@ class Generator:
 
         `model_id` replaces the job's own model.
 
-        The completion is None if the engine was away until the job's end. The finish reason is `abort` if the job's end
-        cut the completion off. If a cancellation cut the completion off and was taken back meanwhile, the answer is
-        generated again. Raises NothingFound, EngineKeepsFailing, EngineDied, RequestRejected and CandidateAway.
+        The finish reason is `abort` if the job's end cut the completion off, or if the engine was away until then:
+        `failure` has the reason. The completion is None if the job was over before. If a cancellation cut the
+        completion off and was taken back meanwhile, the answer is generated again. Raises NothingFound,
+        EngineKeepsFailing, EngineDied, RequestRejected and CandidateAway.
         """
         while True:
             try:
@@ -76,19 +85,21 @@ class Generator:
     async def _completion(
         self, received: ReceivedJob, asked: GroundedRequest, model_id: str | None
     ) -> Completion | None:
-        """Ask until the engine answers. Return None if the job is cancelled or expires between two tries."""
+        """Ask until the engine answers. If the job is over before, return an aborted completion with the last failure.
+
+        Return None if no try has failed.
+        """
         request = _request(received, asked, next(self._numbers), model_id)
         wait, life = FIRST_RETRY_SECONDS, self._lifetimes.remaining(received)
-        tries = _Tries(self._watch)
+        failures, last = 0, ""
         abort = _Abort(self._engine, request.request_id)
         with self._lifetimes.at_cancellation(received, abort), self._watch.asking():
             while not self._lifetimes.is_over(received):
                 remaining = self._lifetimes.remaining(received)
                 cut_off = asyncio.get_running_loop().call_later(remaining, abort)
-                abort.asked.clear()
-                number = self._watch.begin()
+                abort.is_asked = False
                 try:
-                    completion = await self._answer(request, number, abort)
+                    completion = await self._answer(request, abort)
                     if completion.finish_reason != "abort" or self._lifetimes.is_over(received):
                         return completion
                     self._wasted_tokens.inc(completion.completion_tokens)  # ask again: the cancellation was undone
@@ -96,71 +107,71 @@ class Generator:
                     self._watch.failed(died)
                     raise
                 except (EngineUnavailable, EngineLost) as away:
-                    self._watch.failed(away)
-                    if isinstance(away, EngineFailed):
-                        self._wasted_tokens.inc(away.wasted_tokens)
-                    left = self._absences.failed(received, request.model_id, life)
-                    if isinstance(away, EngineFailed):
-                        tries.failed(number, away)
-                    await abort.asked_within(min(wait, remaining, left))
+                    last, is_counted = str(away), isinstance(away, EngineFailed)
+                    failures += is_counted
+                    left = self._failed(received, request.model_id, away, life)
+                    if failures >= FAILURES:
+                        raise EngineKeepsFailing(
+                            f"the engine failed at the job {FAILURES} times while it answered others: {last}"
+                        ) from away
+                    # A job that may be to blame waits its whole pause: other jobs' answers say nothing about it.
+                    waiting = set[asyncio.Event]() if is_counted else self._waiting[request.model_id]
+                    await abort.woken_within(min(wait, remaining, left), waiting)
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 finally:
                     cut_off.cancel()
-        return None
+        return Completion("", "abort", 0, 0, failure=last) if last else None
 
-    async def _answer(self, request: GenerationRequest, number: int, abort: _Abort) -> Completion:
-        """Make one try; return the completion. Raises EngineError, and EngineFailed if the engine aborted unasked."""
+    def _failed(
+        self, received: ReceivedJob, model_id: str | None, away: EngineUnavailable | EngineLost, life: float
+    ) -> float:
+        """Record a failed try; return the seconds that the job may still wait for the model. Raises CandidateAway."""
+        self._watch.failed(away)
+        if isinstance(away, EngineUnavailable):
+            self._wasted_tokens.inc(away.wasted_tokens)
+        return self._absences.failed(received, model_id, life)
+
+    async def _answer(self, request: GenerationRequest, abort: _Abort) -> Completion:
+        """Make one try; return the completion. Raises EngineError, also if the engine aborted unasked."""
         completion = await self._engine.generate(request)
         # An aborted request may never have reached the engine, so it does not count as answered.
         if completion.finish_reason != "abort":
-            self._watch.answered(number)
+            self._watch.answered()
             self._absences.answered(request.model_id)
-        elif not abort.asked.is_set():
-            raise EngineFailed(_ABORTED, wasted_tokens=completion.completion_tokens)
+            for waiting in self._waiting.pop(request.model_id, ()):
+                waiting.set()
+        elif not abort.is_asked:
+            raise EngineUnavailable(_ABORTED, wasted_tokens=completion.completion_tokens)
         return completion
 
 
-class _Tries:
-    """Counts the failures at one job while the engine answers other jobs.
-
-    An engine that answers no request is away: its jobs wait, and their failures are not counted. A timeout is counted
-    only if the engine answered a request that began later, because a merely slow engine answers earlier requests first.
-    """
-
-    def __init__(self, watch: EngineWatch) -> None:
-        self._watch = watch
-        self._seen = watch.begun
-        self._failures = 0
-
-    def failed(self, number: int, failure: EngineFailed) -> None:
-        """Record that request `number` failed. Raises EngineKeepsFailing after `FAILURES` counted failures."""
-        if self._watch.answers_after(number if failure.took_too_long else self._seen):
-            self._failures += 1
-        self._seen = self._watch.begun
-        if self._failures >= FAILURES:
-            raise EngineKeepsFailing(
-                f"the engine failed at the job {FAILURES} times while it answered others: {failure}"
-            )
-
-
 class _Abort:
-    """A callback that asks the engine to abort one request, and sets `asked`."""
+    """A callback that asks the engine to abort one request, and notes that in `is_asked`."""
 
     def __init__(self, engine: Engine, request_id: str) -> None:
         self._engine = engine
         self._request_id = request_id
-        self.asked = asyncio.Event()
+        self.is_asked = False
+        self._wake = asyncio.Event()
 
     def __call__(self) -> None:
-        self.asked.set()
+        self.is_asked = True
+        self._wake.set()
         task = asyncio.ensure_future(self._engine.abort(self._request_id))
         task.add_done_callback(_report)
 
-    async def asked_within(self, seconds: float) -> None:
-        """Wait until the abort is asked for, at most `seconds`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.asked.wait()
+    async def woken_within(self, seconds: float, waiting: set[asyncio.Event]) -> None:
+        """Wait at most `seconds`, until the abort is asked for, or an answer sets the events that are `waiting`."""
+        if self.is_asked:
+            return
+        self._wake.clear()
+        waiting.add(self._wake)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+        finally:
+            waiting.discard(self._wake)
 
 
 def _report(task: asyncio.Future[None]) -> None:
@@ -205,11 +216,9 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_i
         is_raw=job.raw,
         temperature=_temperature(job, asked),
         temperature_is_default=job.temperature is None,
-        top_p=job.top_p,
-        stop=tuple(job.stop),
+        sampling={name: value for name in NAMES if (value := getattr(job, name)) not in (None, [])},
         model_id=model_id or job.model_id,
         context_window=job.context_window,
-        seed=job.seed,
         n=job.n,
         top_logprobs=(job.top_logprobs or 0) if job.logprobs else None,
         reasoning=job.reasoning,

@@ -1,30 +1,106 @@
-"""Grounds a job: reads the job's sources, and puts their evidence before the question."""
+"""Grounds a job: reads the job's sources, and puts their evidence before the question.
+
+The engine may rewrite a conversation's last question ("How do they work?") for the web search. A rewriting is one short
+generation, bounded in tokens and seconds. If it fails, the question stays as it is.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
 from schemas.codec import ReceivedJob
-from schemas.job import MAX_JOB_BYTES, Message, ResponseFormat, Sources
+from schemas.job import MAX_JOB_BYTES, Job, Message, ResponseFormat, Sources
 from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
-from workers.engines.base import Engine, PromptTooLong
-from workers.engines.prompts import last_user_text
+from workers.engines.base import Completion, Engine, EngineDied, EngineError, GenerationRequest, PromptTooLong
+from workers.engines.prompts import last_user_text, plain_text
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.answering.profile import Profile, UnknownProfile
 from workers.enrichment.choosing.tokens import room_for_sources
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence, NothingFound
+from workers.enrichment.search.words import MAX_QUESTION_CHARS
+from workers.enrichment.settings import BY_ENGINE, ENTAILMENT_SETTING, EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
+from workers.inference.context import Finish, JobContext, Missing
 from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import JobIsOver, Lifetimes
+from workers.inference.observed import Phases
 from workers.inference.pace import EnginePace
-from workers.inference.phases import Phases
-from workers.inference.rewriting import Rewriter
-from workers.inference.side_request import Spend
+from workers.inference.side_request import Spend, side_request
+
+UNCHANGED: Final = "the question was not rewritten: "
+_NO_LINE: Final = f"the model's answer is not a single line of at most {MAX_QUESTION_CHARS} characters"
+_MAX_TURNS: Final = 6
+_TURN_CHARS: Final = 1_000
+"""The engine reads a conversation's last _MAX_TURNS turns, and the last _TURN_CHARS characters of each."""
+_ORDER: Final = (
+    "Rewrite the last question of the conversation below so that it can be understood without the conversation: "
+    "put names in the place of words such as `it`, `they` or `there`. "
+    "Answer with the question alone, on one line, in its own language.\n\n"
+)
+
+
+class Rewriter:
+    """Rewrites questions on the worker's engine."""
+
+    def __init__(self, engine: Engine, settings: EnrichmentSettings, metrics: Metrics) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._tokens = metrics.tokens.labels("rewrite")
+        self._numbers = itertools.count()
+
+    def wants(self, job: Job, profile_rewrites: bool) -> bool:
+        """True if the job wants a rewriting, and its conversation has more than one question.
+
+        If a job does not set the option, its profile decides, or else the settings.
+        """
+        wish = job.sources.rewrite if job.sources is not None else False
+        if not (profile_rewrites or self._settings.rewrite if wish is None else wish):
+            return False
+        return sum(message.role == "user" for message in job.messages or ()) > 1
+
+    async def rewritten(self, received: ReceivedJob, question: str, seconds: float, spend: Spend) -> tuple[str, str]:
+        """Return the rewritten question and a note; the original question if the rewriting fails. Raises EngineDied.
+
+        `spend` is called with the tokens of the rewriting.
+        """
+        try:
+            async with asyncio.timeout(min(seconds, self._settings.rewrite_seconds)):
+                completion = await self._engine.generate(self._request(received))
+        except TimeoutError:
+            return question, f"{UNCHANGED}the model was late"
+        except EngineDied:
+            raise
+        except EngineError:
+            return question, f"{UNCHANGED}the model gave no answer"
+        tokens = completion.prompt_tokens + completion.completion_tokens
+        self._tokens.inc(tokens)
+        spend(tokens)
+        said = _one_line(completion)
+        if said is None:
+            return question, f"{UNCHANGED}{_NO_LINE}"
+        return said, f"the question was rewritten for the search: {said}"
+
+    def _request(self, received: ReceivedJob) -> GenerationRequest:
+        turns = [message for message in received.job.messages or () if message.role in ("user", "assistant")]
+        while turns and turns[-1].role != "user":
+            turns.pop()
+        said = [Message(role=one.role, content=one.text[-_TURN_CHARS:]) for one in turns[-_MAX_TURNS:]]
+        order = f"{_ORDER}{plain_text(said).removesuffix('Assistant:').rstrip()}"
+        return side_request(received, f"rewrite-{next(self._numbers)}", order, self._settings.rewrite_tokens)
+
+
+def _one_line(completion: Completion) -> str | None:
+    """Return the answer if it is one line; None if the answer was cut off, has several lines or is too long."""
+    text = completion.text.strip()
+    is_whole = completion.finish_reason == "stop" and "\n" not in text and 0 < len(text) <= MAX_QUESTION_CHARS
+    return text if is_whole and text.isprintable() else None
+
 
 MOST_READ_CHARS: Final = MAX_JOB_BYTES
 """Cap on the characters of a question or chat that are searched for words and links: as many as the largest record has.
@@ -42,6 +118,7 @@ class GroundedRequest:
     evidence: Evidence | None
     """None for a job without sources."""
     enrich_ms: float
+    """Milliseconds for reading the sources."""
     profile: Profile | None = None
     """None if and only if `evidence` is None."""
     response_format: ResponseFormat | None = None
@@ -89,32 +166,34 @@ class Grounder:
         self._turns = Turns(enrich_ahead, kept=enrich_ahead // 4)
         self._rewriter = Rewriter(engine, enricher.settings, metrics)
 
-    async def grounded(self, received: ReceivedJob, spend: Spend) -> GroundedRequest:
-        """Read the job's sources, if the job has any, and return its request.
+    async def ground(self, job: JobContext, sources: Sources, spend: Spend) -> Finish | Missing | None:
+        """Read the sources, and set the job's request with their evidence. `spend` is called with a rewriting's tokens.
 
-        `spend` is called with a rewriting's tokens.
-
-        Raises InvalidJob for an unknown profile. Raises NothingFound if required sources yield no evidence, or if the
-        job is cancelled or expires meanwhile.
+        The way ends for an unknown profile. Return Missing if the worker lacks the profile's judge, if required sources
+        yield no evidence, or if the job is cancelled or expires meanwhile.
         """
-        job = received.job
-        messages = tuple(job.messages) if job.messages is not None else None
-        if job.sources is None:
-            return GroundedRequest(job.prompt, messages, None, 0.0, response_format=job.response_format)
-        profile = self._profile(received, job.sources.profile)
-        question = _ends(last_user_text(job))
-        with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
-            evidence = await self._evidence(received, job.sources, profile, spend)
-            said = _ends("\n".join(message.text for message in messages or ()))
-            evidence = replace(evidence, question=question, conversation=said)
-        return _with_evidence(received, evidence, profile, phase.ms)
-
-    def _profile(self, received: ReceivedJob, name: str) -> Profile:
-        """Return the profile of this name. Raises InvalidJob if no profile has this name."""
+        received = job.received
+        if job.asked is not None and job.asked.profile is not None and job.asked.profile.name == sources.profile:
+            return None  # the sources were read for another model of a rollout
         try:
-            return self._enricher.profile(name)
+            profile = self._enricher.profile(sources.profile)
         except UnknownProfile as unknown:
-            raise invalid_job(received, "sources.profile", str(unknown)) from None
+            return Finish(letter=invalid_job(received, "sources.profile", str(unknown)))
+        if "entailment" in profile.requires and not self._enricher.has_judge:
+            needs = f"the profile {sources.profile} needs a judge of answers, and this worker has none"
+            fix = f"set {ENTAILMENT_SETTING} to a cross-encoder's folder or to {BY_ENGINE}"
+            return Missing("profile_unavailable", f"{needs}: {fix}")
+        question = _ends(last_user_text(received.job))
+        try:
+            with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
+                evidence = await self._evidence(received, sources, profile, spend)
+                said = _ends("\n".join(message.text for message in received.job.messages or ()))
+                evidence = replace(evidence, question=question, conversation=said)
+        except NothingFound as nothing:
+            return Missing("no_sources", str(nothing))
+        job.fetched(phase.seconds)
+        job.asked = _with_evidence(received, evidence, profile, phase.ms)
+        return None
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, profile: Profile, spend: Spend) -> Evidence:
         """Return the evidence from the job's sources. Raises NothingFound as `grounded` does."""
@@ -149,6 +228,13 @@ class Grounder:
                 room_tokens=room_for_sources(received.job, profile.instructions, self._engine.context_tokens),
             )
             return replace(evidence, notes=(*notes, *evidence.notes))
+
+
+def without_evidence(received: ReceivedJob) -> GroundedRequest:
+    """Return the request of a job without sources."""
+    job = received.job
+    messages = tuple(job.messages) if job.messages is not None else None
+    return GroundedRequest(job.prompt, messages, None, 0.0, response_format=job.response_format)
 
 
 def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: PromptTooLong) -> GroundedRequest:

@@ -1,28 +1,32 @@
 """The path of one job through a worker, from a lane's record to the job's result.
 
-Each step is a module of its own:
+A job is a `JobContext` that walks through these steps, each a module of its own. Each step changes the context, or ends
+the way with a `Finish`, from which `outputs` makes the job's records:
 
-    bytes ──admission──► ReceivedJob ──ground──► GroundedRequest ──generate──► Completion ──results──► Result
-              │ no job, or another engine's          │ nothing found             │ cut off, given up
-              ▼                                      ▼                           ▼
-           outputs: rejected, forwarded           outputs: settled            outputs: settled, dead letter
+    admit       admission       bytes to a job; no job: rejected
+    route       admission       another engine's job: moved to that engine's lane; no engine's: waits, then rejected
+    attach      attachments     the question at `payload_url`; after the filter, the images
+    screen      input_filter    the operator's rules
+    ground      ground          sources to evidence before the question
+    generate    generate        the engine's answer
+    judge       results         citations, JSON and tools of the answer
+    write       outputs         result and dead letter
 
-`payloads` fetches the question of a job with a `payload_url`. `input_filter` applies the operator's rules, if there are
-any, to an admitted job before its sources are read. `images` fetches the images of a job that has some, before its
-sources are read. Two more modules serve the stage: `pace` computes the number of jobs that the engine can use now, and
-`fairness` shares the window between tenants.
+A job without payload, images, sources, rules and rollout waits nowhere but in `generate`. Exceptions are left for
+defects, and for the death of an engine. Two more modules serve the stage: `pace` computes the number of jobs that the
+engine can use now, and `fairness` shares the window between tenants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from schemas.codec import InvalidJob, ReceivedJob
 from schemas.outcome import Outcome
-from schemas.result import Result, Timings
+from schemas.result import Result
 from schemas.topics import Topics
 from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
@@ -33,30 +37,25 @@ from workers.engines.base import Engine, EngineDied, RequestRejected
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import NothingFound
 from workers.inference.admission import Admission
-from workers.inference.answer_times import AnswerTimes
-from workers.inference.cancellations import Cancellations
+from workers.inference.attachments import Attachments
+from workers.inference.context import Finish, JobContext, Missing
 from workers.inference.engine_watch import EngineWatch
-from workers.inference.fairness import TenantSharing
 from workers.inference.generate import FAILURES, EngineKeepsFailing, Generator
-from workers.inference.ground import GroundedRequest, Grounder
-from workers.inference.images import Images, NoImage
-from workers.inference.input_filter import InputFilter, UnscreenedJob
+from workers.inference.ground import Grounder, without_evidence
+from workers.inference.input_filter import InputFilter
 from workers.inference.job_identity import invalid_job
-from workers.inference.lifetime import Lifetimes
-from workers.inference.model_rules import Escalate, ModelRules
+from workers.inference.lifetime import Cancellations, Lifetimes
+from workers.inference.model_rules import Escalate, ModelRules, is_bad_form, sum_of
+from workers.inference.observed import AnswerTimes, Phases
 from workers.inference.outputs import Outputs
 from workers.inference.pace import EnginePace
-from workers.inference.payloads import NoPayload, Payloads
-from workers.inference.phases import Phases
-from workers.inference.registry import Registry
 from workers.inference.results import Results
-from workers.inference.rollout.absence import Absences, CandidateAway
-from workers.inference.rollout.rollouts import Rollouts
+from workers.inference.rollout.rollouts import Absences, CandidateAway, Rollouts
 from workers.inference.rollout.sampling import Sampled, Sampler
-from workers.inference.second_check import SecondCheck
+from workers.inference.routing import Registry
+from workers.inference.second_check import Judges
 from workers.inference.settings import WorkerSettings
-from workers.inference.unknown_fields import UnknownFieldWarnings
-from workers.inference.unserved import UnservedJobs, UnservedModel
+from workers.inference.tenants import TenantSharing
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 
 if TYPE_CHECKING:
@@ -65,27 +64,32 @@ if TYPE_CHECKING:
 log = get_logger()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of a worker that a handler works with."""
+
+    engine: Engine
+    enricher: Enricher
+    registry: Registry
+    callback_policy: EgressPolicy
+    topics: Topics
+    topic_ids: Mapping[str, str]
+    """Maps the names of the stage's lanes to their topics' UUIDs."""
+    settings: WorkerSettings
+    clock: Clock
+    metrics: Metrics
+    trust: TrustSecrets | None = None
+    """The secrets by one of which each job must be signed; None if jobs need no signature."""
+    screen: Screen | None = None
+    rules: ModelRules = field(default_factory=ModelRules)
+
+
 class InferenceHandler:
-    """Implements the stage's `Handler`. `topic_ids` maps the names of the stage's lanes to their topics' UUIDs.
+    """Implements the stage's `Handler`."""
 
-    If `trust` is not None, each job needs a signature by one of the secrets in it.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        enricher: Enricher,
-        registry: Registry,
-        callback_policy: EgressPolicy,
-        topics: Topics,
-        topic_ids: Mapping[str, str],
-        settings: WorkerSettings,
-        clock: Clock,
-        metrics: Metrics,
-        trust: TrustSecrets | None = None,
-        screen: Screen | None = None,
-        rules: ModelRules | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
+        engine, enricher, registry, topics = parts.engine, parts.enricher, parts.registry, parts.topics
+        settings, clock, metrics = parts.settings, parts.clock, parts.metrics
         self.cancellations = Cancellations(clock)
         """The cancelled jobs, kept up to date by the process from `job_control`."""
         self.engine_watch = EngineWatch(clock, lambda: engine.load().away)
@@ -96,22 +100,30 @@ class InferenceHandler:
         self.answer_times = AnswerTimes()
         """The times of this worker's answers, which the process announces."""
         self._phases = Phases(clock, metrics)
-        self._warnings = UnknownFieldWarnings()
-        self._unserved = UnservedJobs(settings.unserved_seconds, clock)
-        self._filter = InputFilter(screen, self._lifetimes, metrics)
-        self._rules = rules or ModelRules()
+        self._filter = InputFilter(parts.screen, self._lifetimes, self.pace, metrics)
+        self._rules = parts.rules
         self.rollouts = Rollouts(registry)
         """The rollouts of models, kept up to date by the process from `model_rollouts`."""
-        self._admission = Admission(registry, callback_policy, topics, topic_ids, trust, self.rollouts)
+        self._admission = Admission(
+            registry,
+            parts.callback_policy,
+            topics,
+            parts.topic_ids,
+            parts.trust,
+            self.rollouts,
+            settings.model_wait_seconds,
+            clock,
+        )
         self._grounder = Grounder(
             engine, enricher, self._lifetimes, self.pace, self._phases, clock, settings.enrich_ahead, metrics
         )
-        self._payloads = Payloads(enricher.payloads, self._lifetimes, self.pace, self._phases)
-        self._images = Images(engine, enricher.images, self._lifetimes, self.pace, self._phases)
+        self._attachments = Attachments(
+            engine, enricher.payloads, enricher.images, self._lifetimes, self.pace, self._phases
+        )
         self._absences = Absences(self.rollouts, clock)
         self._generator = Generator(engine, self.engine_watch, self._absences, self._lifetimes, metrics)
-        check = SecondCheck(engine, enricher.settings, self._lifetimes, metrics)
-        self._results = Results(engine, self._lifetimes, clock, metrics, check)
+        judges = Judges(engine, enricher.settings, self._lifetimes, metrics, enricher.judge)
+        self._results = Results(engine, self._lifetimes, clock, metrics, judges)
         self._outputs = Outputs(self._results, topics, clock, metrics)
         self._sampler = Sampler(self.rollouts, self._generator, self._results, topics, clock, metrics)
         self.sharing = TenantSharing(self._admission, self._outputs, topics, settings, metrics)
@@ -126,177 +138,185 @@ class InferenceHandler:
         record.shows_health = False
         record.spent = 0.0
         try:
-            return await self._handled(record)
-        except UnservedModel as unserved:
-            received = unserved.received
-            if not await self._is_served_later(record, received):
-                return self._outputs.rejected(record, unserved.invalid)
-        if self._lifetimes.is_over(received):
-            return self._outputs.settled(received, self._results.cut_off(received))
-        try:
-            return await self._handled(record)
-        except UnservedModel as unserved:
-            return self._outputs.rejected(record, unserved.invalid)
-
-    async def _is_served_later(self, record: Record, received: ReceivedJob) -> bool:
-        """Wait until an engine serves the job's model or the job is over. Return False if the model stays unserved."""
-        is_served, is_over = partial(self._admission.is_served, received), partial(self._lifetimes.is_over, received)
-        return await self._unserved.served_later(record, is_served, is_over)
-
-    async def _handled(self, record: Record) -> Sequence[Output]:
-        """Handle one job, without waiting for its model. Raises UnservedModel, and HandlerCrashed as `handle` does."""
-        try:
-            received = self._admission.admitted(record)
-            try:
-                return await self._routed(record, received)
-            except CandidateAway as away:
-                began = self._absences.now
-                outputs = await self._routed(record, away.instead(received))
-                # If the primary fails, too, the server that both share may be at fault, so the candidate is not blamed.
-                return outputs if self._absences.has_failed(away.primary, began) else [*outputs, *away.reports]
+            job = self._admission.admit(record)
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
-        except UnscreenedJob as over:
-            return self._outputs.settled(over.received, self._results.cut_off(over.received))
-
-    async def _routed(self, record: Record, received: ReceivedJob) -> Sequence[Output]:
-        """Forward or answer a job. Raises InvalidJob, UnscreenedJob, UnservedModel, CandidateAway, HandlerCrashed."""
-        with self.pace.preparing():
-            forwarded = self._admission.forwarded(record, received)
-            if forwarded is not None:
-                return [forwarded]
-            received, queued_ms = self._phases.queued(received)
-            if received.job.payload_url is None:
-                received = await self._prepared(received, len(record.value or b""))
-        if received.job.payload_url is not None:
-            return await self._loaded(record, received, queued_ms)
-        return await self._seen(record, received, queued_ms)
-
-    async def _prepared(self, received: ReceivedJob, size: int) -> ReceivedJob:
-        """Return the job with its model's defaults, and with the input filter's findings and redactions.
-
-        `size` is the size of the job, or of its payload, in bytes. Raises InvalidJob, and UnscreenedJob for a job that
-        is over before it is screened.
-        """
-        received = self._rules.with_defaults(received)
-        self._warnings.warn(received.unknown)
-        return await self._filter.screened(received, size)
-
-    async def _loaded(self, record: Record, received: ReceivedJob, queued_ms: float) -> Sequence[Output]:
-        """Fetch the job's payload, and answer the job. Raises InvalidJob and HandlerCrashed."""
         try:
-            async with self._payloads.loaded(received) as loaded:
-                with self.pace.preparing():
-                    prepared = await self._prepared(loaded.received, loaded.size)
-                return await self._seen(record, prepared, queued_ms, loaded.fetch_ms)
-        except NoPayload as missing:
-            # The result repeats the job's metadata, so the filter must redact the metadata first.
-            received = await self._filter.screened(received, len(record.value or b""))
-            return self._outputs.settled(received, self._without(received, "no_payload", missing))
-
-    async def _seen(
-        self, record: Record, received: ReceivedJob, queued_ms: float, fetch_ms: float = 0.0
-    ) -> Sequence[Output]:
-        """Fetch the job's images, if any, and answer the job. Raises InvalidJob and HandlerCrashed."""
-        if self._lifetimes.is_over(received):
-            return self._outputs.settled(received, self._results.cut_off(received))
-        if not received.job.images:
-            return await self._answered(record, received, queued_ms, fetch_ms)
-        try:
-            async with self._images.seen(received) as seen:
-                return await self._answered(record, seen.received, queued_ms, fetch_ms + seen.fetch_ms)
-        except NoImage as missing:
-            return self._outputs.settled(received, self._without(received, "no_image", missing))
-
-    async def _answered(
-        self, record: Record, received: ReceivedJob, queued_ms: float, fetch_ms: float = 0.0
-    ) -> Sequence[Output]:
-        """Ground the job, generate its answer, and return its last records. Raises InvalidJob and HandlerCrashed."""
-        sampled = Sampled()
-        try:
-            asked = await self._grounder.grounded(received, partial(self.sharing.spend, record))
-            if fetch_ms:
-                asked = replace(asked, enrich_ms=asked.enrich_ms + fetch_ms)
-            async with self._sampler.beside(received, asked, sampled):
-                result, failure = await self._tried(record, received, asked, queued_ms)
-                sampled.result = result
-            escalate = self._rules.after(received, result)
-            if escalate is not None:
-                result, failure = await self._escalated(escalate, record, received, asked, queued_ms, result, failure)
-        except NothingFound as nothing:
-            return self._outputs.settled(received, self._without(received, "no_sources", nothing))
-        except RequestRejected as rejected:
-            invalid = invalid_job(received, rejected.field, rejected.reason)
-            return [*self._outputs.rejected(record, invalid, by_engine=True), *sampled.outputs]
+            finish = await self._walked(job)
         except EngineDied as died:
             raise HandlerCrashed from died
-        if failure is None:
-            return [*self._outputs.settled(received, result), *sampled.outputs]
-        log.warning(
-            f"Gave up job {received.job_id}: {failure.message}.",
-            action="job-given-up",
-            job_id=received.job_id,
-            why=failure.message,
-        )
-        return [*self._outputs.given_up(record, received, failure), *sampled.outputs]
+        finally:
+            if job.held is not None:
+                await job.held.aclose()
+        if job.away is not None and not self._absences.has_failed(job.away.primary, job.away.at):
+            # If the primary fails, too, the server that both share may be at fault, so the candidate is not blamed.
+            job.reports += job.away.reports
+        outputs = self._outputs.of(job, finish)
+        return [*outputs, *job.reports] if job.reports else outputs
+
+    async def _walked(self, job: JobContext) -> Finish:
+        """Take the job through all steps. Raises EngineDied.
+
+        The way begins again only for the primary of a rollout, if the candidate did not answer. The steps that are done
+        by then are not repeated.
+        """
+        if not self._admission.is_served(job.received):
+            await self._admission.wait_for_model(job, self._lifetimes)
+            if self._lifetimes.is_over(job.received):
+                return Finish(self._results.cut_off(job.received))
+        while True:
+            finish = self._admission.route(job) or await self._prepared(job) or await self._answered(job)
+            if finish is not None:
+                return finish
+
+    async def _prepared(self, job: JobContext) -> Finish | None:
+        """Make the job ready for the engine."""
+        if job.queued_ms is None:
+            job.received, job.queued_ms = self._phases.queued(job.received)
+            if job.received.job.payload_url is not None:
+                lacking = await self._attachments.payload(job)
+                if isinstance(lacking, Missing):
+                    # The result repeats the job's metadata, so the filter must redact the metadata first.
+                    lacking = await self._filter.screen(job) or lacking
+                if lacking is not None:
+                    return self._ended(job, lacking)
+            if (refused := await self._filter.screen(job)) is not None:
+                return self._ended(job, refused)
+            job.plain = job.received
+            self._admission.warn(job.received.unknown)
+        received = job.received = self._rules.with_defaults(job.received)
+        if self._lifetimes.is_over(received):
+            return Finish(self._results.cut_off(received))
+        if received.job.messages is not None and received.job.images:
+            fetched = await self._attachments.images(job)
+            if fetched is not None:
+                return self._ended(job, fetched)
+        if received.job.sources is None:
+            job.asked = without_evidence(job.received)
+            return None
+        found = await self._grounder.ground(job, received.job.sources, partial(self.sharing.spend, job.record))
+        return self._ended(job, found) if found is not None else None
+
+    async def _answered(self, job: JobContext) -> Finish | None:
+        """Generate the job's answer and judge it. Return None if the rollout's primary has to answer the job."""
+        if job.enrich_seconds is not None and job.away is None:
+            self._phases.observe("enrich", job.enrich_seconds, job.received)
+        sampled = Sampled()
+        try:
+            if job.received.alias is None or job.asked is None:
+                result, failure = await self._in_form(job)
+            else:
+                async with self._sampler.beside(job.received, job.asked, sampled):
+                    result, failure = await self._in_form(job)
+                    sampled.result = result
+            escalate = self._rules.after(job.received, result)
+            if escalate is not None:
+                result, failure = await self._escalated(escalate, job, result, failure)
+        except CandidateAway as away:
+            away.at = self._absences.now
+            job.away, job.received = away, self._instead(job, away)
+            return None
+        except NothingFound as nothing:
+            return self._ended(job, Missing("no_sources", str(nothing)))
+        except RequestRejected as rejected:
+            job.reports += sampled.outputs
+            return Finish(letter=invalid_job(job.received, rejected.field, rejected.reason), by_engine=True)
+        job.reports += sampled.outputs
+        if job.infer_seconds is not None:
+            self._phases.observe("infer", job.infer_seconds, job.received)
+            self.pace.answered(job.enrich_seconds or 0.0)
+            if job.record.shows_health:
+                self.answer_times.add((job.enrich_seconds or 0.0) + job.infer_seconds)
+        if failure is not None:
+            log.warning(
+                f"Gave up job {job.received.job_id}: {failure.message}.",
+                action="job-given-up",
+                job_id=job.received.job_id,
+                why=failure.message,
+            )
+        return Finish(result, failure)
+
+    def _instead(self, job: JobContext, away: CandidateAway) -> ReceivedJob:
+        """Return the job for the primary: without the candidate's defaults, and with the images that were fetched."""
+        plain = job.plain.job
+        changes: dict[str, object] = {"model_id": away.primary}
+        if plain.messages is not None:
+            changes["messages"] = job.received.job.messages
+        return replace(job.plain, job=plain.model_copy(update=changes))
+
+    async def _in_form(self, job: JobContext) -> tuple[Result, Failure | None]:
+        """Generate an answer, and once more if the first answer has not the form that the job asks for.
+
+        If the registry has another model for such an answer, that model has the second try instead.
+
+        Return the result, and the failure if the engine kept failing. Raises NothingFound, EngineDied, RequestRejected
+        and CandidateAway.
+        """
+        first, failure = await self._tried(job, job.received)
+        if failure is not None or not is_bad_form(first) or self._rules.after(job.received, first) is not None:
+            return first, failure
+        seed = ((job.received.job.seed or 0) + 1) % 2**63
+        try:
+            second, failing = await self._tried(job, _with_seed(job.received, seed))
+        except RequestRejected:
+            return first, None
+        if failing is not None or second.outcome in (Outcome.EXPIRED, Outcome.CANCELLED):
+            return second if failing is None else first, None
+        why = first.error.message if first.error is not None else ""
+        # A service without seeds draws one by itself, and the job did not ask for one.
+        notes = [note for note in second.notes if job.received.job.seed is not None or not note.startswith("seed: ")]
+        notes = [*notes, f"the model was asked once more, since the first answer was of no use: {why}"]
+        return second.model_copy(update={"notes": notes, "usage": sum_of(first.usage, second.usage)}), None
 
     async def _tried(
-        self,
-        record: Record,
-        received: ReceivedJob,
-        asked: GroundedRequest,
-        queued_ms: float,
-        model_id: str | None = None,
+        self, job: JobContext, received: ReceivedJob, model_id: str | None = None
     ) -> tuple[Result, Failure | None]:
         """Generate an answer with `model_id`, or else with the job's own model.
 
-        Return the result, and the failure if the engine kept failing. Raises NothingFound, EngineDied and
-        RequestRejected.
+        Return the result, and the failure if the engine kept failing. Raises as `_in_form` does.
         """
+        asked = job.asked
+        assert asked is not None, "a job is grounded before it is generated"  # noqa: S101 - an invariant
         try:
             with self._phases.timed("infer", received) as infer:
                 asked, completion = await self._generator.generated(received, asked, model_id)
         except EngineKeepsFailing as failing:
             failure = Failure("engine_error", str(failing), FAILURES)
             return self._results.failed(received, failure.code, failure.message), failure
-        self.pace.answered(asked.enrich_ms / 1000)
+        job.infer_seconds = (job.infer_seconds or 0.0) + infer.seconds
         if completion is not None:
-            self.sharing.answered(record, completion)
+            self.sharing.answered(job.record, completion)
         if completion is None or completion.finish_reason == "abort":
             return self._results.cut_off(received, completion), None
-        record.shows_health = True
-        self.answer_times.add(asked.enrich_ms / 1000 + infer.seconds)
-        timings = Timings(
-            queued_ms=round(queued_ms, 3), enrich_ms=round(asked.enrich_ms, 3), infer_ms=round(infer.ms, 3)
-        )
-        spend = partial(self.sharing.spend, record)
+        job.record.shows_health = True
+        timings = {
+            "queued_ms": round(job.queued_ms or 0.0, 3),
+            "enrich_ms": round(job.enrich_ms, 3),
+            "infer_ms": round(1000 * job.infer_seconds, 3),
+        }
+        spend = partial(self.sharing.spend, job.record)
         return await self._results.answered(received, asked, completion, timings, spend), None
 
     async def _escalated(
-        self,
-        escalate: Escalate,
-        record: Record,
-        received: ReceivedJob,
-        asked: GroundedRequest,
-        queued_ms: float,
-        first: Result,
-        failure: Failure | None,
+        self, escalate: Escalate, job: JobContext, first: Result, failure: Failure | None
     ) -> tuple[Result, Failure | None]:
         """Try the job once more with the other model.
 
         Return the result to keep, and the failure if both tries failed.
         """
         try:
-            second, still_failing = await self._tried(record, received, asked, queued_ms, escalate.to)
+            second, still_failing = await self._tried(job, job.received, escalate.to)
         except (NothingFound, RequestRejected):
             return escalate.refused(first), failure
         return escalate.chosen(first, second), still_failing if first.outcome is not Outcome.SUCCEEDED else None
 
-    def _without(self, received: ReceivedJob, code: str, missing: NothingFound | NoImage | NoPayload) -> Result:
-        """Return a failed result with this code, or a cancelled or expired one if the job ended before its fetch."""
-        if self._lifetimes.is_over(received):
-            return self._results.cut_off(received)
-        return self._results.failed(received, code, str(missing))
+    def _ended(self, job: JobContext, end: Finish | Missing) -> Finish:
+        """Return the end of a job, also of one that lacks a part, or whose life ended before the part was fetched."""
+        if isinstance(end, Finish):
+            return end
+        if self._lifetimes.is_over(job.received):
+            return Finish(self._results.cut_off(job.received))
+        return Finish(self._results.failed(job.received, end.code, end.reason))
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
         """Return a failed result, and the record as a dead letter.
@@ -308,3 +328,7 @@ class InferenceHandler:
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
         return self._outputs.given_up(record, received, failure)
+
+
+def _with_seed(received: ReceivedJob, seed: int) -> ReceivedJob:
+    return replace(received, job=received.job.model_copy(update={"seed": seed}))

@@ -16,8 +16,10 @@ from schemas.screening import ScreeningFinding, Verdict, joined
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.enrichment.turns import Asker, Turns
+from workers.inference.context import Finish, JobContext, Missing
 from workers.inference.job_identity import ScreenedJob
 from workers.inference.lifetime import JobIsOver, Lifetimes
+from workers.inference.pace import EnginePace
 
 if TYPE_CHECKING:
     from screening.screen import Screen, Screened  # for types only: workers without rules lack the extra `screening`
@@ -31,45 +33,39 @@ _FIELDS: Final = {"search": "sources.search.query", "documents": "sources.docume
 """Maps each short name in the filter's findings to the job's field."""
 
 
-class UnscreenedJob(JobIsOver):
-    """A job was cancelled, or has expired, before the filter had read it."""
-
-    def __init__(self, received: ReceivedJob) -> None:
-        super().__init__()
-        self.received = replace(received, job=received.job.model_copy(update={"metadata": {}}))
-        """The job without its metadata, because the result would repeat the metadata unredacted."""
-
-
 class InputFilter:
     """Applies the rules to jobs, and counts the verdicts."""
 
-    def __init__(self, screen: Screen | None, lifetimes: Lifetimes, metrics: Metrics) -> None:
+    def __init__(self, screen: Screen | None, lifetimes: Lifetimes, pace: EnginePace, metrics: Metrics) -> None:
         self._screen = screen
+        self._pace = pace
         self._lifetimes = lifetimes
         self._threads = ThreadPoolExecutor(_THREADS, "screening") if screen is not None else None
         self._turns = Turns(_THREADS)
         """Tenants take turns at the threads, because one payload may occupy a thread for half a minute."""
         self._verdicts = metrics.screened.begin()
 
-    async def screened(self, received: ReceivedJob, size: int) -> ReceivedJob:
-        """Return the job with the findings, and with markers in place of redacted matches. `size` is in bytes.
+    async def screen(self, job: JobContext) -> Finish | Missing | None:
+        """Put the findings into the job, and markers in place of redacted matches.
 
-        Raises InvalidJob with the code `screened` for a job that a rule rejects. Raises UnscreenedJob if the job is
-        over before a thread has read it; the thread reads on, since nothing can stop it.
+        The way ends for a job that a rule rejects. A job that is over before a thread has read it loses its metadata,
+        because its result would repeat the metadata unredacted. The thread reads on, since nothing can stop it.
         """
-        screen = self._screen
+        screen, received = self._screen, job.received
         if screen is None:
-            return received
-        if size < LONG_JOB_BYTES and not screen.waits:
+            return None
+        if job.size < LONG_JOB_BYTES and not screen.waits:
             found = screen.check(received.tenant, received.job)
         else:
             try:
-                found = await self._lifetimes.while_alive(received, lambda: self._in_turn(screen, received))
+                with self._pace.preparing():
+                    found = await self._lifetimes.while_alive(received, lambda: self._in_turn(screen, received))
             except JobIsOver:
-                raise UnscreenedJob(received) from None
+                job.received = replace(received, job=received.job.model_copy(update={"metadata": {}}))
+                return Missing("expired", "the job ended before the input filter had read it")
         self._verdicts[found.verdict].inc()
         if found.verdict is Verdict.PASS:
-            return received
+            return None
         log.info(
             f"Screened job {received.job_id}: {found.verdict}.",
             action="job-screened",
@@ -79,8 +75,9 @@ class InputFilter:
         )
         findings = joined(received.screening, found.findings)
         if found.verdict is Verdict.REJECT:
-            raise ScreenedJob(received, tuple(map(_problem, found.refusals)), findings)
-        return replace(received, job=found.job, screening=findings)
+            return Finish(letter=ScreenedJob(received, tuple(map(_problem, found.refusals)), findings))
+        job.received = replace(received, job=found.job, screening=findings)
+        return None
 
     async def _in_turn(self, screen: Screen, received: ReceivedJob) -> Screened:
         loop = asyncio.get_running_loop()

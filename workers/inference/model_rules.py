@@ -11,8 +11,11 @@ from schemas.outcome import Outcome
 from schemas.result import Result, Usage
 from workers.engines.models.entries import Escalation
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
+from workers.inference.answer_form import InvalidOutput, NotJson
 
-_OF_THE_MODEL = frozenset(("engine_error", "unfinished", "unsupported", "not_json"))
+BAD_FORMS = frozenset((NotJson.code, InvalidOutput.code))
+"""Codes of answers that have not the form that the job asks for."""
+_OF_THE_MODEL = frozenset(("engine_error", "unfinished", "unsupported", *BAD_FORMS))
 """Codes of failures that another model may avoid. A cancelled or expired job is never tried again."""
 
 
@@ -75,8 +78,8 @@ class Escalate:
             kept, end = first, f"model {self.to} gave no answer; the first answer stands"
         else:
             kept, end = second, f"model {self.to} gave no answer either"
-        usage = _sum(first.usage, second.usage)
-        return kept.model_copy(update={"notes": [*kept.notes, f"{self._tried}; {end}"], "usage": usage})
+        both = {"usage": sum_of(first.usage, second.usage), "timings": second.timings or first.timings}
+        return kept.model_copy(update={"notes": [*kept.notes, f"{self._tried}; {end}"], **both})
 
     def refused(self, first: Result) -> Result:
         """Return the first result, with a note that the second model does not take the job."""
@@ -84,10 +87,16 @@ class Escalate:
         return first.model_copy(update={"notes": [*first.notes, note]})
 
 
+def is_bad_form(result: Result) -> bool:
+    """True if a whole answer has not the form that the job asks for, so that another try may have it."""
+    is_bad = result.error is not None and result.error.code in BAD_FORMS
+    return is_bad and result.finish_reason != "length"
+
+
 def _reason(rule: Escalation, result: Result) -> str | None:
     """Return the reason to escalate, for the note; None if the rule does not apply."""
     code = result.error.code if result.error is not None else None
-    watched = _OF_THE_MODEL if "failed" in rule.on else frozenset(("not_json",)) & {*rule.on}
+    watched = _OF_THE_MODEL if "failed" in rule.on else BAD_FORMS if "not_json" in rule.on else ()
     if result.outcome is Outcome.FAILED and code in watched:
         return code
     low = rule.below is not None and result.confidence is not None and result.confidence < rule.below
@@ -96,7 +105,7 @@ def _reason(rule: Escalation, result: Result) -> str | None:
     return None
 
 
-def _sum(first: Usage | None, second: Usage | None) -> Usage | None:
+def sum_of(first: Usage | None, second: Usage | None) -> Usage | None:
     """Return the sum of both tries' tokens, and of their prices if both have the same currency.
 
     An optional count is the sum of the reported counts. It is absent if neither engine reports it.

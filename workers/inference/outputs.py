@@ -10,6 +10,7 @@ from schemas.topics import Topics
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, is_debugging
 from telemetry.metrics import Metrics
+from workers.inference.context import Finish, JobContext
 from workers.inference.job_identity import IDENTITY, identity_headers, job_letter, origin_header
 from workers.inference.results import Results
 from workers.stage.record import Failure, Header, Output, Record
@@ -29,6 +30,16 @@ class Outputs:
         self._outcomes = metrics.jobs.begin()
         self._dead_letters = metrics.dead_letters
         self._dead_letters.begin()
+
+    def of(self, job: JobContext, finish: Finish) -> list[Output]:
+        """Return the records of a job's end."""
+        if finish.moved is not None:
+            return [finish.moved]
+        if isinstance(finish.letter, InvalidJob):
+            return self.rejected(job.record, finish.letter, by_engine=finish.by_engine)
+        if isinstance(finish.letter, Failure):
+            return self.given_up(job.record, job.received, finish.letter)
+        return self.settled(job.received, finish.result) if finish.result is not None else []
 
     def settled(self, received: ReceivedJob, result: Result) -> list[Output]:
         """Return the record of `model_results` that has the result.

@@ -1,33 +1,203 @@
-"""Results of jobs that succeeded, failed, expired or were cancelled."""
+"""Judges the engine's answers, and builds the results of jobs that succeeded, failed, expired or were cancelled.
+
+Each answer of a completion gets its citations, or the reason why it is unusable. Embeddings, scores and ranks become
+the result's fields of these names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
 
 from schemas.codec import ReceivedJob
 from schemas.job import Job
+from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
 from schemas.outcome import Outcome
-from schemas.result import Result, ResultError, Timings, Usage
+from schemas.result import Result, ResultChoice, ResultError, SourceDetails
 from schemas.rollout.facts import DEFAULT_ALIAS
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine
-from workers.inference.choices import ReadAnswer, notes_on, read_answers, sources_of
+from workers.engines.pooling import Pooled
+from workers.enrichment.answering.answer import Answer, Draft, Unsupported
+from workers.enrichment.answering.cite import JUDGE_SECONDS, judged
+from workers.enrichment.answering.judging import Judge
+from workers.enrichment.answering.links import without_unknown_links
+from workers.inference.answer_form import BadForm, InvalidOutput, require_form, require_json
 from workers.inference.ground import GroundedRequest
 from workers.inference.lifetime import Lifetimes
-from workers.inference.pooled_answers import answer_of
-from workers.inference.second_check import SecondCheck
+from workers.inference.second_check import Judges
 from workers.inference.side_request import Spend
+
+
+def answer_of(job: Job, pooled: Pooled) -> dict[str, object]:
+    """Return the result's field with the answer; an empty dict for a job whose answer is a text."""
+    return {job.kind.answer: _ANSWERS[job.kind.field](job, pooled)} if job.kind is not None else {}
+
+
+def _embeddings(job: Job, pooled: Pooled) -> object:
+    return pooled.rows
+
+
+def _ranks(job: Job, pooled: Pooled) -> object:
+    """Return the best documents, the best first. Of documents with equal scores, the earlier one is first."""
+    scores = [score for (score,) in pooled.rows]
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+    most = job.rerank.top_n if job.rerank is not None else None
+    return [{"index": index, "score": scores[index]} for index in order[:most]]
+
+
+def _scores(job: Job, pooled: Pooled) -> object:
+    return [score for (score,) in pooled.rows]
+
+
+def _labels(job: Job, pooled: Pooled) -> object:
+    pairs = zip(pooled.labels, pooled.rows, strict=True)
+    return [{"label": label, "probabilities": row} for label, row in pairs]
+
+
+_ANSWERS: Final[dict[str, Callable[[Job, Pooled], object]]] = {
+    EMBED.field: _embeddings,
+    RERANK.field: _ranks,
+    SCORE.field: _scores,
+    CLASSIFY.field: _labels,
+}
+
+
+LONG_ANSWER_CHARS = 10_000
+_UNFINISHED = {
+    "content_filter": "the engine's content filter held the answer back",
+    "tool_calls": "the model called a tool instead of answering, and no call of the job's tools was found",
+    "repetition": "the model repeated itself until the engine ended the answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnswer:
+    """A usable answer, with its citations."""
+
+    completion: Completion
+    answer: Answer
+    reasoning: str | None
+
+    @property
+    def confidence(self) -> float | None:
+        """The answer's confidence; sentences without a source lower the confidence."""
+        return self.answer.lowered(self.completion.confidence) if self.completion.refusal is None else None
+
+    def choice(self, index: int) -> ResultChoice:
+        """Return the answer as one of a result's choices."""
+        return ResultChoice.model_validate(
+            {
+                "index": index,
+                "text": self.answer.text,
+                "refusal": self.completion.refusal,
+                "reasoning": self.reasoning,
+                "finish_reason": self.completion.finish_reason if self.completion.refusal is None else "stop",
+                "confidence": self.confidence,
+                "citations": list(self.answer.citations),
+                "answer": self.answer.support,
+                "tool_calls": list(self.completion.tool_calls) or None,
+                "logprobs": self.completion.logprobs,
+            }
+        )
+
+
+async def read_answers(
+    completion: Completion, asked: GroundedRequest, job: Job, judge: Judge | None = None, seconds: float = JUDGE_SECONDS
+) -> list[ReadAnswer | ResultError]:
+    """Return the completion's answers, at most the job's `n`. A ResultError replaces an unusable answer.
+
+    `judge` decides what the rules leave open in each answer, in at most `seconds`.
+    """
+    return [await _read(each, asked, job, judge, seconds) for each in (completion, *completion.further)[: job.n]]
+
+
+def sources_of(answers: Sequence[ReadAnswer]) -> list[SourceDetails]:
+    """Return the sources that the answers use, in the order of their first use."""
+    return list({source.id: source for each in answers for source in each.answer.sources}.values())
+
+
+def notes_on(read: Sequence[ReadAnswer | ResultError], wanted: int) -> list[str]:
+    """Return the answers' notes, and notes about answers that are missing and fields that the engine does not take."""
+    notes = [note for each in read if isinstance(each, ReadAnswer) for note in each.answer.notes]
+    left_out = [
+        f"answer {number} of {wanted} was left out: {each.message}"
+        for number, each in enumerate(read, 1)
+        if isinstance(each, ResultError)
+    ]
+    passed_over = [
+        f"{name}: the engine has no such parameter; the answer was generated without it"
+        for name in next((each.completion.left_out for each in read if isinstance(each, ReadAnswer)), ())
+    ]
+    few = [f"n: the engine gave {len(read)} of {wanted} answers"] if len(read) < wanted else []
+    return list(dict.fromkeys((*notes, *left_out, *passed_over, *few)))
+
+
+async def _read(
+    completion: Completion, asked: GroundedRequest, job: Job, judge: Judge | None, seconds: float
+) -> ReadAnswer | ResultError:
+    if completion.refusal is not None:  # a refusal is whole: it is neither JSON nor supported by sources
+        reasoning = completion.reasoning
+        shown = await without_links(reasoning, asked) if reasoning is not None else None
+        return ReadAnswer(completion, Answer("", (), ()), shown)
+    ends = ("stop", "length", "tool_calls") if completion.tool_calls else ("stop", "length")
+    if completion.finish_reason not in ends:
+        why = _UNFINISHED.get(completion.finish_reason, "the engine ended the answer for an unknown reason")
+        return ResultError(code="unfinished", message=why)
+    try:
+        answer = await _answer(completion, asked, job, judge, seconds)
+        reasoning = completion.reasoning
+        return ReadAnswer(completion, answer, await without_links(reasoning, asked) if reasoning is not None else None)
+    except Unsupported as wrong:
+        return ResultError(code="unsupported", message=str(wrong))
+    except BadForm as wrong:
+        return ResultError(code=wrong.code, message=str(wrong))
+
+
+async def _answer(
+    completion: Completion, asked: GroundedRequest, job: Job, judge: Judge | None, seconds: float
+) -> Answer:
+    """Return the answer with its citations. Raises BadForm and Unsupported.
+
+    Threads read an answer with sources and a long one, so that the event loop can serve other jobs meanwhile.
+    """
+    is_long = len(completion.text) > LONG_ANSWER_CHARS
+    if asked.wants_json and not completion.tool_calls:
+        require_json(completion, job)
+    form: list[str] = []
+    if job.tools or job.response_format is not None:
+        form = await asyncio.to_thread(require_form, completion, job) if is_long else require_form(completion, job)
+    if completion.tool_calls:  # the model answers in a later job, which brings the results of the tools
+        return Answer(await without_links(completion.text, asked), (), (), notes=tuple(form))
+    if asked.evidence is None or asked.profile is None:
+        return Answer(completion.text, (), (), notes=tuple(form))
+    wanted = partial(Draft.of, completion.text, asked.evidence, asked.profile, is_json=asked.wants_json)
+    draft = await asyncio.to_thread(wanted)
+    verdicts, not_checked = await judged(draft.open, judge, seconds=seconds)
+    answer = await asyncio.to_thread(draft.answer, verdicts, not_checked)
+    return replace(answer, notes=(*answer.notes, *form)) if form else answer
+
+
+async def without_links(text: str, asked: GroundedRequest) -> str:
+    """Return a text without links that a page could have put into the text. Long texts are read in a thread."""
+    if asked.evidence is None:
+        return text
+    read = partial(without_unknown_links, text, asked.evidence)
+    return read() if len(text) <= LONG_ANSWER_CHARS else await asyncio.to_thread(read)
 
 
 class Results:
     """Builds the results of one engine's jobs, and counts the tokens of each job."""
 
     def __init__(
-        self, engine: Engine, lifetimes: Lifetimes, clock: Clock, metrics: Metrics, check: SecondCheck | None = None
+        self, engine: Engine, lifetimes: Lifetimes, clock: Clock, metrics: Metrics, judges: Judges | None = None
     ) -> None:
         self._engine = engine
-        self._check = check
+        self._judges = judges
         self._lifetimes = lifetimes
         self._clock = clock
         self._tokens = metrics.tokens.begin()
@@ -37,12 +207,12 @@ class Results:
         received: ReceivedJob,
         asked: GroundedRequest,
         completion: Completion,
-        timings: Timings,
+        timings: Mapping[str, float] | None,
         spend: Spend = lambda _: None,
     ) -> Result:
         """Return the answer's result: a failure if the answer is unfinished, unsupported, or not the requested JSON.
 
-        `spend` is called with the tokens of checks of the answer.
+        `spend` is called with the tokens of an engine that judges the answer.
         """
         self._tokens["prompt"].inc(completion.prompt_tokens)
         self._tokens["completion"].inc(completion.completion_tokens)
@@ -54,14 +224,21 @@ class Results:
         }
         if completion.served_by is not None:
             common["engine"] = completion.served_by.engine
+        is_plain = received.job.is_plain and asked.evidence is None and asked.response_format is None
+        if is_plain and _is_plain(completion):
+            common |= {"text": completion.text, "confidence": completion.confidence}
+            return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
         if completion.pooled is not None:
             common |= answer_of(received.job, completion.pooled)
             return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
         job = received.job
-        check = self._check.of(received, spend) if self._check is not None else None
-        read = await read_answers(completion, asked, job, check)
+        judge, seconds = (None, 0.0) if self._judges is None else self._judges.of(received, spend)
+        read = await read_answers(completion, asked, job, judge, seconds)
         answers = [each for each in read if isinstance(each, ReadAnswer)]
         if not answers:
+            if isinstance(error := read[0], ResultError) and error.code == InvalidOutput.code:
+                text = await without_links(completion.text, asked)
+                common |= {"text": text, "tool_calls": list(completion.tool_calls) or None}
             return self._result(received, Outcome.FAILED, error=read[0], notes=notes, **common)
         first, sources = answers[0], sources_of(answers)
         several = [each.choice(index) for index, each in enumerate(answers)] if job.n > 1 else None
@@ -69,7 +246,8 @@ class Results:
             received,
             Outcome.SUCCEEDED,
             **common | {"finish_reason": first.completion.finish_reason},
-            text=first.answer.text,
+            text=first.answer.text if first.completion.refusal is None else None,
+            refusal=first.completion.refusal,
             reasoning=first.reasoning,
             choices=several,
             tool_calls=list(first.completion.tool_calls) or None,
@@ -78,6 +256,7 @@ class Results:
             sources=[source.id for source in sources],
             source_details=sources,
             citations=list(first.answer.citations),
+            answer=first.answer.support,
             notes=[*notes, *notes_on(read, job.n), *_without_logprobs(first, job)],
         )
 
@@ -90,8 +269,12 @@ class Results:
             self._tokens["wasted"].inc(completion.completion_tokens)
         if self._lifetimes.is_cancelled(received):
             outcome, message = Outcome.CANCELLED, "the job was cancelled before the answer was complete"
+        elif received.deadline_ms < received.received_ms and received.place == received.origin:
+            outcome, message = Outcome.EXPIRED, "the header `deadline` was past when the job's record was written"
         else:
             outcome, message = Outcome.EXPIRED, "ttl_seconds passed before the answer was complete"
+        if completion is not None and completion.failure is not None:
+            message, completion = f"{message}; the engine's last failure: {completion.failure}", None
         return self._result(
             received,
             outcome,
@@ -113,7 +296,7 @@ class Results:
             {
                 "job_id": received.job_id,
                 "custom_id": job.custom_id,
-                "model_id": _named(received) or next(iter(self._engine.models), None),
+                "model_id": _named(received) or next(iter(self._engine.models), self._engine.name),
                 "outcome": outcome,
                 "engine": self._engine.name,
                 "metadata": job.metadata,
@@ -123,6 +306,18 @@ class Results:
                 **fields,
             }
         )
+
+
+def _is_plain(completion: Completion) -> bool:
+    """True for one whole text. Such an answer of a plain job has nothing to be judged."""
+    return completion.finish_reason in ("stop", "length") and not (
+        completion.tool_calls
+        or completion.further
+        or completion.reasoning
+        or completion.pooled
+        or completion.refusal
+        or completion.left_out
+    )
 
 
 def _without_logprobs(first: ReadAnswer, job: Job) -> list[str]:
@@ -135,13 +330,15 @@ def _named(received: ReceivedJob) -> str | None:
     return received.job.model_id if received.alias in (None, DEFAULT_ALIAS) else received.alias
 
 
-def _usage(completion: Completion) -> Usage:
-    return Usage(
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens,
-        total_tokens=completion.prompt_tokens + completion.completion_tokens,
-        cached_tokens=completion.cached_tokens,
-        cost=completion.served_by.cost if completion.served_by is not None else None,
-        currency=completion.served_by.currency if completion.served_by is not None else None,
-        reasoning_tokens=completion.reasoning_tokens,
-    )
+def _usage(completion: Completion) -> dict[str, object]:
+    """Return the members of the result's `Usage`, which are validated together with the result."""
+    served = completion.served_by
+    return {
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "total_tokens": completion.prompt_tokens + completion.completion_tokens,
+        "cached_tokens": completion.cached_tokens,
+        "cost": served.cost if served is not None else None,
+        "currency": served.currency if served is not None else None,
+        "reasoning_tokens": completion.reasoning_tokens,
+    }

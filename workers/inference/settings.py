@@ -34,7 +34,6 @@ class WorkerSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     window_records: int = Field(default=2048, ge=1, le=8192)
@@ -95,7 +94,7 @@ class WorkerSettings(BaseSettings):
     """
     models: dict[str, EngineLane | None] = Field(default_factory=dict)
     """The registry of models, as JSON: each model's engine lane, or null for the shared lane."""
-    unserved_seconds: float = Field(default=5.0, ge=0, le=600)
+    model_wait_seconds: float = Field(default=5.0, ge=0, le=600)
     """Seconds that a job for an unserved model waits before its rejection, counted from its record's timestamp.
 
     So a job may be sent this much earlier than its worker starts or the registry changes. At most 64 jobs wait; further

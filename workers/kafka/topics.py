@@ -75,22 +75,48 @@ async def known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence[
 
 
 class KafkaTopicIds:
-    """A callable that asks one cluster for UUIDs and waits for the answer. The first call makes the client."""
+    """A callable that asks one cluster for UUIDs and waits for the answer."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         """`config`: librdkafka properties, as `asking_config` makes them."""
         self._config = config
-        self._client: AdminClient | None = None
 
     def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
         """Return, within `seconds`, the UUIDs of all topics among `topics` that the broker knows.
 
         Raises TopicUnanswered.
         """
-        self._client = self._client or AdminClient(self._config)
-        asked = _ask_ids(self._client, topics, seconds)
-        wait(asked.values(), seconds)
-        return _ids(asked)
+        return self.start(topics, seconds).wait(seconds)
+
+    def start(self, topics: Iterable[str], seconds: float) -> TopicQuestion:
+        """Ask without waiting."""
+        return TopicQuestion(self._config, topics, seconds)
+
+
+class TopicQuestion:
+    """A question for topics' UUIDs. Its client lives exactly as long as the question.
+
+    The client of an answered question may not stay: beside a broker that died, the thread of an idle client was seen
+    to turn without a pause and to take a whole core. The client of an open question may not end: its futures would
+    never get the answer.
+    """
+
+    def __init__(self, config: dict[str, Any], topics: Iterable[str], seconds: float) -> None:
+        self._client = AdminClient(config)
+        self._asked = _ask_ids(self._client, topics, seconds)
+
+    def done(self) -> bool:
+        """Say whether the answer is there, or the question has failed."""
+        return all(each.done() for each in self._asked.values())
+
+    def result(self) -> dict[str, str]:
+        """Return the UUIDs of the topics that the broker knows. Raises TopicUnanswered."""
+        return _ids(self._asked)
+
+    def wait(self, seconds: float) -> dict[str, str]:
+        """Return the result within `seconds`. Raises TopicUnanswered."""
+        wait(self._asked.values(), seconds)
+        return self.result()
 
 
 class PartitionCounts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery.deliver import GROUP_COMMIT_SECONDS, DeliveryHandler
-from workers.delivery.jwks import FLEET_JWKS_PATH, JWKS_FOLDER, fleet_jwks_page, tenant_jwks_page
+from workers.delivery.jwks import JWKS_FOLDER, tenant_jwks_page
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
@@ -24,6 +25,7 @@ from workers.roles.process import Listen, Process, run
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
+from workers.stage.sharing import Backpressure
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
 from workers.system.errors import ProcessError
@@ -44,13 +46,18 @@ class KeyringNotSet(ProcessError):  # noqa: N818 - it names what is missing
     """Delivery has no keys to sign with: set POSTBACK_KEYRING to the file that `postback keys init` made."""
 
 
-async def run_delivery(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None]) -> None:
-    """Deliver callbacks until SIGTERM. Raises ProcessError, SettingsRefused, and the error that ended the stage."""
+async def run_delivery(
+    fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], stop: asyncio.Event | None = None
+) -> None:
+    """Deliver callbacks until SIGTERM, or until `stop` is set if it is given.
+
+    Raises ProcessError, SettingsRefused, and the error that ended the stage.
+    """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
         return await delivery_stages(process, stack)
 
-    await run(fleet, listen, announce, prepare)
+    await run(fleet, listen, announce, prepare, stop)
 
 
 async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_bytes: int = 0) -> list[Stage]:
@@ -66,7 +73,6 @@ async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_b
     if process.fleet.keyring is None:
         raise KeyringNotSet(KeyringNotSet.__doc__)
     keyring = Keyring.load(process.fleet.keyring)
-    process.pages[FLEET_JWKS_PATH] = partial(fleet_jwks_page, keyring, process.clock)
     process.pages[JWKS_FOLDER] = partial(tenant_jwks_page, keyring, process.clock)
     former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
     read = [kafka.topics.results, kafka.topics.events, *kafka.topics.tiers.values(), *former_tiers]
@@ -117,8 +123,23 @@ def stages_of(
     tiers = [*topics.tiers.values()]
     outputs = [*tiers, topics.attempts, topics.endpoints, topics.dead_letters]
     resort = last_resort.for_callbacks(topics, metrics)
-    parts = replica, handler, clock, metrics
+
+    def stage(settings: StageSettings, read: Sequence[str], pace: Backpressure | None) -> Stage:
+        return group_stage(
+            settings,
+            kafka,
+            read,
+            replica,
+            handler,
+            clock,
+            metrics,
+            pace=pace,
+            outputs=outputs,
+            last_resort=resort,
+            topic_ids=ids,
+        )
+
     return [
-        group_stage(for_results, kafka, [topics.results, topics.events], *parts, None, None, outputs, resort, ids),
-        group_stage(for_tiers, kafka, [*tiers, *former_tiers], *parts, handler, None, outputs, resort, ids),
+        stage(for_results, [topics.results, topics.events], None),
+        stage(for_tiers, [*tiers, *former_tiers], handler),
     ]

@@ -18,7 +18,7 @@ from schemas.topics import Topics
 from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.inference.belief import require_signature
+from workers.inference.admission import require_signature
 from workers.inference.job_identity import identity_headers, job_letter
 from workers.stage.dead_letters import dead_letter
 from workers.stage.defects import LastResort

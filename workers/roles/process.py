@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from schemas.settings import FleetSettings
@@ -13,14 +14,53 @@ from telemetry.health import HealthPage, HealthServer, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.kafka.compacted import Apply, CompactedTopic
-from workers.roles.ready_line import ReadyLine
 from workers.roles.supervision import LoopBeat, alive, readiness_of, run_stages, stop_signal, unless_stopped
 from workers.stage.stage import Stage
 from workers.system.errors import ProcessError
 from workers.system.side_task import SideTask
 from workers.system.tuning import allow_open_files
 
+LOOK_SECONDS = 0.1
+
 log = get_logger()
+
+
+class WhenReady(SideTask):
+    """Calls `act` once, as soon as `/readyz` would answer 200 for the first time."""
+
+    def __init__(self, readiness: Callable[[], Readiness], act: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._readiness = readiness
+        self._act = act
+
+    async def ended(self) -> None:
+        """Wait until the process is ready, call `act`, and then wait until this task is cancelled."""
+        while True:
+            if self._readiness().ready:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        await self._act()
+        await asyncio.Event().wait()
+
+
+class ReadyLine(WhenReady):
+    """Logs one line when the process is ready.
+
+    `duties` are phrases such as `answers model "big" from topic model_requests`.
+    """
+
+    def __init__(self, readiness: Callable[[], Readiness], duties: Sequence[str], replica: str, metrics_url: str):
+        super().__init__(readiness, self._log)
+        self._duties = duties
+        self._replica = replica
+        self._metrics_url = metrics_url
+
+    async def _log(self) -> None:
+        log.info(
+            f"Ready: {' and '.join(self._duties)}, as replica {self._replica}; metrics on {self._metrics_url}.",
+            action="serving",
+            replica=self._replica,
+            metrics_url=self._metrics_url,
+        )
 
 
 class CannotListen(ProcessError):  # noqa: N818 - it names what is wrong
@@ -56,6 +96,8 @@ class Process:
 
         These tasks end before the tasks in `beside`.
         """
+        self.ready_by: list[SideTask] | None = None
+        """The parts that decide if the process is ready; None stands for all stages and side tasks."""
         self.pages: dict[str, Callable[[str], HealthPage | None]] = {}
         self.duties: list[str] = []
         """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
@@ -69,11 +111,11 @@ class Process:
 
         Before the stages run, the reason is that the process is starting.
         """
-        return (
-            readiness_of(self.stages, [*self.beside, *self.fronts])
-            if self.prepared
-            else Readiness(("the process is starting",))
-        )
+        if not self.prepared:
+            return Readiness(("the process is starting",))
+        if self.ready_by is not None:
+            return readiness_of([], self.ready_by)
+        return readiness_of(self.stages, [*self.beside, *self.fronts])
 
     def started(self) -> bool:
         """Return whether all parts that the stages and side tasks need are loaded."""
@@ -130,22 +172,30 @@ Prepare = Callable[[Process, AsyncExitStack], Coroutine[None, None, list[Stage]]
 """Returns the stages of a process. The callbacks on the stack close all parts that the stages need."""
 
 
-async def run(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], prepare: Prepare) -> None:
+async def run(
+    fleet: FleetSettings,
+    listen: Listen,
+    announce: Callable[[int], None],
+    prepare: Prepare,
+    stop: asyncio.Event | None = None,
+) -> None:
     """Run a process: prepare the stages, run the stages, then close all parts.
 
-    A stop signal may arrive at any step; every part that was opened is still closed.
+    A stop signal may arrive at any step; every part that was opened is still closed. A caller that runs several roles
+    in one process gives `stop` and sets it itself, because signals reach only the main thread; signals then stay as
+    they are.
     """
     allow_open_files()
     process = Process(fleet)
-    with stop_signal() as stop:
+    with stop_signal() if stop is None else nullcontext(stop) as stopping:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(process.observed(listen, announce))
-            stages = await unless_stopped(prepare(process, stack), stop)
+            stages = await unless_stopped(prepare(process, stack), stopping)
             if stages is not None:
                 process.stages, process.prepared = stages, True
                 process.beside.append(LoopBeat(process.clock))
                 process.beside.append(
                     ReadyLine(process.readiness, process.duties, process.replica, process.metrics_url)
                 )
-                await run_stages(stages, stop, process.beside, process.fronts)
+                await run_stages(stages, stopping, process.beside, process.fronts)
     log.info("Stopped.", action="stopped", replica=process.replica)

@@ -14,12 +14,11 @@ from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.registry import Registry, listed
-from workers.inference.rollout.candidate import ShadowHandler
-from workers.inference.rollout.lanes import LaneWatch
-from workers.inference.rollout.meaning import Meaning
-from workers.inference.rollout.rollouts import Rollouts
+from workers.inference.rollout.difference import Meaning
+from workers.inference.rollout.rollouts import LaneWatch, Rollouts
+from workers.inference.rollout.shadow import ShadowHandler
 from workers.inference.rollout.steering import Steering, StepWriter
+from workers.inference.routing import Registry, listed
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles.process import Process
@@ -70,8 +69,18 @@ async def shadow_stage(process: Process, engine: Engine, stack: AsyncExitStack) 
     await follow_rollouts(process, rollouts, stack)
     stage = StageSettings(SHADOW_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds)
     read, outputs = [kafka.topics.shadow], [kafka.topics.comparisons]
-    made_of = process.replica, handler, process.clock, process.metrics, handler.pace, None, outputs, None, ids
-    return group_stage(stage, kafka, read, *made_of)
+    return group_stage(
+        stage,
+        kafka,
+        read,
+        process.replica,
+        handler,
+        process.clock,
+        process.metrics,
+        pace=handler.pace,
+        outputs=outputs,
+        topic_ids=ids,
+    )
 
 
 async def _meaning(settings: WorkerSettings, process: Process, stack: AsyncExitStack) -> Meaning | None:

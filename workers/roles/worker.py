@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
+from telemetry.clock import Clock
+from telemetry.logs import get_logger
+from telemetry.peers import PeerWatch, http_answers, redis_ping
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine, adapters_of
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.enrichment.answering.marks import fleet_secret
 from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
+from workers.inference.admission import signing_keys
 from workers.inference.announcer import Announcer
-from workers.inference.answer_times import AnswerTimes
-from workers.inference.belief import believed_secrets
-from workers.inference.cancellations import KEPT_MS
-from workers.inference.handler import InferenceHandler
+from workers.inference.handler import InferenceHandler, Parts
+from workers.inference.lifetime import KEPT_MS
 from workers.inference.model_rules import ModelRules
-from workers.inference.registry import Registry, listed
+from workers.inference.observed import AnswerTimes
+from workers.inference.routing import Registry, listed
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
 from workers.roles.delivery import delivery_stages
 from workers.roles.input_filter import open_screen
-from workers.roles.model_registry import engine_of, registry_watch
+from workers.roles.model_registry import engine_of, model_servers, registry_watch
 from workers.roles.process import Listen, Process, run
 from workers.roles.rollout import follow_rollouts, registry_of, shadow_stage, watch_lanes
 from workers.roles.topic_watch import TopicWatch
@@ -38,6 +44,8 @@ from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
+
+log = get_logger()
 
 
 async def run_worker(
@@ -49,8 +57,9 @@ async def run_worker(
     *,
     with_delivery: bool = False,
     shadow: bool = False,
+    stop: asyncio.Event | None = None,
 ) -> None:
-    """Load the engine, join the group, and answer jobs until a stop signal.
+    """Load the engine, join the group, and answer jobs until a stop signal, or until `stop` is set if it is given.
 
     With `shadow`, the worker answers only samples of other workers' jobs. Without an engine's name, the worker loads
     the engines in the model registry of POSTBACK_WORKER__REGISTRY. Loading may take minutes, so settings and topics are
@@ -66,10 +75,35 @@ async def run_worker(
             enrichment = read_settings(EnrichmentSettings)
             readers = (enrichment.members + 1) * enrichment.member_bytes
             stages += await delivery_stages(process, stack, reserved_bytes=readers)
-        await engine.start()
+        await load(engine, process.clock)
+        _watch_peers(process, engine, engine_name, stack)
         return stages
 
-    await run(fleet, listen, announce, prepare)
+    await run(fleet, listen, announce, prepare, stop)
+
+
+async def load(engine: Engine, clock: Clock) -> None:
+    """Start the engine. Raises EngineError."""
+    began = clock.monotonic()
+    log.info(
+        f"Loading {listed(engine.models) or 'the engine'} on engine {engine.name}; taking jobs once it is loaded.",
+        action="engine-loading",
+        engine=engine.name,
+    )
+    await engine.start()
+    seconds = clock.monotonic() - began
+    log.info(f"The engine is loaded after {seconds:.1f} s.", action="engine-loaded", seconds=round(seconds, 1))
+
+
+def _watch_peers(process: Process, engine: Engine, engine_name: str | None, stack: AsyncExitStack) -> None:
+    """Ask the model servers and the cache's Redis every few seconds, so that alerts know their silence."""
+    peers = PeerWatch(process.metrics, process.clock)
+    stack.callback(peers.close)
+    for url in model_servers(engine, engine_name):
+        peers.watch("model_server", partial(http_answers, f"{url}/models"))
+    redis_url = read_settings(CacheSettings).redis_url
+    if redis_url is not None:
+        peers.watch("redis", redis_ping(redis_url.get_secret_value()))
 
 
 async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:
@@ -78,7 +112,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     Raises ProcessError, RulesRefused and SettingsRefused.
     """
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
-    egress, trust = read_settings(EgressSettings), believed_secrets(settings, process.fleet.trust)
+    egress, trust = read_settings(EgressSettings), signing_keys(settings, process.fleet.trust)
     screen = await open_screen(stack)
     enricher = await _enricher(process, egress, stack)  # before Kafka is asked, since settings are checked first
     read = lane, bulk_lane, spare_lane = kafka.topics.requests_of(settings.lane)
@@ -98,18 +132,20 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
         process.beside.append(registry_watch(settings.registry, engine, registry, settings.lane))
     process.duties.append(f"answers model {listed(registry.shown)} from topic {lane}")
     handler = InferenceHandler(
-        engine,
-        enricher,
-        registry,
-        egress.callback_policy(development=process.development),
-        kafka.topics,
-        ids,
-        settings,
-        process.clock,
-        process.metrics,
-        trust,
-        screen,
-        rules,
+        Parts(
+            engine=engine,
+            enricher=enricher,
+            registry=registry,
+            callback_policy=egress.callback_policy(development=process.development),
+            topics=kafka.topics,
+            topic_ids=ids,
+            settings=settings,
+            clock=process.clock,
+            metrics=process.metrics,
+            trust=trust,
+            screen=screen,
+            rules=rules,
+        )
     )
     process.beside.append(handler.engine_watch)
     await _announce(process, registry, engine, settings.lane, handler.answer_times, stack)
@@ -121,10 +157,20 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     stage = StageSettings(
         INFERENCE_GROUP, Limits(settings.window_records, settings.window_bytes), settings.drain_seconds
     )
-    resort = last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics, trust)
-    parts = handler.pace, handler.sharing
-    made_of = process.replica, handler, process.clock, process.metrics, *parts, outputs, resort, ids
-    return group_stage(stage, kafka, read, *made_of)
+    return group_stage(
+        stage,
+        kafka,
+        read,
+        process.replica,
+        handler,
+        process.clock,
+        process.metrics,
+        pace=handler.pace,
+        sharing=handler.sharing,
+        outputs=outputs,
+        last_resort=last_resort.for_jobs(kafka.topics, ids, process.clock, process.metrics, trust),
+        topic_ids=ids,
+    )
 
 
 async def _announce(
@@ -155,7 +201,7 @@ def lanes_of(models: Mapping[str, str | None], own: str | None, topics: Topics) 
 async def _enricher(process: Process, egress: EgressSettings, stack: AsyncExitStack) -> Enricher:
     """Return a started enricher.
 
-    Raises EmbeddingModelRefused, ProfileRefused, SearchMisconfigured and TemplateRefused.
+    Raises EmbeddingModelRefused, EntailmentModelRefused, ProfileRefused, SearchMisconfigured and TemplateRefused.
     """
     settings = read_settings(EnrichmentSettings)
     guard = Guard(egress.fetch_policy(development=process.development), proxy=egress.fetch_proxy())

@@ -11,13 +11,12 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.kafka.clients import asking_config, client_config
 from workers.kafka.topics import KafkaTopicIds
-from workers.stage.backpressure import Backpressure
 from workers.stage.defects import LastResort
-from workers.stage.intake import GroupIntake
 from workers.stage.record import Handler
 from workers.stage.settings import StageSettings
-from workers.stage.settle import Settler
-from workers.stage.sharing import Sharing
+from workers.stage.settler import Settler
+from workers.stage.sharing import Backpressure, Sharing
+from workers.stage.source import GroupSource
 from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
 
@@ -58,10 +57,10 @@ def group_stage(
 
     group = f"{kafka.topic_prefix}{settings.name}"
     prefetch = AHEAD_OF_PACED if pace is not None and pace.paced else 2 * settings.limits.records
-    intake = GroupIntake(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
+    source = GroupSource(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     identity = f"{group}.{replica}{settings.suffix}"
-    settler = Settler(client_config(kafka), identity, intake.group_metadata, clock, metrics, outputs)
+    settler = Settler(client_config(kafka), identity, source.group_metadata, clock, metrics, outputs)
     identities = Identities(KafkaTopicIds(asking_config(kafka)), topic_ids or {})
-    stage = Stage(settings, handler, intake, settler, clock, metrics, pace, sharing, last_resort, identities)
+    stage = Stage(settings, handler, source, settler, clock, metrics, pace, sharing, last_resort, identities)
     errors.append(stage)
     return stage

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.stage.held import Held
-from workers.stage.intake import Intake
 from workers.stage.partition import Partition, Phase
+from workers.stage.partitions import Partitions
 from workers.stage.record import Record
+from workers.stage.source import Source
 from workers.stage.watch import Watch
 
 STALL_SECONDS = 10.0
@@ -19,21 +19,21 @@ SILENCE_SECONDS = 0.25
 """The shortest silence after which the stage asks Kafka for the topic's UUID.
 
 A partition's next record may then be of a new topic, because deleting a topic and creating it again takes longer than
-this. The question takes some milliseconds, and delays only records of nearly idle partitions.
+this. The record runs meanwhile; only the topic's commits wait for the answer, some milliseconds.
 """
 
 log = get_logger()
 
 
 class Fetching:
-    """Connects the intake with the ledgers. Only this class writes the partitions' delivery fields.
+    """Connects the source with the ledgers. Only this class writes the partitions' delivery fields.
 
     Only the Kafka thread calls the methods.
     """
 
-    def __init__(self, held: Held, intake: Intake, watch: Watch, clock: Clock) -> None:
-        self._held = held
-        self._intake = intake
+    def __init__(self, partitions: Partitions, source: Source, watch: Watch, clock: Clock) -> None:
+        self._partitions = partitions
+        self._source = source
         self._watch = watch
         self._clock = clock
 
@@ -42,13 +42,13 @@ class Fetching:
     ) -> tuple[list[tuple[Partition, Record]], list[tuple[Partition, int]]]:
         """Find the held partition of each record and each end; leave out records and ends without a held partition.
 
-        Raises TopicMadeAnew if the records come from a new topic of the same name: the client may read the new topic
-        before the group coordinator knows about it. The stage asks Kafka for the topic's UUID in three cases: a
-        partition's offsets go back without a seek, the partition's first record arrives only after the partition was
-        opened, or a delivery follows a silence. Offsets alone do not show every new topic: if the new topic has more
-        records than the old one, its offsets seem to go on.
+        The records may come from a new topic of the same name: the client may read the new topic before the group
+        coordinator knows about it. The stage doubts the topic in three cases: a partition's offsets go back without a
+        seek, the partition's first record arrives only after the partition was opened, or a delivery follows a
+        silence. Offsets alone do not show every new topic: if the new topic has more records than the old one, its
+        offsets seem to go on.
         """
-        held, doubtful, now = self._held.partitions, set(), self._clock.monotonic()
+        held, doubtful, now = self._partitions.held, set(), self._clock.monotonic()
         found_ends = []
         for topic, number, offset in ends:
             partition = held.get((topic, number))
@@ -56,17 +56,21 @@ class Fetching:
                 found_ends.append((partition, offset))
                 if offset < partition.position or self._is_after_silence(partition, now):
                     doubtful.add(topic)
-        found = []
+        found, seen = [], set[Partition]()
         for record in records:
             partition = held.get((record.topic, record.partition))
             if partition is not None:
                 found.append((partition, record))
-                comes_late = partition.phase is Phase.OPEN and not partition.begun
-                if comes_late or record.offset < partition.position or self._is_after_silence(partition, now):
+                if record.offset < partition.position:
                     doubtful.add(record.topic)
                 partition.position = record.offset
+                seen.add(partition)
+        for partition in seen:
+            comes_late = partition.phase is Phase.OPEN and not partition.begun
+            if comes_late or self._is_after_silence(partition, now):
+                doubtful.add(partition.topic)
         if doubtful:
-            self._held.require_same(doubtful)
+            self._partitions.doubt(doubtful)
         return found, found_ends
 
     def take(self, found: Iterable[tuple[Partition, Record]]) -> list[tuple[Partition, Record]]:
@@ -94,13 +98,13 @@ class Fetching:
     def seek_stalled(self) -> None:
         """Schedule a seek of each partition that has records but has delivered none for STALL_SECONDS."""
         now = self._clock.monotonic()
-        for partition in self._held.partitions.values():
+        for partition in self._partitions.held.values():
             if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
                 continue  # the seek to `rewind_to` is scheduled already, and goes further back
             if now - partition.last_seen < STALL_SECONDS:
                 continue
             partition.last_seen = now
-            marks = self._intake.watermarks(partition.id, cached=True)
+            marks = self._source.watermarks(partition.id, cached=True)
             owed = partition.ledger.next_owed  # `next_offset` may lie after a record that was given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.fetch_again(owed)
@@ -112,7 +116,7 @@ class Fetching:
         """
         if not pause and not resume:
             return
-        if self._intake.flow([p.id for p in pause], [(*p.id, p.rewind_to) for p in resume]):
+        if self._source.flow([p.id for p in pause], [(*p.id, p.rewind_to) for p in resume]):
             for partition in pause:
                 partition.paused = True
             for partition in resume:
@@ -125,18 +129,19 @@ class Fetching:
         partition.last_seen, partition.at_end = now, False
         if partition.rewind_to is not None and record.offset >= partition.rewind_to:
             return False  # the partition is fetched again from `rewind_to` on
-        if partition.phase is Phase.OPEN and not self._has_offset(partition, record.offset):
+        offset, ledger, is_open = record.offset, partition.ledger, partition.phase is Phase.OPEN
+        if is_open and offset > ledger.next_offset and not self._has_offset(partition, offset):
             return False
-        partition.fetched_to = record.offset + 1
-        if partition.phase is not Phase.OPEN or not partition.ledger.fits(record.offset):
-            partition.fetch_again(record.offset)
+        partition.fetched_to = offset + 1
+        if not is_open or not ledger.fits(offset):
+            partition.fetch_again(offset)
             return False
-        if record.offset > partition.ledger.next_offset:
-            self._watch.gap(partition, record.offset)
+        if offset > ledger.next_offset:
+            self._watch.gap(partition, offset)
         partition.begun = True
-        if not partition.ledger.take(record.offset):
+        if not ledger.take(offset):
             return False
-        self._held.load.take(partition, record)
+        self._partitions.load.take(partition, record)
         return True
 
     def _has_offset(self, partition: Partition, offset: int) -> bool:
@@ -146,10 +151,8 @@ class Fetching:
         retention removed that offset. The client would continue after the stated offset and miss other records, so the
         stage seeks to the offset after the real offset.
         """
-        if offset <= partition.ledger.next_offset:
-            return True
         for cached in (True, False):  # compare with the end from the last fetch, then with the broker's end
-            marks = self._intake.watermarks(partition.id, cached=cached)
+            marks = self._source.watermarks(partition.id, cached=cached)
             if marks is not None and offset < marks[1]:
                 return True
         if marks is None:

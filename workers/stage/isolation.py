@@ -3,7 +3,8 @@
 After a crash each running record may be to blame, so all running records become *suspects*. The stage tries suspects in
 *cohorts*, and commits the members of a cohort before dispatching the cohort. A cohort that kills again is halved, until
 one suspect runs *alone*: its process runs nothing else. If a suspect kills while it runs alone, this counts as an
-*attempt*; after three attempts the stage gives the suspect up.
+*attempt*; after three attempts the stage gives the suspect up. A suspect with attempts always runs alone. Suspects that
+were in no cohort that killed stay in cohorts of full size, so one killer does not slow down the records beside it.
 
 Suspects have two sources. First, a partition that its last owner left open: its first window is suspect, and so are the
 records committed as running. Second, a handler that raises HandlerCrashed because an engine process died: the records
@@ -48,6 +49,8 @@ class Cohort:
 
     members: list[tuple[Partition, Record]]
     alone: bool
+    most: int = MAX_SUSPECTS
+    """Cap on the size of the next cohort of these members, if this cohort is not dispatched."""
     narrow: bool = False
     """True if the members were running in a crash. No other record is dispatched until the cohort is settled."""
     waiting: set[tuple[Partition, int]] = field(default_factory=set)
@@ -60,9 +63,9 @@ class Isolation:
     """The suspects of one process, and the cohorts that are being tried. Without suspects, `idle` is True."""
 
     def __init__(self) -> None:
-        self._narrow: deque[tuple[Partition, Record]] = deque()
-        """Suspects that were running in a crash. Their cohorts run one at a time, and no other record runs
-        meanwhile."""
+        self._narrow: deque[tuple[Partition, Record, int]] = deque()
+        """Suspects that were running in a crash, each with a cap on the size of its next cohort: half of the cohort
+        that killed. Their cohorts run one at a time, and no other record runs meanwhile."""
         self._wide: dict[Partition, deque[Record]] = {}
         """The first windows of partitions that were left open. Cohorts of first windows run beside all other records.
 
@@ -77,9 +80,6 @@ class Isolation:
         """True if a last attempt is under way although no other record has completed."""
         self.sick = False
         """True if the machine is to blame, and not the records."""
-        self._limit = MAX_SUSPECTS
-        self._awaited: set[tuple[Partition, int]] = set()
-        """Records that another worker committed as running, and that Kafka has not yet delivered to this worker."""
         self.cohorts: list[Cohort] = []
         """Cohorts with unsettled members: one narrow cohort, or several cohorts of first windows. Only the last cohort
         may be undispatched."""
@@ -110,34 +110,28 @@ class Isolation:
         """Return whether the partition has suspects, or its next records will be suspects."""
         if partition.careful_records or any(suspect.running for suspect in partition.suspects.values()):
             return True
-        suspected = {*self._wide, *self._tried(), *(owner for owner, _ in (*self._narrow, *self._last))}
-        suspected.update(owner for owner, _, _ in self.condemned)
+        suspected = {*self._wide, *self._tried(), *(owner for owner, _ in self._last)}
+        suspected.update(owner for owner, _, _ in (*self._narrow, *self.condemned))
         return partition in suspected
 
     def opened(self, partition: Partition) -> None:
         """Adopt suspects that the last owner committed as running.
 
-        These suspects killed the last owner, so cohorts are halved.
+        These suspects killed the last owner, so their next cohorts have at most half of the size.
         """
-        self._start_anew_if_calm()
         running = [offset for offset, suspect in partition.suspects.items() if suspect.running]
         if len(running) == 1 and partition.alone:
             offset = running[0]
             attempts = partition.suspects[offset].attempts
             partition.suspects[offset] = Suspect(attempts + _has_room(partition, attempts), running=True)
-        if running:
-            self._halve(len(running))
-        self._awaited.update((partition, offset) for offset in running)
+        partition.most_together = _half(len(running))
         partition.alone = False
 
     def suspect(self, partition: Partition, record: Record) -> bool:
         """Return True if a record that was just taken is a suspect. Suspects are queued here, not in the window."""
-        self._awaited.discard((partition, record.offset))
         known = partition.suspects.get(record.offset)
         if known is not None:
-            if 0 < known.attempts < ATTEMPTS_ALLOWED - 1:
-                self._halve(1)
-            self._judge(partition, record, known.attempts)
+            self._judge(partition, record, known.attempts, partition.most_together)
         elif partition.careful_records > 0:
             partition.careful_records -= 1
             self._wide.setdefault(partition, deque()).append(record)
@@ -156,7 +150,6 @@ class Isolation:
 
     def crashed(self, casualties: list[tuple[Partition, Record]]) -> None:
         """Suspect `casualties`: all records that were running in one crash."""
-        self._start_anew_if_calm()
         tried, self.cohorts = self.cohorts, []
         alone = len(casualties) == 1 and any(cohort.alone and cohort.dispatched for cohort in tried)
         healthy, self._healthy = self._healthy, False
@@ -166,17 +159,17 @@ class Isolation:
         for cohort in tried:
             if not cohort.dispatched:
                 self._put_back(cohort)
-        self._halve(len(casualties))
+        most = _half(len(casualties))
         for partition, record in reversed(casualties):
             attempts = partition.suspects.pop(record.offset, Suspect()).attempts
             if alone and _counts(attempts, healthy=healthy):
                 attempts += _has_room(partition, attempts)
             if attempts:
                 partition.suspects[record.offset] = Suspect(attempts)
-            self._judge(partition, record, attempts, first=not alone)
+            self._judge(partition, record, attempts, most, first=not alone)
         waiting, self._narrow = self._narrow, deque()
-        for partition, record in waiting:  # before its last attempt, a suspect has to wait for another completion
-            self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts)
+        for partition, record, most in waiting:  # before its last attempt, a suspect waits for another completion
+            self._judge(partition, record, partition.suspects.get(record.offset, Suspect()).attempts, most)
 
     def try_anyway(self) -> None:
         """Start a suspect's last attempt without waiting for another record, which may arrive only days later."""
@@ -184,8 +177,7 @@ class Isolation:
         self._try_last()
 
     def _try_last(self) -> None:
-        self._narrow.append(self._last.popleft())
-        self._limit = 1
+        self._narrow.append((*self._last.popleft(), 1))
 
     def next_cohort(self, room: int) -> Cohort | None:
         """Return the cohort to dispatch next, if any. Before dispatching, the caller commits the members as running.
@@ -199,10 +191,10 @@ class Isolation:
         if self.cohorts and self.exclusive:
             return None  # a suspect that was running in a crash runs with no other record
         narrow = bool(self._narrow)
-        members = self._draw_narrow() if narrow else self._draw_wide(room)
+        members, most = self._draw_narrow() if narrow else (self._draw_wide(room), MAX_SUSPECTS)
         if not members:
             return None
-        cohort = Cohort(members, alone=narrow and self._limit == 1, narrow=narrow)
+        cohort = Cohort(members, narrow and len(members) == 1, most, narrow)
         cohort.waiting = {(partition, record.offset) for partition, record in members}
         self.cohorts.append(cohort)
         self._mark(cohort)
@@ -213,20 +205,23 @@ class Isolation:
         for cohort in list(self.cohorts):
             cohort.waiting.discard((partition, offset))
             if not cohort.waiting:
-                for member, _ in cohort.members:
-                    member.alone = False
                 self.cohorts.remove(cohort)
 
-    def forget(self, partition: Partition) -> list[Record]:
-        """Forget the suspects of a partition that another worker gets. Returns the undispatched suspects."""
+    def forget(self, partition: Partition, *, draining: bool = False) -> list[Record]:
+        """Forget the suspects of a partition that another worker gets. Returns the undispatched suspects.
+
+        With `draining`, the dispatched suspects still run, so their cohort still keeps other records from beginning.
+        """
         untried = [record for owner, record, _ in self.condemned if owner is partition]
-        untried += [record for owner, record in (*self._narrow, *self._last) if owner is partition]
+        untried += [record for owner, record, _ in self._narrow if owner is partition]
+        untried += [record for owner, record in self._last if owner is partition]
         untried += self._wide.pop(partition, ())
         self._narrow = deque(entry for entry in self._narrow if entry[0] is not partition)
         self._last = deque(entry for entry in self._last if entry[0] is not partition)
         self.condemned = [entry for entry in self.condemned if entry[0] is not partition]
-        self._awaited = {entry for entry in self._awaited if entry[0] is not partition}
         for cohort in self.cohorts:
+            if draining and cohort.dispatched:
+                continue
             members = [record for owner, record in cohort.members if owner is partition]
             untried += [] if cohort.dispatched else members
             cohort.members = [entry for entry in cohort.members if entry[0] is not partition]
@@ -234,27 +229,21 @@ class Isolation:
         self.cohorts = [cohort for cohort in self.cohorts if cohort.waiting]
         return untried
 
-    def _judge(self, partition: Partition, record: Record, attempts: int, *, first: bool = False) -> None:
+    def _judge(self, partition: Partition, record: Record, attempts: int, most: int, *, first: bool = False) -> None:
+        """Queue a suspect for its next cohort, of at most `most` suspects; alone if it has attempts."""
         if attempts >= ATTEMPTS_ALLOWED:
             self.condemned.append((partition, record, attempts))
         elif attempts == ATTEMPTS_ALLOWED - 1:
             self._last.append((partition, record))
         elif first:
-            self._narrow.appendleft((partition, record))
+            self._narrow.appendleft((partition, record, 1 if attempts else most))
         else:
-            self._narrow.append((partition, record))
-
-    def _start_anew_if_calm(self) -> None:
-        if not (self.exclusive or self._awaited):
-            self._limit = MAX_SUSPECTS
-
-    def _halve(self, size: int) -> None:
-        self._limit = max(1, min(self._limit, (size + 1) // 2 if size > 1 else 1))
+            self._narrow.append((partition, record, 1 if attempts else most))
 
     def _put_back(self, cohort: Cohort) -> None:
         """Put the members of an undispatched cohort back to the front of their queue."""
         if cohort.narrow:
-            self._narrow.extendleft(reversed(cohort.members))
+            self._narrow.extendleft((*member, cohort.most) for member in reversed(cohort.members))
             return
         for partition, record in reversed(cohort.members):
             self._wide.setdefault(partition, deque()).appendleft(record)
@@ -284,17 +273,24 @@ class Isolation:
             attempts = partition.suspects.get(record.offset, Suspect()).attempts
             partition.suspects[record.offset] = Suspect(attempts, running=True)
 
-    def _draw_narrow(self) -> list[tuple[Partition, Record]]:
-        """Draw a cohort from the front of the queue: as many suspects as the size limit and the commits allow."""
+    def _draw_narrow(self) -> tuple[list[tuple[Partition, Record]], int]:
+        """Draw a cohort from the front of the queue: as many suspects as their caps and the commits allow.
+
+        Returns the members and the lowest of their caps.
+        """
         drawn: list[tuple[Partition, Record]] = []
-        named = self._named()
-        while self._narrow and len(drawn) < self._limit:
-            partition, record = self._narrow[0]
+        named, lowest = self._named(), MAX_SUSPECTS
+        while self._narrow:
+            partition, record, most = self._narrow[0]
+            if len(drawn) >= min(lowest, most):
+                break
             if (drawn or self.cohorts) and len(named[partition] | {record.offset}) > MAX_SUSPECTS:
                 break
+            lowest = min(lowest, most)
             named[partition].add(record.offset)
-            drawn.append(self._narrow.popleft())
-        return drawn
+            drawn.append((partition, record))
+            self._narrow.popleft()
+        return drawn, lowest
 
     def _draw_wide(self, room: int) -> list[tuple[Partition, Record]]:
         """Draw up to `room` records of first windows. The commit of each partition bounds its part."""
@@ -313,9 +309,14 @@ class Isolation:
     def _named(self) -> defaultdict[Partition, set[int]]:
         """Return the offsets that each partition's commit names: members of cohorts, and records with attempts."""
         named = self._tried()
-        for partition in {*named, *self._wide, *(partition for partition, _ in self._narrow)}:
+        for partition in {*named, *self._wide, *(partition for partition, _, _ in self._narrow)}:
             named[partition].update(offset for offset, suspect in partition.suspects.items() if suspect.attempts)
         return named
+
+
+def _half(size: int) -> int:
+    """Return the size of the next cohorts of `size` suspects that ran when their process died."""
+    return max(1, min(MAX_SUSPECTS, (size + 1) // 2))
 
 
 def _counts(attempts: int, *, healthy: bool) -> bool:

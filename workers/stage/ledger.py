@@ -102,9 +102,12 @@ class Ledger:
 
         Returns False if the record is done or taken already.
         """
-        self.reach(offset)
-        self.next_offset = max(self.next_offset, offset + 1)
-        if self.is_done(offset) or offset in self._taken:
+        if offset == self.next_offset:
+            self.next_offset = offset + 1
+        else:
+            self.reach(offset)
+            self.next_offset = max(self.next_offset, offset + 1)
+        if (self._done and self.is_done(offset)) or offset < self._base or offset in self._taken:
             return False
         self._taken.add(offset)
         return True
@@ -123,11 +126,12 @@ class Ledger:
 
     def after(self, offsets: Iterable[int]) -> tuple[int, int]:
         """Return the base and bitmap that result if these offsets are done too."""
-        done = self._done
-        for offset in offsets:
-            if offset >= self._base:
-                done |= 1 << (offset - self._base)
-        return _advance(self._base, done)
+        above = [offset - self._base for offset in offsets if offset >= self._base]
+        width = max([self._done.bit_length(), *above]) + 8
+        bits = bytearray(self._done.to_bytes(width // 8 + 1, "little"))  # setting a bit of an int would copy it
+        for bit in above:
+            bits[bit >> 3] |= 1 << (bit & 7)
+        return _advance(self._base, int.from_bytes(bits, "little"))
 
     def settle(self, offsets: Iterable[int]) -> None:
         """Mark these offsets as done. Call this when the commit that contains them has returned."""

@@ -2,17 +2,14 @@
 
 A broker accepts 4,096 characters of metadata by default, so the formats are bounded. Each format begins with version,
 flags and the number of suspects; the topic's mark and the suspects follow, and the done offsets come last. The bytes
-are written in base85. The versions differ in the done offsets and the mark:
+are written in base85. The versions differ in the done offsets:
 
-    1  a bitmap of up to MAX_BITMAP offsets above base, with any holes; no mark
-    2  up to MAX_HOLES holes in MAX_SPAN offsets: the number of done offsets before each hole, in a Rice code; no mark
-    3  as 1, with a mark
-    4  as 2, with a mark
+    3  a bitmap of up to MAX_BITMAP offsets above base, with any holes
+    4  up to MAX_HOLES holes in MAX_SPAN offsets: the number of done offsets before each hole, in a Rice code
 
-The mark is four bytes of a hash of the topic's UUID. When a topic is deleted and created again under the same name, a
-group may keep its offsets. The old topic's offsets mean nothing in the new topic. Releases before the mark wrote
-versions 1 and 2; their progress is read as progress in the present topic. Earlier releases wrote 0 in the flags' four
-bits for `begun`.
+The mark is four bytes of a hash of the topic's UUID, or zeros if the stage does not know the UUID. When a topic is
+deleted and created again under the same name, a group may keep its offsets. The old topic's offsets mean nothing in the
+new topic.
 
 A hole is an offset that is not done. While a wide span has few holes, an owner can go on with the records after a slow
 record. The Rice code (Rice 1979) writes a number as a one for each multiple of 32, a zero, and five bits for the rest.
@@ -41,11 +38,10 @@ The cap exceeds the number of records in delivery's window. This many holes and 
 
 MAX_SUSPECTS = 32
 
-_BITMAP = 1
-_HOLES = 2
-_MARKED = 2
-"""The difference between the version numbers with and without a mark."""
+_BITMAP = 3
+_HOLES = 4
 _MARK_BYTES = 4
+_NO_MARK = bytes(_MARK_BYTES)
 _OFFSET_BYTES = {_BITMAP: 2, _HOLES: 3}
 """Bytes of a suspect's offset above base."""
 
@@ -130,8 +126,8 @@ class Progress:
         version = _BITMAP if reach <= MAX_BITMAP else _HOLES
         flags = (_OPEN if self.open else 0) | (_ALONE if self.alone else 0)
         flags |= (self.begun.bit_length() - 1 << _BEGUN_SHIFT) if self.begun else 0
-        out = bytearray((version if self.topic is None else version + _MARKED, flags, len(self.suspects)))
-        out += self.topic or b""
+        out = bytearray((version, flags, len(self.suspects)))
+        out += self.topic or _NO_MARK
         for offset, suspect in sorted(self.suspects.items()):
             out += (offset - self.base).to_bytes(_OFFSET_BYTES[version], "little")
             out.append(suspect.attempts | (_RUNNING if suspect.running else 0))
@@ -147,10 +143,12 @@ class Progress:
             raw = base64.b85decode(metadata)
         except (ValueError, binascii.Error) as error:
             raise UndecodableLedger("the commit's metadata is not base85") from error
-        if len(raw) < 3 or not 0 < raw[0] <= _HOLES + _MARKED:
+        if not raw or raw[0] not in _OFFSET_BYTES:
             raise UndecodableLedger("the commit's metadata has an unknown version")
-        version, mark = (raw[0], 0) if raw[0] <= _MARKED else (raw[0] - _MARKED, _MARK_BYTES)
-        width, suspects_at = _OFFSET_BYTES[version], 3 + mark
+        version, suspects_at = raw[0], 3 + _MARK_BYTES
+        if len(raw) < suspects_at:
+            raise UndecodableLedger("the commit's metadata has the wrong length")
+        width = _OFFSET_BYTES[version]
         done_at = suspects_at + (width + 1) * raw[2]
         if raw[2] > MAX_SUSPECTS or len(raw) < done_at:
             raise UndecodableLedger("the commit's metadata has the wrong length")
@@ -160,7 +158,8 @@ class Progress:
             offset = base + int.from_bytes(raw[at : at + width], "little")
             suspects[offset] = Suspect(said & ~_RUNNING, bool(said & _RUNNING))
         done = _of_bitmap(raw[done_at:]) if version == _BITMAP else _of_holes(raw[done_at:])
-        topic = raw[3:suspects_at] if mark else None
+        mark = raw[3:suspects_at]
+        topic = None if mark == _NO_MARK else mark
         begun = 1 << exponent if (exponent := raw[1] >> _BEGUN_SHIFT) else 0
         return cls(base, done, bool(raw[1] & _OPEN), bool(raw[1] & _ALONE), suspects, topic, begun)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -71,7 +71,7 @@ class Runner:
     def __init__(
         self,
         handler: Handler,
-        completions: SimpleQueue[Handled],
+        completions: SimpleQueue[list[Handled]],
         defects: Defects,
         sharing: Sharing | None = None,
         last_resort: LastResort | None = None,
@@ -83,7 +83,9 @@ class Runner:
         self._sharing = sharing
         self._last_resort = last_resort or _pass_over
         self._completions = completions
-        self._at_a_time_seconds = at_a_time_seconds
+        self._done: list[Handled] = []
+        """Completions that the Kafka thread gets at the loop's next turn, all at once."""
+        self.at_a_time_seconds = at_a_time_seconds
         self._queue: deque[_Dispatched] = deque()
         self.begun = 0
         """The number of dispatched records whose handlers have begun or were cancelled.
@@ -111,7 +113,7 @@ class Runner:
     def give_up(self, partition: Partition, record: Record, attempts: int, now: float) -> None:
         """Complete a record that killed its worker each time it ran alone."""
         failure = Failure("worker_killed", f"the job ended its worker {attempts} times while it ran alone", attempts)
-        self._completions.put(Handled(partition, record, self._given_up(record, failure), now))
+        self._complete(Handled(partition, record, self._given_up(record, failure), now))
 
     def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
         """Complete records beyond their party's share with the outputs of `Sharing.defer`, without handling them."""
@@ -137,10 +139,10 @@ class Runner:
         urgent than deferring them.
         """
         began = time.perf_counter()
-        while self._surplus and time.perf_counter() - began < self._at_a_time_seconds:
+        while self._surplus and time.perf_counter() - began < self.at_a_time_seconds:
             partition, record, since = self._surplus.popleft()
             self.deferred += 1
-            self._completions.put(Handled(partition, record, self._deferred(record), since, deferred=True))
+            self._complete(Handled(partition, record, self._deferred(record), since, deferred=True))
         if self._surplus:
             asyncio.get_running_loop().call_soon(self._defer_some)
 
@@ -158,31 +160,36 @@ class Runner:
 
         If a handler waits, another task runs the remaining records.
         """
-        task, began = asyncio.current_task(), time.perf_counter()  # loop.time() would not do: it may stand still
-        while turn == self._turn and self._queue and time.perf_counter() - began < self._at_a_time_seconds:
+        task, now = asyncio.current_task(), time.perf_counter  # loop.time() would not do: it may stand still
+        until, outputs = now() + self.at_a_time_seconds, None
+        while turn == self._turn and self._queue and now() < until:
             partition, record, dispatched_at = self._queue.popleft()
             self.begun += 1
             tasks = self._tasks[partition]
             tasks[record.offset] = task
             try:
-                await self._run(partition, record, dispatched_at)
+                outputs = self._checked(record, await self._handler.handle(record))
+            except HandlerCrashed:
+                outputs = None
+            except asyncio.CancelledError as error:
+                if task is None or task.cancelling():
+                    raise
+                # The CancelledError came from inside the handler: the record's own task was not cancelled.
+                outputs = self._after_defect("handle", record, _Stray().with_traceback(error.__traceback__))
+            except Exception as error:
+                outputs = self._after_defect("handle", record, error)
             finally:
                 del tasks[record.offset]
+            self._complete(Handled(partition, record, outputs, dispatched_at))
 
-    async def _run(self, partition: Partition, record: Record, dispatched_at: float) -> None:
-        try:
-            outputs: Sequence[Output] | None = self._checked(record, await self._handler.handle(record))
-        except HandlerCrashed:
-            outputs = None
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # The CancelledError came from inside the handler: the record's own task was not cancelled.
-            outputs = self._after_defect("handle", record, _Stray().with_traceback(error.__traceback__))
-        except Exception as error:
-            outputs = self._after_defect("handle", record, error)
-        self._completions.put(Handled(partition, record, outputs, dispatched_at))
+    def _complete(self, completion: Handled) -> None:
+        if not self._done:
+            asyncio.get_running_loop().call_soon(self._hand_back)
+        self._done.append(completion)
+
+    def _hand_back(self) -> None:
+        done, self._done = self._done, []
+        self._completions.put(done)
 
     def _deferred(self, record: Record) -> Sequence[Output]:
         assert self._sharing is not None, "only a stage with a Sharing defers records"  # noqa: S101 - an invariant
@@ -241,5 +248,48 @@ def _within_bounds(outputs: Sequence[Output]) -> Sequence[Output]:
 
 def is_too_large(output: Output) -> bool:
     """Return whether value, key and headers together exceed MAX_OUTPUT_BYTES."""
-    size = len(output.value or b"") + len(output.key or b"") + size_of(output.headers or ())
-    return size > MAX_OUTPUT_BYTES
+    size = len(output.value or b"") + len(output.key or b"")
+    return size + size_of(output.headers) > MAX_OUTPUT_BYTES if output.headers else size > MAX_OUTPUT_BYTES
+
+
+class RunnerProxy:
+    """Passes calls to the runner on the event loop. Each method returns at once; the order of calls is kept."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop of the runner. `Stage.run` sets it before the first call."""
+        self._dispatched = 0
+        self._surplus = 0
+
+    @property
+    def not_begun(self) -> int:
+        """The number of dispatched records that wait for the event loop: their handlers have not begun."""
+        return self._dispatched - self.runner.begun
+
+    @property
+    def is_deferring(self) -> bool:
+        """True until the surplus of the last `defer` is deferred."""
+        return self._surplus > self.runner.deferred
+
+    def start(self, batch: list[tuple[Partition, Record]], now: float) -> None:
+        """Call `Runner.start`. `now`: monotonic seconds of the dispatch."""
+        self._dispatched += len(batch)
+        self._on_loop(self.runner.start, batch, now)
+
+    def give_up(self, partition: Partition, record: Record, attempts: int, now: float) -> None:
+        """Call `Runner.give_up`."""
+        self._on_loop(self.runner.give_up, partition, record, attempts, now)
+
+    def defer(self, surplus: list[tuple[Partition, Record]], now: float) -> None:
+        """Call `Runner.defer`."""
+        self._surplus += len(surplus)
+        self._on_loop(self.runner.defer, surplus, now)
+
+    def cancel(self, partition: Partition) -> None:
+        """Call `Runner.cancel`."""
+        self._on_loop(self.runner.cancel, partition)
+
+    def _on_loop(self, call: Callable[..., None], *args: object) -> None:
+        assert self.loop is not None, "run() comes first"  # noqa: S101 - an invariant, not a check of input
+        self.loop.call_soon_threadsafe(call, *args)

@@ -19,7 +19,7 @@ class StageSettings:
     revoke_drain_seconds: float | None = None
     """The time for which a revocation waits for dispatched records.
 
-    Meanwhile the stage fetches no records: partitions that stay assigned go on with parked records only. None means
+    Meanwhile the stage fetches no records: partitions that stay assigned go on with queued records only. None means
     `drain_seconds`."""
     group_commit_seconds: float = 0.0
     """The shortest time for which a complete record waits for other records to share its transaction.

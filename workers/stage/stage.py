@@ -5,33 +5,33 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.stage.backpressure import Backpressure, Unpaced
 from workers.stage.defects import Defects, LastResort
-from workers.stage.dispatching import Dispatching
-from workers.stage.errors import NothingCompletes
+from workers.stage.dispatcher import Dispatcher, NothingCompletes
 from workers.stage.fetching import Fetching
-from workers.stage.held import Held
-from workers.stage.intake import Intake, PartitionId
 from workers.stage.partition import Partition, Phase
+from workers.stage.partitions import Partitions
 from workers.stage.progress import Progress
 from workers.stage.record import Handler, Record
-from workers.stage.runner import AT_A_TIME_SECONDS, PACED_AT_A_TIME_SECONDS, Handled, Runner
-from workers.stage.runner_proxy import RunnerProxy
+from workers.stage.runner import AT_A_TIME_SECONDS, PACED_AT_A_TIME_SECONDS, Handled, Runner, RunnerProxy
 from workers.stage.settings import StageSettings
-from workers.stage.settle import Settler
-from workers.stage.settler_state import SettlerState
-from workers.stage.sharing import Sharing
+from workers.stage.settler import Settler, SettlerState
+from workers.stage.sharing import Backpressure, Sharing, Unpaced
+from workers.stage.source import PartitionId, Source
 from workers.stage.topic_ids import Identities, TopicMadeAnew
 from workers.stage.transactions import Transactions
 from workers.stage.watch import Watch
 
 IDLE_SECONDS = 0.02
 """The time for which an idle stage waits for a record before it checks for a stop."""
+SETTLING_SECONDS = 0.01
+"""The longest wait for a record while a transaction is under way. Rounds of a millisecond would take a tenth of a core
+beside each commit, and the end of a commit cannot end the wait."""
 FAREWELL_SECONDS = 5.0
 """The time for the last commit of a revoked partition, which states that the partition was given back cleanly."""
 
@@ -50,7 +50,7 @@ class Stage:
         self,
         settings: StageSettings,
         handler: Handler,
-        intake: Intake,
+        source: Source,
         settler: Settler,
         clock: Clock,
         metrics: Metrics,
@@ -61,30 +61,30 @@ class Stage:
     ) -> None:
         """Without `identities`, the stage knows topics by name, and does not notice a new topic of the same name."""
         self._settings = settings
-        self._intake = intake
+        self._source = source
         self._settler = settler
         self._clock = clock
-        limits, defects, completions = settings.limits, Defects(metrics), SimpleQueue[Handled]()
+        limits, defects, completions = settings.limits, Defects(metrics), SimpleQueue[list[Handled]]()
         self.stopping: Deadline | None = None
         """The deadline of the drain, set by `stop`. None before `stop` is called."""
         self.error: Exception | None = None
         """The error that `run` raises after the stage has drained and left the group."""
-        self.watch = Watch(intake, settler, clock, metrics)
+        self.watch = Watch(source, settler, clock, metrics)
         pace = pace or Unpaced()
         at_a_time = PACED_AT_A_TIME_SECONDS if pace.paced else AT_A_TIME_SECONDS
         self.proxy = RunnerProxy(Runner(handler, completions, defects, sharing, last_resort, at_a_time))
-        self.held = Held(limits.records, intake, settler, self.watch, clock, metrics, identities)
-        self.fetching = Fetching(self.held, intake, self.watch, clock)
-        self.dispatching = Dispatching(limits, self.held, self.proxy, defects, clock, metrics, pace, sharing)
+        self.partitions = Partitions(limits.records, source, settler, self.watch, clock, metrics, identities)
+        self.fetching = Fetching(self.partitions, source, self.watch, clock)
+        self.dispatcher = Dispatcher(limits, self.partitions, self.proxy, defects, clock, metrics, pace, sharing)
         self.transactions = Transactions(
             settings.group_commit_seconds,
-            self.held,
-            self.dispatching.isolation,
+            self.partitions,
+            self.dispatcher.isolation,
             completions,
             settler,
             clock,
             metrics,
-            self.dispatching.spent,
+            self.dispatcher.spent,
         )
 
     # -- on the event loop ---------------------------------------------------------------------------------------
@@ -106,29 +106,50 @@ class Stage:
     def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
         error: BaseException | None = None
         try:
-            self._intake.join(self)
-            while self.stopping is None:
-                self.round()
-            self.drain()
-            self._settler.close()
-            self._intake.leave()
+            self.live()
             error = self.error
         except BaseException as raised:
             error = raised
         loop.call_soon_threadsafe(_end, ended, error)
 
+    def live(self) -> None:
+        """Join the group and work until `stop`; then drain, end the last transaction, and leave the group."""
+        self._source.join(self)
+        try:
+            while self.stopping is None:
+                self.round()
+            self.drain()
+        except Exception:
+            self._break_off()
+            raise
+        self._settler.close()
+        self._source.leave()
+
+    def _break_off(self) -> None:
+        """End after an error without committing: other members get the partitions and their records at once.
+
+        Without this the open transaction would hold up readers until its timeout, and the group would wait for the
+        member until the session timeout. Further errors would only hide the first one.
+        """
+        with suppress(Exception):
+            self._drop(list(self.partitions.held.values()))
+        with suppress(Exception):
+            self._settler.close()
+        with suppress(Exception):
+            self._source.leave()
+
     def round(self) -> None:
         """Fetch, take, dispatch and settle records, then pause and resume partitions."""
-        window = self.dispatching.window
+        window = self.dispatcher.window
         window.look(self._clock.monotonic())
-        if window.tight or self.dispatching.is_deferring:
+        if window.tight or self.dispatcher.is_deferring:
             self._clock.sleep(0.001)
         else:
-            self.take(*self._intake.consume(window.batch, self.patience()))
-        self.dispatching.defer_surplus()
+            self.take(*self._source.consume(window.batch, self.patience()))
+        self.dispatcher.defer_surplus()
         self.turn()
         self.regulate()
-        self.watch.look(list(self.held.partitions.values()))
+        self.watch.look(list(self.partitions.held.values()))
 
     def turn(self) -> None:
         """Collect, dispatch and settle without fetching. A drain calls this too, so that other partitions go on."""
@@ -140,11 +161,14 @@ class Stage:
     def patience(self) -> float:
         """Return the seconds to wait for a record: 0 if a transaction can begin now."""
         pending, group_commit = self.transactions.pending, self.transactions.group_commit
+        busy = self.partitions.load.running or self.dispatcher.window.queued
+        if self._settler.state is SettlerState.SETTLING and not self.dispatcher.window.queued:
+            return min(SETTLING_SECONDS, max(0.001, self.transactions.seconds_left))
         if self._settler.state is SettlerState.SETTLING or group_commit.made_way:
             return 0.001
-        if pending and not self._settler.resting and not group_commit.expects(self._clock.monotonic()):
+        is_free = not (self._settler.resting or self.partitions.doubted)
+        if pending and is_free and not group_commit.expects(self._clock.monotonic()):
             return 0.0
-        busy = self.held.load.running or self.dispatching.window.parked
         return min(IDLE_SECONDS, max(0.001, group_commit.seconds)) if busy else IDLE_SECONDS
 
     def take(self, records: list[Record], ends: list[tuple[str, int, int]]) -> None:
@@ -153,30 +177,30 @@ class Stage:
             return
         try:
             found, found_ends = self.fetching.find(records, ends)
-            opened = self.held.open({partition for partition, _ in (*found, *found_ends)})
+            self.partitions.look()
+            opened = self.partitions.open({partition for partition, _ in (*found, *found_ends)})
         except TopicMadeAnew as anew:
-            log.error(
-                "A topic was deleted and created again; draining, then ending this process.",
-                action="topic-replaced",
-                topic=anew.topic,
-            )
-            self._end_with(anew)
+            self._topic_made_anew(anew)
             return
         for partition in opened:
-            self.dispatching.opened(partition)
+            self.dispatcher.opened(partition)
         for partition, record in self.fetching.take(found):
-            self.dispatching.accept(partition, record)
+            self.dispatcher.accept(partition, record)
         for partition in self.fetching.reach(found_ends):
-            self.dispatching.caught_up(partition)
+            self.dispatcher.caught_up(partition)
 
     def collect(self) -> None:
-        """Collect the completions from the handler."""
-        self.dispatching.died(self.transactions.collect())
+        """Collect the completions from the handler, and Kafka's answer about doubted topics."""
+        self.dispatcher.died(self.transactions.collect())
+        try:
+            self.partitions.look()
+        except TopicMadeAnew as anew:
+            self._topic_made_anew(anew)
 
     def dispatch(self) -> int:
         """Hand over the records that may run now. Returns the number of these records."""
         try:
-            return self.dispatching.dispatch(self.transactions.handled)
+            return self.dispatcher.dispatch(self.transactions.handled)
         except NothingCompletes as error:
             self._end_with(error)
             return 0
@@ -187,12 +211,12 @@ class Stage:
             self._begin_anew(partition, progress)
 
     def regulate(self) -> None:
-        """Give back put-off records beyond the bounds, and pause and resume partitions."""
-        window = self.dispatching.window
-        for partition, behind in window.cut():
-            self.held.give_back(partition, behind)
+        """Give back records that are not due and exceed their bounds, and pause and resume partitions."""
+        window = self.dispatcher.window
+        for partition, behind in self.dispatcher.cut():
+            self.partitions.give_back(partition, behind)
         self.fetching.seek_stalled()
-        self.fetching.flow(*window.changes(self.held.partitions.values()))
+        self.fetching.flow(*window.changes(self.partitions.held.values()))
 
     def drain(self) -> None:
         """Drain and release all partitions after `stop`.
@@ -200,36 +224,44 @@ class Stage:
         The time limit starts at the call of `stop`, not now, because a drain for a rebalance may have come in between.
         """
         assert self.stopping is not None, "stop() comes first"  # noqa: S101 - an invariant, not a check of input
-        self._give_away(list(self.held.partitions.values()), self.stopping)
+        self._give_away(list(self.partitions.held.values()), self.stopping)
+
+    def _topic_made_anew(self, anew: TopicMadeAnew) -> None:
+        """Stop, and commit nothing more for the topic: its records now have other identities."""
+        log.error(
+            "A topic was deleted and created again; draining, then ending this process.",
+            action="topic-replaced",
+            topic=anew.topic,
+        )
+        self._drop([partition for partition in self.partitions.held.values() if partition.topic == anew.topic])
+        self.partitions.doubted.discard(anew.topic)
+        self._end_with(anew)
 
     def _end_with(self, error: Exception) -> None:
         """Stop, and make `run` raise this error, unless there was an earlier error."""
         self.error = self.error or error
         self.stop()
 
-    # -- on the Kafka thread: membership, called by the intake ---------------------------------------------------
+    # -- on the Kafka thread: membership, called by the source ---------------------------------------------------
 
     def assigned(self, partitions: Sequence[PartitionId]) -> None:
         """Hold the partitions. Each partition opens when its first record or end is delivered."""
         for topic, number in partitions:
-            self._assign(topic, number)
-        held = len(self.held.partitions)
+            self.partitions.assign(topic, number, self.dispatcher.place(topic))
+        held = len(self.partitions.held)
         log.info("Partitions assigned.", action="partitions-assigned", partitions=len(partitions), held=held)
 
     def revoked(self, partitions: Sequence[PartitionId]) -> None:
         """Drain dispatched records, give other records back untried, and commit that the partitions are released."""
         shorter, seconds = self._settings.revoke_drain_seconds, self._settings.drain_seconds
         deadline = Deadline.after(self._clock, seconds if shorter is None else min(shorter, seconds))
-        self._give_away(self.held.of(partitions), deadline)
+        self._give_away(self.partitions.of(partitions), deadline)
 
     def lost(self, partitions: Sequence[PartitionId]) -> None:
         """Drop the partitions and commit nothing, because another member has them already."""
-        going = self.held.of(partitions)
+        going = self.partitions.of(partitions)
         self._drop(going)
         log.warning("Partitions lost.", action="partitions-lost", partitions=len(going))
-
-    def _assign(self, topic: str, number: int) -> Partition:
-        return self.held.assign(topic, number, self.dispatching.place(topic))
 
     def _give_away(self, going: list[Partition], deadline: Deadline) -> None:
         for partition in going:
@@ -251,7 +283,7 @@ class Stage:
 
     def _close(self, partition: Partition) -> None:
         """Dispatch no more records of this partition, and give back its waiting records."""
-        self.held.give_back(partition, self.dispatching.release(partition))
+        self.partitions.give_back(partition, self.dispatcher.release(partition, draining=True))
         partition.close()
 
     def _abandon(self, partition: Partition) -> None:
@@ -273,15 +305,16 @@ class Stage:
         is_leaving = partition.phase is Phase.REVOKING
         self._drop([partition])
         if not is_leaving:
-            self._assign(partition.topic, partition.number).replace(partition, progress.base)
+            place = self.dispatcher.place(partition.topic)
+            self.partitions.assign(partition.topic, partition.number, place).replace(partition, progress.base)
 
     def _drop(self, partitions: list[Partition]) -> None:
         """Forget partitions that this process no longer owns, and all records of these partitions."""
         for partition in partitions:
-            suspected = self.dispatching.isolation.involves(partition)
+            suspected = self.dispatcher.isolation.involves(partition)
             self.proxy.cancel(partition)
-            self.dispatching.release(partition)
-            self.held.drop(partition, suspected=suspected)
+            self.dispatcher.release(partition)
+            self.partitions.drop(partition, suspected=suspected)
         self.transactions.forget_settled()
 
 

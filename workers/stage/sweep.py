@@ -1,4 +1,4 @@
-"""The choice of topics for a sweep, and the division of a sweep into steps, without I/O. See `settler_state`.
+"""The choice of topics for a sweep, and the division of a sweep into steps, without I/O. See `settler`.
 
 A topic with only one copy of some partition may hold leftovers of any ended transaction. So the topic is swept before
 the first write, and again after a failure. A partition with two copies that loses its leader gets another leader at

@@ -9,6 +9,9 @@ from confluent_kafka import KafkaError, KafkaException
 
 from workers.stage.progress import topic_mark
 
+ASK_SECONDS = 5.0
+ASK_AGAIN_SECONDS = 1.0
+
 
 class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
     """A topic was deleted and created again, but the process still holds progress and identities of the old topic."""
@@ -21,11 +24,27 @@ class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
         self.topic = topic
 
 
+class Question(Protocol):
+    """A question to Kafka that is not waited for, such as `TopicQuestion`."""
+
+    def done(self) -> bool:
+        """Say whether the answer is there, or the question has failed."""
+        ...
+
+    def result(self) -> dict[str, str]:
+        """Return the UUIDs of all existing topics. Raises KafkaException."""
+        ...
+
+
 class TopicIds(Protocol):
-    """A function that asks Kafka for the UUIDs of topics, such as `KafkaTopicIds`."""
+    """A function that asks Kafka for the UUIDs of topics, such as `KafkaTopicIds`. A call waits for the answer."""
 
     def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
         """Return, within `seconds`, the UUIDs of all existing topics among `topics`. Raises KafkaException."""
+        ...
+
+    def start(self, topics: Iterable[str], seconds: float) -> Question:
+        """Ask without waiting."""
         ...
 
 
@@ -35,6 +54,10 @@ class Identities:
     def __init__(self, ask: TopicIds, began_with: Mapping[str, str]) -> None:
         self._ask = ask
         self._ids = dict(began_with)
+        self._question: tuple[frozenset[str], Question] | None = None
+        self._ask_again_at = 0.0
+        self.doubted: set[str] = set()
+        """Topics whose next records may be of a new topic with the same name. Nothing may be committed for them."""
 
     def marks(self, topics: Iterable[str], seconds: float) -> dict[str, bytes]:
         """Return the marks of these topics, as made by `progress.topic_mark`.
@@ -43,7 +66,25 @@ class Identities:
         soon.
         """
         asked = list(topics)
-        found = self._ask(asked, seconds)
+        return self._adopted(asked, self._ask(asked, seconds))
+
+    def look(self, now: float) -> None:
+        """Ask about the doubted topics without waiting, or read the answer. `now`: monotonic seconds.
+
+        Raises TopicMadeAnew, and KafkaException if Kafka gave no answer; a later call then asks again.
+        """
+        if self._question is None:
+            if not self.doubted or now < self._ask_again_at:
+                return
+            self._question = frozenset(self.doubted), self._ask.start(self.doubted, ASK_SECONDS)
+        asked, answer = self._question
+        if answer.done():
+            self._question, self._ask_again_at = None, now + ASK_AGAIN_SECONDS
+            self._adopted(asked, answer.result())
+            self.doubted -= asked
+            self._ask_again_at = now
+
+    def _adopted(self, asked: Iterable[str], found: dict[str, str]) -> dict[str, bytes]:
         require_same(self._ids, found)
         for topic in asked:
             if topic not in found:

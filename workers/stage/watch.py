@@ -14,11 +14,9 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from telemetry.throttle import LogThrottle
-from workers.stage.horizon import undone_below
-from workers.stage.intake import Contact, Intake
-from workers.stage.partition import Partition, Phase
-from workers.stage.settle import Settler
-from workers.stage.settler_state import SettlerState
+from workers.stage.partition import Partition, Phase, undone_below
+from workers.stage.settler import Settler, SettlerState
+from workers.stage.source import Contact, Source
 
 LOOK_SECONDS = 1.0
 SAY_AGAIN_SECONDS = 10.0
@@ -38,8 +36,8 @@ log = get_logger()
 class Watch:
     """The Kafka thread updates this object, and the health server's threads read it."""
 
-    def __init__(self, intake: Intake, settler: Settler, clock: Clock, metrics: Metrics) -> None:
-        self._intake = intake
+    def __init__(self, source: Source, settler: Settler, clock: Clock, metrics: Metrics) -> None:
+        self._source = source
         self._settler = settler
         self._clock = clock
         self._metrics = metrics
@@ -90,7 +88,7 @@ class Watch:
         skipped = offset - ledger.next_offset
         self._metrics.gap_offsets.inc(skipped)
         is_doubtful = skipped >= LARGE_GAP or not (partition.begun or partition.at_end)
-        marks = self._intake.watermarks(partition.id, cached=not is_doubtful)
+        marks = self._source.watermarks(partition.id, cached=not is_doubtful)
         lost = 0 if marks is None else ledger.undone_before(min(marks[0], offset))
         if lost > 0:
             self._metrics.retention_loss.inc(lost)
@@ -110,12 +108,12 @@ class Watch:
             self._unready_since = self._clock.monotonic()
         due = self._clock.monotonic() - self._looked_at >= LOOK_SECONDS
         if due or not self._contact.member:  # before joining, look in each round, so that readiness does not lag
-            self._contact = self._intake.contact()
+            self._contact = self._source.contact()
         if not due:
             return
         self._looked_at = self._clock.monotonic()
         for partition in partitions:
-            marks = self._intake.watermarks(partition.id, cached=True)
+            marks = self._source.watermarks(partition.id, cached=True)
             if marks is not None and partition.phase is Phase.OPEN:
                 progress = partition.ledger.progress  # records that are done behind a slow one do not count as waiting
                 backlog = undone_below(marks[1], progress.base, progress.done)

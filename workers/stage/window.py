@@ -1,15 +1,25 @@
-"""The window: the bounds on a stage's records, in number, bytes and span."""
+"""The window: the bounds on a stage's records, in number, bytes and span.
+
+`RemoteShare` bounds the records that may wait for servers outside the fleet, so that no party fills the window. The
+handler cannot end such a record before the server answers. A window full of one party's hung records would stop all
+other parties. So a quarter of the window is a reserve. When only the reserve is free, a party may begin such a record
+only if it runs fewer such records than the window has free places (dynamic thresholds, Choudhury and Hahne 1998).
+
+Many parties with few such records each could still fill the reserve. So all these records together leave half of the
+reserve to records that wait for no server. Within this bound, a sole party gets three quarters of the window, and a
+party that comes later gets half of the places that are left. Records that wait for no server may take any place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from workers.stage.due_queue import DueQueue
+from workers.stage.fair_queue import FairQueue, Queued, Ready
 from workers.stage.ledger import Ledger
-from workers.stage.load import Load
-from workers.stage.parking import Lot
-from workers.stage.partition import Partition, Phase
-from workers.stage.party_queue import Parked, Ready
+from workers.stage.partition import Load, Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN
 from workers.stage.record import Record
 from workers.stage.sharing import Party, Place
@@ -23,17 +33,14 @@ bounds.
 
 The stage does not take a record that would exceed MAX_SPAN or MAX_HOLES. Such a record is fetched again later, which
 is slow but does no harm."""
-LEAST_PARKED = 512
-"""The smallest capacity of a lot, in records.
-
-A resumed partition may deliver after half a second; until then, half of the lot's records have to last.
-"""
+LEAST_BUSY = 512
+"""A full queue of a stage with a smaller window is not slow if it gives out this number of records in SLOW_SECONDS."""
 MOST_AT_ONCE = 2_000
 """Cap on the number of records to fetch in a round."""
 FEW_AT_ONCE = 100
-"""Cap on the number of records to fetch in a round while records are put off.
+"""Cap on the number of records to fetch in a round while records are not due.
 
-Most records after put-off records are not due soon, and a longer round would delay due records.
+Most records after these are not due soon, and a longer round would delay due records.
 """
 
 
@@ -42,58 +49,60 @@ class Limits:
     """Bounds of a stage's window."""
 
     records: int = 1024
-    """Cap on the number of running records. `max(records, LEAST_PARKED)` further records may be parked, and as many
-    again in each further place of a `Sharing`.
-    """
+    """Cap on the number of running records. Further records wait in the queues, which are bounded in bytes."""
     bytes: int = 256 * 1024 * 1024
-    """Cap on the bytes of the values of taken, unsettled records. Put-off records are not included."""
+    """Cap on the bytes of the values of taken, unsettled records. Records that are not due are not included."""
 
 
 class Window:
-    """Decides which partitions to fetch from, and which parked records run next.
+    """Decides which partitions to fetch from, and which queued records run next.
 
-    The window uses hysteresis, since a pause discards prefetched records. Each place parks its records in its own
-    `Lot`, so a flood in one place does not stop fetching for the others. While records wait in both the first and the
-    later place, the later place gets `later_share` of the freed room. The spare place gets room while no record waits
-    elsewhere.
+    The window uses hysteresis, since a pause discards prefetched records. Each place has its own `FairQueue`, so a
+    flood in one place does not stop fetching for the others. While records wait in both the first and the later place,
+    the later place gets `later_share` of the freed room. The spare place gets room while no record waits elsewhere.
     """
 
-    def __init__(self, limits: Limits, later_share: float | None = None, load: Load | None = None) -> None:
-        """`load` counts the stage's records and bytes. By default the window makes a new, empty load."""
+    def __init__(
+        self, limits: Limits, later_share: float | None = None, load: Load | None = None, due: DueQueue | None = None
+    ) -> None:
+        """`load` counts the stage's records and bytes; by default the window makes a new, empty load.
+
+        `due` holds the records of a paced stage that are not due.
+        """
         self.limits = limits
         self.load = load or Load()
+        self._due = due
         self._later_share = later_share or 0.0
         self._owed = 0.0
         """The number of records that the later place may still dispatch as its share."""
         count = 1 if later_share is None else len(Place)
-        capacity, capacity_bytes = max(limits.records, LEAST_PARKED), limits.bytes // count
-        self._lots = [Lot(capacity, capacity_bytes) for _ in range(count)]
-        self.first = self._lots[Place.FIRST]
+        self._queues = [FairQueue(limits.bytes // count, max(limits.records, LEAST_BUSY)) for _ in range(count)]
+        self.first = self._queues[Place.FIRST]
         self._heavy = False
 
     @property
-    def parked(self) -> int:
-        """The number of parked records, without put-off records."""
-        return sum(lot.parked for lot in self._lots)
+    def queued(self) -> int:
+        """The number of queued records, without those that are not due."""
+        return sum([queue.records for queue in self._queues])
 
     def look(self, now: float) -> None:
-        """Update the state of the lots. Call this once a round, before fetching. `now`: monotonic seconds."""
-        for lot in self._lots:
-            lot.look(now)
+        """Update the state of the queues. Call this once a round, before fetching. `now`: monotonic seconds."""
+        for queue in self._queues:
+            queue.look(now)
 
     @property
     def tight(self) -> bool:
-        """True if the stage should skip fetching because a lot lacks room.
+        """True if the stage should skip fetching because a queue lacks room.
 
-        Fetching is skipped so briefly that no rebalance is missed. The first place's lot is ignored while it overflows,
-        because fetching then goes on. Other lots never overflow.
+        Fetching is skipped so briefly that no rebalance is missed. The first place's queue is ignored while it
+        overflows, because fetching then goes on. Other queues never overflow.
         """
-        return any(lot.tight and not self._overflows(lot) for lot in self._lots)
+        return any(queue.tight and not self._overflows(queue) for queue in self._queues)
 
     @property
     def heavy(self) -> bool:
         """True if records take too many bytes, so that the stage should fetch from no partition."""
-        held = self.load.bytes - self.first.put_off_bytes
+        held = self.load.bytes - (0 if self._due is None else self._due.value_bytes)
         high, low = held >= self.limits.bytes, held <= self.limits.bytes * 3 // 4
         self._heavy = high or (self._heavy and not low)
         return self._heavy
@@ -102,71 +111,39 @@ class Window:
     def batch(self) -> int:
         """The number of records to fetch in a round; at least one, since fetching also brings rebalances.
 
-        With several places, the number is always MOST_AT_ONCE, since the first place's lot may overflow.
+        With several places, the number is always MOST_AT_ONCE, since the first place's queue may overflow.
         """
-        if len(self._lots) > 1:
+        if len(self._queues) > 1:
             return MOST_AT_ONCE
-        return max(1, min(FEW_AT_ONCE if self.put_off else MOST_AT_ONCE, self.first.free))
+        return max(1, min(FEW_AT_ONCE if self._due else MOST_AT_ONCE, self.first.free))
 
-    def park(self, partition: Partition, record: Record, party: Party) -> None:
-        """Put a taken record into the parking queue of `party`."""
-        self._lot_of(partition).add(partition, record, party)
+    def add(self, partition: Partition, record: Record, party: Party) -> None:
+        """Queue a taken record for its tenant."""
+        self._queue_of(partition).add(partition, record, party)
 
-    def surplus(self, most: int) -> list[Parked]:
+    def surplus(self, most: int) -> list[Queued]:
         """Remove and return up to `most` records of the first place that have to wait in the later place."""
         return self.first.surplus(most) if self._overflows(self.first) else []
 
     def correct(self, partition: Partition, party: Party, cost: float) -> None:
-        """Add to the cost of a party's drawn records, see `Lot.correct`."""
-        self._lot_of(partition).correct(party, cost)
+        """Add to the cost of a tenant's drawn records, see `FairQueue.correct`."""
+        self._queue_of(partition).correct(party, cost)
 
-    def draw(self, room: int, ready: Ready) -> list[Parked]:
+    def draw(self, room: int, ready: Ready) -> list[Queued]:
         """Remove and return up to `room` ready records: the later place's share, then each place in order."""
         drawn = self._later_due(room, ready)
-        for place, lot in enumerate(self._lots):
-            if place != Place.SPARE or not any(other.parked for other in self._lots[: Place.SPARE]):
-                drawn += lot.draw(room - len(drawn), ready)
+        for place, queue in enumerate(self._queues):
+            if place != Place.SPARE or not any(other.records for other in self._queues[: Place.SPARE]):
+                drawn += queue.draw(room - len(drawn), ready)
         return drawn
 
     def held_back(self, partition: Partition) -> None:
-        """Note that the handler had room for a record of the partition, whose party has used up its share."""
-        self._lot_of(partition).held_back()
-
-    def next_of(self, partition: Partition) -> Record:
-        """Return the partition's next parked record. Raises KeyError if no record is parked."""
-        return self._lot_of(partition).first(partition)
+        """Note that the handler had room for a record of the partition, whose tenant has used up its share."""
+        self._queue_of(partition).held_back()
 
     def release(self, partition: Partition) -> list[Record]:
-        """Remove and return all parked records of the partition."""
-        return self._lot_of(partition).remove(partition)
-
-    @property
-    def put_off(self) -> Collection[Partition]:
-        """Partitions whose records are put off until the first record is due.
-
-        A window with several places puts off no records.
-        """
-        return self.first.put_off
-
-    def put_off_until_due(self, partition: Partition, *, soon: bool) -> None:
-        """Put off a partition's parked and later records: they take no room until due. `cut` limits put-off records."""
-        self.first.put_off_until_due(partition, soon=soon)
-
-    def bring_back(self, partition: Partition) -> None:
-        """Bring back a partition's records: they are no longer put off, and wait for room again."""
-        self.first.bring_back(partition)
-
-    def cut(self) -> list[tuple[Partition, list[Record]]]:
-        """Remove and return put-off records beyond the bounds, see `Lot.cut`."""
-        return self.first.cut()
-
-    def wants_pause(self, partition: Partition) -> bool:
-        """Return whether the stage should not fetch from the partition now."""
-        if partition.rewind_to is not None and not partition.paused:
-            return True  # the partition has to pause, because the seek happens at the resume
-        if self._is_full_for(partition) or self.first.is_cut(partition) or partition.phase is not Phase.OPEN:
-            return partition.phase is not Phase.ASSIGNED
-        return _is_wide(partition.ledger, paused=partition.paused)
+        """Remove and return all queued records of the partition."""
+        return self._queue_of(partition).remove(partition)
 
     def changes(self, partitions: Iterable[Partition]) -> tuple[list[Partition], list[Partition]]:
         """Return the partitions to pause and those to resume."""
@@ -179,21 +156,31 @@ class Window:
                 resume.append(partition)
         return pause, resume
 
+    def wants_pause(self, partition: Partition) -> bool:
+        """Return whether the stage should not fetch from the partition now."""
+        partition.is_wide = _is_wide(partition.ledger, was_wide=partition.is_wide)
+        if partition.rewind_to is not None and not partition.paused:
+            return True  # the partition has to pause, because the seek happens at the resume
+        if self._is_full_for(partition) or partition.phase is not Phase.OPEN:
+            return partition.phase is not Phase.ASSIGNED
+        return partition.is_wide
+
     def _is_full_for(self, partition: Partition) -> bool:
-        lot = self._lot_of(partition)
-        return self.heavy or (lot.full and not self._overflows(lot))
+        queue = self._queue_of(partition)
+        is_ahead = self._due is not None and self._due.is_paused(partition)
+        return self.heavy or is_ahead or (queue.full and not self._overflows(queue))
 
-    def _overflows(self, lot: Lot) -> bool:
-        return len(self._lots) > 1 and lot is self.first and lot.gives_way
+    def _overflows(self, queue: FairQueue) -> bool:
+        return len(self._queues) > 1 and queue is self.first and queue.gives_way
 
-    def _lot_of(self, partition: Partition) -> Lot:
-        return self._lots[partition.place]
+    def _queue_of(self, partition: Partition) -> FairQueue:
+        return self._queues[partition.place]
 
-    def _later_due(self, room: int, ready: Ready) -> list[Parked]:
-        if room <= 0 or len(self._lots) == 1:
+    def _later_due(self, room: int, ready: Ready) -> list[Queued]:
+        if room <= 0 or len(self._queues) == 1:
             return []
-        later = self._lots[Place.LATER]
-        if not (self.first.parked and later.parked):
+        later = self._queues[Place.LATER]
+        if not (self.first.records and later.records):
             self._owed = 0.0
             return []
         self._owed += room * self._later_share
@@ -202,9 +189,45 @@ class Window:
         return drawn
 
 
-def _is_wide(ledger: Ledger, *, paused: bool) -> bool:
-    """Return whether a span is near a commit's bounds. For hysteresis, the bounds of a `paused` partition are lower."""
+def _is_wide(ledger: Ledger, *, was_wide: bool) -> bool:
+    """Return whether a span is near a commit's bounds. For hysteresis, the bounds of a wide partition are lower."""
     if ledger.span < NARROW:
         return False
-    span, holes = (SPAN_LOW, HOLES_LOW) if paused else (SPAN_HIGH, HOLES_HIGH)
+    span, holes = (SPAN_LOW, HOLES_LOW) if was_wide else (SPAN_HIGH, HOLES_HIGH)
     return ledger.span >= span or ledger.holes >= holes
+
+
+KEPT = 4
+"""The reserve is one in KEPT places of the window."""
+
+
+class RemoteShare:
+    """Tells which records may begin in one draw from the window's queues. Only the Kafka thread calls the methods."""
+
+    def __init__(self, window: Window, ready: Ready) -> None:
+        """`ready` tells which records may begin if the shares are ignored."""
+        self._window = window
+        self._ready = ready
+        self._kept = window.limits.records // KEPT
+        self._free = window.limits.records - window.load.running
+        self._left = window.limits.records - self._kept // 2 - window.load.outside.total()
+        """The number of free places that are left for records that may wait for servers."""
+        self._drawn: Counter[Party] = Counter()
+
+    def ready(self, partition: Partition, record: Record) -> bool:
+        """Return whether the record may begin now. If so, the queue draws the record at once."""
+        if not self._ready(partition, record):
+            return False
+        party = record.outside
+        if party is not None:
+            if not self._may_begin(party):
+                self._window.held_back(partition)
+                return False
+            self._drawn[party] += 1
+            self._left -= 1
+        self._free -= 1
+        return True
+
+    def _may_begin(self, party: Party) -> bool:
+        held = self._window.load.outside[party] + self._drawn[party]
+        return self._left > 0 and (held < min(self._free, self._left) or self._free > self._kept)

@@ -19,8 +19,9 @@ BESIDE_WINDOW: Final = 256 * MIB
 COPIES: Final = 4
 """The bytes of memory that a process needs for each byte of its window.
 
-They are for taken records, put-off records (a quarter), the client's outgoing queue, and a reserve. In a measurement,
-results of 900 kB waited for an endpoint that was down: a process with a window of 256 MiB then took 714 to 844 MiB.
+They are for taken records, records that are not due (a quarter), the client's outgoing queue, and a reserve. In a
+measurement, results of 900 kB waited for an endpoint that was down: a process with a window of 256 MiB then took 714 to
+844 MiB.
 """
 
 

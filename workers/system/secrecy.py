@@ -16,7 +16,7 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_NO_NEW_PRIVS: Final = 38
 
 
-def keep_secrets() -> None:
+def harden_process() -> None:
     """Stop other processes of the user from reading this process, disable core dumps, and gain no privileges by exec.
 
     On systems other than Linux this only disables core dumps. Child programs are not protected from being read, but

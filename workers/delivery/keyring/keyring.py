@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from schemas.signature import PUBLIC_KEY_PREFIX, SECRET_PREFIX, SIGNING_KEY_PREFIX, Signer, secret_bytes
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.delivery.keyring.data import KeyringData
-from workers.delivery.keyring.errors import KeyringError, KeyringExists, KeyringFormatOld, KeyringRefused
-from workers.delivery.keyring.file import read, stamp_of, write, writing
-from workers.delivery.keyring.jwk import jwk
-from workers.delivery.keyring.material import KEY_BYTES, base64_of, bytes_of
-from workers.delivery.keyring.tenant_cache import TenantCache
+from workers.delivery.keyring.content import KeyringData, base64_of
+from workers.delivery.keyring.file import (
+    KeyringError,
+    KeyringExists,
+    KeyringRefused,
+    read,
+    stamp_of,
+    write,
+    writing,
+)
 
 OVERLAP_SECONDS = 24 * 3600.0
 """Default seconds for which an old key signs beside the new key."""
-MIGRATION_OVERLAP_SECONDS = 7 * 24 * 3600.0
-"""Seconds for which the fleet's key pair signs beside tenants' own pairs after a migration.
-
-This time is longer than a rotation's overlap, because a migration makes consumers change a URL.
-"""
-
 _LOOK_SECONDS = 1.0
 """Seconds between checks of the file for changes."""
 MOST_SIGNERS = 10_000
-MOST_JWK_SETS = 1_000
-"""Limit on cached JWK sets. Signers have another cache, so a stranger who requests many sets evicts no signer."""
+"""Limit on cached signers. A full cache is emptied, because a signer is made in 0.2 ms."""
 
 JwkSet = dict[str, list[dict[str, str]]]
 
@@ -38,7 +38,7 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _LoadedKeyring:
-    """The file's content at one time, with the signers and JWK sets made from it.
+    """The file's content at one time, with the signers made from it.
 
     A reload replaces the whole object. A thread that makes a signer from older keys stores the signer in the older
     object, and never among signers of newer keys.
@@ -46,9 +46,8 @@ class _LoadedKeyring:
 
     data: KeyringData
     stamp: tuple[int, ...]
-    signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(MOST_SIGNERS))
-    endpoint_signers: TenantCache[Signer] = field(default_factory=lambda: TenantCache(MOST_SIGNERS))
-    jwk_sets: TenantCache[JwkSet] = field(default_factory=lambda: TenantCache(MOST_JWK_SETS))
+    signers: dict[str, tuple[Signer, float]] = field(default_factory=dict)
+    """Each signer with the Unix second from which it is stale, by its tenant or webhook endpoint."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -58,9 +57,24 @@ class KeyEnds:
     secrets: dict[str, float]
     """The tenant's shared secrets, `whsec_…`."""
     public_keys: dict[str, float]
-    """The tenant's own public keys, `whpk_…`."""
-    fleet_keys: dict[str, float]
-    """Public keys `whpk_…` of pairs that sign for every tenant: in format 1, and during a migration's overlap."""
+    """The tenant's public keys, `whpk_…`."""
+
+
+def jwk(public: bytes, owner: str) -> dict[str, str]:
+    """Return the JWK of a 32-byte key. The `kid` is `owner` followed by the key's thumbprint (RFC 7638).
+
+    Readers cache keys by `kid`. Under a new master or in a new keyring, a key of the same version has another
+    thumbprint, and so another `kid`.
+    """
+    # RFC 7638, section 3, hashes the required members in lexical order, without spaces.
+    required = {"crv": "Ed25519", "kty": "OKP", "x": _base64url(public)}
+    thumbprint = hashlib.sha256(json.dumps(required, separators=(",", ":"), sort_keys=True).encode()).digest()
+    return {**required, "kid": owner + _base64url(thumbprint), "use": "sig", "alg": "EdDSA"}
+
+
+def _base64url(value: bytes) -> str:
+    """Encode as URL-safe base64 without padding, as in JWKs (RFC 7515, section 2)."""
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
 class Keyring:
@@ -98,11 +112,6 @@ class Keyring:
         path = Path(path)
         return cls(path, _load(path, by_root), by_root=by_root)
 
-    @property
-    def format(self) -> int:
-        """The file's format: 1 if one key pair signs for all tenants, 2 if each tenant has its own pair."""
-        return self._loaded.data.format
-
     def refresh(self) -> bool:
         """Read the file again if it changed, and return True if so. After a KeyringError the old keys stay."""
         if stamp_of(self.path) == self._loaded.stamp:
@@ -113,70 +122,57 @@ class Keyring:
     def follow(self, now: float) -> None:
         """Refresh if the last check was at least a second ago.
 
-        If the file is broken, log the problem and keep the old keys.
+        If the file is broken, log the problem and keep the old keys. Each problem is logged only once, because
+        callbacks repeat the check.
         """
-        if not 0 <= now - self._looked_at < _LOOK_SECONDS:
-            self._looked_at = now
-            self._refresh_or_say(now)
-
-    def secrets(self, tenant: str, now: float) -> list[str]:
-        """Return the tenant's secrets (`whsec_…`) that sign now: imported, then derived secrets, each newest first."""
-        return [SECRET_PREFIX + base64_of(secret) for secret in self._loaded.data.secrets(tenant, now)]
-
-    def signing_keys(self, tenant: str, now: float) -> list[str]:
-        """Return the private keys (`whsk_…`: seed and public key) that sign this tenant's events now, newest first.
-
-        The fleet's keys come last. Format 1 has only the fleet's keys; format 2 has these during a migration's overlap.
-        """
-        data = self._loaded.data
-        return [SIGNING_KEY_PREFIX + base64_of(key) for key in (*_own_keys(data, tenant, now), *_fleet_keys(data, now))]
-
-    def public_keys(self, tenant: str, now: float) -> list[str]:
-        """Return the public keys (`whpk_…`) that verify this tenant's events now, newest first.
-
-        Format 2 gives the tenant's own keys, format 1 the fleet's keys.
-        """
-        data = self._loaded.data
-        keys = _own_keys(data, tenant, now) if data.format == 2 else _fleet_keys(data, now)
-        return [PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]) for key in keys]
+        if 0 <= now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            if self.refresh():
+                log.info(
+                    "The keyring changed; signing with the keys in the file now.",
+                    action="keyring-reloaded",
+                    masters=[master.number for master in self._loaded.data.signing_masters(now)],
+                )
+            self._problem = None
+        except KeyringError as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                log.error(
+                    "The changed keyring cannot be read; signing with the keys that were read before.",
+                    action="keyring-reload-failed",
+                    problem=self._problem,
+                )
 
     def key_ends(self, tenant: str, now: float) -> KeyEnds:
         """Return the keys that sign this tenant's events now, with the Unix second at which each stops signing."""
         data = self._loaded.data
-        own = data.derived_keys(tenant, now)
-        secrets = {key.secret: key.until for key in own}
-        for one in data.imported(tenant, now):
-            secret = bytes_of(one.secret)
-            secrets[secret] = max(one.ends, secrets.get(secret, now))
-        pairs = {key.private_bytes: key.until for key in own} if data.format == 2 else {}
-        fleet = {key.private_bytes: key.ends for key in data.fleet_keys(now)}
         return KeyEnds(
-            {SECRET_PREFIX + base64_of(key): secrets[key] for key in data.secrets(tenant, now)},
-            {PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]): until for key, until in pairs.items()},
-            {PUBLIC_KEY_PREFIX + base64_of(key[KEY_BYTES:]): until for key, until in fleet.items()},
+            {SECRET_PREFIX + base64_of(secret): end for secret, end in data.secrets(tenant, now).items()},
+            {PUBLIC_KEY_PREFIX + base64_of(key.public_bytes): key.until for key in data.derived_keys(tenant, now)},
         )
+
+    def secrets(self, tenant: str, now: float) -> list[str]:
+        """Return the tenant's secrets (`whsec_…`) that sign now: imported, then derived secrets, each newest first."""
+        return list(self.key_ends(tenant, now).secrets)
+
+    def public_keys(self, tenant: str, now: float) -> list[str]:
+        """Return the public keys (`whpk_…`) that verify this tenant's events now, newest first."""
+        return list(self.key_ends(tenant, now).public_keys)
+
+    def signing_keys(self, tenant: str, now: float) -> list[str]:
+        """Return the private keys (`whsk_…`: seed and public key) that sign this tenant's events now, newest first."""
+        return _signing_keys(self._loaded.data, tenant, now)
 
     def jwks(self, tenant: str, now: float) -> JwkSet:
         """Return the public keys that verify this tenant's events now, newest first, as a JWK set (RFC 7517)."""
-        loaded = self._loaded
-        return loaded.jwk_sets.get(
-            tenant, now, lambda: _jwk_set(loaded.data, tenant, now), lambda: loaded.data.next_change(tenant, now)
-        )
-
-    def fleet_jwks(self, now: float) -> JwkSet:
-        """Return the public keys that verify every tenant's events now. After a migration's overlap there are none."""
-        return _fleet_jwk_set(self._loaded.data, now)
+        keys = self._loaded.data.derived_keys(tenant, now)
+        return {"keys": [jwk(key.public_bytes, f"{tenant}/{key.version}/") for key in keys]}
 
     def signer(self, tenant: str, now: float) -> Signer:
         """Call `follow`, then return a signer with all of the tenant's keys that sign now."""
-        self.follow(now)
-        loaded = self._loaded
-        return loaded.signers.get(
-            tenant,
-            now,
-            lambda: Signer(self.secrets(tenant, now), self.signing_keys(tenant, now)),
-            lambda: loaded.data.next_change(tenant, now),
-        )
+        return self._signer(tenant, tenant, now, lambda data: data.secrets(tenant, now))
 
     def endpoint_secret(self, tenant: str, endpoint_id: str, version: int, now: float) -> str:
         """Return the secret (`whsec_…`) that signs for a tenant's webhook endpoint in this version of its secret."""
@@ -184,23 +180,12 @@ class Keyring:
 
     def endpoint_signer(self, tenant: str, endpoint_id: str, versions: tuple[int, ...], now: float) -> Signer:
         """Call `follow`, then return a signer with the secrets of a tenant's endpoint and the tenant's key pairs."""
-        self.follow(now)
-        loaded = self._loaded
 
-        def make() -> Signer:
-            secrets = [
-                secret
-                for version in versions
-                for secret in loaded.data.endpoint_secrets(tenant, endpoint_id, version, now)
-            ]
-            return Signer([SECRET_PREFIX + base64_of(each) for each in secrets], self.signing_keys(tenant, now))
+        def secrets(data: KeyringData) -> list[bytes]:
+            of_versions = (data.endpoint_secrets(tenant, endpoint_id, version, now) for version in versions)
+            return [secret for of_version in of_versions for secret in of_version]
 
-        key = f"{tenant}/{endpoint_id}/{versions}"
-        return loaded.endpoint_signers.get(key, now, make, lambda: loaded.data.next_endpoint_change(tenant, now))
-
-    def next_change(self, tenant: str, now: float) -> float:
-        """Return the first Unix second at which a key of the tenant stops signing; infinity if no key has an end."""
-        return self._loaded.data.next_change(tenant, now)
+        return self._signer(f"{tenant}/{endpoint_id}/{versions}", tenant, now, secrets)
 
     def rotate(self, tenant: str, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
         """Add a tenant's new keys, and retire the old keys and the tenant's imported secrets.
@@ -213,62 +198,23 @@ class Keyring:
         self._change(lambda data: data.with_tenant_rotated(tenant, now, until))
         return until
 
-    def rotate_fleet(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """Rotate the key pair that signs for every tenant, like `rotate`. A keyring of format 2 gets no new pair.
-
-        Raises KeyringError; KeyringRefused in format 2 unless `overlap_seconds` is 0.
-        """
-        until = now + overlap_seconds
-
-        def rotated(data: KeyringData) -> KeyringData:
-            if data.format == 2 and overlap_seconds > 0:
-                raise KeyringRefused(
-                    "this keyring has format 2, in which each tenant has its own key pair: rotate a tenant's keys; "
-                    "to end a pair that still signs after a migration, rotate with --fleet --leaked"
-                )
-            return data.with_fleet_rotated(now, until)
-
-        self._change(rotated)
-        return until
-
     def rotate_master(self, now: float, overlap_seconds: float = OVERLAP_SECONDS) -> float:
-        """Rotate the master secret of all tenants' derived keys, like `rotate`. Imported secrets keep signing.
-
-        Raises KeyringError; KeyringFormatOld in format 1.
-        """
+        """Rotate the master secret of all tenants' derived keys, like `rotate`. Imported secrets keep signing."""
         until = now + overlap_seconds
-        self._change(lambda data: _newer(data, self.path).with_master_rotated(now, until))
+        self._change(lambda data: data.with_master_rotated(now, until))
         return until
 
     def replace_all(self, now: float) -> None:
         """After a leak of the file, end all its keys and imported secrets at once, and begin with a new master.
 
-        Raises KeyringError; KeyringFormatOld in format 1.
-        """
-        self._change(lambda data: _newer(data, self.path).with_all_replaced(now))
-
-    def migrate(self, now: float, overlap_seconds: float = MIGRATION_OVERLAP_SECONDS) -> float | None:
-        """Turn a keyring of format 1 into format 2 in one step. Shared secrets stay the same.
-
-        Returns the Unix second at which the fleet's key pair stops signing; None if the keyring had format 2 already.
         Raises KeyringError.
         """
-        until = now + overlap_seconds
-        migrated = False
-
-        def change(data: KeyringData) -> KeyringData:
-            nonlocal migrated
-            migrated = data.format == 1
-            return data.migrated(now, until) if migrated else data
-
-        self._change(change)
-        return until if migrated else None
+        self._change(lambda data: data.with_all_replaced(now))
 
     def add_secret(self, tenant: str, secret: str, now: float) -> None:
         """Import another sender's `whsec_…`, which signs beside the tenant's derived keys until the next `rotate`.
 
-        Raises MalformedKey; KeyringError; KeyringFormatOld in format 1; KeyringRefused if another tenant has the
-        secret.
+        Raises MalformedKey; KeyringError; KeyringRefused if another tenant has the secret.
         """
         raw = secret_bytes(secret)
 
@@ -279,73 +225,32 @@ class Keyring:
                     f"tenant {holder} has this secret already: two tenants with one secret could forge each "
                     "other's events"
                 )
-            return _newer(data, self.path).with_imported(tenant, raw)
+            return data.with_imported(tenant, raw)
 
         self._change(change)
 
     def _change(self, change: Callable[[KeyringData], KeyringData]) -> None:
         """Read, change and write the file, under a lock against other writers."""
         with writing(self.path):
-            before = read(self.path, by_root=self._by_root)
-            after = change(before)
-            if after != before:
-                write(self.path, after)
+            write(self.path, change(read(self.path, by_root=self._by_root)))
         self.refresh()
 
-    def _refresh_or_say(self, now: float) -> None:
-        try:
-            if self.refresh():
-                log.info(
-                    "The keyring changed; signing with the keys in the file now.",
-                    action="keyring-reloaded",
-                    **_facts(self._loaded.data, now),
-                )
-            self._problem = None
-        except KeyringError as error:
-            # Each problem is logged only once, because callbacks repeat the check.
-            if str(error) != self._problem:
-                self._problem = str(error)
-                log.error(
-                    "The changed keyring cannot be read; signing with the keys that were read before.",
-                    action="keyring-reload-failed",
-                    problem=self._problem,
-                )
+    def _signer(self, name: str, tenant: str, now: float, secrets: Callable[[KeyringData], Iterable[bytes]]) -> Signer:
+        """Call `follow`, then return the signer of this name, with these secrets and the tenant's key pairs."""
+        self.follow(now)
+        loaded = self._loaded
+        signer, stale = loaded.signers.get(name, (None, 0.0))
+        if signer is None or now >= stale:
+            shared = [SECRET_PREFIX + base64_of(secret) for secret in secrets(loaded.data)]
+            signer = Signer(shared, _signing_keys(loaded.data, tenant, now))
+            if len(loaded.signers) >= MOST_SIGNERS:
+                loaded.signers.clear()
+            loaded.signers[name] = (signer, loaded.data.next_change(tenant, now))
+        return signer
 
 
-def _newer(data: KeyringData, path: Path) -> KeyringData:
-    """Return the data if it has format 2. Raises KeyringFormatOld."""
-    if data.format == 1:
-        raise KeyringFormatOld(path)
-    return data
-
-
-def _facts(data: KeyringData, now: float) -> dict[str, Any]:
-    """Return public facts about the keys for the log, so that an operator sees that a change arrived."""
-    return {
-        "format": data.format,
-        "masters": [master.number for master in data.signing_masters(now)],
-        "kids": [one["kid"] for one in _fleet_jwk_set(data, now)["keys"]],
-    }
-
-
-def _own_keys(data: KeyringData, tenant: str, now: float) -> list[bytes]:
-    """Return the tenant's private ed25519 keys, 64 bytes each; none in format 1."""
-    return [key.private_bytes for key in data.derived_keys(tenant, now)] if data.format == 2 else []
-
-
-def _fleet_keys(data: KeyringData, now: float) -> list[bytes]:
-    return [key.private_bytes for key in data.fleet_keys(now)]
-
-
-def _jwk_set(data: KeyringData, tenant: str, now: float) -> JwkSet:
-    if data.format == 1:
-        return _fleet_jwk_set(data, now)
-    keys = data.derived_keys(tenant, now)
-    return {"keys": [jwk(key.private_bytes[KEY_BYTES:], f"{tenant}/{key.version}/") for key in keys]}
-
-
-def _fleet_jwk_set(data: KeyringData, now: float) -> JwkSet:
-    return {"keys": [jwk(key[KEY_BYTES:]) for key in _fleet_keys(data, now)]}
+def _signing_keys(data: KeyringData, tenant: str, now: float) -> list[str]:
+    return [SIGNING_KEY_PREFIX + base64_of(key.private_bytes) for key in data.derived_keys(tenant, now)]
 
 
 def _load(path: Path, by_root: bool) -> _LoadedKeyring:

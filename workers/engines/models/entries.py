@@ -61,13 +61,6 @@ class RateLimits(RegistryPart):
     """Tokens of prompts and answers together."""
 
 
-class Circuit(RegistryPart):
-    """After `failures` failed requests in a row, an address gets no request for `seconds`, then a trial request."""
-
-    failures: int = Field(default=5, ge=1, le=1000)
-    seconds: float = Field(default=30.0, gt=0, le=3600)
-
-
 class Escalation(RegistryPart):
     """A second try with another model, at most once per job."""
 
@@ -109,7 +102,6 @@ class ModelEntry(RegistryPart):
     """Default of jobs without `adapter`: one of `adapters`."""
     cost: Cost | None = None
     limits: RateLimits = RateLimits()
-    circuit: Circuit = Circuit()
     escalate: Escalation | None = None
 
     @field_validator("lane")

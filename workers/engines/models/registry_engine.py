@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from workers.engines.address import AddressEngine
 from workers.engines.base import Completion, EngineAway, EngineError, EngineLoad, GenerationRequest
-from workers.engines.families.quirks import FamilyEngine
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
 from workers.engines.registry import create_of
+
+SUM_SECONDS = 0.5
+"""Pause between two sums of the loads of models without requests: a server may start or learn a limit meanwhile."""
 
 
 class NeedsRestart(Exception):  # noqa: N818 - named after the fix
@@ -38,6 +42,12 @@ class RegistryEngine:
         self.registry = registry
         self._names: Mapping[str, ServedModel] = self._by_name()
         self._asked: dict[str, ServedModel] = {}
+        self._clock = clock
+        self._used: frozenset[ServedModel] = frozenset()
+        """The models that got a request lately. Only the event loop changes the set, and other threads read it."""
+        self._used_since = -math.inf
+        self._rest: tuple[frozenset[ServedModel], float, EngineLoad] = (self._used, -math.inf, EngineLoad(0, 0, 0))
+        """The load of the models that are not in this set, and the time of this sum."""
 
     @property
     def name(self) -> str:
@@ -106,6 +116,11 @@ class RegistryEngine:
         """Answer one request with the model that it names, else with the default model. Raises EngineError."""
         served = self._model(request.model_id)
         self._asked[request.request_id] = served
+        if served not in self._used:
+            now = self._clock.monotonic()
+            if now - self._used_since >= SUM_SECONDS:
+                self._used, self._used_since = frozenset(self._asked.values()), now
+            self._used |= {served}
         try:
             return await served.generate(request)
         finally:
@@ -121,13 +136,14 @@ class RegistryEngine:
         """Return the running requests of all models together, and the shortest queue among the busy models.
 
         The shortest queue is returned so that the worker takes jobs for a fast model while requests wait for a slow
-        one.
+        one. Models without requests are counted once in SUM_SECONDS, because the stage asks hundreds of times a second.
         """
-        loads = [served.load() for served in self._served.values()]
-        busy = [load.waiting for load in loads if load.running or load.waiting]
-        running, free = sum(load.running for load in loads), sum(load.free for load in loads)
-        away = next((load.away for load in loads if load.away is not None), None)
-        return EngineLoad(running, min(busy, default=0), free, away)
+        now, used = self._clock.monotonic(), self._used
+        others, summed_at, rest = self._rest
+        if others is not used or now - summed_at >= SUM_SECONDS:
+            rest = _together([each.load() for each in self._served.values() if each not in used])
+            self._rest = used, now, rest
+        return _together([rest, *(each.load() for each in used)])
 
     async def close(self) -> None:
         """End all engines."""
@@ -143,6 +159,13 @@ class RegistryEngine:
         return {name: served for served in self._served.values() for name in served.model.names}
 
 
+def _together(loads: Sequence[EngineLoad]) -> EngineLoad:
+    busy = [load.waiting for load in loads if load.running or load.waiting]
+    running, free = sum(load.running for load in loads), sum(load.free for load in loads)
+    away = next((load.away for load in loads if load.away is not None), None)
+    return EngineLoad(running, min(busy, default=0), free, away)
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Turn an engine's error at new settings into NeedsRestart or NotYet with the model's name."""
@@ -154,7 +177,7 @@ def _naming(name: str) -> Iterator[None]:
         raise NeedsRestart(f"the engine's settings of {name} have changed ({error})") from None
 
 
-def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[FamilyEngine]:
+def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[AddressEngine]:
     return [create_of(model.engine.kind, section, metrics, clock) for section in model.sections]
 
 

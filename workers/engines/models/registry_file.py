@@ -18,9 +18,8 @@ from workers.engines import ENGINES
 from workers.engines.families import Family, are_read_by, families
 from workers.engines.models.between_tables import mistakes_between
 from workers.engines.models.entries import MOST_ADDRESSES, Address, ModelEntry
-from workers.engines.models.mistakes import Mistake, RegistryRefused, listed, nearest, reasons
+from workers.engines.models.mistakes import Mistake, RegistryRefused, TomlLines, listed, nearest, reasons
 from workers.engines.models.secret_references import SecretMistake, checked_reference, secret
-from workers.engines.models.toml_lines import TomlLines
 from workers.engines.settings import EngineSection, EngineSettings
 
 MOST_BYTES: Final = 256 * 1024

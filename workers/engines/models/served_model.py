@@ -1,16 +1,18 @@
-"""One model of the registry, behind one address or several: its circuits, its rate limits and its prices."""
+"""One model of the registry, behind one address or several: its rate limits and its prices."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from schemas.affinity import place_of
 from schemas.images import IMAGE_TOKENS
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.engines.address import AddressEngine
 from workers.engines.base import (
     ChangesModel,
     Completion,
@@ -21,12 +23,11 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
+    Remote,
     RequestRejected,
     ServedBy,
 )
-from workers.engines.families.quirks import FamilyEngine
-from workers.engines.models.circuit import AddressCircuit
-from workers.engines.models.pacing import RateGate
+from workers.engines.models.entries import RateLimits
 from workers.engines.models.registry_file import RegistryModel
 
 _CHARS_PER_TOKEN = 4
@@ -38,8 +39,7 @@ log = get_logger()
 
 @dataclass
 class _Address:
-    engine: FamilyEngine
-    circuit: AddressCircuit
+    engine: AddressEngine
     name: str
     asking: int = 0
     is_up: bool = False
@@ -53,7 +53,7 @@ class ServedModel:
     prefix goes to the address with the fewest requests per place.
     """
 
-    def __init__(self, model: RegistryModel, engines: Sequence[FamilyEngine], clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, model: RegistryModel, engines: Sequence[AddressEngine], clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._metrics = metrics
         metrics.model_circuits.labels(model.name).set(0)
@@ -61,10 +61,10 @@ class ServedModel:
         if model.entry.cost is not None:
             metrics.model_cost.labels(model.name, model.entry.cost.currency)  # makes the counter appear with 0
         names = model.engine.addresses or (model.engine.name,)
-        self._addresses = [
-            _Address(engine, AddressCircuit(model.entry.circuit, clock), name)
-            for engine, name in zip(engines, names, strict=True)
-        ]
+        self._addresses = [_Address(engine, name) for engine, name in zip(engines, names, strict=True)]
+        for address in self._addresses:
+            if isinstance(address.engine.inner, Remote):
+                address.engine.inner.changed = partial(self._tell, address)
         self._starting: set[asyncio.Task[None]] = set()
         self._asked: dict[str, Engine] = {}
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -72,11 +72,10 @@ class ServedModel:
         self._gate = RateGate(model.entry.limits, clock)
 
     def change(self, model: RegistryModel) -> None:
-        """Use the limits, prices and circuit of a changed file. The engine's own settings must be unchanged."""
+        """Use the limits and prices of a changed file. The engine's own settings must be unchanged."""
         if model.entry.limits != self.model.entry.limits:
             self._gate = RateGate(model.entry.limits, self._clock)
         for address in self._addresses:
-            address.circuit.settings = model.entry.circuit
             address.engine.family = model.family
         self.model = model
 
@@ -217,71 +216,53 @@ class ServedModel:
 
     async def _answered(self, request: GenerationRequest) -> Completion:
         """Ask one address after the other until one answers. Raises EngineError."""
-        away: EngineUnavailable | None = None
-        tried: list[_Address] = []
-        while (address := self._next(tried, request.prefix_key)) is not None:
-            tried.append(address)
+        away = EngineUnavailable(f"no address of model {self.model.name} has started yet")
+        left = [each for each in self._addresses if each.is_up]
+        while left:
+            # an address that is known to be away refuses at once, with the reason, and is asked last
+            working = [each for each in left if not each.engine.is_away] or left
+            address = working[place_of(request.prefix_key, [each.name for each in working], _loads(working))]
+            left.remove(address)
             try:
                 return await self._ask(address, request)
             except EngineFailed:
                 raise
             except EngineUnavailable as error:
                 away = error
-        raise away or EngineUnavailable(
-            f"every address of model {self.model.name} failed lately; waiting until one answers"
-        )
-
-    def _next(self, tried: Sequence[_Address], prefix_key: bytes | None) -> _Address | None:
-        free = [each for each in self._addresses if each.is_up and each.circuit.admits and each not in tried]
-        if not free:
-            return None
-        return free[place_of(prefix_key, [each.name for each in free], _loads(free))]
+        raise away
 
     async def _ask(self, address: _Address, request: GenerationRequest) -> Completion:
-        """Ask one address. Raises EngineError; EngineFailed only if the request may be to blame."""
-        circuit, number = address.circuit, address.circuit.begin()
-        was_open = circuit.is_open
+        """Ask one address. Raises EngineError."""
         address.asking += 1
         self._asked[request.request_id] = address.engine
         try:
             completion = await address.engine.generate(request)
         except (RequestRejected, PromptTooLong):
-            circuit.answered(number)
             self._count("refused")
             raise
-        except EngineUnavailable as error:
-            too_long = isinstance(error, EngineFailed) and error.took_too_long
-            to_blame = circuit.failed(number, took_too_long=too_long)
+        except EngineUnavailable:
             self._count("failed")
-            if isinstance(error, EngineFailed) and not to_blame:
-                self._metrics.tokens.labels("wasted").inc(error.wasted_tokens)
-                raise EngineUnavailable(str(error)) from error
             raise
         else:
-            # an aborted request may never have reached the server, so it proves nothing
             if completion.finish_reason != "abort":
-                circuit.answered(number)
                 self._count("answered")
             return completion
         finally:
-            circuit.ended(number)
             address.asking -= 1
             self._asked.pop(request.request_id, None)
-            self._tell(address, was_open)
 
-    def _tell(self, address: _Address, was_open: bool) -> None:
-        """Log and count a circuit that has opened or closed."""
-        if address.circuit.is_open == was_open:
-            return
-        open_now = sum(each.circuit.is_open for each in self._addresses)
-        self._metrics.model_circuits.labels(self.model.name).set(open_now)
+    def _tell(self, address: _Address) -> None:
+        """Log and count an address that is away, or answers again."""
+        self._metrics.model_circuits.labels(self.model.name).set(sum(each.engine.is_away for each in self._addresses))
         common = {"model": self.model.name, "address": address.name}
-        if was_open:
-            log.info("An address answers again; sending requests to it again.", action="circuit-closed", **common)
-        else:
+        if address.engine.is_away:
             log.warning(
-                "An address failed repeatedly; sending no request to it for a while.", action="circuit-open", **common
+                "An address failed repeatedly; sending no request to it until it answers a small one.",
+                action="circuit-open",
+                **common,
             )
+        else:
+            log.info("An address answers again; sending requests to it again.", action="circuit-closed", **common)
 
     def _count(self, result: str) -> None:
         self._requests[result].inc()
@@ -331,3 +312,50 @@ def _report(task: asyncio.Task[None]) -> None:
             action="engine-address-refused",
             error=str(error),
         )
+
+
+# -- Rate limits of one model: requests wait for their turn in the worker instead of being refused by a s --
+_REQUEST_BURST_SECONDS = 1.0
+_TOKEN_BURST_SECONDS = 6.0
+"""After a pause, requests may at once use as much as the limit allows for this many seconds."""
+
+
+class RateLimit:
+    """One limit, by the generic cell rate algorithm (ITU-T I.371): a request's cost delays the next request's turn."""
+
+    def __init__(self, per_second: float, burst_seconds: float, clock: Clock) -> None:
+        self._per_second = per_second
+        self._burst_seconds = burst_seconds
+        self._clock = clock
+        self._next_at = clock.monotonic() - burst_seconds
+
+    def reserve(self, cost: float) -> float:
+        """Take a turn, and return the seconds until the turn. Turns come in the order of the calls."""
+        now = self._clock.monotonic()
+        at = max(self._next_at, now - self._burst_seconds)
+        self._next_at = at + cost / self._per_second
+        return max(0.0, at - now)
+
+    def settle(self, difference: float) -> None:
+        """Correct the cost of an earlier turn by the `difference` of the turn's real and reserved cost."""
+        self._next_at += difference / self._per_second
+
+
+class RateGate:
+    """The limits of one model; a missing limit lets every request pass."""
+
+    def __init__(self, limits: RateLimits, clock: Clock) -> None:
+        requests, tokens = limits.requests_per_second, limits.tokens_per_minute
+        self._requests = RateLimit(requests, _REQUEST_BURST_SECONDS, clock) if requests else None
+        self._tokens = RateLimit(tokens / 60, _TOKEN_BURST_SECONDS, clock) if tokens else None
+
+    def reserve(self, tokens: int) -> float:
+        """Take a turn for a request of about this many tokens, and return the seconds until the turn."""
+        by_requests = self._requests.reserve(1) if self._requests is not None else 0.0
+        by_tokens = self._tokens.reserve(tokens) if self._tokens is not None else 0.0
+        return max(by_requests, by_tokens)
+
+    def settle(self, reserved: int, used: int) -> None:
+        """Replace a turn's `reserved` tokens by the `used` ones; `used` is 0 if the request was never sent."""
+        if self._tokens is not None:
+            self._tokens.settle(used - reserved)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 from pydantic import Field
@@ -21,19 +20,26 @@ from workers.engines.base import (
     RequestRejected,
     TokenCount,
     inline,
-    require_one_answer,
     with_calls,
+    with_refusal,
 )
-from workers.engines.finish import finish_reason
-from workers.engines.online.service import OnlineService
-from workers.engines.online.settings import OnlineSettings
-from workers.engines.online.turns import Turn, parted
+from workers.engines.finish import finish_reason, is_refusal
+from workers.engines.online.service import OnlineApi, OnlineSettings, online_engine
+from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.prompts import arguments_of
 
 _MOST_BLOCKS = 4096
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
 """Maps a job's word for an effort to the service's word, if the two words differ."""
+
+
+_FIELDS: Final[Mapping[str, str]] = {
+    **{name: name for name in ("max_tokens", "temperature", "top_p", "tools", "tool_choice")},
+    "stop_sequences": "stop",
+    "thinking": "reasoning.max_tokens",
+    "output_config": "response_format",
+}
 
 
 class AnthropicSettings(OnlineSettings):
@@ -63,11 +69,16 @@ class _AnthropicUsage(BoundedModel):
     cache_read_input_tokens: TokenCount | None = None
 
 
+class _StopDetails(BoundedModel):
+    explanation: str | None = None
+
+
 class AnthropicAnswer(BoundedModel):
     """The fields of a message that this engine reads."""
 
     content: list[_Block] = Field(max_length=_MOST_BLOCKS)
     stop_reason: str
+    stop_details: _StopDetails | None = None
     usage: _AnthropicUsage
 
 
@@ -78,13 +89,14 @@ class AnthropicModel(BoundedModel):
     max_input_tokens: int | None = Field(default=None, ge=1)
 
 
-class MessagesApi:
-    """Implements `Api`."""
+class MessagesApi(OnlineApi):
+    """Anthropic's Messages API."""
 
     generation_path = "messages"
-    fields: Mapping[str, str] = MappingProxyType({})
+    fields: ClassVar[Mapping[str, str]] = _FIELDS
 
     def __init__(self, model: str, version: str) -> None:
+        super().__init__()
         self._model = model
         self._version = version
         self.model_path = f"models/{quote(model, safe='')}"
@@ -93,14 +105,11 @@ class MessagesApi:
         """Return the key and the API's version."""
         return {"x-api-key": key, "anthropic-version": self._version}
 
-    def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
+    def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the JSON of a message request.
 
-        Raises RequestRejected for a seed, a raw prompt, several answers, log-probabilities, or a temperature above 1.
+        Raises RequestRejected for a raw prompt, or a temperature above 1.
         """
-        if request.seed is not None:
-            raise RequestRejected("seed", "this service takes no seed; remove the field")
-        require_one_answer(request)
         system, turns = parted(request)
         body: dict[str, Any] = {
             "model": self._model,
@@ -113,14 +122,10 @@ class MessagesApi:
             body |= _reasoning(request.reasoning)
         if system:
             body["system"] = system
-        if with_temperature and request.temperature is not None:
-            if request.temperature > 1:
-                raise RequestRejected("temperature", "this service takes values from 0 to 1")
-            body["temperature"] = request.temperature
-        if request.top_p not in (None, 1.0):
-            body["top_p"] = request.top_p
-        if request.stop:
-            body["stop_sequences"] = list(request.stop)
+        body |= self.temperature(request)
+        if body.get("temperature", 0) > 1:
+            raise RequestRejected("temperature", "this service takes values from 0 to 1")
+        body |= options_of("anthropic", request)
         form = request.response_format
         if form is not None and form.json_schema is not None:
             schema = {"type": "json_schema", "schema": form.json_schema.schema_}
@@ -139,6 +144,8 @@ class MessagesApi:
         completion = Completion(
             text, reason, prompt_tokens, usage.output_tokens, reasoning=thoughts or None, cached_tokens=cached
         )
+        if is_refusal(answer.stop_reason):  # the text before a refusal is not an answer
+            return with_refusal(completion, answer.stop_details.explanation if answer.stop_details else None)
         called = [block for block in answer.content if block.type == "tool_use"][:MAX_TOOL_CALLS]
         return with_calls(completion, [_call(block) for block in called]) if request.tools else completion
 
@@ -220,5 +227,4 @@ def create(settings: AnthropicSettings, metrics: Metrics, clock: Clock) -> HttpE
     if settings.model is None:
         raise ValueError("the anthropic engine needs the name of a model")
     api = MessagesApi(settings.model, settings.version)
-    service = OnlineService("anthropic", settings.model, settings, api, clock)
-    return HttpEngine("anthropic", settings.model, settings, service, metrics)
+    return online_engine("anthropic", settings.model, settings, api, metrics, clock)

@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
-from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Final
 from urllib.parse import quote
 
 from pydantic import Field
@@ -31,9 +30,8 @@ from workers.engines.base import (
     with_calls,
 )
 from workers.engines.finish import finish_reason
-from workers.engines.online.service import OnlineService
-from workers.engines.online.settings import OnlineSettings
-from workers.engines.online.turns import Turn, parted
+from workers.engines.online.service import OnlineApi, OnlineSettings, online_engine
+from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.prompts import arguments_of
 
@@ -42,6 +40,26 @@ _LEVELS: dict[str, str] = {"xhigh": "high"}
 """Maps a job's word for an effort to the service's word, if the two words differ."""
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _ROLES = {"user": "user", "assistant": "model"}
+
+
+_FIELDS: Final[Mapping[str, str]] = {
+    **{name: name for name in ("temperature", "seed", "tools")},
+    "max_output_tokens": "max_tokens",
+    "maxOutputTokens": "max_tokens",
+    "top_p": "top_p",
+    "topP": "top_p",
+    "stop_sequences": "stop",
+    "stopSequences": "stop",
+    "candidate_count": "n",
+    "candidateCount": "n",
+    "logprobs": "top_logprobs",
+    "tool_config": "tool_choice",
+    "toolConfig": "tool_choice",
+    "thinking_config": "reasoning.max_tokens",
+    "thinkingConfig": "reasoning.max_tokens",
+    "response_json_schema": "response_format",
+    "responseJsonSchema": "response_format",
+}
 
 
 class GeminiSettings(OnlineSettings):
@@ -132,12 +150,13 @@ class GeminiModel(BoundedModel):
     output_limit: int | None = Field(default=None, ge=0, alias="outputTokenLimit")
 
 
-class GenerateContentApi:
-    """Implements `Api`."""
+class GenerateContentApi(OnlineApi):
+    """Google's Gemini API."""
 
-    fields: Mapping[str, str] = MappingProxyType({})
+    fields: ClassVar[Mapping[str, str]] = _FIELDS
 
     def __init__(self, model: str) -> None:
+        super().__init__()
         self.model_path = f"models/{quote(model.removeprefix('models/'), safe='')}"
         self.generation_path = f"{self.model_path}:generateContent"
 
@@ -145,16 +164,13 @@ class GenerateContentApi:
         """Return the key."""
         return {"x-goog-api-key": key}
 
-    def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
+    def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the JSON of a GenerateContentRequest. Raises RequestRejected for a raw prompt."""
         system, turns = parted(request)
-        options: dict[str, Any] = {"maxOutputTokens": request.max_tokens}
-        if with_temperature and request.temperature is not None:
-            options["temperature"] = request.temperature
-        if request.top_p not in (None, 1.0):
-            options["topP"] = request.top_p
-        if request.stop:
-            options["stopSequences"] = list(request.stop)
+        options: dict[str, Any] = {"maxOutputTokens": request.max_tokens, **self.temperature(request)}
+        options |= options_of("gemini", request)
+        if "seed" in options:
+            options["seed"] %= 2**31  # cut, since the API's seed is an int32
         if request.reasoning is not None:
             options["thinkingConfig"] = _reasoning(request.reasoning)
         if request.n > 1:
@@ -162,8 +178,6 @@ class GenerateContentApi:
         if request.top_logprobs is not None:
             options["responseLogprobs"] = True
             options["logprobs"] = request.top_logprobs
-        if request.seed is not None:
-            options["seed"] = request.seed % 2**31  # cut, since the API's seed is an int32
         form = request.response_format
         if form is not None and form.type != "text":
             options["responseMimeType"] = "application/json"
@@ -291,5 +305,5 @@ def create(settings: GeminiSettings, metrics: Metrics, clock: Clock) -> HttpEngi
     """Make the engine of a worker; see `EngineModule`."""
     if settings.model is None:
         raise ValueError("the gemini engine needs the name of a model")
-    service = OnlineService("gemini", settings.model, settings, GenerateContentApi(settings.model), clock)
-    return HttpEngine("gemini", settings.model, settings, service, metrics)
+    api = GenerateContentApi(settings.model)
+    return online_engine("gemini", settings.model, settings, api, metrics, clock)

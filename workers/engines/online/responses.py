@@ -6,7 +6,7 @@ Source: OpenAI API reference, "Create a model response" and "The response object
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -16,9 +16,8 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest, RequestRejected, inline
 from workers.engines.online.responses_answer import completion_of
-from workers.engines.online.service import OnlineService
-from workers.engines.online.settings import OnlineSettings
-from workers.engines.online.turns import require_chat
+from workers.engines.online.service import OnlineApi, OnlineSettings, online_engine
+from workers.engines.online.turns import options_of, require_chat
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.models import ServerModels
 
@@ -49,8 +48,8 @@ class ResponsesSettings(OnlineSettings):
     """
 
 
-class ResponsesApi:
-    """Implements `Api`."""
+class ResponsesApi(OnlineApi):
+    """OpenAI's Responses API."""
 
     generation_path = "responses"
     model_path = "models"
@@ -58,9 +57,10 @@ class ResponsesApi:
 
     The list of a vLLM server also states the window.
     """
-    fields = _FIELDS
+    fields: ClassVar[Mapping[str, str]] = _FIELDS
 
     def __init__(self, model: str, summary: str | None = None) -> None:
+        super().__init__()
         self._model = model
         self._summary = summary
 
@@ -68,27 +68,21 @@ class ResponsesApi:
         """Return the key as a bearer token."""
         return {"Authorization": f"Bearer {key}"}
 
-    def body(self, request: GenerationRequest, *, with_temperature: bool) -> dict[str, Any]:
+    def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the JSON of a request for a response.
 
         The API takes no stop texts, so the request leaves them out and `completion` cuts the text. Raises
-        RequestRejected for a raw prompt, a seed, several answers, or a bound on the tokens of the reasoning.
+        RequestRejected for a raw prompt, or a bound on the tokens of the reasoning.
         """
         require_chat(request)
-        if request.seed is not None:
-            raise RequestRejected("seed", "this service takes no seed; remove the field")
-        if request.n > 1:
-            raise RequestRejected("n", "this service gives one answer; submit the job several times")
         body: dict[str, Any] = {
             "model": self._model,
             "input": [item for message in _messages(request) for item in _items(message)],
             "max_output_tokens": request.max_tokens,
             "store": False,
         }
-        if with_temperature and request.temperature is not None:
-            body["temperature"] = request.temperature
-        if request.top_p not in (None, 1.0):
-            body["top_p"] = request.top_p
+        body |= self.temperature(request)
+        body |= {name: value for name, value in options_of("responses", request).items() if name != "stop"}
         if reasoning := self._reasoning(request.reasoning):
             body["reasoning"] = reasoning
         if request.response_format is not None and request.response_format.type != "text":
@@ -111,10 +105,7 @@ class ResponsesApi:
 
         Raises ValidationError and LookupError.
         """
-        models = ServerModels.model_validate_json(body)
-        if self._model not in models.names:
-            raise LookupError(models.lacks(self._model))
-        return models.window_of(self._model)
+        return ServerModels.model_validate_json(body).listed_window(self._model)
 
     def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
         """Return the options of the reasoning; no options if the model decides about its reasoning.
@@ -192,5 +183,4 @@ def create(settings: ResponsesSettings, metrics: Metrics, clock: Clock) -> HttpE
     if settings.model is None:
         raise ValueError("the responses engine needs the name of a model")
     api = ResponsesApi(settings.model, settings.reasoning_summary)
-    service = OnlineService("responses", settings.model, settings, api, clock)
-    return HttpEngine("responses", settings.model, settings, service, metrics)
+    return online_engine("responses", settings.model, settings, api, metrics, clock)

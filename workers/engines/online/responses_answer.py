@@ -26,9 +26,10 @@ from workers.engines.base import (
     numbered_call,
     token_logprob,
     with_calls,
+    with_refusal,
 )
 from workers.engines.finish import finish_reason
-from workers.engines.openai_http.answers import MAX_REASON_CHARACTERS
+from workers.engines.openai_http.server import MAX_REASON_CHARACTERS
 
 _MOST_ITEMS: Final = 1024
 _MOST_PARTS: Final = 128
@@ -82,6 +83,7 @@ class _Text(BoundedModel):
 
 class _Refusal(BoundedModel):
     type: Literal["refusal"]
+    refusal: str = ""
 
 
 _Parts = Annotated[
@@ -94,11 +96,6 @@ class _Message(BoundedModel):
     content: _Parts
     phase: str | None = None
     """`commentary` marks a remark before the answer, such as the announcement of a call."""
-
-    @property
-    def is_refused(self) -> bool:
-        """True if the model refuses to answer."""
-        return any(isinstance(part, _Refusal) for part in self.content)
 
 
 class _Thought(BoundedModel):
@@ -174,11 +171,10 @@ def completion_of(body: bytes, request: GenerationRequest) -> Completion:
     if answer.status == "failed":
         return _failed(answer.error or _Error(), usage, request)
     reason = finish_reason(answer.end)
-    if reason == "stop" and any(message.is_refused for message in answer.messages):
-        reason = "content_filter"
+    refusals = [part.refusal for message in answer.messages for part in message.content if isinstance(part, _Refusal)]
     parts = [part for message in answer.messages for part in message.content if isinstance(part, _Text)]
     whole = "".join(part.text for part in parts)
-    text = min((whole.partition(stop)[0] for stop in request.stop), key=len, default=whole)
+    text = min((whole.partition(stop)[0] for stop in request.sampling.get("stop", ())), key=len, default=whole)
     if len(text) < len(whole) and reason == "length":
         reason = "stop"
     logprobs = _logprobs(parts, request)
@@ -193,6 +189,8 @@ def completion_of(body: bytes, request: GenerationRequest) -> Completion:
         logprobs=logprobs,
         cached_tokens=(usage.input_tokens_details or _InputDetails()).cached_tokens,
     )
+    if refusals:
+        return with_refusal(completion, "".join(refusals))
     if not request.tools:
         return completion
     called = [item for item in answer.output if isinstance(item, _Call)][:MAX_TOOL_CALLS]

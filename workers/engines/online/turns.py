@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from schemas.job import Message
 from workers.engines.base import GenerationRequest, RequestRejected, require_question
+from workers.engines.sampling_fields import named
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,12 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     if not others:
         return "", [_of_the_user(system)]
     return system, [Turn(role, [*group]) for role, group in groupby(others, _role)]
+
+
+def options_of(kind: str, request: GenerationRequest) -> dict[str, Any]:
+    """Return the sampling fields that this service takes. Its newer models refuse a `top_p` that changes nothing."""
+    changed = {name: value for name, value in request.sampling.items() if (name, value) != ("top_p", 1.0)}
+    return named(kind, replace(request, sampling=changed))
 
 
 def require_chat(request: GenerationRequest) -> None:

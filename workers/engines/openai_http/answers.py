@@ -1,11 +1,11 @@
-"""The server's responses to a generation request: a completion, a temporary failure, or a refusal."""
+"""Answers in the forms of OpenAI's chat completions and completions."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -16,35 +16,22 @@ from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.result import TokenLogprob
 from schemas.tools import MAX_TOOL_CALLS, ToolCall
 from telemetry.logs import get_logger
-from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
     Completion,
     EngineFailed,
-    EngineUnavailable,
     GenerationRequest,
-    PromptTooLong,
-    RequestRejected,
     TokenCount,
     numbered_call,
     token_logprob,
     with_calls,
+    with_refusal,
 )
 from workers.engines.families import ReasoningMarks
-from workers.engines.finish import finish_reason, is_failure
-from workers.engines.openai_http import pooling
-from workers.engines.openai_http.dialect import ServerProblem, problem_in
+from workers.engines.finish import finish_reason, is_failure, is_refusal
 from workers.engines.reasoning import parted
-
-MAX_REASON_CHARACTERS = 300
 
 log = get_logger()
 
-NOT_LET_IN = {401, 403}
-_REFUSED = {400, 413, 422}
-_OF_THE_SERVER = {408, 409, 429, 502, 503}
-"""Statuses that concern the whole server rather than the request."""
-OVERLOADED = {408, 429, 503}
-"""Statuses by which a server asks for fewer requests at the same time."""
 _REASON_SHOWN = 40
 _MOST_TOP = MAX_TOP_LOGPROBS + 1
 """Cap on the alternatives of one token in an answer.
@@ -56,93 +43,6 @@ _MOST_CHOICES = 64
 
 Without the cap, 8 MiB of JSON could become a gigabyte of objects.
 """
-
-_FIELDS = {
-    name: name
-    for name in (
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "seed",
-        "stop",
-        "response_format",
-        "messages",
-        "prompt",
-        "n",
-        "logprobs",
-        "top_logprobs",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-    )
-}
-_FIELDS["max_completion_tokens"] = "max_tokens"
-_FIELDS["dimensions"] = "dimensions"
-_FIELDS |= {"reasoning_effort": "reasoning.effort", "thinking_token_budget": "reasoning.max_tokens"}
-_LESS = 0.6
-"""The fraction of a too long prompt that is tried next. Servers do not report how many tokens fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class TryAgain:
-    """A temporary failure. `after` is the server's `Retry-After` in seconds."""
-
-    reason: str
-    after: float | None = None
-    is_the_server_s: bool = True
-    """True if the failure concerns the whole server; False if the request may be the cause."""
-    is_overload: bool = False
-    """True if the server has too many requests, so that fewer at once would be answered sooner."""
-
-
-def outcome(
-    request: GenerationRequest,
-    path: str,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    now: float,
-    *,
-    is_usual: bool = True,
-    marks: ReasoningMarks | None = None,
-) -> Completion | TryAgain:
-    """Return the outcome of a request, from the response to its POST to `path`. `now` is in Unix seconds.
-
-    Raises EngineError. `is_usual` is False if the job, not the settings, chose the path.
-    """
-    if status == 504:
-        raise EngineFailed("the server answered 504: the request took longer than a gateway waits", took_too_long=True)
-    if status in _OF_THE_SERVER or status >= 500:
-        after = parse_retry_after(headers.get("Retry-After", ""), now)
-        return TryAgain(f"the server answered {status}", after, status in _OF_THE_SERVER, status in OVERLOADED)
-    problem = problem_in(body) if status in _REFUSED else ServerProblem()
-    if status == 404 and request.pooling is not None and problem_in(body).param != "model":
-        kind = request.pooling.kind
-        own = pooling.SERVER_ENDPOINTS[kind.field].paths[0]
-        raise RequestRejected(kind.field, f"the server has no /{own}, so its model gives no {kind.answer}")
-    if status == 404 and not is_usual and problem_in(body).param != "model":
-        if request.is_raw:
-            raise RequestRejected("raw", f"the server has no /{path}, so it cannot complete a raw prompt")
-        raise RequestRejected(_question(request), f"the server has no /{path}, so its model answers no question")
-    if status == 404 or problem.param == "model":  # path and model come from the settings, so no job is at fault
-        raise EngineUnavailable(
-            f"the server answered {status} to {path}: POSTBACK_ENGINE__OPENAI__BASE_URL must end where its "
-            "API begins, mostly in /v1, and --model or POSTBACK_ENGINE__OPENAI__MODEL must name one of its models"
-        )
-    if status in _REFUSED:
-        raise _refusal(request, status, problem)
-    if status in NOT_LET_IN:
-        raise EngineUnavailable(f"the server refuses POSTBACK_ENGINE__OPENAI__API_KEY ({status})")
-    if status != 200:
-        raise EngineUnavailable(f"the server answered {status}")
-    try:
-        if request.pooling is not None:
-            return pooling.completion_of(request.pooling, body)
-        return completion_of(ServerAnswer.model_validate_json(body), marks, request)
-    except ValidationError:
-        raise EngineFailed(
-            "the server's answer does not follow OpenAI's protocol", wasted_tokens=_billed(body)
-        ) from None
 
 
 class _Alternative(TypedDict, total=False):
@@ -226,6 +126,7 @@ class _Call(BoundedModel):
 
 class _Message(BoundedModel):
     content: str | None = None
+    refusal: str | None = None
     tool_calls: list[_Call] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
     reasoning: str | None = None
     """The reasoning, in the field that vLLM and OpenRouter use."""
@@ -316,7 +217,7 @@ def _completion(
     if is_failure(choice.finish_reason):
         raise EngineFailed("the server failed while it generated", wasted_tokens=usage.completion_tokens)
     reason = finish_reason(choice.finish_reason)
-    if reason == "other":
+    if reason == "other" and not is_refusal(choice.finish_reason):
         log.warning(
             "The server ended an answer with an unknown finish reason; failing the job as unfinished.",
             action="finish-reason-unknown",
@@ -328,30 +229,17 @@ def _completion(
     if request is not None and request.top_logprobs is not None and choice.logprobs is not None:
         logprobs = choice.logprobs.of_tokens(request.top_logprobs, request.max_tokens)
     completion = Completion(text, reason, 0, 0, confidence, reasoning=reasoning or None, logprobs=logprobs)
+    refusal = choice.message.refusal if choice.message is not None else None
+    if (refusal and not text) or is_refusal(choice.finish_reason):
+        return with_refusal(completion, refusal or text)
     if request is None or not request.tools or choice.message is None:
         return completion
     return with_calls(completion, [call.named(at) for at, call in enumerate(choice.message.tool_calls or ())])
 
 
-def _billed(body: bytes) -> int:
+def billed(body: bytes) -> int:
     """Return the number of generated tokens in an otherwise unreadable answer; 0 if the number is unreadable too."""
     try:
         return _Bill.model_validate_json(body).completion_tokens
     except ValidationError:
         return 0
-
-
-def _refusal(request: GenerationRequest, status: int, problem: ServerProblem) -> RequestRejected | PromptTooLong:
-    """Return the server's refusal as an error with the job's field and the server's own text."""
-    if request.is_whole and status in (400, 413) and problem.is_of_length:
-        return PromptTooLong(_LESS)
-    field = _FIELDS.get(problem.param or "", _question(request))
-    reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
-    return RequestRejected(field, reason or f"the server answered {status}")
-
-
-def _question(request: GenerationRequest) -> str:
-    """Return the name of the job's field that has the question or the texts."""
-    if request.pooling is not None:
-        return request.pooling.kind.field
-    return "messages" if request.messages is not None else "prompt"

@@ -1,27 +1,22 @@
-"""Requests to a server that speaks OpenAI's protocol, with the parameters that the server takes.
-
-The engine sends some parameters that no job asked for, and some models refuse these parameters. OpenAI's reasoning
-models want `max_completion_tokens` instead of `max_tokens`, and take neither `logprobs` nor a temperature. No job is at
-fault for such a refusal, so the process remembers the refused parameter and leaves it out from then on.
-"""
+"""OpenAI's chat completions and completions: requests with the parameters that the server takes, and its answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import ValidationError
-
-from schemas.bounded import BoundedModel
 from schemas.job import ImagePart, Message, Reasoning, TextPart
 from schemas.tools import NamedTool
-from telemetry.logs import get_logger
-from workers.engines.base import GenerationRequest, RequestRejected, inline, require_texts
+from workers.engines.base import Completion, GenerationRequest, RequestRejected, inline, require_texts
+from workers.engines.first_requests import first_requests
+from workers.engines.openai_http.answers import ServerAnswer, billed, completion_of
+from workers.engines.openai_http.models import ServerModels
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
+from workers.engines.openai_http.pooling import completion_of as pooled
+from workers.engines.openai_http.server import Api, question_of
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import plain_text
-
-log = get_logger()
+from workers.engines.sampling_fields import NAMES, named
 
 CHAT = "chat/completions"
 COMPLETIONS = "completions"
@@ -29,41 +24,64 @@ _OF_TEXTS = frozenset(path for endpoint in SERVER_ENDPOINTS.values() for path in
 """The paths for jobs without a question."""
 
 
-class ServerProblem(BoundedModel):
-    """The error object of OpenAI's protocol."""
-
-    message: str = ""
-    param: str | None = None
-    code: str | int | None = None
-
-    @property
-    def is_of_length(self) -> bool:
-        """True if the error is a too long prompt. vLLM and OpenAI write the first phrase, llama.cpp the second."""
-        return any(words in self.message for words in ("maximum context length", "exceeds the available context size"))
+_SAME_NAMES = (
+    *("max_tokens", "temperature", "response_format", "n", "logprobs", "top_logprobs"),
+    *("tools", "tool_choice", "parallel_tool_calls", "dimensions", *NAMES),
+)
 
 
-class _Refusal(BoundedModel):
-    error: ServerProblem
+class Dialect(Api):
+    """OpenAI's chat completions and completions. `model` is the server's name for the model."""
 
-
-def problem_in(body: bytes) -> ServerProblem:
-    """Return the error in a server's refusal; an empty error if the body has no error object."""
-    try:
-        return _Refusal.model_validate_json(body).error
-    except ValidationError:
-        return ServerProblem()
-
-
-class Dialect:
-    """The parameters that one server takes. `model` is the server's name for the model."""
+    model_path = "models"
+    firsts = first_requests("first-request", "Hello.", 16, 0.0)
+    """A reranker does not answer questions, so texts to embed, score, rank and classify are tried too."""
+    fields: ClassVar[Mapping[str, str]] = {name: name for name in _SAME_NAMES} | {
+        "max_completion_tokens": "max_tokens",
+        "reasoning_effort": "reasoning.effort",
+        "thinking_token_budget": "reasoning.max_tokens",
+    }
 
     def __init__(self, model: str, settings: OpenAISettings) -> None:
+        super().__init__()
         self._model = model
         self._settings = settings
-        self._refused: set[str] = set()
-        """Parameters that the server has refused."""
-        self._found: set[str] = set()
-        """Paths at which the server has answered a request."""
+        family = settings.model_family()
+        self._marks = family.reasoning if family is not None else None
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the key as a bearer token."""
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
+        """Return the answer to the request. Raises ValueError and EngineError."""
+        if request.pooling is not None:
+            return pooled(request.pooling, body)
+        return completion_of(ServerAnswer.model_validate_json(body), self._marks, request)
+
+    def billed(self, body: bytes) -> int:
+        """Return the number of generated tokens in an otherwise unreadable answer."""
+        return billed(body)
+
+    def window(self, body: bytes) -> int | None:
+        """Return the model's window from the list of models. Raises ValidationError and LookupError."""
+        return ServerModels.model_validate_json(body).listed_window(self._model)
+
+    def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
+        """Return the error of a job that chose the missing path: a raw prompt, or texts without a question.
+
+        A job with a question is at fault, too, if the server, such as a reranker, has answered only jobs without one.
+        """
+        if request.pooling is not None:
+            kind = request.pooling.kind
+            own = SERVER_ENDPOINTS[kind.field].paths[0]
+            return RequestRejected(kind.field, f"the server has no /{own}, so its model gives no {kind.answer}")
+        answers_no_question = bool(self.found) and self.found <= _OF_TEXTS
+        if request.is_raw and (answers_no_question or self._settings.api == "chat"):
+            return RequestRejected("raw", f"the server has no /{path}, so it cannot complete a raw prompt")
+        if answers_no_question:
+            return RequestRejected(question_of(request), f"the server has no /{path}, so its model answers no question")
+        return None
 
     def path(self, request: GenerationRequest) -> str:
         """Return the path of the request below the server's URL. A raw prompt never goes to the path for chats."""
@@ -74,52 +92,31 @@ class Dialect:
         if request.pooling is None:
             return (CHAT if self._settings.api == "chat" and not request.is_raw else COMPLETIONS,)
         paths = SERVER_ENDPOINTS[request.pooling.kind.field].paths
-        return sorted(paths, key=lambda path: path not in self._found)
-
-    def found(self, path: str) -> None:
-        """Remember that the server has this path, and try the path first from now on."""
-        self._found.add(path)
-
-    def is_usual(self, request: GenerationRequest) -> bool:
-        """True if the settings chose the request's path; False if the job chose it.
-
-        Also False if the server, such as a reranker, has answered only jobs without a question. A job with a question
-        is then at fault.
-        """
-        if self._found and self._found <= _OF_TEXTS:
-            return False
-        return self._settings.api == "completions" or not (request.is_raw or request.pooling is not None)
+        return sorted(paths, key=lambda path: path not in self.found)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the request's JSON for its `path`."""
         if request.pooling is not None:
             return {"model": self._model, **SERVER_ENDPOINTS[request.pooling.kind.field].body(request.pooling)}
         chat = self.path(request) == CHAT
-        longest = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
+        longest = "max_completion_tokens" if "max_tokens" in self.refused else "max_tokens"
         body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}
         if chat:
             body["messages"] = _messages(request)
         else:
             require_texts(request, "the server completes texts here and reads no images; name a model for chats")
             body["prompt"] = request.prompt if request.prompt is not None else plain_text(request.messages or ())
-        is_refused = request.temperature_is_default and "temperature" in self._refused
-        if request.temperature is not None and not is_refused:
-            body["temperature"] = request.temperature
-        if request.seed is not None:
-            body["seed"] = request.seed
+        body |= self.temperature(request)
         if request.reasoning is not None:
             body |= _reasoning(request.reasoning, chat=chat)
-        if request.top_p is not None:
-            body["top_p"] = request.top_p
-        if request.stop:
-            body["stop"] = list(request.stop)
+        body |= named("openai", request)
         if request.response_format is not None and request.response_format.type != "text":
             body["response_format"] = request.response_format.model_dump(by_alias=True, exclude_none=True)
         body |= _tools(request, chat=chat)
         if request.n > 1:
             body["n"] = request.n
         body |= self._log_probabilities(request, chat=chat)
-        if self._settings.send_priority and "priority" not in self._refused:
+        if self._settings.send_priority and "priority" not in self.refused:
             body["priority"] = -request.priority  # negative, since vLLM runs lower priorities first
         return body
 
@@ -128,32 +125,8 @@ class Dialect:
         top = request.top_logprobs
         if top is not None:
             return {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
-        is_sent = self._settings.log_probabilities and "logprobs" not in self._refused
+        is_sent = self._settings.log_probabilities and "logprobs" not in self.refused
         return {"logprobs": True if chat else 0} if is_sent else {}
-
-    def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
-        """Remember a refused parameter that no job set.
-
-        Return True if the request may be sent again without the parameter.
-        """
-        name = "logprobs" if problem.param == "top_logprobs" else problem.param
-        if name is None or name not in sent:
-            return False
-        is_ours = (
-            name == "priority"
-            or (name == "logprobs" and request.top_logprobs is None)
-            or (name == "temperature" and request.temperature_is_default)
-            # with another code, the job's own `max_tokens` is at fault
-            or (name == "max_tokens" and problem.code == "unsupported_parameter")
-        )
-        if is_ours and name not in self._refused:
-            log.warning(
-                "The server does not take a parameter; leaving it out from now on.",
-                action="engine-parameter-refused",
-                parameter=name,
-            )
-            self._refused.add(name)
-        return is_ours
 
 
 def _tools(request: GenerationRequest, *, chat: bool) -> dict[str, Any]:

@@ -2,23 +2,34 @@
 
 The number of slots follows the server's own counts or its refusals, up to `max_concurrency`.
 
-A request has a bounded number of tries under one deadline. Statuses 408, 409, 429 and 5xx and lost connections are
-worth another try, after the server's `Retry-After` if there is one (RFC 9110 section 10.2.3). The engine repeats a
-request in only one other case: `dialect` learns that the server refuses a parameter that no job set.
+A request has a bounded number of tries under one deadline. Statuses that concern the whole server (408, 409, 429, 502,
+503) and lost connections are worth another try, after the server's `Retry-After` if there is one (RFC 9110 section
+10.2.3). The engine repeats a request in only one other case: `dialect` learns that the server refuses a parameter that
+no job set.
+
+A watch tells two kinds of absence. A server that fails requests in a row gets no more requests, but a small one every
+few seconds until it answers. A server that is silent while requests wait for it is asked for its models: a long answer
+sends no byte before its end, but a server that works answers this question at once. If it does not, the engine is
+away; if it does not a second time, the requests in flight are cut, and their jobs wait for the server's return.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from contextlib import suppress
+from dataclasses import dataclass
 
 from telemetry.clock import Clock
+from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.engines.address import PROBE_SECONDS
 from workers.engines.base import (
     NO_IMAGES,
     Completion,
+    EngineError,
     EngineFailed,
     EngineLoad,
     EngineRefused,
@@ -28,50 +39,45 @@ from workers.engines.base import (
     require_texts,
 )
 from workers.engines.families import are_read_by
-from workers.engines.online.settings import OnlineSettings
-from workers.engines.openai_http.answers import TryAgain
-from workers.engines.openai_http.follow import follow
+from workers.engines.first_requests import small_request
+from workers.engines.openai_http.dialect import Dialect
 from workers.engines.openai_http.limits import ServerLoad
-from workers.engines.openai_http.server import OpenAIServer, pauses
-from workers.engines.openai_http.settings import OpenAISettings
-from workers.engines.openai_http.slots import Slots
+from workers.engines.openai_http.server import ModelServer, TryAgain, pauses
+from workers.engines.openai_http.settings import OpenAISettings, RemoteSettings
+from workers.engines.openai_http.slots import Slots, follow
 from workers.engines.prompts import prompt_room
 
+WATCH_SECONDS = 2.0
+"""Pause between two looks at a silent server, or at one that is away."""
+FAILURES = 5
+"""Failures in a row after which a server gets no more requests until it answers a small one.
 
-class HttpServer(Protocol):
-    """A server of one model."""
+A server with many requests in flight refuses some of them, and answers others in between.
+"""
 
-    @property
-    def origin(self) -> str:
-        """The server's scheme, host and port, for logs and errors."""
-        ...
+log = get_logger()
 
-    def open(self) -> None:
-        """Make the HTTP session; send no request."""
-        ...
 
-    async def close(self) -> None:
-        """Close the connections."""
-        ...
+@dataclass
+class _Asked:
+    """A request in flight."""
 
-    async def window(self) -> int | None:
-        """Wait until the server answers for the model, and return the model's window. Raises EngineRefused."""
-        ...
-
-    async def post(self, request: GenerationRequest) -> Completion | TryAgain:
-        """Send one request once. Raises EngineError."""
-        ...
+    answering: asyncio.Task[Completion]
+    began: float
+    is_aborted: bool = False
+    cut: str | None = None
+    """The reason why the engine gave up waiting for the server's answer."""
 
 
 class HttpEngine:
-    """Implements `Engine` for one model of a server."""
+    """Implements `Engine` and `Remote` for one model of a server."""
 
     def __init__(
         self,
         name: str,
         model: str,
-        settings: OpenAISettings | OnlineSettings,
-        server: HttpServer,
+        settings: RemoteSettings,
+        server: ModelServer,
         metrics: Metrics,
         look: Callable[[], Awaitable[ServerLoad | None]] | None = None,
     ) -> None:
@@ -83,10 +89,20 @@ class HttpEngine:
         self._server = server
         self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(name).inc)
         self._look = look
-        self._following: asyncio.Task[None] | None = None
-        self._asking: dict[str, asyncio.Task[Completion]] = {}
-        self._aborted: set[str] = set()
+        self._beside: list[asyncio.Task[None]] = []
+        self._asking: dict[str, _Asked] = {}
         self._context_tokens = settings.context_tokens
+        self.changed: Callable[[], None] = _nothing
+        self._away = metrics.engine_away.labels(name)
+        self._answered_at = -math.inf
+        self._failures = 0
+        """Failures since the last answer."""
+        self._failed: tuple[GenerationRequest, str] | None = None
+        """The last request that failed since the last answer, and the reason."""
+        self._silence: str | None = None
+        """The reason why the server seems to hang; None while it gives signs of life."""
+        self._is_gone = False
+        """True if the last failure is perhaps that of a server that is not there."""
 
     @property
     def context_tokens(self) -> int | None:
@@ -118,8 +134,9 @@ class HttpEngine:
             ) from None
         self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
         self._slots.open()
+        self._beside.append(asyncio.create_task(self._watch(), name="engine-watch"))
         if self._look is not None:
-            self._following = asyncio.create_task(follow(self._look, self._slots), name="engine-look")
+            self._beside.append(asyncio.create_task(follow(self._look, self._slots), name="engine-look"))
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError.
@@ -132,42 +149,128 @@ class HttpEngine:
             require_texts(request, NO_IMAGES)
         if request.pooling is None:
             prompt_room(request, self._context_tokens)  # raises RequestRejected if not even one token fits
-        asking = self._asking[request.request_id] = asyncio.create_task(self._asked(request))
+        self._require_server()
+        asked = _Asked(asyncio.create_task(self._asked(request)), asyncio.get_running_loop().time())
+        self._asking[request.request_id] = asked
         try:
-            return await asking
+            completion = await asked.answering
         except asyncio.CancelledError:
-            if request.request_id in self._aborted and not _is_cancelled():
+            if not _is_cancelled() and asked.is_aborted:
                 return Completion("", "abort", 0, 0)
+            if not _is_cancelled() and asked.cut is not None:
+                raise EngineUnavailable(asked.cut) from None
+            raise
+        except EngineUnavailable as failed:
+            self._note_failure(request, failed)
             raise
         finally:
             self._asking.pop(request.request_id, None)
-            self._aborted.discard(request.request_id)
+        self._note_answer()
+        return completion
 
     async def abort(self, request_id: str) -> None:
         """Close the request's connection. The number of tokens generated so far stays unknown."""
-        asking = self._asking.get(request_id)
-        if asking is not None:
-            self._aborted.add(request_id)
-            asking.cancel()
+        asked = self._asking.get(request_id)
+        if asked is not None:
+            asked.is_aborted = True
+            asked.answering.cancel()
 
     def load(self) -> EngineLoad:
         """Return how many requests have a place at the server, and how many wait for a place or a slot."""
         places, count = self._slots.places, len(self._asking)
         running = min(count, places)
-        return EngineLoad(running=running, waiting=count - running, free=places - running)
+        free = 0 if self.is_away else places - running  # other workers' engines may answer the jobs
+        return EngineLoad(running=running, waiting=count - running, free=free, away=self._silence)
 
     async def close(self) -> None:
         """Abort the requests in flight and close the connections."""
         for request_id in list(self._asking):
             await self.abort(request_id)
-        if self._following is not None:
-            self._following.cancel()
+        for task in self._beside:
+            task.cancel()
         self._slots.close()
+        if self.is_away:
+            self._failures, self._silence = 0, None
+            self._away.dec()
         await self._server.close()
+
+    # -- absence -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_away(self) -> bool:
+        """True if the server hangs, or failed FAILURES requests in a row and has answered none since."""
+        return self._silence is not None or self._failures >= FAILURES
+
+    def _require_server(self) -> None:
+        """Raise EngineUnavailable, with the last failure, while the server is away."""
+        if self.is_away:
+            raise EngineUnavailable(self._silence or (self._failed[1] if self._failed is not None else ""))
+
+    async def probe(self, like: GenerationRequest) -> None:
+        """Let the server answer a small request outside the slots. Raises EngineError."""
+        tried = await self._server.post(small_request(like))
+        if isinstance(tried, TryAgain):
+            raise EngineUnavailable(tried.reason)
+        self._note_answer()
+
+    def _note_answer(self) -> None:
+        was_away = self.is_away
+        if was_away and self._is_gone:
+            self._slots.restore()
+        self._answered_at = asyncio.get_running_loop().time()
+        self._failures, self._failed, self._silence, self._is_gone = 0, None, None, False
+        if was_away:
+            self._tell()
+
+    def _note_failure(self, request: GenerationRequest, failed: EngineUnavailable) -> None:
+        was_away = self.is_away
+        self._failures += 1
+        self._failed = request, str(failed)
+        if self.is_away and not was_away:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._away.inc(1 if self.is_away else -1)
+        self.changed()
+
+    async def _watch(self) -> None:
+        """Look at a server that is silent or away, until the task is cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                await self._look_at_server()
+            except Exception as error:  # without the watch, no hang would be seen from then on
+                log.error("A look at the engine failed; looking again.", action="engine-watch-failed", exc_info=error)
+
+    async def _look_at_server(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._silence is None and self._failed is not None and self.is_away:
+            with suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self.probe(self._failed[0])
+            return
+        since = max(self._answered_at, min((asked.began for asked in self._asking.values()), default=now))
+        if self._silence is None and now - since < WATCH_SECONDS:
+            return
+        lack = await self._server.reach()
+        if lack is None:
+            if self._silence is not None:
+                self._note_answer()
+        elif self._silence is None:
+            self._silence = f"the server at {self._server.origin} does not answer: {lack}"
+            log.error("The server answers nothing; sending no request to it.", action="engine-hung", error=lack)
+            self._tell()
+        else:
+            for asked in self._asking.values():
+                asked.cut = self._silence
+                asked.answering.cancel()
+
+    # -- one request ---------------------------------------------------------------------------------------------
 
     async def _asked(self, request: GenerationRequest) -> Completion:
         try:
             async with self._slots.slot():
+                self._require_server()  # it may have gone away during the wait for the slot
                 return await self._answered(request)
         except TimeoutError:
             seconds = self._settings.request_timeout_seconds
@@ -199,8 +302,9 @@ class HttpEngine:
                 return outcome
             if outcome.is_overload:
                 self._slots.refused(number)
-            failure = outcome
-            if failure.after is not None and failure.after > self._settings.request_timeout_seconds:
+            failure, self._is_gone = outcome, outcome.is_away
+            is_too_long = failure.after is not None and failure.after > self._settings.request_timeout_seconds
+            if is_too_long or not failure.is_the_server_s:
                 break
         raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
 
@@ -211,8 +315,13 @@ class OpenAIEngine(HttpEngine):
     def __init__(self, settings: OpenAISettings, clock: Clock, metrics: Metrics) -> None:
         if settings.model is None:
             raise ValueError("the openai engine needs the name of the server's model")
-        server = OpenAIServer(settings.model, settings, clock)
+        api = Dialect(settings.model, settings)
+        server = ModelServer("openai", settings.model, settings, api, clock)
         super().__init__("openai", settings.model, settings, server, metrics, server.load)
+
+
+def _nothing() -> None:
+    """Do nothing; nobody asked to be told of a change."""
 
 
 def _is_cancelled() -> bool:

@@ -39,6 +39,12 @@ class ServerModels(BoundedModel):
             model = by_name.get(model.parent)
         return model.max_model_len if model is not None and (model.max_model_len or 0) > 0 else None
 
+    def listed_window(self, name: str) -> int | None:
+        """Return the window of this model. Raises LookupError, with a text for the operator, for an unlisted model."""
+        if name not in self.names:
+            raise LookupError(self.lacks(name))
+        return self.window_of(name)
+
     def lacks(self, name: str) -> str:
         """Return a text for the operator: the list lacks this name, and begins with these names (at most eight)."""
         names, more = self.names[:_NAMES_SHOWN], len(self.names) - _NAMES_SHOWN

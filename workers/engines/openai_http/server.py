@@ -1,61 +1,212 @@
-"""Sends POSTs to the server, and checks the key, the model and the window at the start.
+"""One server of a model, whatever its API: its POSTs, the meaning of its refusals, and the checks at the start.
 
-The operator chooses the server, so the egress guard does not check its address.
+The operator chooses the server, so the egress guard does not check its address. The meanings of statuses are from
+OpenAI's and Gemini's pages on errors, Anthropic's "Errors" and RFC 9110.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 import aiohttp
 from pydantic import ValidationError
 
+from schemas.bounded import BoundedModel
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.egress.answers import BodyTooLarge, bounded_body
 from workers.egress.proxy import bounded_connector
+from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
     Completion,
     EngineFailed,
     EngineRefused,
     EngineUnavailable,
     GenerationRequest,
+    PromptTooLong,
     RequestRejected,
 )
 from workers.engines.first_requests import first_requests
-from workers.engines.openai_http.answers import TryAgain, outcome
-from workers.engines.openai_http.dialect import Dialect, problem_in
-from workers.engines.openai_http.figures import MOST_BYTES, load_in
-from workers.engines.openai_http.limits import ServerLoad
-from workers.engines.openai_http.models import ServerModels
-from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
+from workers.engines.openai_http.settings import RemoteSettings
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 LOOK_TIMEOUT_SECONDS = 5.0
-_COMING_UP = {502, 503, 504}
-"""Statuses of a server that still loads its model, and of a gateway in front of such a server."""
-_FIRST = first_requests("first-request", "Hello.", 16, 0.0)
+REACH_SECONDS = 4.0
+"""Seconds in which a server answers a request for its list of models, however busy it is."""
+SPARE_CONNECTIONS = 3
+"""Connections beside those of the requests: for the server's counts, a sign of life, and a probe."""
+MAX_REASON_CHARACTERS = 300
 
-Post = Callable[[GenerationRequest], Awaitable[Completion | TryAgain]]
-"""Sends one request once. Raises EngineError."""
+_TOO_MANY_OF_ALL: Final = 529
+"""Anthropic's status for too many requests of all customers together."""
+_OF_THE_SERVER: Final = frozenset((408, 409, 429, 502, 503, _TOO_MANY_OF_ALL))
+"""Statuses that concern the whole server rather than the request."""
+_AWAY: Final = frozenset((502, 503))
+"""Statuses of a server that loads its model or ends, and of a gateway before such a server."""
+_OVERLOADED: Final = frozenset((408, 429, 503, _TOO_MANY_OF_ALL))
+"""Statuses by which a server asks for fewer requests at the same time."""
+_NOT_LET_IN: Final = frozenset((401, 402, 403))
+"""Statuses that concern the key or the account. Anthropic uses 402 for a problem with the payment."""
+_NO_QUOTA: Final = "insufficient_quota"
+"""OpenAI's code in a 429 for an account without credit. Another try would fail too."""
+_REFUSED: Final = frozenset((400, 413, 422))
+_OF_LENGTH: Final = (
+    "maximum context length",  # vLLM and OpenAI
+    "exceeds the available context size",  # llama.cpp
+    "prompt is too long",  # Anthropic
+    "exceed context limit",
+    "exceeds the maximum number of tokens",  # Gemini
+    "exceeds the context window",  # OpenAI's Responses API
+)
+_LESS: Final = 0.6
+"""The fraction of a too long prompt that is tried next, as servers report in too many forms how many tokens fit."""
+_NAMED: Final = re.compile(r"(?:^\W*|['`\"])(\w[\w.\[\]]*)(?=['`\"]|:|\ (?:is|must|should)\b)")
+_WORD: Final = re.compile(r"\w+")
+_FIRST: Final = first_requests("first-request", "Hello.", 16, 0.0)
 
 log = get_logger()
 
 
-class OpenAIServer:
+class ServerProblem(BoundedModel):
+    """The error object of a refusal. All APIs here have its message, and OpenAI's have the parameter too."""
+
+    message: str = ""
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _Refusal(BoundedModel):
+    error: ServerProblem
+
+
+def problem_in(body: bytes) -> ServerProblem:
+    """Return the error in a server's refusal; an empty error if the body has no error object."""
+    try:
+        return _Refusal.model_validate_json(body).error
+    except ValidationError:
+        return ServerProblem()
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """A temporary failure. `after` is the server's `Retry-After` in seconds."""
+
+    reason: str
+    after: float | None = None
+    is_the_server_s: bool = True
+    """True if the failure concerns the whole server; False if the request may be the cause."""
+    is_overload: bool = False
+    """True if the server has too many requests, so that fewer at once would be answered sooner."""
+    is_away: bool = False
+    """True if the server is perhaps not there at all: nothing was reached, or a gateway says so."""
+
+
+class Api(ABC):
+    """One kind of server: its paths and its JSON.
+
+    An engine sends some parameters that no job asked for, and some models refuse them: OpenAI's reasoning models take
+    neither `max_tokens` nor a temperature. No job is at fault for such a refusal, so the process remembers the refused
+    parameters in `refused` and leaves them out from then on.
+    """
+
+    model_path: str
+    """The path of the model's description, or of a list of models, below `base_url`."""
+    fields: ClassVar[Mapping[str, str]] = {}
+    """Maps the parameters in the server's errors to the job's fields."""
+    account_texts: ClassVar[Sequence[str]] = ()
+    """Texts in a 400 that concern the operator's account: Gemini, for example, answers 400 to a wrong key."""
+    firsts: Sequence[GenerationRequest] = _FIRST[:1]
+    """The requests of which one shows that the model answers."""
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self.found: set[str] = set()
+        """Paths at which the server has answered a request."""
+
+    @abstractmethod
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the headers of each request; `key` is empty if the settings have none."""
+
+    @abstractmethod
+    def paths(self, request: GenerationRequest) -> Sequence[str]:
+        """Return the paths to try one after the other while the server answers 404."""
+
+    @abstractmethod
+    def body(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return a generation request's JSON. Raises RequestRejected for an option that the server lacks."""
+
+    @abstractmethod
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
+        """Return the answer to the request.
+
+        Raises ValueError for a body without the API's form, and EngineError for an answer that reports a failure.
+        """
+
+    @abstractmethod
+    def window(self, body: bytes) -> int | None:
+        """Return the model's window, from the answer at `model_path`; None if the answer states no window.
+
+        Raises ValidationError for a body without the API's form, and LookupError with the reason for an unlisted model.
+        """
+
+    def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
+        """Return the error of a request whose kind needs the missing path; None if the settings chose the path."""
+        return None
+
+    def billed(self, body: bytes) -> int:
+        """Return the number of generated tokens in an otherwise unreadable answer; 0 if it is unknown."""
+        return 0
+
+    def temperature(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return the temperature to send; nothing if the job sets none and the server refuses it."""
+        is_refused = request.temperature_is_default and "temperature" in self.refused
+        return {} if request.temperature is None or is_refused else {"temperature": request.temperature}
+
+    def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
+        """Remember a refused parameter that no job set.
+
+        Return True if the request may be sent again without the parameter.
+        """
+        name = "logprobs" if problem.param == "top_logprobs" else problem.param
+        if name is None and "temperature" in problem.message.lower():
+            name = "temperature"
+        if name is None or not (name in sent or name in sent.get("generationConfig", ())):
+            return False
+        is_ours = (
+            name == "priority"
+            or (name == "logprobs" and request.top_logprobs is None)
+            or (name == "temperature" and request.temperature_is_default)
+            # with another code, the job's own `max_tokens` is at fault
+            or (name == "max_tokens" and problem.code == "unsupported_parameter")
+        )
+        if is_ours and name not in self.refused:
+            log.warning(
+                "The server does not take a parameter; leaving it out from now on.",
+                action="engine-parameter-refused",
+                parameter=name,
+            )
+            self.refused.add(name)
+        return is_ours
+
+
+class ModelServer:
     """One server and one of its models. Call `open` before any other method."""
 
-    def __init__(self, model: str, settings: OpenAISettings, clock: Clock) -> None:
+    def __init__(self, engine: str, model: str, settings: RemoteSettings, api: Api, clock: Clock) -> None:
+        self.api = api
+        self._variable = f"POSTBACK_ENGINE__{engine.upper()}"
         self._model = model
         self._settings = settings
         self._clock = clock
-        self._dialect = Dialect(model, settings)
         self._base = settings.base_url.rstrip("/")
-        family = settings.model_family()
-        self._marks = family.reasoning if family is not None else None
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -66,9 +217,8 @@ class OpenAIServer:
     def open(self) -> None:
         """Make the HTTP session; send no request."""
         key = self._settings.api_key
-        headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-        # Allow one connection more than requests, so that reading the server's counts does not wait behind requests.
-        self._session = new_session(headers, self._settings.max_concurrency + 1)
+        headers = self.api.headers(key.get_secret_value() if key is not None else "")
+        self._session = new_session(headers, self._settings.max_concurrency + SPARE_CONNECTIONS)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -77,31 +227,35 @@ class OpenAIServer:
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
         """POST the request, and POST it again after each refused parameter that no job set. Raises EngineError."""
-        (path, *others), is_usual = self._dialect.paths(request), self._dialect.is_usual(request)
+        path, *others = self.api.paths(request)
         try:
             while True:
-                sent = self._dialect.body(request)
+                sent = self.api.body(request)
                 async with self._http.post(self._url(path), json=sent, allow_redirects=False) as response:
                     body = await self._read(response)
                 if response.status == 404 and others and problem_in(body).param != "model":
                     path, *others = others
                     continue
                 if response.status == 200:
-                    self._dialect.found(path)
-                if response.status != 400 or not self._dialect.learns(request, sent, problem_in(body)):
+                    self.api.found.add(path)
+                if response.status != 400 or not self.api.learns(request, sent, problem_in(body)):
                     now = self._clock.time()
                     return outcome(
-                        request,
-                        path,
-                        response.status,
-                        response.headers,
-                        body,
-                        now,
-                        is_usual=is_usual,
-                        marks=self._marks,
+                        self.api, request, path, response.status, response.headers, body, now, self._variable
                     )
         except aiohttp.ClientError as error:
-            return TryAgain(f"the server was not reached: {type(error).__name__}")
+            return TryAgain(f"the server was not reached: {type(error).__name__}", is_away=True)
+
+    async def reach(self) -> str | None:
+        """Return the reason why nothing answers; None if the server gives any answer to a request for its models."""
+        url = f"{self._base}/{self.api.model_path}"
+        try:
+            async with asyncio.timeout(REACH_SECONDS), self._http.get(url, allow_redirects=False):
+                return None
+        except TimeoutError:
+            return "no answer to a request for its models"
+        except aiohttp.ClientError as error:
+            return type(error).__name__
 
     async def load(self) -> ServerLoad | None:
         """Return the counts that a vLLM server reports at `/metrics` beside the `/v1`; None if it reports no counts."""
@@ -114,6 +268,74 @@ class OpenAIServer:
         except (aiohttp.ClientError, BodyTooLarge, TimeoutError):
             return None
 
+    async def window(self) -> int | None:
+        """Wait until the server answers for the worker's model, and return the tokens of its window, None if unknown.
+
+        Raises EngineRefused if the server refuses the worker's key, or does not have the model.
+        """
+        waits = pauses()
+        while True:
+            try:
+                return await self._window()
+            except EngineUnavailable as away:
+                error = str(away)
+            except aiohttp.ClientError as failed:
+                error = type(failed).__name__
+            log.info("The engine's server does not answer yet; trying again.", action="engine-wait", error=error)
+            await asyncio.sleep(next(waits))
+
+    async def _window(self) -> int | None:
+        """Ask the server once. Raises EngineRefused, and EngineUnavailable or a ClientError while the server starts."""
+        path = self.api.model_path
+        try:
+            async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:
+                body, status = await self._read(response), response.status
+            if status in _OF_THE_SERVER or status == 504:
+                raise EngineUnavailable(f"the server answered {status}")
+            # OpenAI's restricted keys may generate, but get a 403 for the list.
+            if status != 403 and _is_of_the_account(self.api, status, problem_in(body)):
+                key = f"{self._variable}__API_KEY"
+                mend = key if self._settings.api_key is None else f"{key} to a key that the server takes"
+                raise EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): set {mend}")
+            if status == 200:
+                return self.api.window(body)
+            lack = f"answered {status} to {path}"
+        except RequestRejected:
+            lack = f"answered {path} with more than the {self._settings.max_response_bytes} bytes of max_response_bytes"
+        except ValidationError:
+            lack = f"answered {path} in another form than its API describes"
+        except LookupError as unlisted:
+            lack = str(unlisted)
+        await self._try_out(lack)
+        return None
+
+    async def _try_out(self, lack: str) -> None:
+        """Send first requests until one is answered, if no list names the model: the server may still take the name.
+
+        A llama.cpp server takes any name, Ollama takes shorter names than it lists, and some servers have no list.
+        Raises EngineRefused, with `lack` in its text, or EngineUnavailable while the server is starting.
+        """
+        refusals = []
+        for request in self.api.firsts:
+            try:
+                tried = await self.post(request)
+            except (EngineUnavailable, RequestRejected) as error:
+                if isinstance(error, EngineFailed) and error.took_too_long:
+                    raise
+                refusals.append(str(error))
+                continue
+            if isinstance(tried, TryAgain):
+                raise EngineUnavailable(tried.reason)
+            log.warning(
+                "The server does not list the model but answers requests with the model's name; going on.",
+                action="engine-model-unlisted",
+                model=self._model,
+            )
+            return
+        raise EngineRefused(
+            f"the server at {self.origin} {lack}, and a first request failed ({refusals[0]}): {_mend(self._variable)}"
+        )
+
     def _url(self, path: str) -> str:
         """Return the URL of a path below the server's URL.
 
@@ -122,63 +344,98 @@ class OpenAIServer:
         beside = path.removeprefix("../")
         return f"{self._base}/{path}" if beside == path else f"{self._base.removesuffix('/v1')}/{beside}"
 
-    async def window(self) -> int | None:
-        """Wait until the server answers for the worker's model.
-
-        Return the tokens of the model's window; None if the server lists no window. Raises EngineRefused if the server
-        refuses the worker's key, or fails a first request with the model's name.
-        """
-        return await once_answered(self._window)
-
-    async def _window(self) -> int | None:
-        """Ask the server once, and return the model's window. Raises EngineRefused.
-
-        Raises EngineUnavailable or a ClientError while the server starts.
-        """
-        async with self._http.get(f"{self._base}/models", allow_redirects=False) as response:
-            if response.status == 401:
-                raise self._refused()
-            if response.status in _COMING_UP:
-                raise EngineUnavailable(f"the server answered {response.status}")
-            models = await self._listed(response)
-        if models is None or self._model not in models.names:
-            await self._try_out(models, response.status)
-        return models.window_of(self._model) if models is not None else None
-
-    def _refused(self) -> EngineRefused:
-        """Return the error for a refused or missing key."""
-        variable = "POSTBACK_ENGINE__OPENAI__API_KEY"
-        mend = f"set {variable}" if self._settings.api_key is None else f"set {variable} to a key that the server takes"
-        return EngineRefused(f"the server at {self.origin} refuses to list its models (401): {mend}")
-
-    async def _listed(self, response: aiohttp.ClientResponse) -> ServerModels | None:
-        """Return the server's models; None if the list is missing or unreadable."""
-        try:
-            return ServerModels.model_validate_json(await self._read(response)) if response.status == 200 else None
-        except (ValidationError, RequestRejected):
-            return None
-
-    async def _try_out(self, models: ServerModels | None, status: int) -> None:
-        """Send a first request if no list names the worker's model: the server may still take the name.
-
-        A reranker does not answer questions, so texts to embed, score, rank and classify are tried too. A llama.cpp
-        server takes any name, Ollama takes shorter names than it lists, and some servers have no list. OpenAI's
-        restricted keys may generate, but get a 403 for the list. Raises EngineRefused, or EngineUnavailable while the
-        server is starting.
-        """
-        refusal = await first_refusal(self._model, _FIRST, self.post)
-        if refusal is not None:
-            said = models.lacks(self._model) if models is not None else f"gave no list of models ({status})"
-            raise EngineRefused(f"the server at {self.origin} {said}, and a first request failed: {refusal}")
-
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        return await answer_body(response, self._settings.max_response_bytes)
+        """Return the body. Raises RequestRejected for more than the settings allow, counted after decompression."""
+        try:
+            return await bounded_body(response, self._settings.max_response_bytes)
+        except BodyTooLarge:
+            raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None
 
     @property
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise EngineUnavailable("the engine is not started")
         return self._session
+
+
+def outcome(
+    api: Api,
+    request: GenerationRequest,
+    path: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    now: float,
+    variable: str = "POSTBACK_ENGINE__OPENAI",
+) -> Completion | TryAgain:
+    """Return the outcome of a request, from the response to its POST to `path`. `now` is in Unix seconds.
+
+    `variable` begins the names of the server's settings. Raises EngineError.
+    """
+    problem = problem_in(body) if status != 200 else ServerProblem()
+    if status == 504:
+        raise EngineFailed("the server answered 504: the request took longer than a gateway waits", took_too_long=True)
+    if _is_of_the_account(api, status, problem):
+        raise EngineUnavailable(f"the server refuses {variable}__API_KEY ({status})")
+    if status in _OF_THE_SERVER or status >= 500:
+        after = parse_retry_after(headers.get("Retry-After", ""), now)
+        is_of_the_server, is_overload = status in _OF_THE_SERVER, status in _OVERLOADED
+        return TryAgain(f"the server answered {status}", after, is_of_the_server, is_overload, status in _AWAY)
+    if status == 404 and problem.param != "model" and (missing := api.missing(request, path)) is not None:
+        raise missing
+    # Path and model come from the settings, so no job is at fault.
+    if status == 404 or (status in _REFUSED and problem.param == "model"):
+        raise EngineUnavailable(f"the server answered {status} to {path}: {_mend(variable)}")
+    if status in _REFUSED:
+        raise _refusal(api, request, status, problem)
+    if status != 200:
+        raise EngineUnavailable(f"the server answered {status}")
+    try:
+        return api.completion(body, request)
+    except ValueError:
+        tokens = api.billed(body)
+        raise EngineFailed("the answer has another form than its API describes", wasted_tokens=tokens) from None
+
+
+def _mend(variable: str) -> str:
+    return (
+        f"{variable}__BASE_URL must end where its API begins, mostly in its version such as /v1, --model or "
+        f"{variable}__MODEL must name one of its models, and {variable}__API_KEY must be a key that may use it"
+    )
+
+
+def _is_of_the_account(api: Api, status: int, problem: ServerProblem) -> bool:
+    """True if the server refuses the key or the account; the request is not at fault."""
+    is_said = status == 400 and any(words in problem.message.lower() for words in api.account_texts)
+    return is_said or status in _NOT_LET_IN or problem.code == _NO_QUOTA
+
+
+def _refusal(
+    api: Api, request: GenerationRequest, status: int, problem: ServerProblem
+) -> RequestRejected | PromptTooLong:
+    """Return the server's refusal as an error with the job's field and the server's own text."""
+    if request.is_whole and status in (400, 413) and any(words in problem.message for words in _OF_LENGTH):
+        return PromptTooLong(_LESS)
+    reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
+    return RequestRejected(_blamed(problem, api.fields) or question_of(request), reason or f"it answered {status}")
+
+
+def _blamed(problem: ServerProblem, fields: Mapping[str, str]) -> str | None:
+    """Return the job's field for the parameter that a refusal names; None if the refusal names no known parameter.
+
+    Some servers give a path (`tools[0].function.name`), and others name the parameter only at the start of their text
+    (`max_tokens: 9 > 8`) or in quotation marks.
+    """
+    paths = [problem.param] if problem.param else _NAMED.findall(problem.message[:MAX_REASON_CHARACTERS])
+    names = (name for path in paths for name in _WORD.findall(path))
+    return next((fields[name] for name in names if name in fields), None)
+
+
+def question_of(request: GenerationRequest) -> str:
+    """Return the name of the job's field that has the question or the texts."""
+    if request.pooling is not None:
+        return request.pooling.kind.field
+    return "messages" if request.messages is not None else "prompt"
 
 
 def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:
@@ -197,64 +454,9 @@ def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.Cl
     )
 
 
-async def first_refusal(model: str, requests: Sequence[GenerationRequest], post: Post) -> str | None:
-    """POST first requests for an unlisted model until one is answered.
-
-    Return None after an answer, otherwise the reason why the server refuses the first request. Raises
-    EngineUnavailable while the server is starting.
-    """
-    refusals = []
-    for request in requests:
-        refusal = await _refusal_of(request, post)
-        if refusal is None:
-            log.warning(
-                "The server does not list the model but answers requests with the model's name; going on.",
-                action="engine-model-unlisted",
-                model=model,
-            )
-            return None
-        refusals.append(refusal)
-    return refusals[0]
-
-
-async def _refusal_of(request: GenerationRequest, post: Post) -> str | None:
-    """Return the reason why the server refuses a request; None for an answer. Raises EngineUnavailable."""
-    try:
-        tried = await post(request)
-    except (EngineUnavailable, RequestRejected) as error:
-        if isinstance(error, EngineFailed) and error.took_too_long:
-            raise
-        return str(error)
-    if isinstance(tried, TryAgain):
-        raise EngineUnavailable(tried.reason)
-    return None
-
-
-async def once_answered(ask: Callable[[], Awaitable[int | None]]) -> int | None:
-    """Return the answer of `ask`, which is called again while it raises EngineUnavailable or a ClientError."""
-    waits = pauses()
-    while True:
-        try:
-            return await ask()
-        except EngineUnavailable as away:
-            error = str(away)
-        except aiohttp.ClientError as failed:
-            error = type(failed).__name__
-        log.info("The engine's server does not answer yet; trying again.", action="engine-wait", error=error)
-        await asyncio.sleep(next(waits))
-
-
 def pauses() -> Iterator[float]:
     """Yield the seconds to wait before each further try, doubling up to the longest wait."""
     wait = FIRST_WAIT_SECONDS
     while True:
         yield wait
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-
-
-async def answer_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
-    """Return the body. Raises RequestRejected for more than `most_bytes`, counted after decompression."""
-    try:
-        return await bounded_body(response, most_bytes)
-    except BodyTooLarge:
-        raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None

@@ -1,4 +1,4 @@
-"""Settings of the server that speaks OpenAI's protocol, read from `POSTBACK_ENGINE__OPENAI__…`."""
+"""Settings of the engines whose models run at a server."""
 
 from __future__ import annotations
 
@@ -10,11 +10,37 @@ from pydantic import Field, SecretStr
 from workers.engines.settings import EngineSection
 
 
-class OpenAISettings(EngineSection):
-    """Settings of a server that speaks OpenAI's protocol."""
+class RemoteSettings(EngineSection):
+    """The settings of every server."""
 
     needs_package: ClassVar[tuple[str, str] | None] = ("aiohttp", "worker")
     registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens", "images": "images"}
+
+    base_url: str = Field(default="", pattern=r"^https?://[^\s]+$")
+    """The service's URL, with the version of its API."""
+    api_key: SecretStr | None = None
+    """The service's key."""
+    context_tokens: int | None = Field(default=None, ge=16)
+    """Tokens of prompt and answer together, if the service does not report the model's window."""
+    images: bool | None = None
+    """True if the model reads images, false if not; if absent, the family decides, found by the model's name."""
+    max_concurrency: int = Field(default=32, ge=1, le=8192)
+    """Cap on the requests at the service at once; further requests wait in the worker.
+
+    The worker begins with 16, and sends fewer after a 408, 429, 503, 529 or timeout.
+    """
+    attempts: int = Field(default=4, ge=1, le=20)
+    """Tries of one request before it fails."""
+    request_timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)
+    """Seconds for one request with all its attempts."""
+    start_timeout_seconds: float = Field(default=60.0, ge=0, le=86_400)
+    """Seconds that the service may be away at the start before the worker gives up."""
+    max_response_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """Largest answer that the engine reads, in bytes."""
+
+
+class OpenAISettings(RemoteSettings):
+    """Settings of a server that speaks OpenAI's protocol."""
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")
     """The server's URL, with its `/v1`."""
@@ -26,8 +52,6 @@ class OpenAISettings(EngineSection):
     """The server's API. With `chat`, a plain prompt becomes one user message, and only a raw prompt is completed."""
     context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller of the two is used."""
-    images: bool | None = None
-    """True if the model reads images, false if not; if absent, the family decides, found by the model's name."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
     """Cap on the requests at the server at once; further requests wait in the worker. The default is vLLM's
     `max_num_seqs` on most devices.
@@ -35,14 +59,8 @@ class OpenAISettings(EngineSection):
     The worker sends fewer requests at once if the server's `/metrics`, like that of vLLM, states how many requests wait
     at the server. At any other server the worker begins with 16, and sends fewer after a 408, 429, 503 or timeout.
     """
-    attempts: int = Field(default=4, ge=1, le=20)
-    """Tries of one request before it fails."""
-    request_timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)
-    """Seconds for one request with all its attempts."""
     start_timeout_seconds: float = Field(default=600.0, ge=0, le=86_400)
     """Seconds that the server may take to start before the worker gives up."""
-    max_response_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    """Largest answer that the engine reads, in bytes."""
     log_probabilities: bool = True
     """Ask the server for log-probabilities. Turn this off if the server refuses requests with `logprobs`."""
     send_priority: bool = False

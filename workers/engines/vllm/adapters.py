@@ -21,11 +21,17 @@ from typing import Any, Final
 
 from telemetry.logs import get_logger
 from workers.engines.base import EngineRefused, EngineUnavailable, RequestRejected
-from workers.engines.vllm.adapter_files import AdapterRefused, base_tensors, is_folder, rank_of, require_fit, room_for
-from workers.engines.vllm.calls import while_alive
-from workers.engines.vllm.loading import short
+from workers.engines.vllm.adapter_files import (
+    AdapterRefused,
+    Tensor,
+    base_tensors,
+    is_folder,
+    rank_of,
+    require_fit,
+    room_for,
+)
+from workers.engines.vllm.loading import short, while_alive
 from workers.engines.vllm.settings import VllmSettings
-from workers.engines.vllm.tensors import Tensor
 from workers.system.paths import expanded
 
 MOST_IN_A_BATCH: Final = 8

@@ -40,12 +40,10 @@ from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
 from workers.engines.vllm.calling import Calling
 from workers.engines.vllm.changes import change
-from workers.engines.vllm.failures import as_engine_errors
+from workers.engines.vllm.failures import as_engine_errors, refused
 from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
-from workers.engines.vllm.health import LOOKS, WARM_UP_SECONDS, silence, warm
-from workers.engines.vllm.load_failures import refused
-from workers.engines.vllm.loading import load_again
+from workers.engines.vllm.loading import LOOKS, WARM_UP_SECONDS, load_again, silence, warm
 from workers.engines.vllm.pooling import PoolingModel
 from workers.engines.vllm.process_log import ProcessLog, shutdown_unlogged
 from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampling_params
@@ -201,20 +199,27 @@ class VllmEngine(TextsAlone):
         pause = self._settings.hung_seconds / LOOKS
         while True:
             await asyncio.sleep(pause)
-            if (llm := self._llm) is None or self._loading is not None or self._lost is not None:
-                continue
-            async with self._asking_health:
-                silent = None if llm.errored else await silence(llm, self._settings.hung_seconds - pause)
-            if silent is not None:
-                log.error(
-                    "The engine answers no health call; killing its processes.",
-                    action="engine-hung",
-                    bound_seconds=self._settings.hung_seconds,
-                    silent_seconds=round(silent, 1),
-                )
-                await asyncio.to_thread(self._guardian.end_engine)
-            if llm.errored:
-                self._begin_loading()
+            try:
+                await self._look(self._settings.hung_seconds - pause)
+            except Exception as error:  # without the watch, no hang would be seen from then on
+                log.error("A look at the engine failed; looking again.", action="engine-watch-failed", exc_info=error)
+
+    async def _look(self, seconds: float) -> None:
+        """Kill the engine if it answers no health call within `seconds`; load an engine that ended."""
+        if (llm := self._llm) is None or self._loading is not None or self._lost is not None:
+            return
+        async with self._asking_health:
+            silent = None if llm.errored else await silence(llm, seconds)
+        if silent is not None:
+            log.error(
+                "The engine answers no health call; killing its processes.",
+                action="engine-hung",
+                bound_seconds=self._settings.hung_seconds,
+                silent_seconds=round(silent, 1),
+            )
+            await asyncio.to_thread(self._guardian.end_engine)
+        if llm.errored:
+            self._begin_loading()
 
     # -- loading -------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
 
 from telemetry.logs import get_logger
 from workers.engines.base import EngineLost, EngineUnavailable
@@ -54,3 +55,66 @@ async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
             return await event.wait()
     except TimeoutError:
         return False
+
+
+# -- The health call: an engine hangs if its processes live but do not answer a call between two steps of --
+LOOKS: Final = 4
+"""A health call waits in LOOKS slices.
+
+The pause before a call takes 1/LOOKS of `hung_seconds`, and the call itself takes the rest.
+"""
+
+WARM_UP_SECONDS: Final = 600.0
+"""Seconds in which a new engine must give its first token and load its adapters.
+
+The number is vLLM's own limit for its start (VLLM_ENGINE_READY_TIMEOUT_S).
+"""
+
+
+async def silence(llm: Any, seconds: float) -> float | None:
+    """Call vLLM's engine processes. Return the seconds without an answer, or None if they answer in time.
+
+    The bound is `seconds` of this process's running time. The wait is cut into slices, so that the answer still has
+    time to arrive after a suspension of this process or machine.
+    """
+    loop = asyncio.get_running_loop()
+    began, call = loop.time(), asyncio.ensure_future(llm.is_sleeping())
+    try:
+        for _ in range(LOOKS):
+            await asyncio.wait({call}, timeout=seconds / LOOKS)
+            if call.done():
+                call.exception()  # prevents asyncio's warning about an unread error; `errored` reports the error
+                return None
+    finally:
+        call.cancel()
+    return loop.time() - began
+
+
+async def warm(llm: Any) -> None:
+    """Generate one token before the first job, because the first request takes many seconds on some machines."""
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+
+    async for _ in llm.generate(tokens_input([1]), SamplingParams(max_tokens=1, logprobs=0), "warm-up"):
+        pass
+
+
+# -- Calls of vLLM's engine process that end when the process does --
+DEATH_LOOK_SECONDS: Final = 0.5
+"""The pause between two looks at the engine's health during a call."""
+
+
+async def while_alive(llm: Any, call: Coroutine[Any, Any, None]) -> None:
+    """Await a call of the engine.
+
+    Raises EngineUnavailable if vLLM's process ends, because a call of vLLM 0.32 would then never end.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        while not task.done():
+            if llm.errored:
+                raise EngineUnavailable("vLLM's process ended during the change")
+            await asyncio.wait({task}, timeout=DEATH_LOOK_SECONDS)
+        await task
+    finally:
+        task.cancel()

@@ -18,13 +18,14 @@ from workers.engines.base import (
     with_calls,
 )
 from workers.engines.finish import finish_reason, is_failure
+from workers.engines.sampling_fields import NAMES, named
 from workers.engines.vllm.calling import ToolsOfRequest
 from workers.engines.vllm.loading import short
 from workers.engines.vllm.schema_limits import check_schema
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, confidence_from
 
-_FIELDS = {name: name for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "n", "logprobs")}
+_FIELDS = {name: name for name in ("max_tokens", "temperature", "n", "logprobs", *NAMES)}
 """Maps vLLM's parameters to a job's fields.
 
 If vLLM refuses any other parameter, the error names the response format or the prompt.
@@ -33,8 +34,8 @@ If vLLM refuses any other parameter, the error names the response format or the 
 
 _OF_SEVERAL = 1.0
 """The temperature of a request for several answers that sets none. vLLM refuses several answers at temperature 0."""
-_BY_THE_MODEL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-"""Parameters that no job sets; their values come from the model's `generation_config.json`."""
+_BY_THE_MODEL = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Parameters whose values come from the model's `generation_config.json`, unless the job sets them."""
 
 
 def sampling_params(
@@ -56,13 +57,12 @@ def sampling_params(
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    stop = [*request.stop, *settings.stop]
+    own = named("vllm", request)
+    stop = [*own.pop("stop", ()), *settings.stop]
     return SamplingParams(
         n=request.n,
         max_tokens=request.max_tokens,
         temperature=_temperature(request, defaults),
-        top_p=defaults.get("top_p", 1.0) if request.top_p is None else request.top_p,
-        seed=request.seed,
         stop=stop,
         detokenize=bool(stop) or request.top_logprobs is not None or not decodes_at_end,
         logprobs=_logprobs(request, settings),
@@ -70,7 +70,7 @@ def sampling_params(
         structured_outputs=_structure(request, tools),
         thinking_token_budget=_budget(request),
         skip_special_tokens=not (marks_are_special or (tools is not None and tools.keeps_special_tokens)),
-        **{name: defaults[name] for name in _BY_THE_MODEL if name in defaults},
+        **{name: defaults[name] for name in _BY_THE_MODEL if name in defaults} | own,
         output_kind=RequestOutputKind.FINAL_ONLY,  # an abort also yields a final output, with the tokens so far
     )
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from telemetry.logs import get_logger
 from workers.engines.base import EngineRefused, EngineUnavailable
+from workers.engines.vllm.adapter_files import tensors_of
 from workers.engines.vllm.adapters import Adapters
-from workers.engines.vllm.calls import while_alive
 from workers.engines.vllm.guardian import Guardian
-from workers.engines.vllm.tensors import tensors_of
+from workers.engines.vllm.loading import while_alive
 
 LOAD_SECONDS: Final = 600.0
 """Seconds in which vLLM must load the weights and the adapters.

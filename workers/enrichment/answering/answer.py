@@ -1,28 +1,40 @@
-"""Checks the model's text by its profile, and adds citations and the sources' details to make a result's answer."""
+"""Checks the model's text by its profile, and adds citations and the sources' details to make a result's answer.
+
+`Draft` is the text on its way: the rules read it, a judge decides its open claims, and `Draft.answer` is the outcome.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from schemas.result import Citation, SourceDetails, Support
-from workers.enrichment.answering.cite import BEARING, SourceTexts, cited, supported_share, used
+from schemas.result import AnswerSupport, Citation, JudgedSentence, SourceDetails, Support
+from workers.enrichment.answering.cite import (
+    BEARING,
+    NO_VERDICTS,
+    NOT_CHECKED,
+    AnswerLevel,
+    Claim,
+    Reading,
+    Verdicts,
+    judged,
+    level_of,
+)
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS, harmless
+from workers.enrichment.answering.judging import Finding, Judge, tokens, without_links
 from workers.enrichment.answering.links import without_unknown_links
 from workers.enrichment.answering.profile import Profile
+from workers.enrichment.answering.quantities import figures, missing
+from workers.enrichment.answering.sentences import Sentence, normal, sentences
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_CHAIN: Final = 100
 """Cap on the items of an evidence chain that are checked, since an answer may have any number of items."""
 _NO_NUMBER: Final = 1_000_000
 _DIGITS: Final = re.compile(r"\s*\[?([1-9]\d{0,3})\]?\s*", re.ASCII)
-
-
-Claim = tuple[int, int, str]
-"""The start, end and source of a citation, without its level of support."""
 
 
 class Unsupported(Exception):  # noqa: N818 - named after the event
@@ -38,71 +50,118 @@ class Answer:
     citations: tuple[Citation, ...]
     notes: tuple[str, ...] = ()
     supported_share: float = 1.0
-    """Share of the answer that its sources support, from 0 to 1; 1 if the job asked for no sources."""
+    """Share of the answer's claims that its sources support, from 0 to 1; 1 if the job asked for no sources."""
+    support: AnswerSupport | None = None
+    """The support of the whole answer; None if the job asked for no sources."""
 
     def lowered(self, confidence: float | None) -> float | None:
         """Return the model's confidence with one half of it multiplied by the answer's supported share."""
         return None if confidence is None else confidence * (1 + self.supported_share) / 2
 
 
-def claim_of(citation: Citation) -> Claim:
-    """Return the start, end and source of a citation."""
-    return citation.start, citation.end, citation.source
+@dataclass
+class Draft:
+    """A text of the model, read by the rules and by no judge yet. Reading takes milliseconds: call it in a thread.
 
-
-def answered(
-    text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False, refuted: Collection[Claim] = ()
-) -> Answer:
-    """Return the answer with citations, in the form that `profile` demands. Raises Unsupported.
-
-    If the answer rests on no source, a note says so. If no source is usable, the profile's notice is put before the
-    text, except for JSON (`is_json`).
-    `refuted` holds the claims that the model's second check has refuted; the citations of these claims lose their
-    support.
+    If no source is usable, the profile's notice is put before the text, except for JSON (`is_json`).
     """
-    if not evidence.sources and profile.no_sources_notice and not is_json:
-        text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
-    chain: list[Any] | None = None
-    if profile.evidence_chain is None:
-        text, _, found = cited(text, evidence)
-        citations = [_without_support(one) if claim_of(one) in refuted else one for one in found]
-        share = supported_share(text, citations)
-    else:
-        text = without_unknown_links(text, evidence)
-        chain = _chain(text, profile.evidence_chain)
-        citations = _chain_citations(chain or (), text, SourceTexts(evidence))
-        share = _chain_share(citations)
-    names = used(citations)
-    notes = () if names else (_rests_on_nothing(evidence, profile, chain, citations),)
-    if profile.minimum_support is not None:
-        enough = BEARING[: BEARING.index(Support(profile.minimum_support)) + 1]
-        if not any(citation.support in enough for citation in citations):
-            raise Unsupported(
-                f"the profile {profile.name} gives no answer without support, and no source supports a sentence of it"
-            )
-    by_id = {source.id: source for source in evidence.sources}
-    bearing = [by_id[name] for name in names]
-    details = tuple(_details(source, evidence) for source in bearing)
-    if profile.evidence_list and bearing:
-        text += without_unknown_links(_listed(zip(bearing, details, strict=True)), evidence)
-    return Answer(text, details, tuple(citations), notes, share)
+
+    reading: Reading
+    evidence: Evidence
+    profile: Profile
+    chain: _Chain | None = None
+    """The evidence chain of an answer in JSON."""
+
+    @classmethod
+    def of(cls, text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False) -> Draft:
+        """Read the text."""
+        if not evidence.sources and profile.no_sources_notice and not is_json:
+            text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
+        if profile.evidence_chain is None:
+            return cls(Reading(text, evidence), evidence, profile)
+        reading = Reading("", evidence)
+        reading.text = without_unknown_links(text, evidence)
+        return cls(reading, evidence, profile, _Chain(reading, profile.evidence_chain))
+
+    @property
+    def open(self) -> dict[int, tuple[str, Sequence[str]]]:
+        """The claims that the rules leave to a judge, by number: each sentence with its premises."""
+        claims = self.reading.claims
+        return {
+            at: (claims[at].sentence.text, [text for _, text in claims[at].finding.premises])
+            for at in self.reading.open
+        }
+
+    def answer(self, verdicts: Verdicts = NO_VERDICTS, not_checked: Sequence[str] = (NOT_CHECKED,)) -> Answer:
+        """Return the answer in the form that the profile demands. Raises Unsupported.
+
+        If the answer rests on no source, a note says so.
+        """
+        reading, text = self.reading, self.reading.text
+        outcomes = reading.outcomes(verdicts)
+        citations = reading.citations(verdicts) if self.chain is None else self.chain.citations(outcomes)
+        names = list(dict.fromkeys(one.source for one in citations if one.support in BEARING))
+        level, sentences_judged = self.level(verdicts), self.judged(verdicts)
+        if level not in self.profile.accepts:
+            raise Unsupported(_refusal(self.profile, level))
+        by_id = {source.id: source for source in self.evidence.sources}
+        bearing = [by_id[name] for name in names]
+        details = tuple(_details(source, self.evidence) for source in bearing)
+        if self.profile.evidence_list and bearing:
+            text += without_unknown_links(_listed(zip(bearing, details, strict=True)), self.evidence)
+        notes = [] if names else [self._rests_on_nothing(citations)]
+        notes += self.chain.notes if self.chain is not None else []
+        support = AnswerSupport(
+            support=level,
+            sentences=[one for one in sentences_judged if one.support not in BEARING],
+            not_checked=list(not_checked) if self.evidence.sources else [],
+        )
+        borne = [one.support in BEARING for one in sentences_judged]
+        share = sum(borne) / len(borne) if borne else float(level == "all")
+        return Answer(text, details, tuple(citations), tuple(notes), share, support)
+
+    def judged(self, verdicts: Verdicts = NO_VERDICTS) -> list[JudgedSentence]:
+        """Return each sentence with a claim, or each item of the evidence chain, with its support."""
+        outcomes = self.reading.outcomes(verdicts)
+        if self.chain is not None:
+            return self.chain.judged(outcomes)
+        return [
+            JudgedSentence(start=one.sentence.start, end=one.sentence.end, support=each, missing=list(one.finding.lost))
+            for one, each in zip(self.reading.claims, outcomes, strict=True)
+        ]
+
+    def level(self, verdicts: Verdicts = NO_VERDICTS) -> AnswerLevel:
+        """Return the support of the answer as a whole."""
+        is_empty = not self.reading.text.strip() or not self.evidence.sources
+        is_empty = is_empty or (self.chain is not None and not self.chain.items)
+        return level_of([one.support for one in self.judged(verdicts)], is_empty=is_empty)
+
+    def _rests_on_nothing(self, citations: Sequence[Citation]) -> str:
+        if not self.evidence.sources:
+            return "the answer rests on no source: no source could be used"
+        if self.chain is None:
+            return "the answer rests on no source: no source supports any of its sentences"
+        if citations:
+            return "the answer rests on no source: no source supports any item of its evidence"
+        why = "it is not the JSON of its profile" if self.chain.items is None else "the chain is empty"
+        return f"the answer names no evidence: {why}"
 
 
-def _without_support(citation: Citation) -> Citation:
-    return citation.model_copy(update={"support": Support.UNSUPPORTED, "quote": None})
+async def answered(
+    text: str, evidence: Evidence, profile: Profile, *, is_json: bool = False, judge: Judge | None = None
+) -> Answer:
+    """Read, judge and return an answer in one call. Raises Unsupported."""
+    draft = Draft.of(text, evidence, profile, is_json=is_json)
+    return draft.answer(*await judged(draft.open, judge))
 
 
-def _rests_on_nothing(
-    evidence: Evidence, profile: Profile, chain: list[Any] | None, citations: Sequence[Citation]
-) -> str:
-    if not evidence.sources:
-        return "the answer rests on no source: no source could be used"
-    if profile.evidence_chain is None:
-        return "the answer rests on no source: no source supports any of its sentences"
-    if citations:
-        return "the answer rests on no source: no source supports any item of its evidence"
-    why = "it is not the JSON of its profile" if chain is None else "the chain is empty"
-    return f"the answer names no evidence: {why}"
+def _refusal(profile: Profile, level: str) -> str:
+    said = {
+        "some": "some sentences of the answer have no support",
+        "none": "no source supports a sentence of it",
+        "contradicted": "a source contradicts a sentence of it",
+    }
+    return f"the profile {profile.name} gives no answer without support, and {said.get(level, level)}"
 
 
 def _details(source: NumberedSource, evidence: Evidence) -> SourceDetails:
@@ -131,43 +190,112 @@ def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
 # -- the evidence chain of a structured answer -----------------------------------------------------------------------
 
 
-def _chain(text: str, field: str) -> list[Any] | None:
-    """Return the items of the chain, or None if the answer is not the JSON that its profile demands."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    items = value.get(field) if isinstance(value, dict) else None
-    return items[:MAX_CHAIN] if isinstance(items, list) else None
+class _Chain:
+    """The items of an evidence chain: each has a claim, and the words of a source, copied exactly.
 
-
-def _chain_share(citations: Sequence[Citation]) -> float:
-    """Return the share of the chain's items that are supported by the sources that they name."""
-    return sum(citation.support in BEARING for citation in citations) / len(citations) if citations else 0.0
-
-
-def _chain_citations(chain: Iterable[Any], text: str, sources: SourceTexts) -> list[Citation]:
-    """Return a citation for each item, with the level at which the item's source supports the item's quote.
-
-    An item that names no known source is dangling. An item is unsupported if its source contradicts its `claim`,
-    because a model may copy a quote exactly and still misread it.
+    A quote is exact or false. The item's `claim` is judged like a sentence of an answer, because a model may copy a
+    quote and still misread it. Every figure outside of the chain has to stand in an item of it.
     """
-    citations: list[Citation] = []
-    behind = 0
-    for item in chain:
-        fields = item if isinstance(item, dict) else {}
+
+    def __init__(self, reading: Reading, name: str) -> None:
+        self._reading = reading
+        value = _value(reading.text)
+        items = value.get(name) if isinstance(value, dict) else None
+        self.items: list[Any] | None = items[:MAX_CHAIN] if isinstance(items, list) else None
+        self._spans: list[Sentence] = []
+        self._quotes: list[tuple[str, int]] = []
+        self._claim_of: dict[int, int] = {}
+        behind = 0
+        for item in self.items or ():
+            behind = self._read(item if isinstance(item, dict) else {}, behind)
+        self._strange = self._figures_elsewhere(value, name) if isinstance(value, dict) else []
+        self.notes = [f"{one} stands in no item of the answer's evidence" for one in self._strange]
+
+    def judged(self, of_claims: Sequence[Support]) -> list[JudgedSentence]:
+        """Return each item, and each figure outside of the chain, with its support."""
+        items = [
+            JudgedSentence(start=one.start, end=one.end, support=self._outcome(at, of_claims), missing=self._lost(at))
+            for at, one in enumerate(self._spans)
+        ]
+        end = len(self._reading.text)
+        strange = [
+            JudgedSentence(start=0, end=end, support=Support.UNSUPPORTED, missing=[one]) for one in self._strange
+        ]
+        return items + strange
+
+    def _lost(self, at: int) -> list[str]:
+        claim = self._claim_of.get(at)
+        return list(self._reading.claims[claim].finding.lost) if claim is not None else []
+
+    def citations(self, of_claims: Sequence[Support]) -> list[Citation]:
+        """Return a citation for each item."""
+        found = []
+        for at in range(len(self._quotes)):
+            quote, number = self._quotes[at]
+            span, name = self._spans[at], self._reading.sources.name(number)
+            citation = Citation(start=span.start, end=span.end, source=name, support=self._outcome(at, of_claims))
+            found.append(self._reading.quoted(citation, quote, number))
+        return found
+
+    def _read(self, fields: dict[str, Any], behind: int) -> int:
+        """Take on an item; return the end of its quote, behind which the next quote is looked for."""
         quote = fields["quote"] if isinstance(fields.get("quote"), str) else ""
         number = _number(fields.get("source"))
-        place = _place(text, quote, behind)
-        behind = place[1] if place is not None else behind
-        start, end = place or (0, len(text))
-        name, support = sources.name(number), sources.support(quote, number)
+        place = _place(self._reading.text, quote, behind)
+        start, end = place or (0, len(self._reading.text))
         claim = fields.get("claim")
-        if support in BEARING and isinstance(claim, str) and sources.denies(claim, number):
-            support = Support.UNSUPPORTED
-        citation = Citation(start=start, end=end, source=name, support=support)
-        citations.append(sources.quoted(citation, quote, number))
-    return citations
+        known = number in self._reading.sources.numbers
+        said = " ".join(normal(claim).split()) if isinstance(claim, str) else ""
+        if known and said:
+            sentence = Sentence(start, end, said)
+            finding = self._reading.sources.find(sentence, [number])
+            self._claim_of[len(self._spans)] = len(self._reading.claims)
+            self._reading.claims.append(Claim(sentence, finding, is_cited=True))
+        self._spans.append(Sentence(start, end, quote))
+        self._quotes.append((quote, number))
+        return end if place is not None else behind
+
+    def _outcome(self, at: int, of_claims: Sequence[Support]) -> Support:
+        quote, number = self._quotes[at]
+        if number not in self._reading.sources.numbers:
+            return Support.DANGLING
+        if not self._reading.sources[number].quotes(tokens(without_links(quote))):
+            return Support.UNSUPPORTED
+        claim = self._claim_of.get(at)
+        if claim is not None and self._is_denied(self._reading.claims[claim].finding, of_claims[claim]):
+            return Support.UNSUPPORTED if of_claims[claim] is not Support.CONTRADICTED else Support.CONTRADICTED
+        return Support.EXACT
+
+    @staticmethod
+    def _is_denied(finding: Finding, outcome: Support) -> bool:
+        """True if the item's claim has a figure or name that its source lacks, or a judge found no support."""
+        return outcome is Support.CONTRADICTED or bool(finding.lost)
+
+    def _figures_elsewhere(self, value: dict[str, Any], name: str) -> list[str]:
+        """Return the figures in the answer's other texts that no item's quote has."""
+        told = [figures(normal(quote)) for quote, _ in self._quotes]
+        years = [year for one in told for year in ((d.year, d.last_year or d.year) for d in one.dates if d.year)]
+        texts = [text for key, part in value.items() if key != name for text in _texts(part)]
+        lost = [
+            one for text in texts for each in sentences(text, ()) for one in missing(figures(each.text), told, years)
+        ]
+        return list(dict.fromkeys(lost))[:MAX_CHAIN]
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _value(text: str) -> object:
+    """Return the JSON value, or None if the answer is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _number(source: object) -> int:

@@ -171,6 +171,8 @@ def _neutral(found: re.Match[str], sources: int, *, is_next: bool) -> str:
 
 def visible(text: str) -> str:
     """Return the text without invisible characters; each blank becomes a space."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(map(_visible, text))
 
 

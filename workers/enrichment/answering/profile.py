@@ -50,7 +50,8 @@ class Profile(_ProfileSection):
     instructions: Annotated[str, StringConstraints(strip_whitespace=True, max_length=10_000)] = ""
     required: bool = False
     rewrite: bool = False
-    minimum_support: Literal["exact", "fuzzy", "lexical"] | None = None
+    accepts: list[Literal["all", "some", "none", "contradicted"]] = ["all", "some", "none", "contradicted"]
+    requires: list[Literal["entailment"]] = []
     evidence_list: bool = False
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     response_format: ResponseFormat | None = None
@@ -127,6 +128,11 @@ class Profiles:
             raise ProfileRefused(f"POSTBACK_ENRICHMENT__PROFILES_FOLDER: {folder} is not a folder")
         own = {path.stem: _read(path, providers) for path in sorted(folder.glob("*.toml"))}
         return cls(ours | own)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all profiles, sorted."""
+        return sorted(self._profiles)
 
     def __getitem__(self, name: str) -> Profile:
         """Return the profile of this name. Raises UnknownProfile."""

@@ -16,7 +16,6 @@ class CacheSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)

@@ -48,20 +48,20 @@ _LOOKED_UP: Final = ("/etc/ld.so.cache", "/sys/devices/system/cpu", "/proc/cpuin
 
 def main() -> None:
     """Load the model, and answer tasks until the input ends."""
-    output = _own_output()
+    output = own_output()
     try:
         texts = Texts(_loaded(sys.argv[1]))
     except ImportError:
         send(output, {"refused": "sentence-transformers is not installed; install postback with the extra rerank"})
     except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
-        send(output, {"refused": _reason(error)})
+        send(output, {"refused": reason_of(error)})
     else:
-        send(output, {"missing": confine(_readable())})
+        send(output, {"missing": confine(readable())})
         while (request := receive(sys.stdin.buffer)) is not None:
             send(output, _answer(texts, *request))
 
 
-def _readable() -> list[str]:
+def readable() -> list[str]:
     """List the files that libraries read late: Python's folders, and the system's files about cores and memory.
 
     The listed folders and files hold no secrets, unlike the rest of `/proc` and the worker's own folder.
@@ -71,7 +71,7 @@ def _readable() -> list[str]:
     return [*dict.fromkeys((*python, ours, "/usr/lib", "/usr/local/lib", "/lib", "/lib64", *_LOOKED_UP))]
 
 
-def _own_output() -> BinaryIO:
+def own_output() -> BinaryIO:
     """Reserve standard output for answers, since text that a library prints would break the answers' framing."""
     own = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -92,7 +92,8 @@ def _loaded(name: str) -> Any:
     return model
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return an error's kind and first line, in a few words."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]
 

@@ -45,7 +45,6 @@ class PayloadSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)

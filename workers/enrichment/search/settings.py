@@ -21,7 +21,7 @@ If workers share a key or an address, give each worker a part of the limit.
 
 
 class _SearchSection(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class SearxngSettings(_SearchSection):
@@ -94,7 +94,6 @@ class SearchSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     providers: Path | None = None

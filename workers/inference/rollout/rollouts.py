@@ -1,16 +1,117 @@
-"""The fleet's rollouts, read from `model_rollouts`: they decide which model answers a job of an alias."""
+"""The fleet's rollouts, read from `model_rollouts`: they decide which model answers a job of an alias.
+
+A canary forwards no job to a lane that no worker reads, by the workers' announcements. If a candidate is away during
+the canary, the primary answers its jobs, so that no job waits for it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from schemas.codec import ReceivedJob
 from schemas.rollout.facts import DEFAULT_ALIAS, InvalidRollout, Rollout, RolloutTable, Step
+from schemas.settings import KafkaSettings
+from schemas.worker import LIVE_SECONDS, InvalidAnnouncement, read_announcement
+from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.inference.registry import Registry, times_in
+from telemetry.throttle import LogThrottle
+from workers.inference.routing import Registry, times_in
+from workers.kafka.compacted import CompactedTopic
+from workers.stage.record import Output
+from workers.system.errors import ProcessError
+from workers.system.side_task import SideTask
+
+MOST_WORKERS = 1_000
+"""Cap on the workers that are kept. Announcements of further workers are skipped until one of these ends."""
+_AGAIN_SECONDS = 60.0
 
 log = get_logger()
+
+
+class LaneReaders:
+    """The lane of each running worker. All methods run on the event loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._workers: dict[bytes | None, tuple[str | None, float]] = {}
+        """Maps each worker's key to its lane, and to the time of its last announcement in monotonic seconds."""
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        """Apply a record of `fleet_workers`. Unreadable records are skipped."""
+        if value is None:
+            self._workers.pop(key, None)
+            return
+        try:
+            said = read_announcement(key, value)
+        except InvalidAnnouncement:
+            return
+        if len(self._workers) >= MOST_WORKERS:
+            self._workers = {each: seen for each, seen in self._workers.items() if self._is_live(seen[1])}
+        if key in self._workers or len(self._workers) < MOST_WORKERS:
+            self._workers[key] = said.lane, self._clock.monotonic()
+
+    def has(self, lane: str | None) -> bool:
+        """True if a running worker reads this lane; None is the shared lane."""
+        return any(read == lane and self._is_live(at) for read, at in self._workers.values())
+
+    def _is_live(self, at: float) -> bool:
+        return self._clock.monotonic() - at <= LIVE_SECONDS
+
+
+class LaneWatch(SideTask):
+    """Follows `fleet_workers`. The process goes on if the topic cannot be read: its lanes then count as read."""
+
+    def __init__(self, kafka: KafkaSettings, clock: Clock) -> None:
+        self._kafka = kafka
+        self._clock = clock
+        self._readers = LaneReaders(clock)
+        self._topic = self._followed()
+        self._is_known = False
+
+    def is_read(self, lane: str | None) -> bool:
+        """True if a running worker reads the lane, or if the announcements are not known now."""
+        return not self._is_known or bool(self._topic.reasons()) or self._readers.has(lane)
+
+    async def start(self) -> None:
+        """Read the present announcements. A failure is logged, and `ended` tries again."""
+        try:
+            await self._topic.start()
+            self._is_known = True
+        except ProcessError as error:
+            _report(error)
+
+    async def ended(self) -> None:
+        """Follow the topic until cancelled. If that fails, try again after a minute."""
+        while True:
+            try:
+                if self._is_known:
+                    await self._topic.ended()
+            except ProcessError as error:
+                self._is_known = False
+                _report(error)
+            await self._topic.close()
+            await asyncio.sleep(_AGAIN_SECONDS)
+            self._topic = self._followed()
+            await self.start()
+
+    async def close(self) -> None:
+        """Stop following."""
+        await self._topic.close()
+
+    def _followed(self) -> CompactedTopic:
+        kept_ms = round(1000 * LIVE_SECONDS)
+        return CompactedTopic(self._kafka, self._kafka.topics.workers, self._readers.apply, self._clock, kept_ms)
+
+
+def _report(error: ProcessError) -> None:
+    log.warning(
+        "The workers' announcements cannot be read; forwarding a candidate's jobs without them for now.",
+        action="announcements-unread",
+        problem=str(error),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +249,69 @@ class Rollouts:
                 action="rollout-candidate-unknown",
                 candidate=candidate,
             )
+
+
+PATIENCE_SECONDS = 10.0
+"""Seconds without an answer from a candidate after which the primary answers the candidate's jobs."""
+_SAID_SECONDS = 10.0
+
+
+class CandidateAway(Exception):  # noqa: N818 - named after the event
+    """The candidate has answered no request for a while, so the primary has to answer the job."""
+
+    def __init__(self, primary: str | None) -> None:
+        super().__init__("the rollout's candidate does not answer")
+        self.primary = primary
+        self.reports: list[Output] = []
+        """The report of the candidate's failure, if the job is sampled."""
+        self.at = 0.0
+        """The monotonic seconds since which the primary has the job."""
+
+
+class Absences:
+    """Tells for how long models have not answered. All methods run on the event loop."""
+
+    def __init__(self, rollouts: Rollouts, clock: Clock) -> None:
+        self._rollouts = rollouts
+        self._clock = clock
+        self._since: dict[str | None, float] = {}
+        """For each model that is away, the time of its first failure after its last answer."""
+        self._failed_at: dict[str | None, float] = {}
+        self._throttle = LogThrottle(_SAID_SECONDS)
+
+    @property
+    def now(self) -> float:
+        """The time in monotonic seconds."""
+        return self._clock.monotonic()
+
+    def answered(self, model_id: str | None) -> None:
+        """Record that a model answered a request."""
+        self._since.pop(model_id, None)
+
+    def failed(self, received: ReceivedJob, model_id: str | None, life: float) -> float:
+        """Record that a model failed to answer this job. Return the seconds that the job may still wait for the model.
+
+        `life` is the time from the job's first try to its deadline, in seconds. Raises CandidateAway if a candidate has
+        not answered for PATIENCE_SECONDS, or for half of the job's `life` if that is shorter.
+        """
+        now = self.now
+        away = now - self._since.setdefault(model_id, now)
+        self._failed_at[model_id] = now
+        trial = self._rollouts.trial(received)
+        if trial is None or model_id != trial.candidate:
+            return math.inf
+        left = min(PATIENCE_SECONDS, life / 2) - away
+        if left > 0:
+            return left
+        if self._throttle.admit(now) is not None:
+            log.warning(
+                "A rollout's candidate does not answer; letting the primary answer the candidate's jobs.",
+                action="rollout-candidate-away",
+                candidate=trial.candidate,
+                away_seconds=round(away),
+            )
+        raise CandidateAway(trial.primary)
+
+    def has_failed(self, model_id: str | None, since: float) -> bool:
+        """True if a model failed to answer a request at or after `since`, in monotonic seconds."""
+        return self._failed_at.get(model_id, -math.inf) >= since

@@ -1,40 +1,189 @@
-"""The primary's side of a rollout: copies of jobs for the shadow worker, and reports of jobs during the canary."""
+"""The primary's side of a rollout: copies of jobs for the shadow worker, and reports of jobs during the canary.
+
+A copy is a record of `model_requests.shadow`: a job with its grounded prompt and the primary's answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Final, Self
 
+from pydantic import Field, ValidationError
+
+from schemas.bounded import WireModel
 from schemas.codec import ReceivedJob
+from schemas.job import DEFAULT_TENANT, Identifier, Job, Tenant
+from schemas.kinds import KINDS
 from schemas.outcome import Outcome
-from schemas.result import Result, Timings
-from schemas.rollout.comparison import Comparison, ObservedAnswer, write_comparison
-from schemas.rollout.facts import Rollout, Step, share_of
+from schemas.result import MAX_RESULT_BYTES, Result, Support
+from schemas.rollout.comparison import Comparison, ObservedAnswer, is_refusal, write_comparison
+from schemas.rollout.facts import Rollout, RolloutId, Step, share_of
 from schemas.topics import Topics
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import RequestRejected
+from workers.enrichment.answering.profile import Profile
+from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.inference.generate import Generator
 from workers.inference.ground import GroundedRequest
+from workers.inference.model_rules import BAD_FORMS
 from workers.inference.results import Results
-from workers.inference.rollout.absence import CandidateAway
-from workers.inference.rollout.difference import difference
-from workers.inference.rollout.meaning import MAX_CHARS
-from workers.inference.rollout.rollouts import Rollouts
-from workers.inference.rollout.sample import (
-    MAX_SAMPLE_BYTES,
-    NO_PROFILE,
-    SampledEvidence,
-    ShadowSample,
-    observed,
-    said,
-    thresholds_of,
-    write_sample,
-)
-from workers.inference.rollout.sample_rate import SampleRate
+from workers.inference.rollout.difference import MAX_CHARS, Said, Thresholds, difference
+from workers.inference.rollout.rollouts import CandidateAway, Rollouts
 from workers.stage.record import Output
+
+MAX_SAMPLE_BYTES: Final = MAX_RESULT_BYTES
+NO_PROFILE: Final = "none"
+_NUMBERS: Final = {kind.answer for kind in KINDS}
+"""The fields of results that hold numbers computed from texts (embeddings, scores, ranks) instead of a text."""
+_REFUSED: Final = "refused"
+"""The code in place of a refusal, so that two refusals in different words are equal answers."""
+_WITHOUT_SUPPORT: Final = (Support.UNSUPPORTED, Support.DANGLING)
+
+
+class SampledSource(WireModel):
+    """A source as the model saw it."""
+
+    number: int = Field(ge=1, le=10_000)
+    id: str
+    url: str | None = None
+    title: str | None = None
+    passages: tuple[str, ...]
+
+
+class SampledEvidence(WireModel):
+    """The evidence in the prompt, by which the candidate's citations are checked."""
+
+    sources: tuple[SampledSource, ...]
+    question: str = ""
+    conversation: str = ""
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Self:
+        """Return the parts that the check of citations needs, without the fleet's secrets."""
+        sources = [
+            SampledSource(number=each.number, id=each.id, url=each.url, title=each.title, passages=each.passages)
+            for each in evidence.sources
+        ]
+        return cls(sources=tuple(sources), question=evidence.question, conversation=evidence.conversation)
+
+    def evidence(self) -> Evidence:
+        """Return the evidence in the form that the check of citations takes."""
+        sources = [NumberedSource(each.number, each.id, each.url, each.title, each.passages) for each in self.sources]
+        return Evidence(tuple(sources), question=self.question, conversation=self.conversation)
+
+
+class ShadowSample(WireModel):
+    """A record's value."""
+
+    rollout: RolloutId
+    tenant: Tenant = DEFAULT_TENANT
+    profile: Identifier = NO_PROFILE
+    job: Job
+    """The job with its id, the grounded prompt and the candidate's name.
+
+    The job's temperature is 0, and its sources and callback are left out.
+    """
+    evidence: SampledEvidence | None = None
+    primary: ObservedAnswer
+    text: str | None = None
+    """The primary's answer; absent if it failed."""
+    code: str | None = Field(default=None, max_length=64)
+    """The error's code if the primary failed, or `refused` if it refused to answer."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """The difference of two answers of the primary to this job."""
+    again: str | None = None
+    """The primary's second answer if it differs from the first, so that the shadow worker can compare both by meaning.
+
+    Absent if one of the answers is no text, or is longer than `MAX_CHARS` in `meaning`.
+    """
+
+    @property
+    def candidate(self) -> str:
+        """The model that has to answer the job."""
+        return self.job.model_id or ""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id within its tenant: the producer's own, or the one derived from the record's place."""
+        return self.job.job_id or "unknown"
+
+    def asked(self, profile: Profile | None) -> GroundedRequest:
+        """Return the sample's grounded request, with this profile."""
+        messages = tuple(self.job.messages) if self.job.messages is not None else None
+        evidence = self.evidence.evidence() if self.evidence is not None and profile is not None else None
+        return GroundedRequest(self.job.prompt, messages, evidence, 0.0, profile, self.job.response_format)
+
+
+class InvalidSample(Exception):  # noqa: N818 - named after the record
+    """A record that is no sample."""
+
+
+def write_sample(sample: ShadowSample) -> bytes:
+    """Write a record's value."""
+    return sample.model_dump_json(exclude_none=True, exclude_defaults=True, by_alias=True).encode()
+
+
+def read_sample(value: bytes | None) -> ShadowSample:
+    """Read a record's value. Raises InvalidSample."""
+    try:
+        return ShadowSample.model_validate_json(value or b"")
+    except ValidationError:
+        raise InvalidSample("the value is not a sample of a rollout") from None
+
+
+def said(result: Result) -> Said:
+    """Return the answer of a result, for a comparison. Embeddings, scores and ranks become JSON."""
+    numbers = result.model_dump_json(include=_NUMBERS, exclude_none=True) if result.text is None else "{}"
+    text = numbers if numbers != "{}" else result.text
+    if result.tool_calls is not None:
+        calls = [[call.function.name, call.function.arguments] for call in result.tool_calls]
+        text = json.dumps([text, calls], ensure_ascii=False)
+    if result.refusal is not None:
+        return Said(None, _REFUSED)
+    return Said(text, result.error.code if result.error is not None else None)
+
+
+def observed(result: Result, infer_ms: float) -> ObservedAnswer:
+    """Return the facts of a result that the guards compare."""
+    code = result.error.code if result.error is not None else None
+    return ObservedAnswer(
+        failed=result.outcome is not Outcome.SUCCEEDED,
+        not_json=code in BAD_FORMS,
+        refused=result.refusal is not None or (result.text is not None and is_refusal(result.text)),
+        cut=result.finish_reason == "length",
+        unsupported=code == "unsupported" or any(each.support in _WITHOUT_SUPPORT for each in result.citations),
+        infer_ms=infer_ms,
+        tokens=result.usage.completion_tokens if result.usage is not None else 0,
+    )
+
+
+def thresholds_of(profile: Profile | None) -> Thresholds:
+    """Return the bounds within which two answers of a profile's jobs are treated as equal."""
+    if profile is None:
+        return Thresholds()
+    return Thresholds(profile.equal_numbers, profile.equal_similarity, profile.equal_meaning)
+
+
+class SampleRate:
+    """Allows one event each `1 / per_second` seconds; after a pause, one second's events may come at once."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._next = clock.monotonic()
+
+    def takes(self, per_second: float) -> bool:
+        """True if one more event is allowed now. An allowed event is counted."""
+        now = self._clock.monotonic()
+        if self._next > now:
+            return False
+        self._next = max(self._next, now - 1.0) + 1 / per_second
+        return True
+
 
 LEAST_WAIT_SECONDS = 5.0
 """The result of a job waits for the second answer as long as the first answer took, but at least this long."""
@@ -145,7 +294,7 @@ class Sampler:
             asked, completion = await self._generator.generated(received, asked)
             if completion is None or completion.finish_reason == "abort":
                 return None
-            result = await self._results.answered(received, asked, completion, Timings())
+            result = await self._results.answered(received, asked, completion, {})
         except Exception:  # the sample is dropped; the job itself reports the engine's error
             return None
         return _Run(received, asked, result, (self._clock.monotonic() - began) * 1000)

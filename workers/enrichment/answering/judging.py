@@ -1,0 +1,433 @@
+"""Judges whether the cited sources bear a sentence: by rules for figures, names and quotations, else by a judge.
+
+A sentence is judged against its premises: the two or three nearest sentences of the cited sources. The rules decide
+only these cases:
+
+- All words stand in a source, in this order: supported, `exact`.
+- A quotation is in no source: contradicted, or unsupported if the sentence has little else in common with the sources.
+- A number, unit, date or name has no equal in the premises: contradicted if the rest is close, else unsupported.
+- The sentence has too few words in common with the sources: unsupported.
+
+All other sentences are a `Judge`'s. Without a judge, they count as supported by their words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from math import log
+from typing import Final, Protocol
+
+import Stemmer
+from rapidfuzz.distance import LCSseq
+
+from schemas.result import Support
+from workers.enrichment.answering.links import LINK_REMOVED, URL
+from workers.enrichment.answering.names import NamesOf, canonical, in_one_word, names
+from workers.enrichment.answering.quantities import Figures, figures, missing, rivals, swapped, years_of
+from workers.enrichment.answering.sentences import MAX_SAID_CHARS, Sentence, listed, normal, sentences
+from workers.enrichment.evidence import Evidence, NumberedSource
+
+LEXICAL_SHARE: Final = 0.6
+"""Share of a sentence's content words that its premises must have, without a judge."""
+FUZZY_SHARE: Final = 0.8
+"""Share of a sentence's words that one sentence of a source has in the same order."""
+GATE_SHARE: Final = 0.1
+"""Share of content words below which no judge is asked: no sentence of the source bears the sentence."""
+CLOSE_SHARE: Final = 0.5
+"""From this share on, a figure or name without an equal contradicts the source; below it, it is only unsupported."""
+ALONE_SHARE: Final = 0.75
+"""A source's sentence with this share must have all figures itself; below it, the premises have them together."""
+MAX_PREMISES: Final = 3
+_MAX_QUOTES: Final = 20
+_QUOTE_WORDS: Final = 3
+"""A shorter quotation may be a term, so it counts only if the sentence says that somebody said it."""
+
+_COMMON_WORDS: Final = (
+    "a an the and or but if of in on at to from by for with as is are was were be been being it its this that these "
+    "those he she they them his her their we you i has have had do does did which who whom what when where there then "
+    "than so also into over under about can could will would may might should must such s t not no nor n't "
+    "answer question according based source sources page text article says states stated mentions mentioned "
+    "however therefore thus moreover furthermore meanwhile additionally overall both each some any all more most "
+    "other only very just out up down per while after before during between through because since"
+)
+COMMON: Final = frozenset(listed(_COMMON_WORDS))
+_TOKEN: Final = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|(?:(?<![\w)])-)?\d+(?:[.,]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)*|[%‰°$€£¥₹<>≤≥=+^]"
+)
+_SPEAKS: Final = re.compile(
+    r"\b(?:said|says|say|told|tells|wrote|writes|called|calls|described|describes|stated|states|declared|according|"
+    r"quoted|quotes|warned|added|argued|claimed|asked|announced|remarked|noted|concluded|put it)\b",
+    re.IGNORECASE,
+)
+_TURNED: Final = frozenset(
+    listed(
+        "not no never nobody none nothing neither nor without cannot deny denies denied false untrue wrong "
+        "if whether unless claim claims claimed believe believes believed alleged rumour rumours rumor doubt "
+        "doubts may might could would should"
+    )
+)
+"""Words before a run of words that may turn its meaning, so that it bears no sentence as it stands."""
+_CLAUSE: Final = re.compile(
+    r"[,;:](?=\s)|\s[—-]\s|\s(?:but|while|although|though|whereas|and|because|since|which|until)\s"
+)
+_PARENTHESES: Final = re.compile(r"\([^()]*\)")
+_PRONOUNS: Final = frozenset(listed("it he she they this these who which"))
+PLACE_SHARE: Final = 0.8
+"""Share of a sentence's words, without its names, from which on one clause of a source is about the same."""
+_OMISSION: Final = re.compile(r"\s*(?:\.\.\.|…|\[[^\[\]]{0,40}\]|\([^()]{0,40}\))\s*")
+
+
+class Verdict(StrEnum):
+    """A judge's verdict on a sentence and its premises."""
+
+    SUPPORTED = "supported"
+    CONTRADICTED = "contradicted"
+    UNDECIDED = "undecided"
+    NOT_CONTRADICTED = "not_contradicted"
+    """The verdict of a judge that knows contradictions only: the sentence keeps the support of its words."""
+
+
+class Judge(Protocol):
+    """The seam of judges: a cross-encoder in a process of its own, or the engine's model."""
+
+    async def judge(self, sentence: str, premises: Sequence[str]) -> Verdict:
+        """Say whether the premises bear the sentence. Raises JudgeAway."""
+        ...
+
+
+class JudgeAway(Exception):  # noqa: N818 - named after the event
+    """The judge gives no verdict. The text tells the result's reader the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of the rules for one sentence and some sources."""
+
+    support: Support
+    """The level by words; UNSUPPORTED or CONTRADICTED if a rule decided so."""
+    is_ruled: bool
+    """True if a judge has nothing to add."""
+    share: float = 0.0
+    """Share of the sentence's content words in its premises."""
+    premises: tuple[tuple[int, str], ...] = ()
+    """The nearest sentences of the sources, each with its source's number, the nearest first."""
+    lost: tuple[str, ...] = ()
+    """The figures, names and quotations that no source has."""
+
+
+class SourceSentence:
+    """A sentence of a source."""
+
+    def __init__(self, number: int, text: str) -> None:
+        self.number = number
+        self.text = text
+        self.tokens = tokens(text)
+        self.line = f" {' '.join(self.tokens)} "
+        self.words = frozenset(_stems(self.tokens))
+
+    @cached_property
+    def figures(self) -> Figures:
+        """The sentence's numbers and dates."""
+        return figures(self.text[:MAX_SAID_CHARS])
+
+    @cached_property
+    def clauses(self) -> list[SourceSentence]:
+        """The sentence's clauses; the sentence itself if it has only one."""
+        inner = _PARENTHESES.findall(self.text)
+        parts = [part for part in (*_CLAUSE.split(_PARENTHESES.sub(" ", self.text)), *inner) if part.strip()]
+        return [SourceSentence(self.number, part) for part in parts] if len(parts) > 1 else [self]
+
+    @cached_property
+    def refers(self) -> bool:
+        """True if a pronoun may stand for a name of another sentence."""
+        return not _PRONOUNS.isdisjoint(self.tokens)
+
+
+class SourceText:
+    """A source, split into sentences once for all sentences of an answer."""
+
+    def __init__(self, source: NumberedSource) -> None:
+        self.id = source.id
+        texts = [source.title or "", *source.passages]
+        self.texts = tuple(texts)
+        plain = [without_links(text) for text in texts]
+        self.sentences = [SourceSentence(source.number, one.text) for text in plain for one in sentences(text, ())]
+        self._whole = " ".join(normal(text) for text in plain)
+        self._starts: list[int] = []
+        parts = []
+        length = 0
+        for one in self.sentences:
+            self._starts.append(length)
+            parts.append(" ".join(one.tokens))
+            length += len(parts[-1]) + 1
+        self.line = f" {' '.join(parts)} "
+
+    @cached_property
+    def names(self) -> NamesOf:
+        """The source's words as names."""
+        return NamesOf([self._whole])
+
+    @cached_property
+    def years(self) -> list[tuple[int, int]]:
+        """The years that the source names."""
+        return years_of(figures(self._whole).dates)
+
+    def quotes(self, said: Sequence[str]) -> bool:
+        """True if these words stand in the source, one after the other."""
+        return bool(said) and f" {' '.join(said)} " in self.line
+
+    def states(self, said: Sequence[str]) -> bool:
+        """True if these words stand in the source as a statement: no word before them turns their meaning."""
+        wanted = f" {' '.join(said)} "
+        at = self.line.find(wanted) if said else -1
+        while at >= 0:
+            start = max((one for one in self._starts if one <= at), default=0)
+            if _TURNED.isdisjoint(self.line[start : at + 1].split()):
+                return True
+            at = self.line.find(wanted, at + 1)
+        return False
+
+
+class Sources:
+    """The sources of one answer, by number."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = {source.number: source for source in evidence.sources}
+        self._read: dict[int, SourceText] = {}
+
+    @property
+    def numbers(self) -> Collection[int]:
+        """The numbers by which an answer may cite the sources."""
+        return self._evidence.keys()
+
+    def __getitem__(self, number: int) -> SourceText:
+        """Return the source, which is split at its first use."""
+        if number not in self._read:
+            self._read[number] = SourceText(self._evidence[number])
+        return self._read[number]
+
+    def name(self, number: int) -> str:
+        """Return the name of source `number` in a citation. An unknown source is named by its number in brackets."""
+        source = self._evidence.get(number)
+        return f"[{number}]" if source is None else source.id
+
+    def find(self, sentence: Sentence, numbers: Iterable[int]) -> Finding:
+        """Judge the sentence by rules against the union of these sources."""
+        sources = [self[number] for number in numbers]
+        said = _Said(sentence)
+        if any(source.states(said.tokens) for source in sources):
+            return self._exact(said, sources)
+        premises = _nearest(said, [one for source in sources for one in source.sentences])
+        if not premises or not (said.words or said.figures.spans):
+            return Finding(Support.UNSUPPORTED, is_ruled=True)
+        return _ruled(said, premises, sources)
+
+    def _exact(self, said: _Said, sources: Sequence[SourceText]) -> Finding:
+        held = [one for source in sources if source.states(said.tokens) for one in source.sentences]
+        premises = _nearest(said, held)
+        return Finding(Support.EXACT, True, 1.0, tuple((one.number, one.text) for one in premises))
+
+
+class _Said:
+    """A sentence of the answer, read for the rules."""
+
+    def __init__(self, sentence: Sentence) -> None:
+        self.sentence = sentence
+        text = without_links(sentence.text)
+        self.tokens = tokens(text)
+        text = text[:MAX_SAID_CHARS]
+        speaks = _SPEAKS.search(text) is not None
+        quotes = [one for one in sentence.quotes[:_MAX_QUOTES] if speaks or len(tokens(one)) >= _QUOTE_WORDS]
+        self.quotes = [part for quote in quotes for part in map(tokens, _OMISSION.split(quote)) if part]
+        for quote in quotes:
+            text = text.replace(quote, " " * len(quote))
+        self.text = text
+        self.figures = figures(text)
+        self.ranked = frozenset(_stems(self.tokens))
+        blank = list(text)
+        for start, end in self.figures.spans:
+            blank[start:end] = " " * (end - start)
+        self.plain = "".join(blank)
+        """The text without figures and quotations."""
+        self.words = frozenset(word for word in _stems(tokens(self.plain)) if not word[0].isdigit())
+        """The stems of the content words outside of figures and quotations."""
+
+    def share(self, words: Collection[str]) -> float:
+        """Return the share of the content words among `words`; 1 if the sentence is all figures and quotations."""
+        return sum(word in words for word in self.words) / len(self.words) if self.words else 1.0
+
+
+def _nearest(said: _Said, candidates: Sequence[SourceSentence]) -> list[SourceSentence]:
+    """Return the sentences with the rarest words in common, the nearest first."""
+    counts = Counter(word for one in candidates for word in one.words & said.ranked)
+    rarity = {word: log(1 + len(candidates) / count) for word, count in counts.items()}
+    scored = [(sum(rarity[word] for word in one.words & said.ranked), at) for at, one in enumerate(candidates)]
+    best = sorted((one for one in scored if one[0] > 0), key=lambda one: (-one[0], one[1]))
+    return [candidates[at] for _, at in best[:MAX_PREMISES]]
+
+
+def _ruled(said: _Said, premises: Sequence[SourceSentence], sources: Sequence[SourceText]) -> Finding:
+    union = frozenset(word for one in premises for word in one.words)
+    share = said.share(union)
+    alone = [said.share(one.words) for one in premises]
+    best = max(alone)
+    held = tuple((one.number, one.text) for one in premises)
+    if said.quotes:
+        false = [quote for quote in said.quotes if not any(source.quotes(quote) for source in sources)]
+        if false:
+            words = frozenset(word for quote in false for word in _stems(quote))
+            is_close = sum(word in union for word in words) >= CLOSE_SHARE * len(words)
+            return Finding(_against(is_close), True, share, held, tuple(" ".join(quote) for quote in false))
+    years = [year for source in sources for year in source.years] if said.figures.dates else []
+    lost = missing(said.figures, [one.figures for one in premises], years)
+    lost += _lost_names(said, premises, sources, best)
+    same = [one for one, each in zip(premises, alone, strict=True) if each >= max(ALONE_SHARE, best - 0.1)]
+    lost = lost or _displaced(said, premises) or _displaced_figures(said, same)
+    if lost:
+        return Finding(_against(best >= CLOSE_SHARE), True, share, held, tuple(lost))
+    if _is_negated(said, premises):
+        return Finding(Support.CONTRADICTED, True, share, held)
+    hard = sum(not one.is_soft for one in said.figures.quantities) + len(said.figures.dates)
+    share = (share * len(said.words) + hard) / (len(said.words) + hard) if said.words else share
+    level = Support.LEXICAL if share >= LEXICAL_SHARE else Support.UNSUPPORTED
+    if level is Support.LEXICAL and any(_is_close(said.tokens, one.tokens) for one in premises):
+        level = Support.FUZZY
+    if said.quotes and level is not Support.UNSUPPORTED:
+        level = Support.EXACT
+    return Finding(level, level is Support.EXACT or share < GATE_SHARE, share, held)
+
+
+def _against(is_close: bool) -> Support:
+    return Support.CONTRADICTED if is_close else Support.UNSUPPORTED
+
+
+def _lost_names(
+    said: _Said, premises: Sequence[SourceSentence], sources: Sequence[SourceText], share: float
+) -> list[str]:
+    """Return the sentence's names that no source has."""
+    found = names(said.plain, COMMON)
+    lost = [one for one in found if not any(source.names.has(one.text) for source in sources)]
+    if not lost:
+        return []
+    capitals = [one.text for one in found]
+    if len(lost) > 1 and any(source.names.spells([one.text for one in lost]) for source in sources):
+        return []
+    initials = "".join(word[0] for word in capitals).casefold()
+    sure = [one.text for one in lost if one.is_sure and not _is_initials(one.text, initials)]
+    first = [one.text for one in lost if not one.is_sure]
+    return sure + [one for one in first if _stands_for_a_name(one, said, premises)]
+
+
+def _displaced(said: _Said, premises: Sequence[SourceSentence]) -> list[str]:
+    """Return figures and names in whose place the nearest clause has another one.
+
+    The source says "8% in Rome and 9% in Oslo"; the sentence says "9% in Rome". A figure or name that the clause has
+    and the sentence lacks is a rival.
+    """
+    own = {word for name in names(said.plain, COMMON) for word in _stems(tokens(name.text))}
+    rest = said.words - own or said.words
+    clauses = [clause for one in premises for clause in one.clauses]
+    best = max((_share(rest, clause.words) for clause in clauses), default=0.0)
+    if best < PLACE_SHARE or len(rest) < 2:
+        return []
+    nearest = [clause for clause in clauses if _share(rest, clause.words) >= best]
+    most = max(_share(said.words, clause.words) for clause in nearest)
+    if any(not rivals(said.figures, one.figures) and own <= one.words for one in nearest):
+        return []
+    found = [rivals(said.figures, one.figures) for one in nearest if _share(said.words, one.words) >= most]
+    if all(found):
+        return found[0]
+    here = nearest[0]
+    strange = own - here.words
+    if not strange or here.refers or any(own & one.words and not own - one.words for one in nearest):
+        return []
+    others = {word for name in names(here.text, COMMON) for word in _stems(tokens(name.text))} - said.ranked
+    return sorted(strange) if others else []
+
+
+def _displaced_figures(said: _Said, told: Sequence[SourceSentence]) -> list[str]:
+    """Return figures that each of these sentences of a source, which say about the same, states otherwise."""
+    found = [rivals(said.figures, one.figures) or swapped(said.figures, one.figures) for one in told]
+    return found[0] if found and all(found) else []
+
+
+def _share(wanted: Collection[str], words: Collection[str]) -> float:
+    return sum(word in words for word in wanted) / len(wanted) if wanted else 1.0
+
+
+def _is_initials(name: str, initials: str) -> bool:
+    return name.isupper() and 2 <= len(name) <= 6 and name.casefold() in initials and len(initials) > len(name)
+
+
+def _stands_for_a_name(first: str, said: _Said, premises: Sequence[SourceSentence]) -> bool:
+    """True if a sentence's first word, which may only be capital by its place, stands where the source has a name.
+
+    All other words of the sentence are then those of one sentence of the source, which begins with another word.
+    """
+    stem = _stemmed(canonical(first))
+    rest = said.words - {stem}
+    if not rest or first.endswith("ly"):
+        return False
+    for one in premises:
+        if stem in one.words or not rest <= one.words:
+            continue
+        opening = next((word for word in one.tokens if word not in COMMON), "")
+        if opening and _stemmed(canonical(opening)) not in said.words:
+            return True
+    return False
+
+
+_COMPARED: Final = frozenset(listed("less fewer more later earlier only doubt"))
+"""Words after which "no" and "not" deny nothing: "no less than", "not only"."""
+_NEGATIONS: Final = frozenset(listed("not no never none nobody nothing neither nor without cannot"))
+
+
+def _is_negated(said: _Said, premises: Sequence[SourceSentence]) -> bool:
+    """True if the nearest clause of the source has nearly all words of the sentence, and only one of them negates."""
+    clauses = [tokens(part) for one in premises for part in _CLAUSE.split(one.text)]
+    shares = [(said.share(frozenset(_stems(part))), at) for at, part in enumerate(clauses)]
+    best, at = max(shares, key=lambda one: (one[0], -one[1]))
+    return best >= 0.8 and len(said.words) >= 2 and _negations(said.tokens) % 2 != _negations(clauses[at]) % 2
+
+
+def _negations(some: Sequence[str]) -> int:
+    pairs = zip(some, (*some[1:], ""), strict=True)
+    return sum((word in _NEGATIONS and after not in _COMPARED) or word.endswith("n't") for word, after in pairs)
+
+
+def _is_close(said: Sequence[str], told: Sequence[str]) -> bool:
+    return len(said) >= 3 and LCSseq.similarity(said, told) >= FUZZY_SHARE * len(said)
+
+
+def without_links(text: str) -> str:
+    """Replace each link, and each mark of a removed link, by a space."""
+    return URL.sub(" ", text.replace(LINK_REMOVED, " "))
+
+
+def tokens(text: str) -> tuple[str, ...]:
+    """Return a text's words, numbers with their signs, and signs of units, in lower case."""
+    return tuple(_TOKEN.findall(in_one_word(normal(text)).casefold()))
+
+
+def _stems(some: Iterable[str]) -> Iterable[str]:
+    """Yield the stems of the content words, and the numbers."""
+    for word in some:
+        if word in COMMON:
+            continue
+        if word[0].isalnum():
+            yield _stemmed(canonical(word)) if word[0].isalpha() else word
+        elif word[0] == "-":
+            yield word
+
+
+_STEMMER: Final = Stemmer.Stemmer("english", 0)
+
+
+@lru_cache(maxsize=20_000)
+def _stemmed(word: str) -> str:
+    return str(_STEMMER.stemWord(word))

@@ -1,0 +1,817 @@
+"""Finds the quantities and dates of a text, and tells whether a source has their equals. Pure.
+
+Two quantities are equal if their units have one dimension, and their values agree after conversion and rounding. Units
+stand in `units.toml`. "At least" and "at most" are opposite bounds; "about" allows a wider rounding.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Final
+
+import Stemmer
+from rapidfuzz.distance import LCSseq
+
+from workers.enrichment.answering.sentences import listed
+
+_UNITS_FILE: Final = Path(__file__).with_name("units.toml")
+
+_SMALL: Final = {
+    name: value
+    for value, name in enumerate(
+        listed(
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+            "seventeen eighteen nineteen"
+        )
+    )
+}
+_TENS: Final = {
+    name: 10 * value
+    for value, name in enumerate(listed("twenty thirty forty fifty sixty seventy eighty ninety"), start=2)
+}
+_SCALES: Final = {
+    "hundred": 1e2, "thousand": 1e3, "million": 1e6, "millions": 1e6, "billion": 1e9, "billions": 1e9,
+    "trillion": 1e12, "trillions": 1e12, "thousands": 1e3, "hundreds": 1e2, "dozen": 12.0, "dozens": 12.0,
+    "bn": 1e9, "mn": 1e6, "mio": 1e6, "mln": 1e6, "bln": 1e9, "tn": 1e12, "trn": 1e12, "lakh": 1e5, "crore": 1e7,
+    "k": 1e3, "mrd": 1e9,
+}  # fmt: skip
+_MONEY_SCALES: Final = {"m": 1e6, "b": 1e9, "t": 1e12}
+_FRACTIONS: Final = {
+    "half": 1 / 2, "halves": 1 / 2, "third": 1 / 3, "thirds": 1 / 3, "quarter": 1 / 4, "quarters": 1 / 4,
+    "fifth": 1 / 5, "fifths": 1 / 5, "sixth": 1 / 6, "sixths": 1 / 6, "seventh": 1 / 7, "eighth": 1 / 8,
+    "eighths": 1 / 8, "ninth": 1 / 9, "tenth": 1 / 10, "tenths": 1 / 10, "twentieth": 1 / 20, "hundredth": 1 / 100,
+}  # fmt: skip
+_ORDINALS: Final = {
+    name: value
+    for value, name in enumerate(
+        listed(
+            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+            "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+        ),
+        start=1,
+    )
+}
+_MULTIPLES: Final = {
+    "once": 1.0, "twice": 2.0, "thrice": 3.0, "double": 2.0, "doubled": 2.0, "doubles": 2.0, "doubling": 2.0,
+    "triple": 3.0, "tripled": 3.0, "trebled": 3.0, "quadruple": 4.0, "quadrupled": 4.0, "twofold": 2.0,
+    "threefold": 3.0, "fourfold": 4.0, "fivefold": 5.0, "tenfold": 10.0, "halved": 0.5,
+}  # fmt: skip
+_PER_DAY: Final = {
+    "hourly": 24.0, "daily": 1.0, "nightly": 1.0, "weekly": 1 / 7, "fortnightly": 1 / 14, "monthly": 12 / 365.25,
+    "quarterly": 4 / 365.25, "yearly": 1 / 365.25, "annually": 1 / 365.25,
+}  # fmt: skip
+_DAY: Final = 86400.0
+_MONTHS: Final = {
+    name: number
+    for number, names in enumerate(
+        ("january jan", "february feb", "march mar", "april apr", "may", "june jun", "july jul", "august aug",
+         "september sept sep", "october oct", "november nov", "december dec"),
+        start=1,
+    )
+    for name in names.split()
+}  # fmt: skip
+_DAYS_OF_WEEK: Final = listed("monday tuesday wednesday thursday friday saturday sunday")
+
+_MONTH: Final = "(?:" + "|".join(sorted(_MONTHS, key=len, reverse=True)) + r")\b\.?"
+_YEAR: Final = r"(?:1\d{3}|20\d{2}|21\d{2})"
+_DATES: Final = (
+    re.compile(
+        rf"\b(?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?:\s+of)?\s+(?P<m>{_MONTH})(?:,?\s+(?P<y>{_YEAR})\b)?", re.IGNORECASE
+    ),
+    re.compile(
+        rf"\b(?P<m>{_MONTH})\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?\b(?!\s*[%:.]\d)(?:,?\s+(?P<y>{_YEAR})\b)?",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"\b(?P<y>{_YEAR})-(?P<m>0[1-9]|1[0-2])-(?P<d>[0-3]\d)\b"),
+    re.compile(rf"\b(?P<d>[0-3]?\d)\.\s?(?P<m>0?[1-9]|1[0-2])\.\s?(?P<y>{_YEAR})\b"),
+    re.compile(rf"\b(?P<d>[0-3]?\d)/(?P<m>[0-3]?\d)/(?P<y>{_YEAR})\b"),
+    re.compile(rf"\b(?P<m>{_MONTH})(?:,?\s+(?:of\s+)?(?P<y>{_YEAR})\b)", re.IGNORECASE),
+    re.compile(rf"\b(?P<y>{_YEAR})-(?P<m>0[1-9]|1[0-2])\b(?!-)"),
+)
+_BARE_MONTH: Final = re.compile(
+    rf"\b(?P<m>(?!(?i:may|march|mar|sep|dec|jan)\b){_MONTH}|January|March|May(?=[\s,.;)]|$)|September|December)",
+    re.IGNORECASE,
+)
+_WEEKDAY: Final = re.compile(rf"\b({'|'.join(_DAYS_OF_WEEK)})s?\b", re.IGNORECASE)
+_DECADE: Final = re.compile(r"\b(?P<y>1\d{2}0|20\d0)'?s\b")
+_CENTURY: Final = re.compile(r"\b(?P<n>\d{1,2})(?:st|nd|rd|th)[\s-]century\b", re.IGNORECASE)
+_QUARTER: Final = re.compile(r"\bQ(?P<n>[1-4])\b|\b(?P<w>first|second|third|fourth)[\s-]quarter\b", re.IGNORECASE)
+_YEARS: Final = re.compile(
+    rf"(?<![\w.,$€£¥])(?P<y>{_YEAR})(?:\s?[-/]\s?(?P<z>{_YEAR}|\d{{2}}))?(?![\w%]|[.,]\d|\s?(?:°|%|[a-z]{{1,3}}/))"
+)
+
+_NUMERAL: Final = r"\d{1,3}(?:[,' ]\d{3})+(?!\d)(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}(?!\d)(?:,\d+)?|\d+(?:[.,]\d+)?"
+_WORD_NUMBERS: Final = "|".join(sorted([*_SMALL, *_TENS, "hundred", "thousand", "million", "billion", "trillion", "dozen"], key=len, reverse=True))  # fmt: skip # noqa: E501
+_TOKEN: Final = re.compile(
+    rf"(?P<id>\b[A-Za-z]*[A-Z][A-Za-z]*-?\d[\w-]*)"
+    rf"|(?P<num>(?<![\w.])(?:{_NUMERAL})(?:\^-?\d+)?)"
+    rf"|(?P<words>\b(?:(?:a|an)[\s-]+(?=hundred|thousand|million|billion|trillion|dozen))?(?:{_WORD_NUMBERS})"
+    rf"(?:[\s-]+(?:{_WORD_NUMBERS})|(?<=hundred)\s+and\s+(?:{_WORD_NUMBERS})|(?<=thousand)\s+and\s+(?:{_WORD_NUMBERS}))*\b)"
+    rf"|(?P<one>\ban?\s(?=(?:hour|day|week|fortnight|month|year|decade|century)\b))"
+    rf"|(?P<word>[^\W\d_]+)",
+    re.IGNORECASE,
+)
+_SCIENTIFIC: Final = re.compile(r"\s?[x*]\s?10\^(-?\d+)")
+_SLASHED: Final = re.compile(r"\s?/\s?(\d+)(?![\d/])")
+_ORDINAL_SUFFIX: Final = re.compile(r"(?:st|nd|rd|th)\b", re.IGNORECASE)
+_CURRENCY_BEFORE: Final = re.compile(
+    r"(US\$|AU\$|CA\$|HK\$|[ACR]\$|[$€£¥₹₩₽]|\b(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|NOK|SEK|DKK|CZK|PLN))\s?$"
+)
+_SIGN_BEFORE: Final = re.compile(r"(?:(?<![\w)\]%])([-+])\s?|\b(minus|plus|negative)\s+)(?:[$€£¥]\s?)?$", re.IGNORECASE)
+_BELOW_ZERO: Final = re.compile(r"[^.;,]{0,20}\bbelow zero\b", re.IGNORECASE)
+
+_ABOUT: Final = re.compile(
+    r"(?:\b(?:about|around|roughly|approximately|approx\.?|some|circa|ca\.?|c\.|nearly|almost|close to|an estimated|"
+    r"just over|just under|a little (?:over|under)|well over|slightly (?:over|under|more than|less than))|[~≈])\s*$",
+    re.IGNORECASE,
+)
+_AT_LEAST: Final = re.compile(
+    r"(?:\b(?:at least|no less than|not less than|no fewer than|not fewer than|a minimum of|minimum of|more than|over|"
+    r"above|greater than|exceed(?:s|ed|ing)?|upwards of|beyond|in excess of)|[>≥]=?)\s*$",
+    re.IGNORECASE,
+)
+_AT_MOST: Final = re.compile(
+    r"(?:\b(?:at most|no more than|not more than|no greater than|not exceed(?:ing)?|a maximum of|maximum of|up to|"
+    r"less than|fewer than|lower than|smaller than|under|below|within|no longer than|no later than)|[<≤]=?)\s*$",
+    re.IGNORECASE,
+)
+_OR_MORE: Final = re.compile(
+    r"[^.;,]{0,24}?\b(?:or|and) (more|above|over|older|longer|higher|greater)\b", re.IGNORECASE
+)
+_OR_LESS: Final = re.compile(
+    r"[^.;,]{0,24}?\b(?:or|and) (less|fewer|below|under|younger|lower|shorter)\b", re.IGNORECASE
+)
+_AND_A_PART: Final = re.compile(r"\s+and\s+(?:a\s+(half|quarter)|three[\s-]quarters)\b", re.IGNORECASE)
+_DIVIDED_BY: Final = re.compile(r"\s?/\s?(\d+)?\s?|\s+per\s+(\d+)?\s?", re.IGNORECASE)
+_SCALED: Final = re.compile(r"[\s-]?(?:of\s+an?\s+|an?\s+)?([^\W\d_]+)")
+_NOUN: Final = re.compile(r"[\s-]+(?:[a-z]+ly\s+)?([^\W\d_]+)")
+_NEXT_WORD_ANY: Final = re.compile(r"[\s-]+([a-z]+)", re.IGNORECASE)
+_OF_ONE: Final = re.compile(r"\s+(?:of\s+)?(?:an?|one)\b")
+_PART: Final = re.compile(r"\s(\d)/(\d{1,2})\b")
+_SCALED_AGAIN: Final = re.compile(r"[\s-]?([^\W\d_]+)")
+_NEXT_WORD: Final = re.compile(r"[\s-]+([a-z]+)")
+_GAP: Final = re.compile(r"[\s-]{0,2}")
+_SPACE: Final = re.compile(r"[\s-]")
+_BEFORE_CHARS: Final = 28
+_NEAR: Final = 20
+_PER: Final = re.compile(r"\s*(?:/|\bper\b|\ban?\b|\beach\b|\bevery\b)\s*(\d+(?:\.\d+)?)?\s*", re.IGNORECASE)
+_LIST: Final = re.compile(
+    r"\s*(?:,|-|/|(?:,\s*)?(?:and|or|to|through|versus|vs\.?)\b)\s*(?:(?:from|to|and|or)\s+)?[$€£¥]?", re.IGNORECASE
+)
+_OF: Final = re.compile(
+    r"(?:\s+[a-z]+)?\s+(?:(?:out\s+)?of\s+(?:the\s+|all\s+)?|in\s+(?:every\s+)?)$|\s*/\s*$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number with its unit, in the unit of its dimension."""
+
+    text: str
+    value: float
+    dimension: str = ""
+    """Empty for a count or a unit that no table has."""
+    raw: float = 0.0
+    """The value as written, before the unit's factor."""
+    step: float = 0.0
+    """The place of the last written digit, in the dimension's unit: 0.1 for "2.5", 1e8 for "1.2 billion"."""
+    bound: int = 0
+    """1 for "at least", -1 for "at most"."""
+    is_about: bool = False
+    per_day: float | None = None
+    """The times a day, for a quantity with a rate."""
+    noun: str = ""
+    """The word behind a count."""
+    is_soft: bool = False
+    """True for words like "two" or "half", which a true sentence may add: they only count against a rival."""
+    others: tuple[float, ...] = ()
+    """Other readings of the number, such as a point that separates thousands."""
+    start: int = 0
+    end: int = 0
+    lead: int | None = None
+    """The start of the words before the number that bound it, such as "at least"."""
+
+    def equals(self, told: Quantity) -> bool:
+        """True if a source's quantity bears this one."""
+        if self.bound and told.bound and self.bound != told.bound:
+            return False
+        if self.per_day is not None and told.per_day is not None and not _near(self.per_day, told.per_day, 0.03):
+            return False
+        if self.dimension == told.dimension:
+            return self._has_value(self.value, told.value, self.step) or any(
+                _near(one, other, 1e-9) for one in (self.value, *self.others) for other in (told.value, *told.others)
+            )
+        if not self.dimension and not self.noun and told.dimension != "ordinal":
+            return self._has_value(self.raw, told.raw, self.step) or self._has_value(self.raw, told.value, self.step)
+        if not told.dimension and not told.noun and self.dimension != "ordinal":
+            return _near(self.raw, told.raw, 1e-9)
+        if not self.dimension and told.dimension in _CURRENCIES:
+            return self._has_value(self.value, told.value, self.step)
+        return False
+
+    def _has_value(self, said: float, told: float, step: float) -> bool:
+        if _near(said, told, 1e-6):
+            return True
+        if said * told < 0 or not said or not told:
+            return False
+        apart = abs(said - told) / abs(told)
+        if self.bound and not self.is_about:
+            return (told - said) * self.bound > 0 and apart <= 0.2
+        rounding = 0.5 * step * (1 + 1e-9)
+        if self.is_about:
+            return apart <= 0.12 if self.is_soft or self.dimension == "ratio" else apart <= 0.06
+        return abs(said - told) <= rounding and apart <= 0.05
+
+    def is_like(self, told: Quantity) -> bool:
+        """True if both quantities measure the same."""
+        return self.dimension == told.dimension and (bool(self.dimension) or self.noun == told.noun)
+
+    def rivals(self, told: Quantity) -> bool:
+        """True if a source's quantity stands where this one stands, with another value."""
+        if self.dimension != told.dimension:
+            return False
+        if self.dimension:
+            return self.dimension in ("times", "ordinal") or (self.dimension == "ratio" and self.bound * told.bound < 0)
+        return bool(self.noun) and self.noun == told.noun
+
+
+@dataclass(frozen=True, slots=True)
+class Date:
+    """A date, as exact as it is written. A decade or century is the span of its years."""
+
+    text: str
+    year: int | None = None
+    month: int | None = None
+    day: int | None = None
+    last_year: int | None = None
+    weekday: int | None = None
+    quarter: int | None = None
+    start: int = 0
+    end: int = 0
+
+    def equals(self, told: Date, years: Sequence[tuple[int, int]]) -> bool:
+        """True if the source's date bears this one. `years` are the years that the source names elsewhere."""
+        for mine, theirs in ((self.month, told.month), (self.day, told.day), (self.weekday, told.weekday),
+                             (self.quarter, told.quarter)):  # fmt: skip
+            if mine is not None and mine != theirs:
+                return False
+        if self.year is None:
+            return True
+        said = (self.year, self.last_year or self.year)
+        if told.year is not None:
+            return _overlap(said, (told.year, told.last_year or told.year))
+        return any(_overlap(said, one) for one in years)
+
+    def is_like(self, told: Date) -> bool:
+        """True if both dates say the same kind of thing, such as a year."""
+        return any(
+            mine is not None and theirs is not None
+            for mine, theirs in (
+                (self.year, told.year),
+                (self.month, told.month),
+                (self.weekday, told.weekday),
+                (self.quarter, told.quarter),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The quantities and dates of a text, and the text without them."""
+
+    text: str
+    quantities: tuple[Quantity, ...] = ()
+    dates: tuple[Date, ...] = ()
+    derived: tuple[Quantity, ...] = field(default=())
+    """Quantities that follow from those of the text: the share of "3 of 4", the difference of two percentages."""
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The places of all figures, with the words that bound them."""
+        leads = [(one.start if one.lead is None else one.lead, one.end) for one in self.quantities]
+        return leads + [(one.start, one.end) for one in self.dates]
+
+
+def figures(text: str) -> Figures:
+    """Return the figures of a normalised text."""
+    dates = list(_dates(text))
+    blank = list(text)
+    for date in dates:
+        blank[date.start : date.end] = "\0" * (date.end - date.start)
+    found = _with_shared_units(list(_quantities("".join(blank), text)), text)
+    return Figures(text, tuple(found), tuple(dates), tuple(_derived(found, text)))
+
+
+def missing(said: Figures, told: Sequence[Figures], years: Sequence[tuple[int, int]]) -> list[str]:
+    """Return the figures of a sentence that have no equal in the source's sentences `told`.
+
+    `years` are the years of the whole source.
+    """
+    theirs = [one for each in told for one in (*each.quantities, *each.derived)]
+    shares = [one for one in said.derived if one.dimension == "ratio" and any(one.equals(other) for other in theirs)]
+    lost = [
+        one.text
+        for one in said.quantities
+        if not _is_borne(one, theirs) and not any(share.start <= one.start < share.end for share in shares)
+    ]
+    dates = [one for each in told for one in each.dates]
+    raw = {one.raw for each in told for one in each.quantities}
+    for date in said.dates:
+        is_year = date.month is None and date.quarter is None and date.weekday is None
+        if any(date.equals(one, years) for one in dates) or (is_year and date.year in raw):
+            continue
+        lost.append(date.text)
+    return lost
+
+
+def rivals(said: Figures, told: Figures) -> list[str]:
+    """Return the figures of a sentence in whose place a clause has another one of the same kind.
+
+    A figure of the clause that equals any figure of the sentence is no rival.
+    """
+    theirs = [one for one in told.quantities if not any(mine.equals(one) for mine in said.quantities)]
+    here = (*told.quantities, *told.derived)
+    found = [
+        one.text
+        for one in said.quantities
+        if (one.dimension or one.noun)
+        and not any(one.equals(other) for other in here)
+        and any(one.is_like(o) for o in theirs)
+    ]
+    years = years_of(told.dates)
+    other_dates = [one for one in told.dates if not any(mine.equals(one, years) for mine in said.dates)]
+    return found + [
+        date.text
+        for date in said.dates
+        if not any(date.equals(one, years) for one in told.dates) and any(date.is_like(one) for one in other_dates)
+    ]
+
+
+def swapped(said: Figures, told: Figures) -> list[str]:
+    """Return two figures of a sentence that stand in each other's place in the source.
+
+    "2% in Rome and 3% in Oslo" and "3% in Rome and 2% in Oslo" have the same order of words, but not of figures.
+    """
+    theirs: list[Quantity | Date] = [*told.quantities, *told.dates]
+    mine: list[Quantity | Date] = [*said.quantities, *said.dates]
+    placed = sorted(
+        ((one, found) for one in mine if (found := next((o for o in theirs if _same(one, o)), None)) is not None),
+        key=lambda pair: pair[0].start,
+    )
+    words = _words_around(told, 0, len(told.text))
+    for (one, here), (other, there) in combinations(placed, 2):
+        if there.start >= here.start or _same(one, other) or not _are_like(one, other):
+            continue
+        near = [word for word in _words_around(said, one.start - _NEAR, other.end + _NEAR) if word in words]
+        if LCSseq.similarity(near, words) == len(near):
+            return [one.text, other.text]
+    return []
+
+
+def _same(one: Quantity | Date, other: Quantity | Date) -> bool:
+    if isinstance(one, Quantity) and isinstance(other, Quantity):
+        return one.equals(other)
+    return isinstance(one, Date) and isinstance(other, Date) and one.equals(other, ())
+
+
+def _are_like(one: Quantity | Date, other: Quantity | Date) -> bool:
+    if isinstance(one, Quantity) and isinstance(other, Quantity):
+        return one.is_like(other)
+    return isinstance(one, Date) and isinstance(other, Date) and one.is_like(other)
+
+
+def _words_around(some: Figures, begin: int, end: int) -> list[str]:
+    """Return the stems of the words between these places, without figures."""
+    blank = list(some.text)
+    for start, stop in some.spans:
+        blank[start:stop] = " " * (stop - start)
+    return [_stem(word) for word in re.findall(r"[^\W\d_]+", "".join(blank)[max(0, begin) : end])]
+
+
+def years_of(dates: Sequence[Date]) -> list[tuple[int, int]]:
+    """Return the spans of the years that the dates name."""
+    return [(one.year, one.last_year or one.year) for one in dates if one.year is not None]
+
+
+def _is_borne(said: Quantity, told: Sequence[Quantity]) -> bool:
+    if any(said.equals(one) for one in told):
+        return True
+    return said.is_soft and not any(said.rivals(one) for one in told)
+
+
+def _near(one: float, other: float, share: float) -> bool:
+    return abs(one - other) <= share * max(abs(one), abs(other))
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+# -- dates -----------------------------------------------------------------------------------------------------------
+
+
+def _dates(text: str) -> Iterator[Date]:
+    """Yield the dates; a place of the text is part of one date only, the most exact one."""
+    taken: list[tuple[int, int]] = []
+    for read in (_full_dates, _spans_of_years, _quarters, _years, _bare_months, _weekdays):
+        found = [one for one in read(text) if not any(start < one.end and one.start < end for start, end in taken)]
+        taken += [(one.start, one.end) for one in found]
+        yield from found
+
+
+def _full_dates(text: str) -> Iterator[Date]:
+    taken: list[tuple[int, int]] = []
+    for pattern in _DATES:
+        for found in pattern.finditer(text):
+            date = _date(found)
+            if date is not None and not any(start < date.end and date.start < end for start, end in taken):
+                taken.append(found.span())
+                yield date
+
+
+def _spans_of_years(text: str) -> Iterator[Date]:
+    for found in _DECADE.finditer(text):
+        year = int(found["y"])
+        last = year + (99 if year % 100 == 0 and year < 2000 else 9)
+        yield Date(found.group(), year, last_year=last, start=found.start(), end=found.end())
+    for found in _CENTURY.finditer(text):
+        last = 100 * int(found["n"])
+        yield Date(found.group(), last - 100, last_year=last, start=found.start(), end=found.end())
+
+
+def _quarters(text: str) -> Iterator[Date]:
+    for found in _QUARTER.finditer(text):
+        number = int(found["n"]) if found["n"] else _ORDINALS[found["w"].lower()]
+        yield Date(found.group(), quarter=number, start=found.start(), end=found.end())
+
+
+def _years(text: str) -> Iterator[Date]:
+    for found in _YEARS.finditer(text):
+        if _counts(text, found):
+            continue
+        first, last = int(found["y"]), found["z"]
+        yield Date(found.group(), first, start=found.start(), end=found.end())
+        if last is not None:
+            end = int(last) if len(last) == 4 else first // 100 * 100 + int(last)
+            yield Date(found.group(), end, start=found.start(), end=found.end())
+
+
+def _bare_months(text: str) -> Iterator[Date]:
+    for found in _BARE_MONTH.finditer(text):
+        if found.group()[0].isupper() and not _is_modal(text, found):
+            month = _MONTHS[found["m"].lower().rstrip(".")]
+            yield Date(found.group(), month=month, start=found.start(), end=found.end())
+
+
+def _weekdays(text: str) -> Iterator[Date]:
+    for found in _WEEKDAY.finditer(text):
+        day = _DAYS_OF_WEEK.index(found[1].lower())
+        yield Date(found.group(), weekday=day, start=found.start(), end=found.end())
+
+
+def _date(found: re.Match[str]) -> Date | None:
+    groups = found.groupdict()
+    year = int(groups["y"]) if groups.get("y") else None
+    month = groups["m"]
+    number = int(month) if month.isdigit() else _MONTHS[month.lower().rstrip(".")]
+    day = int(groups["d"]) if groups.get("d") else None
+    if number > 12 and day is not None and day <= 12:  # the month comes first in America
+        number, day = day, number
+    if not month.isdigit() and month[0].islower() and month.lower() in ("may", "march", "mar", "sep", "dec", "jan"):
+        return None
+    if number > 12 or (day is not None and not 1 <= day <= 31):
+        return None
+    return Date(found.group(), year, number, day, start=found.start(), end=found.end())
+
+
+def _counts(text: str, found: re.Match[str]) -> bool:
+    """True if the digits count something: "1500 patients" rather than the year 1500."""
+    if found["z"] is not None:
+        return False
+    before = text[max(0, found.start() - 12) : found.start()].lower()
+    if re.search(
+        r"\b(?:in|since|of|until|till|by|from|during|early|late|after|before|mid|between|and|to)[\s-]+$", before
+    ):
+        return False
+    behind = re.match(r"[\s-]+([a-z]+)", text[found.end() :])
+    return (behind is not None and _unit_of(behind[1])[0] is not None) or bool(
+        behind is not None and behind[1].endswith("s") and behind[1] not in ("was", "is", "has", "as", "its", "this")
+    )
+
+
+def _is_modal(text: str, found: re.Match[str]) -> bool:
+    """True for the verb "may" or "march" at the start of a sentence, and for names such as "April"."""
+    if found["m"].lower() not in ("may", "march"):
+        return False
+    before = text[max(0, found.start() - 12) : found.start()].lower()
+    return (
+        re.search(r"\b(?:in|since|of|until|by|from|during|early|late|after|before|mid|last|next|and|to)[\s-]+$", before)
+        is None
+    )
+
+
+# -- quantities ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _units() -> tuple[dict[str, tuple[str, float]], dict[str, tuple[str, float]], int]:
+    exact: dict[str, tuple[str, float]] = {}
+    folded: dict[str, tuple[str, float]] = {}
+    with _UNITS_FILE.open("rb") as file:
+        for dimension, rows in tomllib.load(file).items():
+            for factor, names in rows.items():
+                for name in names.split("|"):
+                    exact[name.strip()] = (dimension, float(factor))
+                    folded.setdefault(name.strip().casefold(), (dimension, float(factor)))
+    return exact, folded, max(name.count(" ") for name in exact) + 1
+
+
+_CURRENCIES: Final = frozenset(listed("usd eur gbp jpy cny chf inr krw rub aud cad hkd crown brl zloty rand"))
+
+
+def _unit_of(name: str) -> tuple[tuple[str, float] | None, str]:
+    exact, folded, _ = _units()
+    return exact.get(name) or folded.get(name.casefold()), name
+
+
+_UNIT_WORD: Final = re.compile(
+    r"[^\W\d_]+(?:\^-?\d|\d(?!\d))?(?:/[^\W\d_]+)?|[%‰°$€£¥₹](?:[CFcf]\b|-points?\b)?|U\.S\."
+)
+
+
+def _unit_at(text: str, at: int) -> tuple[str, float, int] | None:
+    """Return the dimension and factor of the longest unit at `at`, and its end."""
+    _, _, most = _units()
+    gap = _GAP.match(text, at)
+    start = at if gap is None else gap.end()
+    ends: list[int] = []
+    here = start
+    for _ in range(most):
+        word = _UNIT_WORD.match(text, here)
+        if word is None:
+            break
+        ends.append(word.end())
+        space = _SPACE.match(text, word.end())
+        if space is None:
+            break
+        here = space.end()
+    for end in reversed(ends):
+        unit, _ = _unit_of(text[start:end].replace("-", " ") if text[start:end].count("-") else text[start:end])
+        if unit is not None:
+            return *unit, end
+    first = ends[0] if ends else None
+    if first is not None and "/" in text[start:first]:  # "mg/dL": two units
+        unit, _ = _unit_of(text[start : start + text[start:first].index("/")])
+        if unit is not None:
+            return *unit, start + text[start:first].index("/")
+    return None
+
+
+def _quantities(text: str, original: str) -> Iterator[Quantity]:
+    position = 0
+    while (found := _TOKEN.search(text, position)) is not None:
+        position = found.end()
+        kind = found.lastgroup
+        if kind == "id":
+            continue
+        read = _read(found, text, kind or "")
+        if read is None:
+            continue
+        quantity, position = read
+        yield quantity
+
+
+def _read(found: re.Match[str], text: str, kind: str) -> tuple[Quantity, int] | None:
+    if kind == "word":
+        return _read_word(found, text)
+    start, end = found.span()
+    others: tuple[float, ...] = ()
+    if kind == "one":  # "within a year"
+        quantity, stop = _finished(text, start, end - 1, 1.0, 0.0)
+        return replace(quantity, is_soft=True), stop
+    if kind == "num":
+        value, step, others = _numeral(found.group())
+        if (suffix := _ORDINAL_SUFFIX.match(text, end)) is not None:
+            return Quantity(
+                text[start : suffix.end()], value, "ordinal", value, start=start, end=suffix.end()
+            ), suffix.end()
+        if (exponent := _SCIENTIFIC.match(text, end)) is not None:
+            factor = 10.0 ** int(exponent[1])
+            value, step, end = value * factor, step * factor, exponent.end()
+        elif (slash := _SLASHED.match(text, end)) is not None and 0 < value < int(slash[1]) <= 20:
+            value, step, end = value / int(slash[1]), 0.0, slash.end()
+    else:
+        value = _worded(found.group())
+        step = 0.0
+    is_word = kind == "words"
+    if (more := _AND_A_PART.match(text, end)) is not None:
+        value, end = value + _FRACTIONS.get((more[1] or "").lower(), 0.75), more.end()
+        step = 0.0
+    elif kind == "num" and (part := _PART.match(text, end)) is not None and int(part[2]):
+        value, end, step = value + int(part[1]) / int(part[2]), part.end(), 0.0
+    fraction = _NEXT_WORD.match(text, end)
+    if is_word and fraction is not None and fraction[1] in _FRACTIONS and value < 20:
+        return _finished(text, start, fraction.end(), value * _FRACTIONS[fraction[1]], 0.0, is_fraction=True)
+    return _finished(text, start, end, value, step, is_word=is_word, others=others)
+
+
+def _read_word(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
+    word, (start, end) = found.group().lower(), found.span()
+    if word in _FRACTIONS:
+        before = text[max(0, start - 8) : start].lower()
+        is_named = re.search(r"\b(?:a|an|one|each)[\s-]+$", before) is not None
+        if word in _ORDINALS and not is_named:
+            return Quantity(word, _ORDINALS[word], "ordinal", _ORDINALS[word], start=start, end=end), end
+        if word in ("quarter", "quarters") and not is_named:
+            return None
+        return _finished(text, start, end, _FRACTIONS[word], 0.0, is_fraction=True)
+    if word in _ORDINALS:
+        if word == "second" and re.search(r"[\d.]\s*$", text[max(0, start - 4) : start]):
+            return None
+        value = float(_ORDINALS[word])
+        return Quantity(word, value, "ordinal", value, is_soft=value <= 3, start=start, end=end), end
+    if word in _MULTIPLES:
+        value = _MULTIPLES[word]
+        per_day, stop = _rate(text, end)
+        is_soft = per_day is None or value == 1
+        return Quantity(text[start:stop], value, "times", value, per_day=None if per_day is None else value * per_day,
+                        is_soft=is_soft, start=start, end=stop), stop  # fmt: skip
+    if word in _PER_DAY:
+        return Quantity(word, 1.0, "times", 1.0, per_day=_PER_DAY[word], is_soft=True, start=start, end=end), end
+    return None
+
+
+def _rate(text: str, at: int) -> tuple[float | None, int]:
+    """Return the times a day of "daily", "a week" or "per month" at `at`, and its end."""
+    if (word := _NEXT_WORD_ANY.match(text, at)) is not None and word[1].lower() in _PER_DAY:
+        return _PER_DAY[word[1].lower()], word.end()
+    per = _PER.match(text, at)
+    if per is None:
+        return None, at
+    unit = _unit_at(text, per.end())
+    if unit is None or unit[0] != "time":
+        return None, at
+    return _DAY / (unit[1] * float(per[1] or 1)), unit[2]
+
+
+def _finished(
+    text: str,
+    start: int,
+    end: int,
+    value: float,
+    step: float,
+    *,
+    is_word: bool = False,
+    is_fraction: bool = False,
+    others: tuple[float, ...] = (),
+) -> tuple[Quantity, int]:
+    """Return the quantity of a number at this place, with its scale, unit, sign and bound, and the end of all."""
+    currency = _CURRENCY_BEFORE.search(text[max(0, start - 5) : start])
+    begin = start - (len(currency.group()) if currency is not None else 0)
+    scale = _SCALED.match(text, end)
+    while scale is not None and (factor := _scale(scale[1], text, end, is_money=currency is not None)) is not None:
+        value, step, end = value * factor, step * factor, scale.end()
+        others = tuple(one * factor for one in others)
+        scale = _SCALED_AGAIN.match(text, end)
+    raw = value
+    dimension, noun, per_day = "", "", None
+    if currency is not None:
+        unit, _ = _unit_of(currency[1])
+        dimension = unit[0] if unit is not None else ""
+    else:
+        of = _OF_ONE.match(text, end) if is_fraction else None
+        unit_at = _unit_at(text, of.end() if of is not None else end)
+        if unit_at is not None and not (is_fraction and of is None and unit_at[0] != "ratio"):
+            dimension, factor, end = unit_at
+            value, step = value * factor, step * factor
+            others = tuple(one * factor for one in others)
+            dimension, value, step, end = _divided(text, dimension, value, step, end)
+        elif is_fraction:
+            dimension = "ratio"
+        elif (word := _NOUN.match(text, end)) is not None:
+            noun = _stem(word[1])
+    rate, stop = _rate(text, end)
+    if rate is not None:
+        per_day, end = raw * rate if dimension in ("times", "") else rate, stop
+    sign = _SIGN_BEFORE.search(text[max(0, begin - 10) : begin])
+    is_negative = sign is not None and (sign[1] == "-" or (sign[2] or "").lower() in ("minus", "negative"))
+    if is_negative or (dimension in ("temperature", "degrees", "fahrenheit") and _BELOW_ZERO.match(text, end)):
+        value, raw, others = -value, -raw, tuple(-one for one in others)
+    if dimension in ("fahrenheit", "kelvin"):
+        value = (value - 32) / 1.8 if dimension == "fahrenheit" else value - 273.15
+        dimension, step = "temperature", max(step, 1.0)
+    bound, is_about, lead = _bounds(text, begin, end)
+    is_soft = (is_word and not dimension and raw <= 10) or (is_fraction and dimension == "ratio")
+    return Quantity(text[begin:end], value, dimension, raw, step, bound, is_about, per_day, noun, is_soft, others,
+                    begin, end, lead), end  # fmt: skip
+
+
+def _scale(word: str, text: str, end: int, *, is_money: bool) -> float | None:
+    factor = _SCALES.get(word.lower())
+    if factor is not None:
+        return factor if word.lower() != "k" or not text[end : end + 1].isspace() else None
+    return _MONEY_SCALES.get(word.lower()) if is_money else None
+
+
+def _divided(text: str, dimension: str, value: float, step: float, end: int) -> tuple[str, float, float, int]:
+    """Return the quantity divided by the unit after "/" or "per", unless that is a time: a rate stays apart."""
+    per = _DIVIDED_BY.match(text, end)
+    if per is None:
+        return dimension, value, step, end
+    unit = _unit_at(text, per.end())
+    if unit is None or unit[0] == "time":
+        return dimension, value, step, end
+    by = unit[1] * float(per[1] or per[2] or 1)
+    return f"{dimension}/{unit[0]}", value / by, step / by, unit[2]
+
+
+def _bounds(text: str, begin: int, end: int) -> tuple[int, bool, int]:
+    """Return the bound of a number, whether it is rounded, and the start of the words that say so."""
+    offset = max(0, begin - _BEFORE_CHARS)
+    before = text[offset:begin]
+    about, least, most = (pattern.search(before) for pattern in (_ABOUT, _AT_LEAST, _AT_MOST))
+    lead = offset + min((one.start() for one in (about, least, most) if one is not None), default=len(before))
+    if least is not None and (most is None or least.start() < most.start()):  # "no less than" has "less than"
+        return 1, about is not None, lead
+    if most is not None or _OR_LESS.match(text, end) is not None:
+        return -1, about is not None, lead
+    return int(_OR_MORE.match(text, end) is not None), about is not None, lead
+
+
+def _numeral(text: str) -> tuple[float, float, tuple[float, ...]]:
+    """Return the value of digits, the place of the last digit, and other readings."""
+    digits, _, exponent = text.partition("^")
+    plain = re.sub(r"[' ]", "", digits)
+    others: tuple[float, ...] = ()
+    if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", plain):
+        plain = plain.replace(",", "")
+    elif re.fullmatch(r"\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?", plain):
+        plain = plain.replace(".", "").replace(",", ".")
+    elif re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", plain):
+        others = (float(plain.replace(".", "")),)
+    plain = plain.replace(",", ".")
+    value = float(plain)
+    decimals = len(plain.partition(".")[2])
+    step = 10.0**-decimals
+    if not decimals and value:
+        zeros = len(plain) - len(plain.rstrip("0"))
+        step = 10.0**zeros
+    return value ** int(exponent) if exponent and abs(int(exponent)) < 30 else value, step, others
+
+
+def _worded(text: str) -> float:
+    """Return the value of number words, such as "two hundred and twelve"."""
+    total, group = 0.0, 0.0
+    for word in re.findall(r"[a-z]+", text.lower()):
+        if word in _SMALL or word in _TENS:
+            group += _SMALL.get(word, _TENS.get(word, 0))
+        elif word == "hundred":
+            group = (group or 1) * 100
+        elif word in _SCALES:
+            total += (group or 1) * _SCALES[word]
+            group = 0.0
+    return total + group
+
+
+def _with_shared_units(found: list[Quantity], text: str) -> list[Quantity]:
+    """Give "5" in "5 to 11 mg", and "25" in "25, 50 and 75 mg", the unit of the number behind it."""
+    for at in range(len(found) - 2, -1, -1):
+        one, after = found[at], found[at + 1]
+        between = text[one.end : after.start]
+        if after.dimension == "ordinal" or one.dimension or one.noun not in ("", "to", "and", "or"):
+            continue
+        if after.dimension and _LIST.fullmatch(between):
+            factor = after.value / after.raw if after.raw and after.dimension != "temperature" else 1.0
+            found[at] = replace(one, dimension=after.dimension, value=one.value * factor, step=one.step * factor,
+                                noun="", is_soft=False)  # fmt: skip
+        elif not after.dimension and _LIST.fullmatch(between):
+            found[at] = replace(one, noun=after.noun)
+    return found
+
+
+def _derived(found: Sequence[Quantity], text: str) -> Iterator[Quantity]:
+    """Yield the share of "412 of 1,030" and of "one in fifty", and the difference of two percentages."""
+    for one, after in pairwise(found):
+        if 0 < one.raw <= after.raw and not after.dimension and _OF.fullmatch(text[one.end : after.start]):
+            share = one.raw / after.raw
+            yield Quantity(text[one.start : after.end], share, "ratio", share, start=one.start, end=after.end)
+    shares = [one for one in found if one.dimension == "ratio"]
+    for at, one in enumerate(shares):
+        for other in shares[at + 1 :]:
+            apart = abs(one.value - other.value) * 100
+            yield Quantity(f"{one.text} and {other.text}", apart, "points", apart)
+
+
+@cache
+def _stemmer() -> Stemmer.Stemmer:
+    return Stemmer.Stemmer("english")
+
+
+def _stem(word: str) -> str:
+    return str(_stemmer().stemWord(word.lower()))

@@ -1,0 +1,135 @@
+"""Parts of a job that the worker fetches before it screens and grounds the job: the question and the images."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Final
+
+from schemas.codec import ReceivedJob
+from schemas.images import is_data_url
+from schemas.job import ImagePart, Message
+from schemas.payload import UnusablePayload, with_payload
+from schemas.unknown import joined
+from workers.engines.base import NO_IMAGES, Engine
+from workers.enrichment.evidence import Unreadable
+from workers.enrichment.fetching.images import ImageFetcher, UnreadableImage
+from workers.enrichment.fetching.payloads import PayloadFetcher
+from workers.enrichment.turns import Asker
+from workers.inference.context import Finish, JobContext, Missing
+from workers.inference.job_identity import invalid_job
+from workers.inference.lifetime import JobIsOver, Lifetimes
+from workers.inference.observed import Phases
+from workers.inference.pace import EnginePace
+
+_NO_PAYLOAD: Final = "no_payload"
+_NO_IMAGE: Final = "no_image"
+
+
+class Attachments:
+    """Puts the question at `payload_url` into jobs, and data URLs in place of the URLs of images."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        payloads: PayloadFetcher,
+        images: ImageFetcher,
+        lifetimes: Lifetimes,
+        pace: EnginePace,
+        phases: Phases,
+    ) -> None:
+        self._engine = engine
+        self._payloads = payloads
+        self._images = images
+        self._lifetimes = lifetimes
+        self._pace = pace
+        self._phases = phases
+
+    async def payload(self, job: JobContext) -> Finish | Missing | None:
+        """Put the payload's question into the job. Its place in memory is freed at the end of the job's way.
+
+        Return Missing if a server is at fault, or if the job is over before its payload is fetched.
+        """
+        received, held = job.received, job.holding()
+        url, asker = received.job.payload_url or "", Asker(received.tenant)
+
+        async def fetch() -> bytes:
+            await held.aclose()  # frees the place of an earlier call, whose cancellation was taken back
+            async with self._payloads.at_origin(url, asker):
+                await held.enter_async_context(self._payloads.place(asker))
+                return await self._payloads.fetched(url, asker)
+
+        if self._lifetimes.is_over(received):
+            return Missing(_NO_PAYLOAD, "the job ended before its payload was fetched")
+        try:
+            with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
+                payload = await self._lifetimes.while_alive(received, fetch)
+                # Use a thread, because hashing 8 MiB takes 20 ms, and does not need Python's lock.
+                asked, unknown = await asyncio.to_thread(with_payload, received.job, payload)
+        except JobIsOver:
+            return Missing(_NO_PAYLOAD, "the job ended before its payload was fetched")
+        except (Unreadable, UnusablePayload) as unusable:
+            if isinstance(unusable, Unreadable) and unusable.is_outage:
+                return Missing(_NO_PAYLOAD, f"payload_url: {unusable}")
+            reason = f"the payload cannot be used: {unusable}"
+            return Finish(letter=invalid_job(received, "payload_url", reason))
+        job.size = len(payload)
+        job.fetched(phase.seconds)
+        job.received = replace(received, job=asked, unknown=joined(received.unknown, unknown))
+        return None
+
+    async def images(self, job: JobContext) -> Finish | Missing | None:
+        """Fetch the job's images. Their place in memory is freed at the end of the job's way.
+
+        Return Missing if a server is at fault, or if the job is over before its images are fetched.
+        """
+        received = job.received
+        images = received.job.images
+        urls = Counter(image.url for _, image in images if not is_data_url(image.url))
+        if not self._engine.takes_images(received.job.model_id):
+            # In a rollout, the engine itself refuses the job, so that the refusal counts against the candidate.
+            return Finish(letter=invalid_job(received, images[0][0], NO_IMAGES)) if received.alias is None else None
+        if not urls:
+            return None
+        held, asker = await job.holding().enter_async_context(AsyncExitStack()), Asker(received.tenant)
+
+        async def fetch() -> Mapping[str, str]:
+            await held.aclose()  # frees the place of an earlier call, whose cancellation was taken back
+            async with self._images.at_origins(urls, asker):
+                await held.enter_async_context(self._images.place(asker))
+                return await self._images.fetched(urls, asker)
+
+        try:
+            with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
+                found = await self._lifetimes.while_alive(received, fetch)
+        except JobIsOver:
+            return Missing(_NO_IMAGE, "the job ended before its images were fetched")
+        except UnreadableImage as unreadable:
+            place = next(place for place, image in images if image.url == unreadable.url)
+            if unreadable.is_outage:
+                return Missing(_NO_IMAGE, f"{place}: {unreadable}")
+            return Finish(letter=invalid_job(received, place, f"the image cannot be used: {unreadable}"))
+        job.fetched(phase.seconds)
+        job.received = _with_images(received, found)
+        return None
+
+
+def _with_images(received: ReceivedJob, found: Mapping[str, str]) -> ReceivedJob:
+    messages = [_message(message, found) for message in received.job.messages or ()]
+    return replace(received, job=received.job.model_copy(update={"messages": messages}))
+
+
+def _message(message: Message, found: Mapping[str, str]) -> Message:
+    """Return the message with the data URLs instead of the URLs."""
+    if not message.images:
+        return message
+    parts = [_part(part, found) if isinstance(part, ImagePart) else part for part in message.parts]
+    return message.model_copy(update={"content": parts})
+
+
+def _part(part: ImagePart, found: Mapping[str, str]) -> ImagePart:
+    url = found.get(part.image_url.url, part.image_url.url)
+    return part.model_copy(update={"image_url": part.image_url.model_copy(update={"url": url})})
