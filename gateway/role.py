@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from gateway.accept.acceptance import Acceptance
 from gateway.accept.relay import Relay
@@ -25,12 +27,13 @@ from gateway.batches.clerk import Clerk
 from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
 from gateway.batches.orders import BatchRow
-from gateway.batches.shelf import Shelf
-from gateway.blobs.base import BlobsAway
+from gateway.batches.shelf import RANGES_AT_ONCE, Shelf
+from gateway.blobs.base import BlobsAway, has_answer
 from gateway.blobs.opening import folder_of, open_blobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door, nothing
+from gateway.door.fleet_models import FleetModels, read_announcements
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from gateway.page.rendering import CONSOLE
@@ -51,6 +54,7 @@ from schemas.settings import FleetSettings, read_settings
 from telemetry.audit import Audit
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from telemetry.peers import PeerWatch, redis_ping
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
@@ -70,9 +74,6 @@ if TYPE_CHECKING:
 
 ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
-
-EXPANDED_AT_ONCE = 3
-"""The maximum number of ranges of batches that are in memory at once. Each range has a few MiB at most."""
 
 
 class FilesUnusable(ProcessError):  # noqa: N818 - it names what is wrong
@@ -107,24 +108,43 @@ class Options:
     """This function is called with the door's URL when the door's port is bound."""
 
 
-async def run_gateway(fleet: FleetSettings, listen: Listen, announce: Callable[[int], None], options: Options) -> None:
-    """Serve until SIGTERM. Raises ProcessError, SettingsRefused, and the error that ended a part."""
+async def run_gateway(
+    fleet: FleetSettings,
+    listen: Listen,
+    announce: Callable[[int], None],
+    options: Options,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, or until `stop` is set if it is given.
+
+    Raises ProcessError, SettingsRefused, and the error that ended a part.
+    """
 
     async def prepare(process: Process, stack: AsyncExitStack) -> list[Stage]:
-        store = _open_store(options.store_url)
-        stack.callback(store.close)
-        waiting = Waiting(process.clock)
-        _add_relay(process, options, store)
-        if "view" in options.roles:
-            _add_view(process, store, waiting)
-        shelf = _shelf(store, options.store_url, process.clock)
-        _measure(process, options.store_url)
-        clerk = _clerk(process, shelf) if "expansion" in options.roles else None
-        if "door" in options.roles:
-            _add_door(process, stack, options, waiting, shelf, clerk, await open_screen(stack))
-        return [] if clerk is None else [_expansion(process, shelf, clerk)]
+        return await gateway_stages(process, stack, options)
 
-    await run(fleet, listen, announce, prepare)
+    await run(fleet, listen, announce, prepare, stop)
+
+
+async def gateway_stages(process: Process, stack: AsyncExitStack, options: Options) -> list[Stage]:
+    """Add the gateway's parts to the process, and return its stages.
+
+    Raises ProcessError, SettingsRefused, PepperProblem and KeyringError.
+    """
+    store = _open_store(options.store_url)
+    stack.callback(store.close)
+    waiting = Waiting(process.clock)
+    _add_relay(process, options, store)
+    if "view" in options.roles:
+        _add_view(process, store, waiting)
+    shelf = _shelf(store, options.store_url, process.clock)
+    stack.callback(shelf.close)
+    _measure(process, options.store_url)
+    _watch_peers(process, stack, shelf)
+    clerk = _clerk(process, shelf) if "expansion" in options.roles else None
+    if "door" in options.roles:
+        _add_door(process, stack, options, waiting, shelf, clerk, await open_screen(stack))
+    return [] if clerk is None else [_expansion(process, shelf, clerk)]
 
 
 def _open_store(url: str) -> Store:
@@ -138,7 +158,11 @@ def _open_store(url: str) -> Store:
 def _add_relay(process: Process, options: Options, store: Store) -> None:
     """Add the relay if it is among the roles. Always add `Acceptance`, because every role may write into the outbox."""
     kafka, clock, metrics = process.fleet.kafka, process.clock, process.metrics
-    process.beside.append(Acceptance(store, kafka, read_settings(StoreSettings), clock, metrics))
+    acceptance = Acceptance(store, kafka, read_settings(StoreSettings), clock, metrics)
+    process.beside.append(acceptance)
+    if "door" in options.roles:
+        # A door is ready while it can accept work. Without Kafka it still can: the outbox holds the accepted records.
+        process.ready_by = [acceptance]
     if "relay" in options.roles:
         process.beside.append(Relay(store, kafka, clock, metrics, process.fleet.trust.secrets))
         process.duties.append("puts accepted records on Kafka")
@@ -161,6 +185,17 @@ def _measure(process: Process, store_url: str) -> None:
         "files": folder_of(read_settings(FilesSettings), store_url),
     }
     measure_disks(process.metrics, folders)
+
+
+def _watch_peers(process: Process, stack: AsyncExitStack, shelf: Shelf) -> None:
+    """Ask the store, the storage of files and Redis every few seconds, so that alerts know their silence."""
+    peers = PeerWatch(process.metrics, process.clock)
+    stack.callback(peers.close)
+    peers.watch("store", lambda: shelf.store.read_now(lambda connection: connection.execute(select(1)).scalar()))
+    peers.watch("files", partial(has_answer, shelf.blobs))
+    url = read_settings(AccessSettings).redis_url
+    if url is not None:
+        peers.watch("redis", redis_ping(url.get_secret_value()))
 
 
 def _clerk(process: Process, shelf: Shelf) -> Clerk:
@@ -188,7 +223,7 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
     process.duties.append(f"expands batches from topic {topics.batch_requests}")
     outputs = [topics.requests(), topics.requests(bulk=True), topics.results, topics.dead_letters]
     return group_stage(
-        StageSettings(EXPANSION_GROUP, Limits(EXPANDED_AT_ONCE)),
+        StageSettings(EXPANSION_GROUP, Limits(RANGES_AT_ONCE)),
         kafka,
         [topics.batch_requests],
         process.replica,
@@ -238,6 +273,7 @@ def _add_door(
         gate=gate,
         waiting=waiting,
         shelf=shelf,
+        models=FleetModels(partial(read_announcements, process.fleet.kafka, clock), shelf.store, clock),
         screen=screen,
         audit=_audit(limits, clock, stack),
         webhooks=_sending(process, stack, policy),
@@ -245,9 +281,13 @@ def _add_door(
         metrics=process.metrics,
         batches_changed=nothing if clerk is None else clerk.wake,
     )
+    stack.callback(door.close)
     context, look = (None, nothing) if tls is None else (tls.context, tls.look)
     app = create_app(door, [page_routes])
-    process.fronts.append(DoorServer(app, bound, context, limits, clock, process.metrics, look))
+    server = DoorServer(app, bound, context, limits, clock, process.metrics, look)
+    process.fronts.append(server)
+    if process.ready_by is not None:
+        process.ready_by.append(server)
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
     process.duties.append(f"serves the API at {url}/v1 and the console page at {url}{CONSOLE}")
@@ -279,6 +319,7 @@ def _access(
     """Return the checks of credentials and rates. Raises PepperProblem, SettingsRefused and StoreAway."""
     settings = read_settings(AccessSettings)
     access = Access.open(store, store_url, settings, clock, tls)
+    stack.callback(access.close)
     rates = Rates(settings.redis_url.get_secret_value() if settings.redis_url is not None else None, clock)
     stack.push_async_callback(rates.close)
     return access, Gate(access, rates, settings)

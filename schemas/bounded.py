@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from schemas.docstrings import descriptions
 
 FEW: Final = 64
 """A list whose `max_length` is at most this number reports each of its wrong items."""
@@ -40,6 +43,15 @@ class BoundedModel(BaseModel):
         _fail_fast(schema)
         return schema
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe each field by its docstring."""
+        made = handler(schema)
+        fields = handler.resolve_ref_schema(made).get("properties", {})
+        for name, text in descriptions(cls).items():
+            fields[cls.model_fields[name].alias or name].setdefault("description", text)
+        return made
+
 
 class WireModel(BoundedModel):
     """A frozen model that ignores unknown fields, so that an older reader can read a newer writer's records."""
@@ -50,5 +62,4 @@ class WireModel(BoundedModel):
         protected_namespaces=(),
         allow_inf_nan=False,
         hide_input_in_errors=True,
-        use_attribute_docstrings=True,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -48,6 +49,9 @@ __all__ = [
 _READABLE_BYTES = 4 * MAX_JOB_BYTES
 """The size up to which an oversized record is parsed, to find its callback for the rejection."""
 
+_EARLIEST_SECONDS = 1_000_000_000
+"""September 2001 in Unix seconds, and January 1970 in Unix milliseconds."""
+
 
 class Origin(NamedTuple):
     """A record's place. `topic_id` is the topic's UUID, because a deleted topic's name may be used again."""
@@ -68,7 +72,7 @@ class Origin(NamedTuple):
     @property
     def digest(self) -> str:
         """A text of 32 hexadecimal digits that is derived from this place alone."""
-        return self._hashed()
+        return _digest(self)
 
     def webhook_id(self, value: bytes | None) -> str:
         """Return the `webhook-id` of a job that was first written at this place with this value.
@@ -76,11 +80,14 @@ class Origin(NamedTuple):
         Headers can be forged, and a place can be guessed. The hash covers the value too, so only a copy of the same job
         (same prompt, same callback URL) has the same `webhook-id`.
         """
-        return f"msg_{self._hashed(b':', hashlib.sha256(value or b'').digest())}"
-
-    def _hashed(self, *more: bytes) -> str:
         place = str(self).encode("utf-8", "surrogatepass")
-        return hashlib.sha256(b"".join((place, *more))).hexdigest()[:32]
+        return f"msg_{hashlib.sha256(b'%b:%b' % (place, hashlib.sha256(value or b'').digest())).hexdigest()[:32]}"
+
+
+@lru_cache(maxsize=4096)
+def _digest(place: Origin) -> str:
+    """Return the digest of a place. A job's identity and each of its requests to the engine contain it."""
+    return hashlib.sha256(str(place).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +208,7 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
             refused.problems + problems, refused.document, said, _origin(said, value, origin), value
         ) from None
     if said:
-        problems += _conflicts(job, said) + _too_far(said, timestamp_ms)
+        problems += _conflicts(job, said) + _wrong_deadline(said, timestamp_ms)
     if problems:
         shown = job.model_dump(include={"job_id", "custom_id", "callback_url"})
         raise _invalid(problems, shown, said, _origin(said, value, origin), value)
@@ -288,7 +295,7 @@ def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
             except UnusableLine as unusable:
                 raise _Refused(document, *unusable.problems) from None
         raise _Refused(document, *problems_of(error)) from None
-    return job, taken_from(job)
+    return job, taken_from(job) if job.__pydantic_extra__ or not job.is_plain else None
 
 
 def _document(value: bytes) -> object:
@@ -319,11 +326,19 @@ def _conflicts(job: Job, said: dict[str, str]) -> tuple[Problem, ...]:
     )
 
 
-def _too_far(said: dict[str, str], timestamp_ms: int) -> tuple[Problem, ...]:
-    """Return a problem if the deadline is beyond the lane's retention: Kafka could delete the job without a result."""
-    if int(said.get(topics.DEADLINE, 0)) <= timestamp_ms + topics.LANES_KEPT_MS:
+def _wrong_deadline(said: dict[str, str], timestamp_ms: int) -> tuple[Problem, ...]:
+    """Return a problem if the deadline is in seconds, or beyond the lane's retention.
+
+    Kafka could delete a job that outlives the retention without a result.
+    """
+    deadline = int(said.get(topics.DEADLINE, 0))
+    if _EARLIEST_SECONDS <= deadline < 100 * _EARLIEST_SECONDS < timestamp_ms:
+        reason = "is in Unix seconds; write Unix milliseconds, a thousand times as many"
+    elif deadline > timestamp_ms + topics.LANES_KEPT_MS:
+        reason = "is further off than the seven days for which a lane keeps a job"
+    else:
         return ()
-    return (Problem(f"headers.{topics.DEADLINE}", "is further off than the seven days for which a lane keeps a job"),)
+    return (Problem(f"headers.{topics.DEADLINE}", reason),)
 
 
 def _origin(said: dict[str, str], value: bytes | None, place: Origin) -> Origin:

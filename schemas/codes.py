@@ -14,6 +14,9 @@ ERROR_CODES: dict[str, str] = {
     "no_payload": "The document at `payload_url` was not sent in time.",
     "unfinished": "The engine ended the answer early; `finish_reason` says how.",
     "not_json": "The answer is not the JSON that `response_format` asks for; perhaps `max_tokens` cut it off.",
+    "invalid_output": "Two answers in a row broke the job's JSON Schema, or did not call its tools as the job asks; "
+    "`text` and `tool_calls` have the second one.",
+    "profile_unavailable": "The profile requires a check that the worker cannot make, such as `entailment`.",
     "unsupported": "The profile requires sources to support the answer, and they do not.",
     "result_too_large": "The result is larger than a result may be; lower `max_tokens` or send less metadata.",
     "engine_error": "The engine failed at the job five times while it answered others.",

@@ -25,7 +25,7 @@ _LINE = re.compile(r"(batch_[0-9a-f]{32})\.[0-9]{1,6}")
 
 def batch_of(job_id: str) -> str | None:
     """Return the id of the batch whose line the job is, `<batch id>.<line>`; None for another job."""
-    found = _LINE.fullmatch(job_id)
+    found = _LINE.fullmatch(job_id) if job_id.startswith("batch_") else None
     return found[1] if found else None
 
 

@@ -157,6 +157,11 @@ class Job(WireModel):
 
     If absent, the model's own value is used.
     """
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    """The least probability of a token that may be drawn, as a fraction of the likeliest token's probability.
+
+    If absent, the model's own value is used. Only vLLM and servers that know the parameter take it.
+    """
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=256)]] = Field(
         default_factory=list, max_length=4
     )
@@ -236,13 +241,27 @@ class Job(WireModel):
         """The images of the messages, each with its field, such as `messages.0.content.1`."""
         return images_in(self.messages or ())
 
+    @property
+    def is_plain(self) -> bool:
+        """True if the job is a prompt with no field that goes with another one."""
+        return self.prompt is not None and self.model_fields_set <= _PLAIN
+
     @model_validator(mode="after")
-    def _one_question(self) -> Self:
+    def _fits_together(self) -> Self:
+        if not self.is_plain:
+            self._require_one_question()
+            self._require_bounded_choices()
+            if sum(len(message.images) for message in self.messages or ()) > MAX_IMAGES:
+                raise ValueError(f"`messages` has more than {MAX_IMAGES} images, the maximum of one job")
+            self._require_a_chat_for_tools()
+        return self
+
+    def _require_one_question(self) -> None:
         asked = [name for name in QUESTIONS if getattr(self, name) is not None]
         if len(asked) != 1:
             raise ValueError(f"exactly one of {_NAMED} is required")
         if asked[0] == BY_REFERENCE:
-            return self  # `schemas.payload` checks the other fields together with the document's question
+            return  # `schemas.payload` checks the other fields together with the document's question
         if self.raw and self.prompt is None:
             raise ValueError(f"`raw` goes with `prompt` and not with `{asked[0]}`")
         for option, field in _OPTIONS:
@@ -251,10 +270,8 @@ class Job(WireModel):
         for name in OF_A_QUESTION if self.prompt is None and self.messages is None else ():
             if getattr(self, name) != _default_of(name):
                 raise ValueError(f"`{name}` goes with `prompt` or `messages` and not with `{asked[0]}`")
-        return self
 
-    @model_validator(mode="after")
-    def _bounded_choices(self) -> Self:
+    def _require_bounded_choices(self) -> None:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("`top_logprobs` goes with `logprobs`; set `logprobs` to true")
         if self.n > 1 and self.temperature == 0:
@@ -263,16 +280,8 @@ class Job(WireModel):
             raise ValueError(
                 f"`max_tokens` may be {self.most_tokens} at most with this `n` and `top_logprobs`; lower one of them"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _bounded_images(self) -> Self:
-        if sum(len(message.images) for message in self.messages or ()) > MAX_IMAGES:
-            raise ValueError(f"`messages` has more than {MAX_IMAGES} images, the maximum of one job")
-        return self
-
-    @model_validator(mode="after")
-    def _tools_of_a_chat(self) -> Self:
+    def _require_a_chat_for_tools(self) -> None:
         for name in ("tool_choice", "parallel_tool_calls"):
             if self.tools is None and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` goes with `tools`")
@@ -283,7 +292,6 @@ class Job(WireModel):
             raise ValueError("`tools` has two functions with one name")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError("`tool_choice` names a function that `tools` does not have")
-        return self
 
     @property
     def most_tokens(self) -> int:
@@ -291,6 +299,13 @@ class Job(WireModel):
         return MAX_TOKENS // (self.n * (1 + (self.top_logprobs or 0)))
 
 
+_PLAIN = frozenset(
+    (
+        *("job_id", "model_id", "prompt", "context_window", "temperature", "top_p", "min_p", "stop", "max_tokens"),
+        *("seed", "callback_url", "priority", "ttl_seconds", "metadata", "custom_id"),
+    )
+)
+"""The fields that go with a prompt whatever other fields say."""
 _OPTIONS = (*((option, kind.field) for kind in KINDS for option in kind.options), ("payload_sha256", BY_REFERENCE))
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
 OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs", "tools")

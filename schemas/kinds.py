@@ -1,7 +1,7 @@
 """The table KINDS: the kinds of job that answer with numbers about texts instead of a text.
 
 Each layer has one table with a row for each kind: `kind_bodies` (requests and answers over HTTP), the engines
-(`echo`, `openai_http/pooling`, `vllm/pooling`) and `workers/inference/pooled_answers` (results).
+(`echo`, `openai_http/pooling`, `vllm/pooling`) and `workers/inference/results`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ CALLBACK_KEY = "webhook_url"
 """The member of `body.metadata` that holds the callback URL. Results do not repeat it."""
 
 _EXTENSIONS = ("sources", "context_window", "adapter", "priority", "ttl_seconds")
-_COPIED = ("temperature", "top_p", "seed", *_EXTENSIONS)
+_COPIED = ("temperature", "top_p", "min_p", "seed", *_EXTENSIONS)
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),

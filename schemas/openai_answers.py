@@ -53,7 +53,8 @@ def _chat_answer(result: Result) -> dict[str, Any]:
 
 
 def _chat_choice(choice: ResultChoice) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    content = choice.text if choice.refusal is None else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal}
     if choice.tool_calls is not None:
         message |= {"content": choice.text or None, "tool_calls": [call.model_dump() for call in choice.tool_calls]}
     if choice.reasoning is not None:
@@ -93,7 +94,14 @@ def _response_answer(result: Result) -> dict[str, Any]:
     calls = call_items(result.tool_calls or ())
     status = "incomplete" if cut else "completed"
     logprobs = token_objects(result.logprobs or ())
-    part = {"type": "output_text", "text": result.text or "", "annotations": [], "logprobs": logprobs}
+    part: dict[str, Any] = {
+        "type": "output_text",
+        "text": result.text or "",
+        "annotations": [],
+        "logprobs": logprobs,
+    }
+    if result.refusal is not None:
+        part = {"type": "refusal", "refusal": result.refusal}
     message = {
         "id": f"msg_{result.job_id}",
         "type": "message",
@@ -185,7 +193,8 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
 
 def _ours(result: Result) -> dict[str, Any]:
     """Return Postback's own fields, which OpenAI's formats lack and OpenAI's clients ignore."""
-    ours = result.model_dump(mode="json", exclude_none=True, include={"confidence", "sources", "citations", "notes"})
+    names = {"confidence", "sources", "citations", "answer", "notes"}
+    ours = result.model_dump(mode="json", exclude_none=True, include=names)
     return {"postback": ours}
 
 

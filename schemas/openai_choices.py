@@ -24,6 +24,7 @@ def choices_of(result: Result) -> list[ResultChoice]:
         ResultChoice(
             index=0,
             text=result.text or "",
+            refusal=result.refusal,
             reasoning=result.reasoning,
             finish_reason=reasons.get(result.finish_reason, "stop"),
             tool_calls=result.tool_calls,

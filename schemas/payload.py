@@ -48,7 +48,7 @@ def with_payload(job: Job, payload: bytes) -> AskedJob:
         raise UnusablePayload(
             f"its SHA-256 is not `{_DIGEST}`; send the job again with the digest of the document as it is now"
         )
-    if _has_too_many_values(payload):
+    if has_too_many_values(payload, MAX_VALUES):
         raise UnusablePayload(f"it has more than {MAX_VALUES} values; send fewer or longer texts")
     try:
         asked = Job.model_validate_json(payload, strict=True, extra="allow")
@@ -91,14 +91,14 @@ def _described(error: ValidationError, what: str) -> str:
     return f"{what} has these problems: {'; '.join(map(str, problems_of(error)))}"
 
 
-def _has_too_many_values(payload: bytes) -> bool:
-    """True if the JSON may have more than MAX_VALUES values.
+def has_too_many_values(payload: bytes, most: int) -> bool:
+    """True if the JSON may have more than `most` values.
 
     Escapes are removed, and the rest is split at quotes. A regular expression would take 8 s for 8 MiB of short
     strings. If the text is not JSON, the count is right up to the place where the parser stops.
     """
     plain = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if plain.count(b'"') > 4 * MAX_VALUES:  # each key and each value has two quotes
+    if plain.count(b'"') > 4 * most:  # each key and each value has two quotes
         return True
     bare = b"".join(plain.split(b'"')[::2])
-    return bare.count(b",") + bare.count(b"[") + bare.count(b"{") > MAX_VALUES
+    return bare.count(b",") + bare.count(b"[") + bare.count(b"{") > most

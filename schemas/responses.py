@@ -5,7 +5,7 @@ Source: OpenAI API reference, "The response object", and `openai-python`'s `type
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,9 +21,19 @@ CANCELLING: Final = "cancelling"
 NOTES: Final = "notes"
 """The member with the notes about the request, in a stored request. OpenAI's bodies have no member of this name."""
 
-_ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p", "text", "user", "safety_identifier")
+_ECHOED = (
+    "previous_response_id",
+    "instructions",
+    "max_output_tokens",
+    "temperature",
+    "top_p",
+    "text",
+    "user",
+    "safety_identifier",
+)
 """Members of the request that the Response object repeats."""
 _KEPT = ("input", "background", "store", *_ECHOED)
+_WITHOUT_TEXT = ("background", "store", "max_output_tokens", "temperature", "top_p")
 _ERROR_CODES = {Outcome.REJECTED: "invalid_prompt"}
 _STATUSES = {
     Outcome.SUCCEEDED: "completed",
@@ -76,7 +86,6 @@ def response_object(state: ResponseState) -> dict[str, Any]:
         "output": [],
         "output_text": "",
         "parallel_tool_calls": False,
-        "previous_response_id": None,
         "store": state.request.get("store") is not False,
         "tool_choice": "none",
         "tools": [],
@@ -122,6 +131,11 @@ def kept_members(body: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: body[name] for name in _KEPT if body.get(name) is not None}
 
 
+def unstored_members(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members without texts, for the answer to a request whose members are not stored."""
+    return {name: body[name] for name in _WITHOUT_TEXT if body.get(name) is not None}
+
+
 def input_items(job_id: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the input of a valid request's body as a list of items, in the order of the request."""
     question = request.get("input")
@@ -129,14 +143,28 @@ def input_items(job_id: str, request: Mapping[str, Any]) -> list[dict[str, Any]]
     return [_item(f"msg_{job_id}_{number}", item) for number, item in enumerate(items or ())]
 
 
+def continued(request: Mapping[str, Any], output: Sequence[Mapping[str, Any]], question: Any) -> list[Any]:
+    """Return the input of a request that continues a response: its input, its output, and the new question."""
+    before = request.get("input")
+    earlier = [{"role": "user", "content": before}] if isinstance(before, str) else list(before or ())
+    for item in output:
+        if item["type"] == "message":
+            earlier.append({"role": "assistant", "content": "".join(part["text"] for part in item["content"])})
+        elif item["type"] == "function_call":
+            earlier.append({name: item[name] for name in ("type", "call_id", "name", "arguments")})
+    return [*earlier, *([{"role": "user", "content": question}] if isinstance(question, str) else question or ())]
+
+
 def _item(identifier: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    if "role" not in item:  # a function's call or its output
+        return {"status": "completed", **item, "id": identifier}
     content = item["content"]
     kind = "output_text" if item["role"] == "assistant" else "input_text"
     parts = [{"type": kind, "text": content}] if isinstance(content, str) else content
     return {"id": identifier, "type": "message", "status": "completed", "role": item["role"], "content": parts}
 
 
-_OF_THE_JOB = ("no_image", "no_sources", "not_json", "result_too_large", "unfinished", "unsupported")
+_OF_THE_JOB = ("no_image", "no_sources", "not_json", "invalid_output", "result_too_large", "unfinished", "unsupported")
 """Codes of failures that would happen again if the same job were sent again. Other codes are failures of the fleet."""
 _OUTCOME_STATUS = {Outcome.REJECTED: 400, Outcome.CANCELLED: 409, Outcome.EXPIRED: 504}
 

@@ -22,13 +22,20 @@ Float32 = Annotated[float, Field(ge=-_MOST, le=_MOST)]
 
 
 class Support(StrEnum):
-    """The closeness of a source's text to the sentence that cites the source."""
+    """The support of a source for the sentence that cites the source."""
 
     EXACT = "exact"
+    """The source has the sentence's words unchanged and in order, or its quotation."""
     FUZZY = "fuzzy"
+    """A sentence of the source has four fifths of the words in the same order, and every figure and name."""
+    ENTAILED = "entailed"
+    """A judge found that the source bears the sentence; every figure and name has its equal in the source."""
     LEXICAL = "lexical"
+    """The source has most of the words, and every figure and name. No judge read the sentence."""
     UNSUPPORTED = "unsupported"
+    CONTRADICTED = "contradicted"
     DANGLING = "dangling"
+    """No source has the cited number."""
 
 
 class Quote(WireModel):
@@ -55,6 +62,30 @@ class Citation(WireModel):
     """The closeness of the source's text to the sentence."""
     quote: Quote | None = None
     """The source's words nearest to the sentence; absent without support, and at the end of a very long answer."""
+
+
+class JudgedSentence(WireModel):
+    """A sentence of an answer, or an item of its evidence chain, that no source supports."""
+
+    start: int = Field(ge=0)
+    """The sentence's first code point in `text`."""
+    end: int = Field(ge=0)
+    """The first code point after the sentence."""
+    support: Support
+    """`unsupported`, `contradicted` or `dangling`."""
+    missing: list[str] = Field(default_factory=list)
+    """The figures, names and quotations of the sentence that its sources lack."""
+
+
+class AnswerSupport(WireModel):
+    """The support of a whole answer, which is as supported as its worst sentence."""
+
+    support: Literal["all", "some", "none", "contradicted"]
+    """`all` if sources support each sentence with a claim; `contradicted` if a source contradicts one."""
+    sentences: list[JudgedSentence] = Field(default_factory=list)
+    """The sentences that lack support, in order."""
+    not_checked: list[str] = Field(default_factory=list)
+    """The checks that were not made: `entailment` without a judge, `entailment: time` if its time was up."""
 
 
 class SourceDetails(WireModel):
@@ -117,7 +148,9 @@ class ResultChoice(WireModel):
     index: int = Field(default=0, ge=0)
     """The answer's number, from 0."""
     text: str = ""
-    """The answer."""
+    """The answer; empty where the model refuses to answer."""
+    refusal: str | None = None
+    """The model's words where it refuses to answer; absent where it answers."""
     reasoning: str | None = None
     """The model's reasoning before the answer; absent where there is none."""
     finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
@@ -128,6 +161,8 @@ class ResultChoice(WireModel):
     """The answer's confidence, computed like the confidence of the whole result."""
     citations: list[Citation] = Field(default_factory=list)
     """Places in this answer's text that rest on sources."""
+    answer: AnswerSupport | None = None
+    """The support of this answer as a whole; absent for a job without sources."""
     logprobs: list[TokenLogprob] | None = None
     """The log-probabilities of this answer's tokens; absent where the job does not ask for them."""
 
@@ -178,12 +213,18 @@ class Result(WireModel):
     custom_id: str | None = None
     """The job's `custom_id`, unchanged."""
     model_id: str | None = None
-    """The job's `model_id`. If the job has none, this is the name of the engine's model, or null if the engine has no
+    """The job's `model_id`. If the job has none, this is the name of the engine's model, or of an engine without a
     model."""
     outcome: Outcome
     """The end of the job."""
     text: str | None = None
-    """The answer."""
+    """The answer; absent where the model refuses to answer."""
+    refusal: str | None = None
+    """The model's words where it refuses to answer, as OpenAI's API reports them; absent where it answers.
+
+    The job has then succeeded, since the engine did its work: read `refusal` before `text`. The refusal of a model
+    that says so in an ordinary answer is in `text`.
+    """
     embeddings: list[list[Float32]] | None = None
     """The embeddings of the job's `embed`, in the same order; absent for a job with a question."""
     ranks: list[Rank] | None = None
@@ -200,7 +241,7 @@ class Result(WireModel):
     """exp(mean log-probability of the answer's tokens): the geometric mean of the tokens' probabilities.
 
     If the job asked for sources, the mean is multiplied by (1 + s) / 2. Here s is the share of the answer's sentences,
-    or of the items in its evidence chain, that have a citation with the support `exact`, `fuzzy` or `lexical`. With no
+    or of the items in its evidence chain, that a source supports (`exact`, `fuzzy`, `entailed` or `lexical`). With no
     support, the confidence is half the mean.
     """
     sources: list[str] = Field(default_factory=list)
@@ -209,6 +250,8 @@ class Result(WireModel):
     """Details of each source in `sources`, in the same order."""
     citations: list[Citation] = Field(default_factory=list)
     """Places in the text that rest on sources."""
+    answer: AnswerSupport | None = None
+    """The support of the answer as a whole; absent for a job without sources."""
     tool_calls: list[ToolCall] | None = None
     """The calls of the job's `tools` that the model asks for; absent where there are none. No worker runs them."""
     logprobs: list[TokenLogprob] | None = None

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from schemas.docstrings import descriptions
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
 from schemas.trust import MalformedSecrets, TrustSecrets
 
@@ -46,8 +47,6 @@ def _content(name: str, path: Path) -> str:
 
 class KafkaSettings(BaseModel):
     """Kafka's address, and the layout of the fleet's topics."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     bootstrap_servers: str = "127.0.0.1:9092"
     """`host:port` of brokers, several separated by commas."""
@@ -108,8 +107,6 @@ class KafkaSettings(BaseModel):
 class TrustSettings(BaseModel):
     """The secrets that sign the tenants of jobs."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
     secret_file: Path | None = None
     """The file of the secrets with which the gateway and `postback submit` sign a job's tenant, and workers verify the
     signature. Each line has one secret of 32 characters or more. The first secret signs and each secret verifies, so a
@@ -140,7 +137,6 @@ class FleetSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     env: Literal["development", "production"] = "production"
@@ -190,7 +186,8 @@ def _meaning(kind: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
     if len(place) > 1:
         inner = field.annotation
         return _meaning(inner, place[1:]) if isinstance(inner, type) and issubclass(inner, BaseModel) else None
-    return _SENTENCE_END.split(field.description, maxsplit=1)[0].rstrip(".") if field.description else None
+    text = descriptions(kind).get(str(place[0]))
+    return _SENTENCE_END.split(text, maxsplit=1)[0].rstrip(".") if text else None
 
 
 def _variable(kind: type[BaseSettings], place: tuple[int | str, ...]) -> str:

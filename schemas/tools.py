@@ -79,7 +79,10 @@ class CalledFunction(WireModel):
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     """The function's name, as the model wrote it."""
     arguments: str
-    """The arguments, in most cases a JSON object. The model wrote the arguments: check them before use."""
+    """The arguments: a JSON object by the function's schema, unless the call is cut off.
+
+    The model wrote the arguments: check their values before use.
+    """
 
 
 class ToolCall(WireModel):

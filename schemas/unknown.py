@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from schemas import openai
+from schemas import openai, topics
 from schemas.bounded import WireModel
 from schemas.job import ImagePart, Job, JsonSchemaFormat, Reasoning, ResponseFormat, Search, SourceDocument, Sources
 from schemas.kinds import KINDS
@@ -48,6 +48,7 @@ _CALLED = {
     "model_name": "model_id",
 }
 """Other APIs' names for Postback's fields."""
+_HEADERS = (topics.TENANT, topics.DEADLINE, topics.IDEMPOTENCY_KEY, topics.TRACEPARENT, topics.SCHEMA)
 _OWN_MODELS = ("reasoning", *(kind.field for kind in KINDS if kind.model is not None))
 """Fields of a job whose value is a model that contains no further models."""
 
@@ -132,7 +133,9 @@ def refused(unknown: UnknownFields | None) -> tuple[Problem, ...]:
 
 @lru_cache(maxsize=1024)
 def described(name: str) -> str:
-    """Return a name in quotes, with a similar known field if there is one."""
+    """Return a name in quotes, with its place if it is a header's, or a similar known field if there is one."""
+    if name in _HEADERS:
+        return f"`{name}` (a header of the record, not a field of the job)"
     meant = _meant(name)
     return f"`{name}` (did you mean `{meant}`?)" if meant else f"`{name}`"
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from confluent_kafka import KafkaException
+import asyncio
+from functools import partial
 
-from gateway.accept.position import PositionReader, adopt, waiting
+from confluent_kafka import KafkaException
+from sqlalchemy import Connection
+
+from gateway.accept.position import SKIPPED_AFTER_MOVE, PositionReader, adopt, waiting
 from gateway.accept.side_thread import SideThread
-from gateway.store.meta import store_id
+from gateway.store.meta import set_value, store_id
 from gateway.store.settings import StoreSettings
-from gateway.store.store import Store, StoreAway
+from gateway.store.store import SILENT, SILENT_SECONDS, Store, StoreAway
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 
 LOOK_SECONDS = 1.0
+_PROBE = "probe"
+"""The value that is written to see if the store takes changes again."""
 _UNKNOWN = "Kafka has not yet shown which accepted records it has"
 
 log = get_logger()
 
 
 class Acceptance(SideThread):
-    """A `SideTask` that releases the outbox when the relay's position is known, and then watches the outbox's size."""
+    """A `SideTask` that releases the outbox when the relay's position is known, and then watches the outbox's size.
+
+    When another database server answers, as after a failover, the outbox is held until the position is known again.
+    """
 
     def __init__(
         self, store: Store, kafka: KafkaSettings, settings: StoreSettings, clock: Clock, metrics: Metrics
@@ -31,6 +40,9 @@ class Acceptance(SideThread):
         self._kafka = kafka
         self._settings = settings
         self._metrics = metrics
+        self._asks_since: float | None = None
+        """The monotonic time at which the present look at the outbox began."""
+        store.hold.watched = True
         store.hold.unknown = _UNKNOWN
 
     def reasons(self) -> list[str]:
@@ -38,11 +50,36 @@ class Acceptance(SideThread):
         refusal = self._store.hold.refusal
         return [f"no work is accepted: {refusal}"] if refusal else []
 
+    async def ended(self) -> None:
+        """Run until cancelled. The event loop notices if the store hangs, and with it this task's thread."""
+        watching = asyncio.create_task(self._watch(), name="store-watch")
+        try:
+            await super().ended()
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.judge()
+
+    def judge(self) -> None:
+        """Refuse work while the store takes no changes."""
+        now, hold, since = self._clock.monotonic(), self._store.hold, self._asks_since
+        self._store.silent = since is not None and now - since > SILENT_SECONDS
+        problem = SILENT if self._store.silent else self._store.problem(now)
+        if problem is not None and hold.away is None:
+            log.error(
+                "The store takes no changes; no work is accepted until it does.", action="store-away", reason=problem
+            )
+        elif problem is None and hold.away is not None:
+            log.info("The store takes changes again.", action="store-back")
+        hold.away = problem
+
     def _run(self) -> None:
-        while self._goes_on() and not self._released():
-            self._rest(LOOK_SECONDS)
         while self._goes_on():
-            self._look()
+            if self._store.hold.unknown is None or self._released():
+                self._look()
             self._rest(LOOK_SECONDS)
 
     def _released(self) -> bool:
@@ -52,7 +89,7 @@ class Acceptance(SideThread):
                 position = reader.read()
             finally:
                 reader.close()
-            position, behind = self._store.write_now(lambda connection: adopt(connection, position))
+            moves, position, behind = self._store.write_now(partial(self._adopt, position))
         except (KafkaException, StoreAway):
             return False
         if behind:
@@ -61,14 +98,24 @@ class Acceptance(SideThread):
                 action="store-behind",
                 position=position,
             )
-        self._store.hold.unknown = None
+        self._store.hold.release(moves)
         return True
 
+    def _adopt(self, position: int | None, connection: Connection) -> tuple[int, int, bool]:
+        """Raise the counter, and return the number of moves, the position, and True if the store was behind."""
+        moves = self._store.hold.moves
+        return moves, *adopt(connection, position, SKIPPED_AFTER_MOVE if moves else 0)
+
     def _look(self) -> None:
+        self._asks_since = began = self._clock.monotonic()
         try:
             rows, size = self._store.read_now(waiting)
+            if self._store.problem(began) is not None:
+                self._store.write_now(lambda connection: set_value(connection, _PROBE, str(began)))
         except StoreAway:
             return  # each request notices the store's failure itself, and gets status 503
+        finally:
+            self._asks_since = None
         self._metrics.outbox_records.set(rows)
         full = rows >= self._settings.outbox_rows or size >= self._settings.outbox_bytes
         if full and self._store.hold.full is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
@@ -54,18 +55,21 @@ def once(
     """
     if key is None:
         return answer()
-    row = {"tenant": tenant, "key": key, "fingerprint": fingerprint, "created_at": unix_ms(clock)}
-    if known is not None and insert_new(connection, idempotency, [_answered(row, known)]):
+    now_ms = unix_ms(clock)
+    row = partial(key_row, tenant, key, fingerprint, now_ms)
+    if known is not None and insert_new(connection, idempotency, [row(known)]):
         return answer()
     found = connection.execute(_STORED, {"of": tenant, "named": key}).one_or_none()
     if found is not None:
         return _stored(found.fingerprint, StoredAnswer(found.status, found.response), fingerprint)
     made = answer()
-    write_rows(connection, insert(connection, idempotency), [_answered(row, made)])
+    write_rows(connection, insert(connection, idempotency), [row(made)])
     return made
 
 
-def _answered(row: dict[str, Any], answer: StoredAnswer) -> dict[str, Any]:
+def key_row(tenant: str, key: str, fingerprint: bytes, now_ms: int, answer: StoredAnswer) -> dict[str, Any]:
+    """Return the row of a key with its answer."""
+    row = {"tenant": tenant, "key": key, "fingerprint": fingerprint, "created_at": now_ms}
     return {**row, "status": answer.status, "response": answer.body}
 
 

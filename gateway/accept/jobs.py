@@ -8,13 +8,15 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from gateway.accept.idempotency import StoredAnswer, key_row, once
 from gateway.accept.outbox import Header, outbox_row
 from gateway.access import Principal
-from gateway.access.quotas import Work, has_quota, reserve, tokens_of, total_of
+from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, tokens_of, total_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.store.dialects import insert, insert_new, write_rows
+from gateway.store.errors import StoreAway
 from gateway.store.hold import require_no_hold
-from gateway.store.tables import jobs, outbox
+from gateway.store.tables import idempotency, jobs, outbox
 from schemas import topics as names
 from schemas.job import DEFAULT_MAX_TOKENS
 from schemas.topics import Lane, Topics
@@ -86,6 +88,60 @@ def accept_jobs(
     write_rows(connection, insert(connection, outbox), [_outbox_row(principal.tenant, job, topics) for job in new])
     if settings is not None and counted:
         reserve(connection, principal.tenant, settings, total_of([job.work for job in new]))
+
+
+@dataclass(frozen=True, slots=True)
+class JobsRequest:
+    """The change that accepts the jobs of one request, once for its `Idempotency-Key`. See `JointChange`."""
+
+    principal: Principal
+    key: str | None
+    fingerprint: bytes
+    new: Sequence[NewJob]
+    answer: StoredAnswer
+    topics: Topics
+    clock: Clock = _CLOCK
+    settings: TenantSettings | None = None
+
+    def __call__(self, connection: Connection) -> StoredAnswer:
+        """Accept the jobs, or return the answer to the first request. Raises as `accept_jobs` and `once` do."""
+
+        def work() -> StoredAnswer:
+            accept_jobs(connection, self.principal, self.new, self.topics, self.clock, self.settings)
+            return self.answer
+
+        tenant = self.principal.tenant
+        return once(connection, tenant, self.key, self.fingerprint, work, self.clock, self.answer)
+
+    @classmethod
+    def together(cls, connection: Connection, changes: Sequence[JobsRequest]) -> list[StoredAnswer] | None:
+        """Accept the jobs of several requests by one statement for each table. None if one of them is refused.
+
+        A repeated key, a job's id that is taken, and a quota without room refuse a request.
+        """
+        keys, rows, records = [], [], []
+        work: dict[str, tuple[TenantSettings, list[Work]]] = {}
+        for one in changes:
+            tenant, now_ms = one.principal.tenant, unix_ms(one.clock)
+            if one.key is not None:
+                keys.append(key_row(tenant, one.key, one.fingerprint, now_ms, one.answer))
+            counted = one.settings is not None and has_quota(one.settings)
+            if one.settings is not None and counted:
+                work.setdefault(tenant, (one.settings, []))[1].extend(job.work for job in one.new)
+            rows += [_job_row(one.principal, job, now_ms, counted=counted) for job in one.new]
+            records += [_outbox_row(tenant, job, one.topics) for job in one.new]
+        try:
+            require_no_hold(connection, new_work=True)
+            if keys and insert_new(connection, idempotency, keys) < len(keys):
+                return None
+            if insert_new(connection, jobs, rows) < len(rows):
+                return None
+            for tenant, (settings, wanted) in work.items():
+                reserve(connection, tenant, settings, total_of(wanted))
+        except (StoreAway, QuotaExceeded):
+            return None
+        write_rows(connection, insert(connection, outbox), records)
+        return [one.answer for one in changes]
 
 
 def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:

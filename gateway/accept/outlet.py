@@ -3,7 +3,7 @@
 After every error, the relay makes a new producer. The new producer's `init_transactions` fences older relays and ends
 the open transaction; the committed position then shows if Kafka committed that transaction. The relay sweeps the topics
 before it reads the position, because an ended transaction may leave records that block readers (see
-`workers.stage.settler_state`).
+`workers.stage.settler`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from itertools import count as counted
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
-from kafka.partitioner.default import murmur2
 
 from gateway.accept.outbox import Header, unpacked
 from gateway.accept.position import PositionReader
@@ -22,10 +21,10 @@ from schemas.settings import KafkaSettings
 from schemas.trust import TrustSecrets
 from telemetry.clock import Clock
 from workers.kafka.clients import client_config
+from workers.stage.producer import MakeProducer, TransactionalProducer
 from workers.stage.record import Output
-from workers.stage.settle import SWEEP_KEY
+from workers.stage.settler import SWEEP_KEY
 from workers.stage.sweep import LeaderMissing, Sweeps
-from workers.stage.transactional_producer import MakeProducer, TransactionalProducer
 
 
 class RecordOutlet:
@@ -137,6 +136,8 @@ class RecordOutlet:
         if row.shard is not None:
             return self._partitioner.partition(row.topic, row.shard, count, row.value)
         if row.record_key is not None:
+            from kafka.partitioner.default import murmur2  # imports all of kafka-python, which few gateways need
+
             hashed: int = murmur2(row.record_key) & 0x7FFFFFFF  # Java's producer chooses the same partition
             return hashed % count
         return next(self._turn) % count

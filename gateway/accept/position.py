@@ -26,6 +26,12 @@ from schemas.settings import KafkaSettings
 from workers.kafka.clients import asking_config
 
 ASK_SECONDS = 5.0
+SKIPPED_AFTER_MOVE = 1_000_000
+"""The count of numbers that are left out when another database server answers.
+
+A relay may still put rows on Kafka that it has read from the former server, and the new one may lack these rows. Their
+numbers must not be given again, even if they are beyond the position that Kafka shows now.
+"""
 _RELAYED = "relayed"
 
 
@@ -68,11 +74,14 @@ class PositionReader:
         self._consumer.close()
 
 
-def adopt(connection: Connection, position: int | None) -> tuple[int, bool]:
+def adopt(connection: Connection, position: int | None, skipped: int = 0) -> tuple[int, bool]:
     """Delete the rows that Kafka has, and raise the counter to the position. Call this in a write transaction.
 
-    Returns the position (the store's copy, if Kafka has none), and True if the store was behind Kafka.
+    `skipped` numbers more are never given. Returns the position (the store's copy, if Kafka has none), and True if the
+    store was behind Kafka.
     """
+    if skipped:
+        _raise_counter(connection, max(_last_number(connection), (position or 1) - 1) + skipped)
     if position is None:
         return int(value_of(connection, _RELAYED) or 0), False
     behind = _last_number(connection) < position - 1

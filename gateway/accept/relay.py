@@ -8,7 +8,7 @@ away.
 
 A transaction's rows are deleted only after a later transaction is committed, because Kafka confirms a transaction
 before all of its markers are written. If a cluster's only broker is killed in between, the confirmed records and
-position may be undone (see `workers.stage.settler_state`). A later transaction begins only after these markers are
+position may be undone (see `workers.stage.settler`). A later transaction begins only after these markers are
 written.
 """
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from gateway.access.client_certificates import ClientCertificates, agreed
 from gateway.access.key_text import PREFIX, id_of
 from gateway.access.keys import ApiKey, KeyDigests, find_key, note_use
-from gateway.access.oidc.tokens import Tokens, is_token
+from gateway.access.oidc.token_text import is_token
 from gateway.access.pepper import load_pepper
 from gateway.access.principal import CredentialRefused, Principal
 from gateway.access.recent import Recent
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant
-from gateway.store.store import Store
+from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls
 from telemetry.clock import Clock
+
+if TYPE_CHECKING:
+    from gateway.access.oidc.tokens import Tokens
 
 _SENDABLE = "send an API key: `Authorization: Bearer pk_…`"
 _UNKNOWN = "the API key is unknown, expired or revoked"
@@ -51,7 +55,7 @@ class Access:
         self._settings = settings
         self._recent = Recent(self._find, settings.key_cache_seconds, clock)
         self._tenants = Recent(self._find_tenant, settings.key_cache_seconds, clock)
-        self._tokens = Tokens(settings.oidc, clock)
+        self._tokens = _tokens(settings, clock)
         self._last_use_ms: dict[str, float] = {}
 
     @classmethod
@@ -66,12 +70,16 @@ class Access:
         """
         return cls(store, KeyDigests(load_pepper(store, store_url, settings.pepper_file)), settings, clock, tls)
 
+    def close(self) -> None:
+        """End the thread that fetches an issuer's keys."""
+        if self._tokens is not None:
+            self._tokens.close()
+
     def parsed(self, authorization: str | None) -> Credential:
         """Parse an `Authorization` header, which may have any content. None stands for an absent header."""
         scheme, _, said = (authorization or "").partition(" ")
         text = said.strip() if scheme.lower() == "bearer" else ""
-        takes_tokens = self._settings.oidc.issuer is not None
-        return Credential(authorization is not None, text, id_of(text), takes_tokens and is_token(text))
+        return Credential(authorization is not None, text, id_of(text), self._tokens is not None and is_token(text))
 
     async def principal(self, credential: Credential, peer: bytes | None) -> Principal:
         """Return the principal of a credential.
@@ -83,7 +91,7 @@ class Access:
         shown = self._certificates.principal(peer) if peer is not None else None
         if not credential.is_given and shown is not None:
             return shown
-        if credential.is_token:
+        if credential.is_token and self._tokens is not None:
             return agreed(shown, await self._tokens.principal(credential.text))
         if not credential.text.startswith(PREFIX):
             raise CredentialRefused(_SENDABLE)
@@ -143,4 +151,14 @@ class Access:
         noted = self._last_use_ms.get(identifier, row.last_used_at or 0)
         if now_ms - noted >= self._settings.last_used_seconds * 1000:
             self._last_use_ms[identifier] = now_ms
-            self._store.submit(lambda connection: note_use(connection, self._clock, identifier))
+            with suppress(StoreAway):  # a store that is behind must not refuse a valid key
+                self._store.submit(lambda connection: note_use(connection, self._clock, identifier))
+
+
+def _tokens(settings: AccessSettings, clock: Clock) -> Tokens | None:
+    """Return the verifier of tokens; None without an issuer."""
+    if settings.oidc.issuer is None:
+        return None
+    from gateway.access.oidc.tokens import Tokens  # requests and joserfc are not imported without an issuer
+
+    return Tokens(settings.oidc, clock)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from gateway.access.access import Access
+from gateway.access.access import Access, Credential
 from gateway.access.principal import CredentialRefused, Principal
 from gateway.access.rates import Rates, Taken, network_of, per_minute, per_second
 from gateway.access.settings import AccessSettings
+
+DOUBTED_AT_ONCE = 2
+"""The maximum number of lookups at once for addresses that sent too many bad credentials."""
 
 
 class TooManyRequests(Exception):  # noqa: N818 - named after the status 429
@@ -34,35 +37,47 @@ class Gate:
     def __init__(self, access: Access, rates: Rates, settings: AccessSettings) -> None:
         self._access = access
         self._rates = rates
-        self._door = per_second(settings.requests_per_second)
+        self._door = None if settings.requests_per_second is None else per_second(settings.requests_per_second)
+        self._strangers = per_second(settings.stranger_requests_per_second)
         self._failures = per_minute(settings.failures_per_minute)
+        self._doubted = asyncio.Semaphore(DOUBTED_AT_ONCE)
 
-    async def enter(self) -> None:
-        """Count a request of any kind against the rate of the whole door. Raises TooManyRequests."""
-        _require("This service gets too many requests: the door as a whole", await self._rates.take(self._door, "door"))
+    async def visit(self, address: str | None) -> None:
+        """Count a request for a page that needs no credential. Raises TooManyRequests."""
+        _require("This address", await self._rates.take(self._strangers, "strangers", network_of(address)))
 
     async def admit(self, authorization: str | None, peer: bytes | None, address: str | None) -> Admitted:
         """Return the principal of a request. Raises CredentialRefused, TooManyRequests and StoreAway.
 
-        Refused credentials are counted for each address. An address above the rate may use only credentials that were
-        accepted lately. So guessing becomes slow and reads no database, while known clients behind the same proxy are
-        still served.
+        Refused credentials are counted for each address; above the rate, they get TooManyRequests. A valid credential
+        is admitted however many bad ones its address sent, because many clients may share one address.
         """
-        credential = self._access.parsed(authorization)
-        if not self._access.knows(credential, peer):
-            spent = await self._rates.is_spent(self._failures, "failures", network_of(address))
-            if spent is not None:
-                raise TooManyRequests("This address is refused: it", spent)
+        credential, network = self._access.parsed(authorization), network_of(address)
         try:
-            principal = await self._access.principal(credential, peer)
+            principal = await self._principal(credential, peer, network)
         except CredentialRefused:
-            await self._rates.take(self._failures, "failures", network_of(address))
+            _require("This address is refused: it", await self._rates.take(self._failures, "failures", network))
             raise
         return await self.admit_known(principal)
 
     async def admit_known(self, principal: Principal) -> Admitted:
-        """Count a request of a known principal, such as a browser's session. Raises TooManyRequests and StoreAway."""
+        """Count a request of a known principal, such as a browser's session. Raises TooManyRequests and StoreAway.
+
+        The rate of the whole door counts admitted requests only, so that no stranger can use it up.
+        """
+        if self._door is not None:
+            _require("This service gets too many requests: the door", await self._rates.take(self._door, "door"))
         return Admitted(principal, await self._within_rates(principal))
+
+    async def _principal(self, credential: Credential, peer: bytes | None, network: str) -> Principal:
+        """Return the principal. Unknown credentials of an address above the rate are looked up a few at a time.
+
+        Otherwise guesses would take all threads that read the database.
+        """
+        if self._access.knows(credential, peer) or not await self._rates.is_spent(self._failures, "failures", network):
+            return await self._access.principal(credential, peer)
+        async with self._doubted:
+            return await self._access.principal(credential, peer)
 
     async def _within_rates(self, principal: Principal) -> Taken | None:
         settings = await self._access.tenant(principal.tenant)

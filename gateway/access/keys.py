@@ -102,8 +102,11 @@ def revoke_key(connection: Connection, clock: Clock, identifier: str) -> ApiKey 
 
 def listed_keys(
     connection: Connection, tenant: str | None = None, limit: int = 1000, after: str | None = None
-) -> list[ApiKey]:
-    """Return keys, the oldest first: one tenant's or all. If `after` is a key's id, return only the keys after it."""
+) -> list[ApiKey] | None:
+    """Return keys, the oldest first: one tenant's or all. If `after` is a key's id, return only the keys after it.
+
+    Returns None if there is no key `after`.
+    """
     query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id).limit(limit)
     if tenant is not None:
         query = query.where(api_keys.c.tenant == tenant)
@@ -111,7 +114,7 @@ def listed_keys(
         place = select(api_keys.c.created_at, api_keys.c.id).where(api_keys.c.id == after)
         last = connection.execute(place).one_or_none()
         if last is None:
-            return []
+            return None
         query = query.where(tuple_(api_keys.c.created_at, api_keys.c.id) > tuple_(*last))
     return [_of(row) for row in connection.execute(query)]
 

@@ -11,6 +11,10 @@ class CredentialRefused(Exception):  # noqa: N818 - named after the refusal
     """The request has no valid credential. The error's text repeats no part of a credential."""
 
 
+class IssuerAway(Exception):  # noqa: N818 - it names what happened
+    """The issuer's keys cannot be fetched, and the last keys are too old; the request may be repeated."""
+
+
 class Scope(StrEnum):
     """A permission of a credential. `admin` includes all other scopes, and reaches the endpoints of every tenant."""
 

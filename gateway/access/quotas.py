@@ -114,7 +114,15 @@ def release_answered(connection: Connection, answered: Sequence[Answered]) -> No
     lines = Counter((each.tenant, each.batch_id) for each in first if each.batch_id is not None)
     for (tenant, batch_id), number in lines.items():
         _add(freed, tenant, _of_batch(connection, tenant, batch_id or "", number))
-    for tenant, work in _of_jobs(connection, [(each.tenant, each.job_id) for each in first if each.batch_id is None]):
+    for tenant, work in freed.items():
+        _give_back(connection, tenant, work)
+    release_jobs(connection, [(each.tenant, each.job_id) for each in first if each.batch_id is None])
+
+
+def release_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> None:
+    """Give back the reservations of single jobs, by tenant and job id, which get a result or are removed."""
+    freed: dict[str, Work] = {}
+    for tenant, work in _of_jobs(connection, keys):
         _add(freed, tenant, work)
     for tenant, work in freed.items():
         _give_back(connection, tenant, work)

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cachetools import TLRUCache
-from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
-from limits.aio.storage import RedisStorage
-from limits.errors import StorageError
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
+
+if TYPE_CHECKING:
+    from limits.aio.storage import RedisStorage
 
 REDIS_SECONDS = 0.25
 """Longest wait for one answer of Redis. A request asks for up to three answers at the same time."""
@@ -47,14 +47,27 @@ class Taken:
         }
 
 
-def per_second(rate: int) -> RateLimitItem:
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A limit of requests in each window."""
+
+    amount: int
+    seconds: int
+    """The length of a window."""
+
+    def key_for(self, *names: str) -> str:
+        """Return the window's name in Redis."""
+        return "/".join(("postback", *names, f"{self.amount}", f"{self.seconds}"))
+
+
+def per_second(rate: int) -> Rate:
     """Return a limit of requests per second."""
-    return RateLimitItemPerSecond(rate, namespace="postback")
+    return Rate(rate, 1)
 
 
-def per_minute(rate: int) -> RateLimitItem:
+def per_minute(rate: int) -> Rate:
     """Return a limit of requests per minute."""
-    return RateLimitItemPerMinute(rate, namespace="postback")
+    return Rate(rate, 60)
 
 
 def network_of(address: str | None) -> str:
@@ -115,11 +128,11 @@ class Rates:
         self._away_until = -math.inf
         self._away = False
 
-    async def take(self, item: RateLimitItem, *names: str) -> Taken:
+    async def take(self, item: Rate, *names: str) -> Taken:
         """Count one request in the present window, and return its place. A request beyond the limit is counted, too."""
         return await self._place(item, names, take=True)
 
-    async def is_spent(self, item: RateLimitItem, *names: str) -> Taken | None:
+    async def is_spent(self, item: Rate, *names: str) -> Taken | None:
         """Return the refusal if the present window has no place left, else None. No place is taken."""
         found = await self._place(item, names, take=False)
         return None if found.allowed else found
@@ -129,28 +142,30 @@ class Rates:
         if self._redis is not None:
             await self._redis.bridge.get_connection().aclose()  # type: ignore[attr-defined]
 
-    async def _place(self, item: RateLimitItem, names: Sequence[str], *, take: bool) -> Taken:
+    async def _place(self, item: Rate, names: Sequence[str], *, take: bool) -> Taken:
         """Return a request's place. Without `take`, return the place that the next request would get."""
         key, more = item.key_for(*names), 0 if take else 1
         if (storage := self._shared()) is not None:
+            from limits.errors import StorageError  # most gateways count in memory, and do not need this import
+
             try:
-                count = more + await (storage.incr(key, item.get_expiry()) if take else storage.get(key))
+                count = more + await (storage.incr(key, item.seconds) if take else storage.get(key))
                 is_over = count > item.amount
-                seconds = await storage.get_expiry(key) - self._clock.time() if is_over else item.get_expiry()
+                seconds = await storage.get_expiry(key) - self._clock.time() if is_over else item.seconds
             except StorageError:
                 self._gone()
             else:
                 self._back()
                 return self._taken(item, count, seconds)
-        window = self._memory.window(key, item.get_expiry())
+        window = self._memory.window(key, item.seconds)
         if take:
             self._memory.take(key, window)
         return self._taken(item, window.count + more, window.ends - self._clock.monotonic())
 
     @staticmethod
-    def _taken(item: RateLimitItem, count: int, seconds: float) -> Taken:
+    def _taken(item: Rate, count: int, seconds: float) -> Taken:
         """Return the place of request number `count` in a window that ends in `seconds`."""
-        reset = min(max(math.ceil(seconds), 1), item.get_expiry())
+        reset = min(max(math.ceil(seconds), 1), item.seconds)
         return Taken(item.amount, max(item.amount - count, 0), reset, count <= item.amount)
 
     def _shared(self) -> RedisStorage | None:
@@ -172,7 +187,8 @@ class Rates:
 
 
 def _redis_storage(url: str) -> RedisStorage:
-    from redis.asyncio.retry import Retry  # most gateways count in memory, and do not need this import
+    from limits.aio.storage import RedisStorage  # most gateways count in memory, and do not need these imports
+    from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
     options: dict[str, Any] = {

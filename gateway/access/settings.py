@@ -20,7 +20,6 @@ class AccessSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     pepper_file: Path | None = None
@@ -34,15 +33,20 @@ class AccessSettings(BaseSettings):
     """Seconds for which keys and tenants' settings are cached. For at most this time, a gateway still accepts a revoked
     key, and uses a tenant's former settings."""
     oidc: OidcSettings = Field(default_factory=OidcSettings)
-    requests_per_second: int = Field(default=500, ge=1, le=1_000_000)
-    """The maximum number of requests per second of the whole door, with a credential or without.
+    requests_per_second: int | None = Field(default=None, ge=1, le=1_000_000)
+    """The maximum number of admitted requests per second of the whole door; by default as many as the machine takes.
 
-    Further requests get status 429.
+    Further requests get status 429. Requests without a valid credential are not counted here.
+    """
+    stranger_requests_per_second: int = Field(default=50, ge=1, le=1_000_000)
+    """The maximum number of requests per second for pages without a credential, such as `/docs` and the sign-in.
+
+    They are counted for each IPv4 address or /64 of IPv6.
     """
     failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)
     """The maximum number of requests per minute with a refused credential, from one IPv4 address or one /64 of IPv6.
 
-    Above this rate, the address may use only credentials that were accepted lately.
+    Above this rate, refused credentials get status 429. Valid credentials of the same address are still admitted.
     """
     redis_url: SecretStr | None = None
     """Redis in which several gateways count their requests together; without it, each gateway counts in its memory."""

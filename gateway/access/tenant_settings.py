@@ -38,7 +38,7 @@ Quota = Annotated[int, Field(ge=0, le=10**15)]
 class TenantSettings(BoundedModel):
     """Limits of one tenant. An absent field sets no limit."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     models: list[Identifier] | None = Field(default=None, max_length=1000)
     """The models that the tenant's jobs may name. With this list, every job must name one of these models."""

@@ -67,7 +67,7 @@ class Assembly:
 
         Raises Declined (404, 409, 413), BlobsAway and StoreAway.
         """
-        await asyncio.to_thread(draft.writer.commit)
+        await self._shelf.storage.run(draft.writer.commit)
         now_ms, most = self._shelf.now_ms(), self._shelf.settings.tenant_bytes
 
         def store(connection: Connection) -> PartRow:
@@ -99,14 +99,14 @@ class Assembly:
                     # Another process may have completed the upload and removed its parts. Then answer with that upload.
                     if await self._parts_to_join(tenant, upload_id, asked) is not None:
                         raise
-        await asyncio.to_thread(self.remove_parts, upload_id)
+        await self._shelf.storage.run_anyway(self.remove_parts, upload_id)
         return await self._shelf.store.read(lambda connection: uploads.find(connection, tenant, upload_id))
 
     async def cancel(self, tenant: str, upload_id: str) -> UploadRow:
         """End an upload without a file. Raises Declined (404, 409) and StoreAway."""
         now_ms = self._shelf.now_ms()
         row = await self._shelf.store.write(lambda connection: uploads.cancel(connection, tenant, upload_id, now_ms))
-        await asyncio.to_thread(self.remove_parts, upload_id)
+        await self._shelf.storage.run_anyway(self.remove_parts, upload_id)
         return row
 
     async def file_of(self, row: UploadRow) -> FileRow | None:
@@ -140,11 +140,11 @@ class Assembly:
         self, tenant: str, upload_id: str, asked: CompletionTerms, parts: Sequence[str], submitted_by: str | None
     ) -> None:
         """Write the file, and end the upload with it. Raises Overtaken."""
-        draft = await asyncio.to_thread(self._shelf.begin, tenant, submitted_by, bounded=False)
+        draft = await self._shelf.storage.run(self._shelf.begin, tenant, submitted_by, bounded=False)
         dropped = True
         try:
             await self._copy(draft, parts, asked.md5)
-            await asyncio.to_thread(draft.writer.commit)
+            await self._shelf.storage.run(draft.writer.commit)
             now_ms = self._shelf.now_ms()
             # Even if the store's answer is lost, the upload may have the file, so only the sweep may remove the file.
             dropped = False
@@ -158,7 +158,7 @@ class Assembly:
                 raise Overtaken
         finally:
             if dropped:
-                await asyncio.shield(asyncio.to_thread(self._shelf.drop, draft))
+                await asyncio.shield(self._shelf.storage.run_anyway(self._shelf.drop, draft))
 
     async def _copy(self, draft: Draft, parts: Sequence[str], md5: str | None) -> None:
         """Append the parts to the draft. Raises Declined (400) if the MD5 of the parts is not `md5`."""
@@ -173,7 +173,7 @@ class Assembly:
 
         for part in parts:
             pieces = self._shelf.blobs.read(part)
-            while await asyncio.to_thread(some, pieces):
+            while await self._shelf.storage.run(some, pieces):
                 pass
         if md5 is not None and digest.hexdigest() != md5:
             raise Declined(400, "checksum_mismatch", "The parts in this order have another MD5 than `md5`.", "md5")

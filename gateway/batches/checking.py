@@ -15,7 +15,7 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from gateway.batches.lines import Line, lines_of
-from gateway.batches.ranges import LineCut, cut
+from gateway.batches.ranges import LONGEST_REASON, LineCut, SkippedLine, cut
 from schemas import openai
 from schemas.codec import read_batch_line
 from schemas.job import MAX_JOB_BYTES, Job
@@ -45,6 +45,10 @@ class LineError:
         """The error, in the form that members of `errors.data` have."""
         return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}
 
+    def skipped(self, number: int) -> SkippedLine:
+        """Return the reason why the line with this number, from 0, is skipped."""
+        return SkippedLine(line=number, code=self.code, message=self.message[:LONGEST_REASON])
+
 
 @dataclass(slots=True)
 class Checked:
@@ -53,10 +57,15 @@ class Checked:
     total: int = 0
     ranges: list[LineCut] = field(default_factory=list)
     errors: list[LineError] = field(default_factory=list)
+    skipped: dict[int, SkippedLine] = field(default_factory=dict)
+    """The lines that will not run, by their numbers, in a batch that skips its bad lines."""
 
 
-def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> Checked:
-    """Check a file's lines. The result has at most MOST_ERRORS errors, in the order of the lines."""
+def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob, *, skips: bool = False) -> Checked:
+    """Check a file's lines. The result has at most MOST_ERRORS errors, in the order of the lines.
+
+    If the batch skips bad lines, they are no errors of the file.
+    """
     checked, seen = Checked(), _Seen()
 
     def usable() -> Iterator[Line]:
@@ -65,13 +74,16 @@ def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob) -> C
             if checked.total > MOST_LINES:
                 message = f"The file has more than {MOST_LINES} lines; split it."
                 checked.errors.append(LineError("too_many_lines", message, checked.total))
-            else:
-                checked.errors += _line_errors(line, endpoint, seen, check_job)
+            elif found := _line_errors(line, endpoint, seen, check_job):
+                if skips:
+                    checked.skipped[line.number] = found[0].skipped(line.number)
+                else:
+                    checked.errors += found
             if checked.total > MOST_LINES or len(checked.errors) >= MOST_ERRORS:
                 return
             yield line
 
-    checked.ranges = list(cut(usable()))
+    checked.ranges = list(cut(usable(), checked.skipped))
     del checked.errors[MOST_ERRORS:]
     if checked.total == 0:
         checked.errors.append(LineError("empty_file", "The file has no lines."))

@@ -27,6 +27,7 @@ from gateway.batches.orders import BatchRow, OnEnded
 from gateway.batches.shelf import Shelf
 from gateway.batches.states import FINALIZING, IN_PROGRESS, VALIDATING
 from gateway.blobs.base import BlobError, BlobMissing
+from gateway.dependency import Dependency
 from gateway.store.store import StoreAway
 from schemas.topics import Topics
 from telemetry.logs import get_logger
@@ -80,6 +81,8 @@ class Clerk(SideTask):
         self._woken = asyncio.Event()
         self._away = ""
         self._sweep_at = 0.0
+        self._threads = Dependency("batches", AT_ONCE + 1, 0)
+        """Runs the steps of batches, and the sweep."""
 
     def reasons(self) -> list[str]:
         """Return the reason why no batch goes on, if the store does not answer."""
@@ -99,6 +102,7 @@ class Clerk(SideTask):
             self._stopping.set()
             if self._working:
                 await asyncio.wait(list(self._working.values()))
+            self._threads.close()
 
     async def _look(self) -> None:
         now_ms = self._shelf.now_ms()
@@ -152,7 +156,7 @@ class Clerk(SideTask):
         """Do the next step of a claimed batch. If the process stops, the claim is released."""
         renewing = asyncio.create_task(self._renew(row), name=f"claim-{row.id}")
         try:
-            await asyncio.to_thread(self._next_step, row)
+            await self._threads.run_anyway(self._next_step, row)
         except Stopping:
             await self._shelf.store.write(partial(orders.renew, row=row, until_ms=0))
         finally:
@@ -184,8 +188,8 @@ class Clerk(SideTask):
 
     async def _sweep(self) -> None:
         try:
-            await asyncio.to_thread(self._shelf.sweep)
-            await asyncio.to_thread(Assembly(self._shelf).sweep)
+            await self._threads.run_anyway(self._shelf.sweep)
+            await self._threads.run_anyway(Assembly(self._shelf).sweep)
         except StoreAway as away:
             self._away = str(away)
 
@@ -217,7 +221,7 @@ class Clerk(SideTask):
         pieces = self._until_stopped(self._shelf.content(row.input_file_id))
         allowance = LineAllowance(self._settings_of(row.tenant))
         try:
-            checked = check_file(pieces, row.endpoint, allowance)
+            checked = check_file(pieces, row.endpoint, allowance, skips=orders.skips_invalid(row))
         except BlobMissing:
             message = "The input file's content is missing in the storage of files; upload it again."
             checked = Checked(errors=[LineError("input_file_missing", message, param="input_file_id")])

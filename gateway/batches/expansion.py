@@ -4,7 +4,8 @@ The stage makes sure that this happens exactly once.
 
 Each record ends in one of these ways:
 
-    batch in progress          its jobs, each line as it stands, in the bulk lane if the batch is large
+    batch in progress          its jobs, each line as it stands, in the bulk lane if the batch is large;
+                               a `rejected` result for each line that the batch skips
     batch being cancelled      a `cancelled` result for each line; none runs
     batch ended                no output: the batch's files have all lines already
     batch or content missing   `failed` results for the lines, and the record as a dead letter
@@ -95,12 +96,12 @@ class ExpansionHandler:
         try:
             batch = await self._patiently(lambda: self._shelf.store.read(lambda connection: _batch(connection, wanted)))
             if batch.status in RUNNING:
-                lines = await self._patiently(lambda: asyncio.to_thread(self._read, wanted))
+                lines = await self._patiently(lambda: self._shelf.ranges.run_anyway(self._read, wanted))
                 topic = self._topics.requests(bulk=batch.total > BULK_LINES)
                 partitions = await self._patiently(lambda: self._partitions(topic))
                 return self._jobs(batch, wanted, lines, topic, partitions)
             if batch.status == CANCELLING:
-                return self._cancelled(batch, wanted, await asyncio.to_thread(self._read_if_there, wanted))
+                return self._cancelled(batch, wanted, await self._shelf.ranges.run_anyway(self._read_if_there, wanted))
             return []
         except Unusable as unusable:
             why = ResultError(code=MISSING, message=str(unusable))
@@ -121,12 +122,20 @@ class ExpansionHandler:
     ) -> list[Output]:
         common: list[Header] = [] if batch.traceparent is None else [(names.TRACEPARENT, batch.traceparent.encode())]
         expires = str(batch.expires_at).encode()
-        made = []
+        made = self._skipped(wanted)
         for number, content in lines.items():
             headers: list[Header] = [*tenant_headers(self._secrets, wanted.tenant, job_id(batch.id, number), content)]
             deadline = expires if _TTL not in content else self._deadline(content, batch.expires_at)
             partition = self._partitioner.partition(topic, wanted.tenant, partitions, content)
             made.append(Output(topic, content, None, [*headers, (names.DEADLINE, deadline), *common], partition))
+        return made
+
+    def _skipped(self, wanted: LineRange) -> list[Output]:
+        """Return a `rejected` result, without a callback, for each line that does not run."""
+        made: list[Output] = []
+        for each in wanted.skipped:
+            one = wanted.model_copy(update={"first": each.line, "lines": 1})
+            made += self._ended(one, Outcome.REJECTED, ResultError(code=each.code, message=each.message), {})
         return made
 
     def _deadline(self, content: bytes, expires_at: int) -> bytes:
@@ -184,14 +193,17 @@ class ExpansionHandler:
         return dead_letter(topic, record, UNUSABLE, detail, attempts, list(record.headers or ()))
 
     def _read(self, wanted: LineRange) -> dict[int, bytes]:
-        """Return a mapping from numbers to the lines of a range. Raises Unusable and BlobsAway."""
+        """Return a mapping from numbers to the lines of a range that run. Raises Unusable and BlobsAway."""
+        skipped = {each.line for each in wanted.skipped}
+        if len(skipped) == wanted.lines:
+            return {}
         try:
             pieces = self._shelf.content(wanted.file_id, wanted.start, wanted.length)
             lines = {wanted.first + line.number: line.content for line in lines_of(pieces)}
         except BlobMissing:
             raise Unusable("the batch's input file is missing in the storage of files") from None
-        found = {number: content for number, content in lines.items() if content}
-        if len(found) != wanted.lines or len(lines) != wanted.lines:
+        found = {number: content for number, content in lines.items() if content and number not in skipped}
+        if len(found) + len(skipped) != wanted.lines or len(lines) != wanted.lines:
             raise Unusable("the batch's input file has other lines than it had when it was checked")
         return found
 

@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, literal, select
 
 from gateway.batches import files, orders
+from gateway.batches.checking import MOST_LINES
 from gateway.batches.declined import Declined
 from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
 from gateway.batches.lines import Line, lines_of
@@ -28,12 +29,14 @@ from gateway.store.tables import jobs
 from schemas.codec import InvalidResult, read_result
 from schemas.openai_answers import output_line
 from schemas.outcome import Outcome
+from schemas.result import Result
 from telemetry.logs import get_logger
 
 PAGE_LINES, PAGE_BYTES = 500, 1024 * 1024
 """The maximum number of results that are read at once."""
 WRITE_BYTES = 256 * 1024
 
+_COUNTED = {"prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"}
 _UNANSWERED: Final = {
     EXPIRED: {
         "code": "batch_expired",
@@ -60,9 +63,11 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
     """
     now_ms = shelf.now_ms()
     writers: list[FileWriter] = []
+    total = row.total if row.in_progress_at is not None else _lines_in(shelf, row)
     try:
         output, error = (_writer(shelf, row, kind, writers) for kind in ("output", "error"))
-        tally = _write_lines(shelf, row, output, error, _ending(row, now_ms), stop_asked)
+        tally, spent = Counter[str](), Spent()
+        _write_lines(shelf, row, total, (output, error), tally, spent, stop_asked)
         ending = _known_ending(row, now_ms, tally)
         if ending is None:
             _recount(shelf, row, tally)
@@ -72,12 +77,48 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
         # If the store's answer is lost from here on, the batch may have the files, so only the sweep may remove them.
         for writer in writers:
             writer.dropped = False
-        _commit(shelf, lambda connection: _end(connection, shelf, row, ending, tally, output, error, on_ended), writers)
+        _commit(
+            shelf,
+            lambda connection: _end(connection, shelf, row, ending, tally, spent, (output, error), on_ended),
+            writers,
+        )
     except OutOfStep:
         return
     finally:
         for writer in writers:
             writer.drop()
+
+
+class Spent:
+    """The model and the tokens of a batch's answers."""
+
+    def __init__(self) -> None:
+        self._models: set[str] = set()
+        self._tokens: Counter[str] = Counter()
+
+    def add(self, result: Result) -> None:
+        """Count a result."""
+        if result.model_id is not None:
+            self._models.add(result.model_id)
+        if result.usage is not None:
+            self._tokens.update(result.usage.model_dump(include=_COUNTED, exclude_none=True))
+
+    @property
+    def model(self) -> str | None:
+        """The model of all answers; None if there are several."""
+        return next(iter(self._models)) if len(self._models) == 1 else None
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """The sums in the form of OpenAI's `batch_usage`."""
+        tokens = self._tokens
+        return {
+            "input_tokens": tokens["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": tokens["cached_tokens"]},
+            "output_tokens": tokens["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": tokens["reasoning_tokens"]},
+            "total_tokens": tokens["total_tokens"],
+        }
 
 
 class FileWriter:
@@ -164,10 +205,16 @@ def _known_ending(row: BatchRow, now_ms: int, tally: Counter[str]) -> str | None
 
 
 def _write_lines(
-    shelf: Shelf, row: BatchRow, output: FileWriter, error: FileWriter, ending: str, stop_asked: StopAsked
-) -> Counter[str]:
-    """Write every line, in order. Returns how many lines have each outcome, and how many are `unanswered`."""
-    tally: Counter[str] = Counter()
+    shelf: Shelf,
+    row: BatchRow,
+    total: int,
+    writers: tuple[FileWriter, FileWriter],
+    tally: Counter[str],
+    spent: Spent,
+    stop_asked: StopAsked,
+) -> None:
+    """Write every line, in order. Count in `tally` how many lines have each outcome, and how many are `unanswered`."""
+    (output, error), ending = writers, _ending(row, shelf.now_ms())
     inputs = InputLines(shelf, row.input_file_id)
     expected = 0
     for line, value in _results(shelf.store, row, stop_asked):
@@ -175,13 +222,12 @@ def _write_lines(
             error.write(_unanswered(row, missing, inputs, ending))
         tally["unanswered"] += line - expected
         expected = line + 1
-        outcome, written = _answered(row, line, value, inputs)
+        outcome, written = _answered(row, line, value, inputs, spent)
         tally[outcome] += 1
         (output if outcome == Outcome.SUCCEEDED else error).write(written)
-    for missing in range(expected, row.total):
+    for missing in range(expected, total):
         error.write(_unanswered(row, missing, inputs, ending))
-    tally["unanswered"] += row.total - expected
-    return tally
+    tally["unanswered"] += total - expected
 
 
 def _results(store: Store, row: BatchRow, stop_asked: StopAsked) -> Iterator[tuple[int, bytes]]:
@@ -222,7 +268,7 @@ def _answered_lines(row: BatchRow, following: int, until: int) -> ColumnElement[
     return and_(theirs, jobs.c.line >= following, jobs.c.line < until, own_id)
 
 
-def _answered(row: BatchRow, line: int, value: bytes, inputs: InputLines) -> tuple[str, dict[str, Any]]:
+def _answered(row: BatchRow, line: int, value: bytes, inputs: InputLines, spent: Spent) -> tuple[str, dict[str, Any]]:
     """Return the outcome and the output line of a result."""
     try:
         result = read_result(value)
@@ -232,6 +278,7 @@ def _answered(row: BatchRow, line: int, value: bytes, inputs: InputLines) -> tup
             "message": "The result was written by another version, and is unreadable.",
         }
         return Outcome.FAILED, _failed(row, line, inputs.custom_id(line), error)
+    spent.add(result)
     if result.custom_id is None:
         result = result.model_copy(update={"custom_id": inputs.custom_id(line)})
     return result.outcome, output_line(result, row.endpoint)
@@ -270,6 +317,20 @@ class InputLines:
         return found if isinstance(found, str) else None
 
 
+def _lines_in(shelf: Shelf, row: BatchRow) -> int:
+    """Return the number of lines of a batch that was cancelled before they were counted, without blank ones at the end.
+
+    Raises BlobsAway.
+    """
+    last = 0
+    for line in lines_of(_if_there(shelf.content(row.input_file_id))):
+        if line.content != b"":
+            last = line.number + 1
+        if last >= MOST_LINES:
+            break
+    return last
+
+
 def _if_there(pieces: Iterable[bytes]) -> Iterator[bytes]:
     try:
         yield from pieces
@@ -298,18 +359,21 @@ def _end(
     row: BatchRow,
     ending: str,
     tally: Counter[str],
-    output: FileWriter,
-    error: FileWriter,
+    spent: Spent,
+    writers: tuple[FileWriter, FileWriter],
     on_ended: OnEnded,
 ) -> None:
     """End the batch with its files. Raises OutOfStep, and Declined if a file took too long and was swept."""
-    now_ms = shelf.now_ms()
+    (output, error), now_ms = writers, shelf.now_ms()
     expires = row.output_expires_seconds or int(shelf.settings.result_days * 86_400)
     kept = {
         "output_file_id": output.keep(connection, expires, now_ms),
         "error_file_id": error.keep(connection, expires, now_ms),
+        "total": tally.total(),
+        "model": spent.model,
+        "usage": spent.usage,
         "completed": tally[Outcome.SUCCEEDED],
-        "failed": row.total - tally[Outcome.SUCCEEDED],
+        "failed": tally.total() - tally[Outcome.SUCCEEDED],
         "finalizing_at": row.finalizing_at or now_ms,
         ENDED_AT[ending]: now_ms,
     }

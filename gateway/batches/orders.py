@@ -38,6 +38,8 @@ from schemas.topics import Topics
 
 WINDOW: Final = "24h"
 WINDOW_MS: Final = 24 * 3600 * 1000
+SKIP_INVALID: Final = "postback.skip_invalid"
+"""The key of the metadata by which a batch skips lines that are no jobs: they fail, and the others run."""
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 
 BatchRow = Row[Any]
@@ -88,6 +90,11 @@ def checked_metadata(metadata: object) -> Mapping[str, str] | None:
         "characters at most."
     )
     raise Declined(400, "invalid_value", message, "metadata")
+
+
+def skips_invalid(row: BatchRow) -> bool:
+    """True if the batch runs its other lines when some lines are no jobs."""
+    return (row.metadata or {}).get(SKIP_INVALID) == "true"
 
 
 def create(
@@ -244,6 +251,8 @@ def batch_object(row: BatchRow) -> dict[str, Any]:
         **{name: _seconds(getattr(row, name)) for name in _TIMES},
         "request_counts": {"total": row.total, "completed": row.completed, "failed": row.failed},
         "metadata": row.metadata,
+        "model": row.model,
+        "usage": row.usage,
     }
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, select
 
-from gateway.batches.declined import Declined
+from gateway.batches.declined import Declined, unknown
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_IDS = {"file": re.compile(r"file-[A-Za-z0-9_-]{1,58}"), "batch": re.compile(r"batch_[A-Za-z0-9_-]{1,58}")}
 _LIMIT = re.compile(r"[0-9]{1,6}")
 
 
@@ -41,11 +41,14 @@ class RowPage:
     has_more: bool
 
 
-def page_query(said: Mapping[str, str], *, most: int, default: int) -> PageQuery:
-    """Read `after`, `limit` and `order` of a query string. Raises Declined (400)."""
+def page_query(said: Mapping[str, str], *, most: int, default: int, kind: str) -> PageQuery:
+    """Read `after`, `limit` and `order` of a query string. Raises Declined (400, 404).
+
+    An `after` of the right form may name an object that was deleted meanwhile.
+    """
     after, limit, order = said.get("after") or None, said.get("limit", str(default)), said.get("order", "desc")
-    if after is not None and not _ID.fullmatch(after):
-        raise Declined(400, "invalid_value", "`after` is not the id of an object; take `last_id` of a page.", "after")
+    if after is not None and not _IDS[kind].fullmatch(after):
+        raise unknown(kind, after)
     if not _LIMIT.fullmatch(limit) or not 1 <= int(limit) <= most:
         raise Declined(400, "invalid_value", f"`limit` is a number from 1 to {most}.", "limit")
     if order == "asc":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, ValidationError
@@ -18,12 +19,23 @@ MOST_BYTES = 4 * 1024 * 1024
 The limit is small, because one transaction writes a whole range, and several ranges are in memory at once.
 """
 
+LONGEST_REASON = 300
+"""The maximum number of characters of the reason why a line is skipped."""
+
 FileId = Annotated[str, StringConstraints(pattern=r"^file-[0-9a-f]{32}$")]
 BatchId = Annotated[str, StringConstraints(pattern=r"^batch_[0-9a-f]{32}$")]
 
 
 class InvalidRange(Exception):  # noqa: N818 - named after the record
     """A record of `batch_requests` that cannot be read."""
+
+
+class SkippedLine(WireModel):
+    """A line that is no job, in a batch that runs its other lines."""
+
+    line: int = Field(ge=0, lt=1_000_000)
+    code: str = Field(max_length=64)
+    message: str = Field(max_length=LONGEST_REASON)
 
 
 class LineRange(WireModel):
@@ -39,6 +51,8 @@ class LineRange(WireModel):
     """The offset of the range's first byte in the file."""
     length: int = Field(ge=1, le=2 * MOST_BYTES)
     """The number of bytes in the range."""
+    skipped: Annotated[tuple[SkippedLine, ...], Field(max_length=MOST_LINES)] = ()
+    """The lines of the range that do not run."""
 
     @property
     def key(self) -> bytes:
@@ -71,24 +85,36 @@ class LineCut(WireModel):
     lines: int
     start: int
     length: int
+    skipped: tuple[SkippedLine, ...] = ()
 
 
-def cut(lines: Iterable[Line]) -> Iterator[LineCut]:
-    """Yield ranges of adjacent lines. Each range has at most MOST_LINES lines and MOST_BYTES bytes."""
+def cut(lines: Iterable[Line], skipped: Mapping[int, SkippedLine] = MappingProxyType({})) -> Iterator[LineCut]:
+    """Yield ranges of adjacent lines. Each range has at most MOST_LINES lines and MOST_BYTES bytes.
+
+    A line that is too long for a job is a range of its own, whose bytes are not read.
+    """
     first: Line | None = None
     last: Line | None = None
     for line in lines:
         if first is not None and last is not None:
             full = line.number - first.number >= MOST_LINES or line.end - first.start > MOST_BYTES
-            if full:
-                yield _between(first, last)
+            if full or line.content is None:
+                yield _between(first, last, skipped)
                 first = None
         first, last = first or line, line
+        if line.content is None:
+            yield _between(line, line._replace(end=line.start + 1), skipped)
+            first = None
     if first is not None and last is not None:
-        yield _between(first, last)
+        yield _between(first, last, skipped)
 
 
-def _between(first: Line, last: Line) -> LineCut:
+def _between(first: Line, last: Line, skipped: Mapping[int, SkippedLine]) -> LineCut:
+    numbers = range(first.number, last.number + 1)
     return LineCut(
-        first=first.number, lines=last.number - first.number + 1, start=first.start, length=last.end - first.start
+        first=first.number,
+        lines=len(numbers),
+        start=first.start,
+        length=last.end - first.start,
+        skipped=tuple(skipped[number] for number in numbers if number in skipped),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Iterator
 
@@ -13,22 +12,37 @@ from gateway.batches.files import FileRow, FileTerms
 from gateway.batches.paging import PageQuery, RowPage
 from gateway.blobs.base import BlobError, Blobs, BlobsAway, BlobWriter
 from gateway.blobs.settings import FilesSettings
+from gateway.dependency import Dependency
 from gateway.store.store import Store, StoreAway
 from producers.identity import new_hex
 from telemetry.clock import Clock, unix_ms
 from telemetry.logs import get_logger
 
+RANGES_AT_ONCE = 3
+"""The maximum number of ranges of batches that are in memory at once. Each range has a few MiB at most."""
+STORAGE_CALLS, STORAGE_WAITING = 16, 64
+"""The maximum number of calls of requests to the storage at once, and of calls that wait."""
+
 log = get_logger()
 
 
 class Shelf:
-    """The files of all tenants. Methods without `async` block: call them in a thread."""
+    """The files of all tenants. Methods without `async` block: call them by `storage.run`, or in a thread."""
 
     def __init__(self, store: Store, blobs: Blobs, settings: FilesSettings, clock: Clock) -> None:
         self.store = store
         self.blobs = blobs
         self.settings = settings
         self.clock = clock
+        self.storage = Dependency("the storage of files", STORAGE_CALLS, STORAGE_WAITING)
+        """Runs the blocking methods for requests."""
+        self.ranges = Dependency("ranges of batches", RANGES_AT_ONCE, 0)
+        """Runs the blocking methods for the expansion of batches."""
+
+    def close(self) -> None:
+        """End the threads."""
+        self.storage.close()
+        self.ranges.close()
 
     def now_ms(self) -> int:
         """Return the present time in Unix milliseconds."""
@@ -50,15 +64,14 @@ class Shelf:
 
     async def keep(self, draft: Draft, terms: FileTerms) -> FileRow:
         """Finish a file: complete its blob, and then its row. Raises Declined (408, 413), BlobsAway and StoreAway."""
-        await asyncio.to_thread(draft.writer.commit)
-        now_ms, most = self.now_ms(), self.settings.tenant_bytes
+        await self.storage.run(draft.writer.commit)
+        return await self.store.write(lambda connection: self.store_row(connection, draft, terms))
 
-        def store(connection: Connection) -> FileRow:
-            # Check the room again, because several concurrent uploads may have begun while there was room for only one.
-            files.require_room(connection, draft.tenant, draft.size, most, "file")
-            return files.store(connection, draft.id, terms, draft.size, draft.sha256, now_ms)
-
-        return await self.store.write(store)
+    def store_row(self, connection: Connection, draft: Draft, terms: FileTerms) -> FileRow:
+        """Make a file with a complete blob visible. Raises Declined (408, 413)."""
+        # Check the room again, because several concurrent uploads may have begun while there was room for only one.
+        files.require_room(connection, draft.tenant, draft.size, self.settings.tenant_bytes, "file")
+        return files.store(connection, draft.id, terms, draft.size, draft.sha256, self.now_ms())
 
     def drop(self, draft: Draft) -> None:
         """Remove an unfinished file, or leave it to the sweep if the storage or the store is away."""
@@ -81,7 +94,7 @@ class Shelf:
         """Delete a file. Raises Declined (404, 409)."""
         now_ms = self.now_ms()
         await self.store.write(lambda connection: files.mark_deleted(connection, tenant, identifier, now_ms))
-        await asyncio.to_thread(self.remove, identifier)
+        await self.storage.run_anyway(self.remove, identifier)
 
     def sweep(self) -> int:
         """Remove expired and deleted files, and leftovers of writes that were cut off. Returns their number."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Protocol
 
 PIECE_BYTES = 256 * 1024
 """The size of the pieces in which blobs are read."""
 
+_NO_BLOB = "no-such-blob"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -73,3 +75,9 @@ def checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("a blob's name is 1 to 64 letters, digits, `-` or `_`")
     return name
+
+
+def has_answer(blobs: Blobs) -> None:
+    """Read a blob that does not exist: the storage answers that it is missing. Raises BlobsAway."""
+    with suppress(BlobMissing):
+        next(blobs.read(_NO_BLOB), None)

@@ -17,6 +17,8 @@ from workers.system.s3 import refusal, s3_client
 
 PART_BYTES = 8 * 1024 * 1024
 """The size of an upload's parts. S3 refuses parts below 5 MiB, except the last part."""
+ANSWER_SECONDS = 5
+"""The longest wait for a connection, and for each part of an answer. A call is tried twice at most."""
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 _BEYOND = frozenset({"InvalidRange", "416"})
 
@@ -29,9 +31,9 @@ class S3Blobs:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._client = s3_client(
             endpoint,
-            connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "max_attempts": 4},
+            connect_timeout=ANSWER_SECONDS,
+            read_timeout=ANSWER_SECONDS,
+            retries={"mode": "standard", "max_attempts": 2},
             s3={"addressing_style": "auto"},
             request_checksum_calculation="when_required",
         )

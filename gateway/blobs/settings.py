@@ -17,7 +17,6 @@ class FilesSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     place: str | None = Field(default=None, min_length=1)

@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
-from gateway.accept.jobs import JobExists, NewJob, accept_jobs
+from gateway.accept.jobs import JobExists, JobsRequest, NewJob
 from gateway.access import Principal
 from gateway.access.allowed import OF_A_BODY, OF_A_JOB, check_parts
-from gateway.access.quotas import QuotaExceeded
+from gateway.access.quotas import QuotaExceeded, has_quota, total_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
 from gateway.door.errors import NO_RETRY, ApiError, conflict
@@ -27,6 +27,7 @@ log = get_logger()
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 KEY_HEADER = "idempotency-key"
+LANE_HEADER = "x-postback-lane"
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -40,8 +41,9 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def fingerprint(request: Request, body: bytes) -> bytes:
-    """Return a hash of the method, the path, the query and the body."""
-    named = f"{request.method}\n{request.scope['path']}\n".encode("utf-8", "surrogatepass")
+    """Return a hash of the method, the path, the query, the lane and the body."""
+    lane = request.headers.get(LANE_HEADER, "")
+    named = f"{request.method}\n{request.scope['path']}\n{lane}\n".encode("utf-8", "surrogatepass")
     return hashlib.sha256(b"%b%b\n%b" % (named, request.scope["query_string"], body)).digest()
 
 
@@ -49,20 +51,19 @@ async def write_once(
     door: Door,
     request: Request,
     principal: Principal,
-    body: bytes,
+    body: bytes | str,
     work: Callable[[Connection], StoredAnswer],
-    known: StoredAnswer | None = None,
 ) -> StoredAnswer:
     """Run a change once for an `Idempotency-Key`; a repeat of the request gets the first request's answer.
 
-    `known` is the change's answer, if the caller has it already; see `once`.
+    `body` may also be the hash of a body that is not in memory.
     Raises ApiError (400, 409), and everything that `work` raises.
     """
     key = idempotency_key(request)
-    print_of_it = b"" if key is None else fingerprint(request, body)
+    print_of_it = b"" if key is None else fingerprint(request, body.encode() if isinstance(body, str) else body)
 
     def change(connection: Connection) -> StoredAnswer:
-        return once(connection, principal.tenant, key, print_of_it, lambda: work(connection), door.clock, known)
+        return once(connection, principal.tenant, key, print_of_it, lambda: work(connection), door.clock)
 
     try:
         return await door.store.write(change)
@@ -85,14 +86,16 @@ async def accept(
     """
     settings = await door.access.tenant(principal.tenant)
     _require_allowed(settings, jobs)
-    made = StoredAnswer(status, answer)
-
-    def work(connection: Connection) -> StoredAnswer:
-        accept_jobs(connection, principal, jobs, door.fleet.kafka.topics, door.clock, settings)
-        return made
-
+    await _require_known(door, jobs)
+    _require_fits(settings, jobs)
+    made, key = StoredAnswer(status, answer), idempotency_key(request)
+    print_of_it = b"" if key is None else fingerprint(request, body)
+    topics = door.fleet.kafka.topics
+    asked = JobsRequest(principal, key, print_of_it, jobs, made, topics, door.clock, settings)
     try:
-        stored = await write_once(door, request, principal, body, work, made)
+        stored = await door.store.write(asked)
+    except KeyReused as error:
+        raise conflict("idempotency_key_reused", str(error)) from None
     except JobExists as error:
         raise conflict("job_exists", str(error), "job_id") from None
     except QuotaExceeded as error:
@@ -111,6 +114,33 @@ def _require_allowed(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:
         for problem in check_parts(settings, job.model_id, job.callback_url, names):
             place = problem.field if len(jobs) == 1 else f"{index}.{problem.field}"
             raise ApiError(403, "not_allowed", f"{place}: {problem.reason}.", param=place, headers=NO_RETRY)
+
+
+async def _require_known(door: Door, jobs: Sequence[NewJob]) -> None:
+    """Refuse jobs for a model that no worker announced within a day. Raises ApiError (404)."""
+    unknown = await door.models.unknown({job.model_id for job in jobs if job.model_id is not None})
+    for index, job in enumerate(jobs):
+        if job.model_id in unknown:
+            param = (OF_A_JOB if job.url == JOBS else OF_A_BODY).model
+            place = param if len(jobs) == 1 else f"{index}.{param}"
+            message = f"The model {job.model_id!r} does not exist; GET /v1/models lists the models."
+            raise ApiError(404, "model_not_found", message, param=place)
+
+
+def _require_fits(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:
+    """Refuse work that its tenant's quota can never hold. Raises ApiError (400)."""
+    if not has_quota(settings):
+        return
+    work = total_of([job.work for job in jobs])
+    for name, limit, wanted in (
+        ("jobs", settings.queued_lines, work.lines),
+        ("tokens", settings.queued_tokens, work.tokens),
+    ):
+        if limit is not None and wanted > limit:
+            message = (
+                f"The request counts as {wanted} {name}, and the tenant may have {limit} queued; send less at once."
+            )
+            raise ApiError(400, "quota_too_small", message)
 
 
 def response_of(stored: StoredAnswer) -> Response:

@@ -8,9 +8,9 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from gateway.door.body import BodyBudget
 from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
-from gateway.door.limited import Limited
 from gateway.door.observed import Observed
 from gateway.door.routes import (
     admin,
@@ -56,5 +56,5 @@ def create_app(door: Door, beside: Iterable[MakeRoutes] = ()) -> ASGIApp:
     app = Starlette(routes=[route for make in (*ROUTES, *beside) for route in make(door)])
     app.router.redirect_slashes = False
     add_handlers(app)
-    observed = Observed(Limited(app, door.gate), door.metrics, door.clock, door.audit)
+    observed = Observed(app, door.metrics, door.clock, door.audit, BodyBudget(door.settings.bodies_bytes))
     return Traced(observed) if collecting() else observed

@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from gateway.access import Principal
 from gateway.door.door import PRINCIPAL
-from gateway.door.noted import ACTION, HASHES, OBJECTS, RULES, VERDICT
+from gateway.door.noted import ACTION, CREDENTIAL, HASHES, OBJECTS, REASON, RULES, VERDICT
 from gateway.door.openapi.document import OPERATIONS
 from telemetry.audit import AuditEvent, Type
 
@@ -29,12 +29,13 @@ def audit_event(scope: Scope, status: int) -> AuditEvent | None:
         action=action,
         type=_type(scope["method"], action, status),
         succeeded=status < 400,
-        user=None if principal is None else principal.credential,
+        user=state.get(CREDENTIAL) if principal is None else principal.credential,
         tenant=None if principal is None else principal.tenant,
         objects=[*known, *state.get(OBJECTS, ())],
         hashes=state.get(HASHES, ()),
         verdict=state.get(VERDICT),
         rules=state.get(RULES, ()),
+        reason=state.get(REASON),
         status=status,
         request_id=state.get("request_id"),
         address=client[0] if client else None,

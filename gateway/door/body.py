@@ -12,21 +12,59 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from gateway.door.errors import ApiError
+from schemas.payload import MAX_VALUES, has_too_many_values
+
+MOST_VALUES = 4 * MAX_VALUES
+"""The maximum number of values of a JSON body, which may hold many jobs."""
+BODIES = "held_bytes"
+"""The key, in the ASGI scope's state, of the bytes that the request holds."""
+
+
+class BodyBudget:
+    """The bytes of bodies that the requests of one process hold together."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+
+class HeldBytes:
+    """The bytes that one request holds until its end."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._bytes = 0
+
+    def take(self, size: int) -> None:
+        """Hold more bytes. Raises ApiError (503)."""
+        if self._budget.taken + size > self._budget.most:
+            message = "The gateway holds as many bytes of requests as it may; repeat the request."
+            raise ApiError(503, "busy", message, headers={"retry-after": "5"})
+        self._budget.taken += size
+        self._bytes += size
+
+    def release(self) -> None:
+        """Give all bytes back."""
+        self._budget.taken -= self._bytes
+        self._bytes = 0
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """Return the whole body of at most `limit_bytes`.
 
     A body with a larger Content-Length is refused unread; any other body is refused once its bytes exceed the limit.
-    Raises ApiError (400, 408, 413, 415) and ClientDisconnect.
+    Raises ApiError (400, 408, 413, 415, 503) and ClientDisconnect.
     """
     expect_body(request, limit_bytes)
     chunks: list[bytes] = []
     size = 0
+    held: HeldBytes | None = request.scope["state"].get(BODIES)
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit_bytes:
             raise too_large(limit_bytes)
+        if held is not None:
+            held.take(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -50,8 +88,16 @@ def too_large(limit_bytes: int) -> ApiError:
     return ApiError(413, "body_too_large", f"The body has more than {limit_bytes} bytes; send a smaller one.")
 
 
+def require_few_values(body: bytes) -> None:
+    """Refuse JSON that would take many times its size of memory when it is parsed. Raises ApiError (400)."""
+    if len(body) > MOST_VALUES and has_too_many_values(body, MOST_VALUES):
+        message = f"The body has more than {MOST_VALUES} values; send fewer or longer texts."
+        raise ApiError(400, "too_many_values", message)
+
+
 def parse_json(body: bytes) -> Any:
     """Return the value of a JSON text. Raises ApiError (400), which names the place and repeats no input."""
+    require_few_values(body)
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -25,6 +25,7 @@ from gateway.door.door import PEER
 from gateway.door.errors import ApiError
 from gateway.door.head import MALFORMED, RefusedHeadError, check_fields, read_target
 from gateway.door.pace import Pace
+from gateway.door.proxies import TrustedProxies
 from gateway.door.refusals import refusal_bytes
 from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
@@ -55,17 +56,23 @@ class Surroundings:
     limits: GatewaySettings
     refused: Callable[[int], None]
     """This function is called with the status of each request that no application saw."""
+    proxies: TrustedProxies
 
 
 class DoorConnection(HttpToolsProtocol):
     """A connection. `lost` is called once, when the connection has ended."""
 
-    def __init__(self, around: Surroundings, accepted: socket.socket, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, around: Surroundings, accepted: socket.socket, lost: Callable[[], None], client: str | None = None
+    ) -> None:
+        """`client` is the address that a proxy names; by default the socket's peer is the client."""
         super().__init__(around.config, around.state, {})
         self._socket = accepted
         self._limits = around.limits
         self._refused = around.refused
         self._lost = lost
+        self._named = client
+        self._proxies = around.proxies
         self.begun = False
         """True once the TLS handshake is done; a connection that has begun calls `lost` when it ends."""
         self._peer: bytes | None = None
@@ -100,6 +107,8 @@ class DoorConnection(HttpToolsProtocol):
         self._outlet = Outlet(transport, self._finish)
         connection = transport.get_extra_info("ssl_object")
         self._peer = connection.getpeercert(binary_form=True) if connection is not None else None
+        if self._named is not None:
+            self.client = (self._named, 0)
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -184,6 +193,8 @@ class DoorConnection(HttpToolsProtocol):
         target = read_target(method, self.url)
         self.scope["path"], self.scope["raw_path"] = target.path, target.raw_path
         self.scope["query_string"] = target.query
+        if self.client is not None:
+            self.scope["client"] = (self._proxies.client_of(self.client[0], self.headers), self.client[1])
         if self._peer is not None:
             cast("dict[str, Any]", self.scope)[PEER] = self._peer
         self._in_head, self._head_since, self._unseen = False, None, 0

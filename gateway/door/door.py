@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -12,7 +12,10 @@ from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
 from gateway.access.gate import Admitted, Gate, TooManyRequests
 from gateway.batches.shelf import Shelf
+from gateway.dependency import Dependency
 from gateway.door.errors import ApiError
+from gateway.door.fleet_models import FleetModels
+from gateway.door.noted import note_refused_key
 from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
@@ -32,6 +35,8 @@ PRINCIPAL = "principal"
 """The key of the principal in the ASGI scope's state, for the audit."""
 ANSWER_HEADERS = "answer_headers"
 """The key, in the ASGI scope's state, of header fields that the response gets."""
+
+SEARCHES_AT_ONCE = 2
 
 _OWN_SITE = ("none", "same-origin")
 """Values of `Sec-Fetch-Site` for requests that no other site's page has made.
@@ -62,10 +67,16 @@ class Door:
     """Wakes the requests that wait for a result."""
     shelf: Shelf
     """Files with their contents."""
+    models: FleetModels
+    """The models of the fleet's workers."""
     clock: Clock
     metrics: Metrics
     screen: Screen | None = None
     """The operator's input filter; None without rules."""
+    screening: Dependency = field(default_factory=lambda: Dependency("the input filter", 4, 512))
+    """Runs the filter's checks."""
+    searches: Dependency = field(default_factory=lambda: Dependency("Kafka", SEARCHES_AT_ONCE, 0))
+    """Runs the searches of pages in Kafka."""
     audit: Audit | None = None
     """Writes the audit lines. If None, no audit lines are written."""
     webhooks: Sending | None = None
@@ -75,14 +86,27 @@ class Door:
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
         """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""
-        peer, address = request.scope.get(PEER), request.client.host if request.client is not None else None
+        authorization, peer = request.headers.get("authorization"), request.scope.get(PEER)
         try:
-            admitted = await self.gate.admit(request.headers.get("authorization"), peer, address)
+            admitted = await self.gate.admit(authorization, peer, address_of(request))
         except CredentialRefused as error:
+            note_refused_key(request, self.access.parsed(authorization).key_id)
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
         except TooManyRequests as error:
             raise too_many(error) from None
         return self._entered(request, admitted, scope)
+
+    def close(self) -> None:
+        """End the threads."""
+        for each in (self.screening, self.searches, self.models):
+            each.close()
+
+    async def visit(self, request: Request) -> None:
+        """Count a request that needs no credential. Raises ApiError (429)."""
+        try:
+            await self.gate.visit(address_of(request))
+        except TooManyRequests as error:
+            raise too_many(error) from None
 
     async def known(self, request: Request, principal: Principal, scope: Scope) -> Principal:
         """Return the principal of a browser's session, as `principal` does. Raises ApiError: 403, 429 and 503."""
@@ -103,6 +127,11 @@ class Door:
         if scope is Scope.SUBMIT and (reason := self.store.hold.refusal):
             raise ApiError(503, "not_accepting", f"No work is accepted now: {reason}.", headers={"retry-after": "5"})
         return found
+
+
+def address_of(request: Request) -> str | None:
+    """Return the client's address: the one behind trusted proxies."""
+    return request.client.host if request.client is not None else None
 
 
 def too_many(error: TooManyRequests) -> ApiError:

@@ -55,7 +55,7 @@ def conflict(code: str, message: str, param: str | None = None) -> ApiError:
 NO_RETRY = MappingProxyType({"x-should-retry": "false"})
 """OpenAI's clients repeat 408, 409, 429 and 5xx unless this header forbids it."""
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def not_found(kind: str, identifier: str) -> ApiError:

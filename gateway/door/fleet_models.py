@@ -1,21 +1,49 @@
-"""The models that the fleet's workers announce, asked of Kafka at most every few seconds."""
+"""The models of the fleet: those that workers announce now, and those that workers announced within a day.
+
+A job for a model that nothing announced within a day is refused at once. The store keeps the names, because Kafka
+forgets the announcement of a worker that has ended. So a fleet without workers still knows its models.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from sqlalchemy import Connection
+
+from gateway.dependency import Dependency
+from gateway.store.meta import set_value, value_of
+from gateway.store.store import Store, StoreAway
 from producers.errors import ProducerError
-from producers.workers import Announced
+from schemas.settings import KafkaSettings
 from schemas.worker import LIVE_SECONDS
 from telemetry.clock import Clock
 
 FRESH_SECONDS = 10.0
-Ask = Callable[[], Announced | None]
+SOON_SECONDS = 2.0
+"""Kafka is asked again about an unknown model after this time, since its worker may have just started."""
+KNOWN_SECONDS = 24 * 3600.0
+_WRITE_SECONDS = 3600.0
+_KEPT = "models"
 
 
 class ModelsUnknown(Exception):  # noqa: N818 - it names what is missing
     """The workers' models cannot be read from Kafka, and the last answer is too old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcements:
+    """The announcements of a day."""
+
+    live: tuple[str, ...] = ()
+    """The models of the workers that live now, in the order of their announcement."""
+    seen: Mapping[str, float] = field(default_factory=dict)
+    """The Unix time of each model's last announcement, and of aliases of rollouts the present time."""
+    more: bool = False
+    """True if a worker has more models than it announces."""
 
 
 class FleetModels:
@@ -24,30 +52,120 @@ class FleetModels:
     While Kafka is away, the last answer is used for a while.
     """
 
-    def __init__(self, ask: Ask, clock: Clock) -> None:
+    def __init__(self, ask: Callable[[], Announcements], store: Store, clock: Clock) -> None:
         self._ask = ask
+        self._store = store
         self._clock = clock
+        self._thread = Dependency("announcements of workers", 1, 0)
         self._asking: asyncio.Task[None] | None = None
         self._asked_at: float | None = None
-        self._models: tuple[str, ...] = ()
+        self._tried_at = float("-inf")
+        self._announced = Announcements()
+        self._kept: dict[str, list[float]] | None = None
+        """For each model the Unix times of its first and its last announcement, as the store has them."""
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.close()
 
     async def names(self) -> tuple[str, ...]:
-        """Return the models' names in the order of their announcement. Raises ModelsUnknown."""
+        """Return the names of the models that live workers have. Raises ModelsUnknown."""
         if self._age() > FRESH_SECONDS:
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._refresh())
-            await asyncio.shield(self._asking)
+            await self._refreshed()
         if self._age() > LIVE_SECONDS:
             raise ModelsUnknown
-        return self._models
+        return self._announced.live
+
+    async def unknown(self, names: set[str]) -> set[str]:
+        """Return the names that no worker announced within a day; empty if the workers' models cannot be known.
+
+        A name with a slash may be a path in a worker, which workers serve and do not announce.
+        """
+        asked = {name for name in names if "/" not in name}
+        if unknown := self._without_known(asked):
+            if self._clock.monotonic() - self._tried_at > SOON_SECONDS:
+                await self._refreshed()
+            unknown = self._without_known(asked)
+        is_certain = bool(self._kept) and not self._announced.more and self._asked_at is not None
+        return unknown if is_certain else set()
+
+    def created(self, name: str) -> int:
+        """Return the Unix time of the model's first announcement, as far as the store knows."""
+        return int((self._kept or {}).get(name, [self._clock.time()])[0])
+
+    def _without_known(self, names: set[str]) -> set[str]:
+        since, kept = self._clock.time() - KNOWN_SECONDS, self._kept or {}
+        return {name for name in names if name not in kept or kept[name][1] < since}
 
     def _age(self) -> float:
         return self._clock.monotonic() - self._asked_at if self._asked_at is not None else float("inf")
 
+    async def _refreshed(self) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._asking)
+
     async def _refresh(self) -> None:
+        self._tried_at = self._clock.monotonic()
         try:
-            announced = await asyncio.to_thread(self._ask)
-        except ProducerError:
+            if self._kept is None:
+                self._kept = await self._store.read(_read_kept)
+            self._announced = await self._thread.run_anyway(self._ask)
+        except (ProducerError, StoreAway):
             return
-        self._models = announced.models if announced is not None else ()
         self._asked_at = self._clock.monotonic()
+        if self._merge():
+            content = json.dumps(self._kept)
+            try:
+                await self._store.write(lambda connection: set_value(connection, _KEPT, content))
+            except StoreAway:
+                return
+
+    def _merge(self) -> bool:
+        """Note the announced models, and forget old ones. Returns True if the store should be written."""
+        kept, since = self._kept or {}, self._clock.time() - KNOWN_SECONDS
+        changed = False
+        for name, at in self._announced.seen.items():
+            first, last = kept.get(name, [at, float("-inf")])
+            changed = changed or at - last > _WRITE_SECONDS
+            kept[name] = [first, max(last, at)]
+        young = {name: times for name, times in kept.items() if times[1] >= since}
+        self._kept = young
+        return changed or len(young) < len(kept)
+
+
+def _read_kept(connection: Connection) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = json.loads(value_of(connection, _KEPT) or "{}")
+    return found
+
+
+def read_announcements(kafka: KafkaSettings, clock: Clock) -> Announcements:
+    """Read the announcements of a day, and the aliases of rollouts. Blocks. Raises ProducerError."""
+    from producers.scan import Scanner  # kafka-python is imported by the first question
+    from schemas.rollout.facts import InvalidRollout, RolloutTable
+    from schemas.worker import InvalidAnnouncement, read_announcement
+
+    now = clock.time()
+    live: dict[Any, tuple[str, ...]] = {}
+    seen: dict[str, float] = {}
+    more, rollouts = False, RolloutTable()
+    with Scanner(kafka, clock) as scanner:
+        for record in scanner.read(scanner.ranges(kafka.topics.workers, int((now - KNOWN_SECONDS) * 1000))):
+            live.pop(record.key, None)
+            try:
+                said = read_announcement(record.key, record.value or b"")
+            except InvalidAnnouncement:
+                continue
+            if said.lane is not None:
+                continue
+            seen |= dict.fromkeys(said.models, record.at_ms / 1000)
+            more = more or said.more
+            if record.at_ms / 1000 >= now - LIVE_SECONDS:
+                live[record.key] = said.models
+        for record in scanner.read(scanner.ranges(kafka.topics.rollouts)):
+            try:
+                rollouts.apply(record.key, record.value)
+            except InvalidRollout:
+                continue
+    models = dict.fromkeys(name for each in live.values() for name in each)
+    return Announcements(tuple(models), seen | dict.fromkeys(rollouts.by_alias, now), more)

@@ -10,10 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
-from gateway.access.oidc.issuer_keys import IssuerAway
+from gateway.access.principal import IssuerAway
 from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
+from gateway.dependency import DependencyBusy
 from gateway.door.errors import NO_RETRY, ApiError
+from gateway.door.noted import REASON
 from gateway.store.store import StoreAway
 
 
@@ -23,14 +25,17 @@ def add_handlers(app: Starlette) -> None:
     app.add_exception_handler(StoreAway, _away)
     app.add_exception_handler(IssuerAway, _issuer_away)
     app.add_exception_handler(BlobsAway, _away)
+    app.add_exception_handler(DependencyBusy, _busy)
     app.add_exception_handler(BlobMissing, _content_missing)
     app.add_exception_handler(Declined, _refused_by_batches)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _defect)
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """Return the response of a refusal."""
+def error_response(error: ApiError, request: Request | None = None) -> JSONResponse:
+    """Return the response of a refusal, whose code goes into the audit line of the request."""
+    if request is not None:
+        request.scope["state"][REASON] = error.code
     return JSONResponse(error.body, error.status, headers=dict(error.headers))
 
 
@@ -40,28 +45,43 @@ def defect_response() -> JSONResponse:
     return error_response(ApiError(500, "internal_error", message))
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # noqa: S101 - registered for this class
-    return error_response(error)
+    return error_response(error, request)
 
 
-async def _away(_request: Request, error: Exception) -> Response:
-    return error_response(ApiError(503, "store_away", f"{error}; repeat the request.", headers={"retry-after": "5"}))
+def _later(request: Request, code: str, error: Exception, seconds: int = 5) -> Response:
+    headers = {"retry-after": str(seconds)}
+    return error_response(ApiError(503, code, f"{error}; repeat the request.", headers=headers), request)
 
 
-async def _issuer_away(_request: Request, error: Exception) -> Response:
-    return error_response(ApiError(503, "issuer_away", f"{error}; repeat the request.", headers={"retry-after": "30"}))
+async def _away(request: Request, error: Exception) -> Response:
+    return error_response(
+        ApiError(503, "store_away", f"{error}; repeat the request.", headers={"retry-after": "5"}), request
+    )
 
 
-async def _refused_by_batches(_request: Request, error: Exception) -> Response:
+async def _busy(request: Request, error: Exception) -> Response:
+    return _later(request, "busy", error)
+
+
+async def _issuer_away(request: Request, error: Exception) -> Response:
+    return error_response(
+        ApiError(503, "issuer_away", f"{error}; repeat the request.", headers={"retry-after": "30"}), request
+    )
+
+
+async def _refused_by_batches(request: Request, error: Exception) -> Response:
     assert isinstance(error, Declined)  # noqa: S101 - registered for this class
     headers = NO_RETRY if error.status == 409 else {}
-    return error_response(ApiError(error.status, error.code, error.message, param=error.param, headers=headers))
+    return error_response(
+        ApiError(error.status, error.code, error.message, param=error.param, headers=headers), request
+    )
 
 
-async def _content_missing(_request: Request, _error: Exception) -> Response:
+async def _content_missing(request: Request, _error: Exception) -> Response:
     message = "The storage has lost the file's content; upload the file again."
-    return error_response(ApiError(404, "content_missing", message))
+    return error_response(ApiError(404, "content_missing", message), request)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -72,12 +92,14 @@ async def _http(request: Request, error: Exception) -> Response:
     if method == "OPTIONS" and (allowed or path == "*"):
         return Response(status_code=204, headers={"allow": allowed or "GET, HEAD, POST, DELETE, OPTIONS"})
     if error.status_code == 404:
-        return error_response(ApiError(404, "unknown_url", f"The API has no URL {method} {path!r}."))
+        return error_response(ApiError(404, "unknown_url", f"The API has no URL {method} {path!r}."), request)
     if error.status_code == 405:
         message = f"The URL {path!r} does not take {method}, only {allowed}."
-        return error_response(ApiError(405, "method_not_supported", message, headers={"allow": allowed}))
+        return error_response(ApiError(405, "method_not_supported", message, headers={"allow": allowed}), request)
     headers = dict(error.headers or {})
-    return error_response(ApiError(error.status_code, f"http_{error.status_code}", str(error.detail), headers=headers))
+    return error_response(
+        ApiError(error.status_code, f"http_{error.status_code}", str(error.detail), headers=headers), request
+    )
 
 
 def _allowed(routes: Sequence[BaseRoute], scope: object) -> list[str]:

@@ -12,6 +12,8 @@ HASHES: Final = "audit_hashes"
 ACTION: Final = "audit_action"
 VERDICT: Final = "audit_verdict"
 RULES: Final = "audit_rules"
+REASON: Final = "audit_reason"
+CREDENTIAL: Final = "audit_credential"
 """The notes have these keys in the ASGI scope's state."""
 MOST_OBJECTS = 1_000
 """The maximum number of ids that one audit line has."""
@@ -27,6 +29,12 @@ def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str 
 def note_action(request: Request, action: str) -> None:
     """Name the action of a request that is no operation of the API, such as a request of the console page."""
     request.scope["state"][ACTION] = action
+
+
+def note_refused_key(request: Request, identifier: str | None) -> None:
+    """Name the API key of a request whose credential was refused, if it has the form of a key."""
+    if identifier is not None:
+        request.scope["state"][CREDENTIAL] = f"key:{identifier}"
 
 
 def note_screening(request: Request, verdict: str, rules: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.door.audited import audit_event
+from gateway.door.body import BODIES, BodyBudget, HeldBytes
 from gateway.door.door import ANSWER_HEADERS
 from gateway.door.errors import ApiError
 from gateway.door.handlers import defect_response, error_response
@@ -36,8 +38,11 @@ log = get_logger()
 class Observed:
     """Serves each request with an id of its own, and measures it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Clock, audit: Audit | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, clock: Clock, audit: Audit | None = None, bodies: BodyBudget | None = None
+    ) -> None:
         self._app = app
+        self._bodies = bodies or BodyBudget(sys.maxsize)
         self._audit = audit
         self._metrics = metrics
         self._clock = clock
@@ -48,6 +53,7 @@ class Observed:
         state = scope.setdefault("state", {})
         exchange = _Exchange(new_request_id(), send, state)
         state["request_id"] = exchange.request_id
+        held = state[BODIES] = HeldBytes(self._bodies)
         try:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
@@ -66,6 +72,8 @@ class Observed:
             _report(error, exchange.request_id, _route(scope))
             if not exchange.status:
                 await defect_response()(scope, receive, exchange.send)
+        finally:
+            held.release()
         route, status = _route(scope), exchange.status or CLIENT_GONE
         describe(scope["method"], route, int(status))
         self._metrics.http_requests.labels(route, status).inc()

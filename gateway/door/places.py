@@ -22,22 +22,33 @@ class Places:
         """Number of taken places."""
         return self._all
 
-    def take(self, address: str) -> Refusal | None:
-        """Take a place for a connection from this address, or return the reason why no place is free."""
-        client = _client(address)
+    def take(self, address: str | None) -> Refusal | None:
+        """Take a place for a connection from this address, or return the reason why no place is free.
+
+        None stands for the connection of a trusted proxy, whose client is not known yet.
+        """
         if self._all >= self._most:
             return "all_taken"
-        if self._taken[client] >= self._most_per_client:
-            return "client_has_too_many"
-        self._taken[client] += 1
+        if address is not None and (refusal := self.name(address)):
+            return refusal
         self._all += 1
         return None
 
-    def free(self, address: str) -> None:
+    def name(self, address: str) -> Refusal | None:
+        """Count a proxy's connection as this client's, or return the reason why the client may have no more."""
+        client = _client(address)
+        if self._taken[client] >= self._most_per_client:
+            return "client_has_too_many"
+        self._taken[client] += 1
+        return None
+
+    def free(self, address: str | None) -> None:
         """Give a place back."""
+        self._all -= 1
+        if address is None:
+            return
         client = _client(address)
         self._taken[client] -= 1
-        self._all -= 1
         if not self._taken[client]:
             del self._taken[client]
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.batches.shelf import Draft
+from gateway.dependency import Dependency
 from gateway.door.body import expect_body
 from gateway.door.errors import ApiError
 from gateway.door.file_form import OVERHEAD_BYTES, FileForm
@@ -30,6 +31,7 @@ def file_form(request: Request, file: str, most_bytes: int) -> FileForm:
 class Receiving:
     """A file that is being written into a draft, and the limits of its size and time."""
 
+    storage: Dependency
     draft: Draft
     form: FileForm
     most_bytes: int
@@ -46,7 +48,7 @@ class Receiving:
                 self.form.finish()
                 return await keep()
         except BaseException as error:
-            await asyncio.shield(asyncio.to_thread(drop))
+            await asyncio.shield(self.storage.run_anyway(drop))
             if isinstance(error, ClientDisconnect):
                 raise ApiError(400, "upload_cut_off", "The connection ended before the file was whole.") from None
             if isinstance(error, TimeoutError):
@@ -61,8 +63,8 @@ class Receiving:
             self.form.feed(chunk)
             self._bound(self.draft.size + self.form.pending_bytes)
             if self.form.pending_bytes >= WRITE_BYTES:
-                await asyncio.to_thread(self.draft.write, self.form.take())
-        await asyncio.to_thread(self.draft.write, self.form.take())
+                await self.storage.run(self.draft.write, self.form.take())
+        await self.storage.run(self.draft.write, self.form.take())
 
     def _bound(self, size: int) -> None:
         if size > self.most_bytes:

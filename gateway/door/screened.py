@@ -5,7 +5,6 @@ The findings travel with the job to its result, and the request's audit line nam
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +20,9 @@ from schemas.screening import ScreeningFinding
 if TYPE_CHECKING:
     from screening.screen import Screen, Screened
 
+MOST_AT_ONCE = 4 * 1024
+"""The maximum number of bytes of a body that is checked on the event loop."""
+
 
 class ScreenedIn(NamedTuple):
     """A job that the filter allows."""
@@ -30,15 +32,21 @@ class ScreenedIn(NamedTuple):
     findings: tuple[ScreeningFinding, ...] = ()
 
 
-async def screened(door: Door, request: Request, principal: Principal, jobs: Sequence[Job]) -> list[ScreenedIn]:
-    """Return the jobs that the operator's rules allow.
+async def screened(
+    door: Door, request: Request, principal: Principal, jobs: Sequence[Job], size: int
+) -> list[ScreenedIn]:
+    """Return the jobs, of a body with `size` bytes, that the operator's rules allow.
 
     Raises ApiError (400) that names each rule and field of rejected jobs, and repeats none of their text.
     """
     if door.screen is None:
         return [ScreenedIn(job) for job in jobs]
-    # Check in a thread, because a large job takes milliseconds for each rule, and a classifier waits for its process.
-    found = await asyncio.to_thread(_checked, door.screen, principal.tenant, jobs)
+    # A large job takes milliseconds for each rule, and a classifier waits for its process; both need a thread. For any
+    # other job, the way to a thread and back would take longer than the check.
+    if size > MOST_AT_ONCE or door.screen.waits:
+        found = await door.screening.run(_checked, door.screen, principal.tenant, jobs)
+    else:
+        found = _checked(door.screen, principal.tenant, jobs)
     for one in found:
         door.metrics.screened.labels(one.verdict).inc()
     strictest = max((one.verdict for one in found), key=lambda verdict: verdict.strictness)

@@ -19,7 +19,8 @@ from uvicorn.server import ServerState
 
 from gateway.door.connection import DoorConnection, Surroundings
 from gateway.door.door import nothing
-from gateway.door.places import Places
+from gateway.door.places import Places, Refusal
+from gateway.door.proxies import NoProxyHeader, TrustedProxies, read_proxy_header
 from gateway.door.settings import GatewaySettings
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -71,7 +72,8 @@ class DoorServer(SideTask):
         )
         config.load()
         self._state = ServerState()
-        self._around = Surroundings(config, self._state, limits, self._count_refused)
+        proxies = TrustedProxies(limits.trusted_proxies)
+        self._around = Surroundings(config, self._state, limits, self._count_refused, proxies)
         self._socket = bound
         self._tls = tls
         self._limits = limits
@@ -79,6 +81,7 @@ class DoorServer(SideTask):
         self._look = look
         self._metrics = metrics
         metrics.http_connections_refused.begin()
+        self._proxies = self._around.proxies
         self._places = Places(limits.connections, limits.connections_per_address)
         self._throttle = LogThrottle(60.0)
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -123,21 +126,46 @@ class DoorServer(SideTask):
             await asyncio.sleep(0)
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
-        refusal = self._places.take(address)
+        client = None if self._proxies.trusts(address) else address
+        refusal = self._places.take(client)
         if refusal is not None:
-            self._metrics.http_connections_refused.labels(refusal).inc()
-            self._warn(refusal, "Too many connections are open; closing further ones at once.")
-            accepted.close()
+            self._turn_away(accepted, refusal)
             return
         self._metrics.http_connections.set(len(self._places))
         self._none_open.clear()
-        task = asyncio.create_task(self._begin(accepted, address))
+        task = asyncio.create_task(self._begin(accepted, client))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
 
-    async def _begin(self, accepted: socket.socket, address: str) -> None:
-        """Do the TLS handshake, and give the connection to its protocol."""
-        connection = DoorConnection(self._around, accepted, lambda: self._free(address))
+    def _turn_away(self, accepted: socket.socket, refusal: Refusal) -> None:
+        self._metrics.http_connections_refused.labels(refusal).inc()
+        self._warn(refusal, "Too many connections are open; closing further ones at once.")
+        accepted.close()
+
+    async def _begin(self, accepted: socket.socket, client: str | None) -> None:
+        """Do the TLS handshake, and give the connection to its protocol. None is the client of a trusted proxy."""
+        if client is None and self._limits.proxy_protocol:
+            try:
+                async with asyncio.timeout(self._limits.head_seconds):
+                    named = await read_proxy_header(accepted)
+            except (OSError, TimeoutError, NoProxyHeader):
+                self._metrics.http_connections_refused.labels("handshake").inc()
+                accepted.close()
+                self._free(None)
+                return
+            except asyncio.CancelledError:
+                accepted.close()
+                self._free(None)
+                raise
+            if named is not None and (refusal := self._places.name(named)):
+                self._turn_away(accepted, refusal)
+                self._free(None)
+                return
+            client = named
+        await self._hand_over(accepted, client)
+
+    async def _hand_over(self, accepted: socket.socket, client: str | None) -> None:
+        connection = DoorConnection(self._around, accepted, lambda: self._free(client), client)
         secure = self._tls is not None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -150,14 +178,14 @@ class DoorServer(SideTask):
         except OSError:  # the client lacks TLS 1.3 or a certificate (ssl.SSLError), is too slow, or has gone
             self._metrics.http_connections_refused.labels("handshake").inc()
             if not connection.begun:
-                self._free(address)
+                self._free(client)
         except asyncio.CancelledError:
             if not connection.begun:
-                self._free(address)
+                self._free(client)
             raise
 
-    def _free(self, address: str) -> None:
-        self._places.free(address)
+    def _free(self, client: str | None) -> None:
+        self._places.free(client)
         self._metrics.http_connections.set(len(self._places))
         if not len(self._places):
             self._none_open.set()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Network = IPv4Network | IPv6Network
 
 
 class GatewaySettings(BaseSettings):
@@ -18,7 +21,6 @@ class GatewaySettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
@@ -52,13 +54,23 @@ class GatewaySettings(BaseSettings):
 
     Uploaded files have limits of their own.
     """
+    bodies_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """The maximum number of bytes of JSON bodies that all requests hold together; a request beyond gets status 503."""
     connections: int = Field(default=2000, ge=1, le=100_000)
     """The maximum number of open connections. Further connections are closed at once."""
     connections_per_address: int = Field(default=500, ge=1, le=100_000)
     """The maximum number of open connections of one client: an IPv4 address, or the first 64 bits of an IPv6 address.
 
-    Behind a proxy or a load balancer, all clients may have one address: raise this limit to `connections`."""
+    Connections of trusted proxies are not counted, unless the PROXY protocol names their client."""
 
+    trusted_proxies: list[Network] = []
+    """Networks of the proxies and load balancers before the door, as JSON: `["10.0.0.0/8"]`.
+
+    The door believes their `X-Forwarded-For`, and counts rates and connections by the address of the client behind
+    them. Without this setting, all clients behind a proxy have the proxy's address.
+    """
+    proxy_protocol: bool = False
+    """True if the trusted proxies begin each connection with the PROXY protocol, version 1 or 2."""
     jobs_per_request: int = Field(default=1000, ge=1, le=10_000)
     """The maximum number of jobs in one request to `/v1/jobs`. For more jobs, use a batch."""
     await_seconds: float = Field(default=120.0, gt=0, le=3600)

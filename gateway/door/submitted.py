@@ -9,7 +9,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 
 from gateway.accept.jobs import NewJob
-from gateway.door.body import parse_json
+from gateway.door.body import parse_json, require_few_values
 from gateway.door.errors import ApiError
 from gateway.door.screened import ScreenedIn
 from gateway.view.stored_jobs import line_of
@@ -39,6 +39,7 @@ def is_array(body: bytes) -> bool:
 
 def one_job(body: bytes, policy: EgressPolicy) -> Job:
     """Return the job in a body. Raises ApiError (400) that names all problems."""
+    require_few_values(body)
     try:
         return checked(job_in(body), policy)
     except NotAJob as error:

@@ -41,7 +41,7 @@ def batch_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of batches and their files."""
 
     async def several(request: Request, visitor: Visitor) -> ShownPage:
-        wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED)
+        wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED, kind="batch")
         found = await door.store.read(lambda connection: orders.page(connection, visitor.principal.tenant, wanted))
         return ShownPage("batches", {"rows": found.rows, "has_more": found.has_more, "after": wanted.after})
 

@@ -10,9 +10,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from gateway.access import Scope
-from gateway.access.oidc.issuer_keys import IssuerAway
+from gateway.access.principal import IssuerAway
 from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
+from gateway.dependency import DependencyBusy
 from gateway.door.errors import ApiError
 from gateway.door.noted import note_action
 from gateway.page.rendering import HEADERS, link, page
@@ -86,7 +87,7 @@ def guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
             return _refusal(error.status, error.message)
         except BlobMissing:
             return _refusal(404, "The storage has lost the file's content.")
-        except (StoreAway, IssuerAway, BlobsAway) as error:
+        except (StoreAway, IssuerAway, BlobsAway, DependencyBusy) as error:
             return _refusal(503, f"{error}; load the page again.", {"retry-after": "5"})
 
     return answer

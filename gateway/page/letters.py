@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -25,15 +25,16 @@ from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import link
 from gateway.page.searches import KafkaSearches
 from gateway.page.visitors import Visitor
-from operators.dead_letters import REDRIVE, DeadLetters, Letter, LetterFilter
-from operators.put_back import PutBack
 from producers.errors import RequestRefused
-from producers.scan import Scanner, StoredPlace
 from schemas import topics
 from schemas.codec import Origin, read_address
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.logs import origin_of
+
+if TYPE_CHECKING:  # kafka-python is imported by the first search, since it takes as long as the whole door
+    from operators.dead_letters import Letter
+    from producers.scan import StoredPlace
 
 DAYS: Final = 7
 """The page searches the letters of this many days."""
@@ -76,6 +77,8 @@ def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route
         return ShownPage("letters", {**values, "all_tenants": _whose(visitor) is None})
 
     async def redrive(request: Request, visitor: Visitor, form: Form) -> str:
+        from producers.scan import StoredPlace
+
         identifier = identifier_of(form, "letter")
         note_objects(request, [identifier])
         place, tenant = StoredPlace.parse(identifier), _whose(visitor)
@@ -98,6 +101,9 @@ def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> Sh
 
     Raises ProducerError, also if reading the letters of all tenants would take longer than MOST_SECONDS.
     """
+    from operators.dead_letters import DeadLetters, LetterFilter
+    from producers.scan import Scanner
+
     since_ms, count, deadline = unix_ms(clock) - DAYS * _DAY_MS, 0, Deadline.after(clock, MOST_SECONDS)
     newest: list[tuple[int, int, dict[str, Any]]] = []
     with Scanner(kafka, clock) as scanner:
@@ -124,12 +130,19 @@ def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: S
 
     Blocks. Raises ProducerError.
     """
+    from operators.dead_letters import DeadLetters, LetterFilter
+    from producers.scan import Scanner
+
     with Scanner(kafka, clock) as scanner:
         return next(DeadLetters(kafka, scanner, clock, place=place).letters(LetterFilter(tenant=tenant)), None)
 
 
 def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> bool:
     """Put one letter back; False if another redrive was faster. Blocks. Raises ProducerError."""
+    from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
+    from operators.put_back import PutBack
+    from producers.scan import Scanner
+
     with Scanner(kafka, clock) as scanner:
         # The letter is found by its place, since the job of another letter may have the same id.
         letters = DeadLetters(kafka, scanner, clock, place=place)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import Response
 
 from gateway.page.marked import pieces
 from gateway.page.static_files import address_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 CONSOLE: Final = "/console"
 CONTENT_POLICY: Final = (
@@ -37,6 +39,8 @@ def page(name: str, status: int = 200, **values: Any) -> Response:
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # most gateways show no page
+
     environment = Environment(
         loader=PackageLoader("gateway.page"),
         autoescape=True,

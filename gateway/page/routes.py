@@ -26,7 +26,7 @@ def page_routes(door: Door) -> list[BaseRoute]:
     """Return all routes below `/console`."""
     sessions = Sessions(door.store, door.clock, door.settings.session_seconds)
     visitors = Visitors(door, sessions)
-    desk, searches = Desk(visitors), KafkaSearches()
+    desk, searches = Desk(visitors), KafkaSearches(door.searches)
     return [
         *static_routes(),
         *sign_in_routes(door, sessions, visitors),

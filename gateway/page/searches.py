@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+from gateway.dependency import Dependency, DependencyBusy
 from gateway.door.errors import ApiError
 from producers.errors import ProducerError, RequestRefused
 from telemetry.logs import get_logger
 
 T = TypeVar("T")
 
-_AT_ONCE = 2
 _SOON = {"retry-after": "5"}
 
 log = get_logger()
 
 
 class KafkaSearches:
-    """Runs the searches of all pages of one process, at most _AT_ONCE at a time."""
+    """Runs the searches of all pages of one process, a few at a time."""
 
-    def __init__(self) -> None:
-        self._places = asyncio.Semaphore(_AT_ONCE)
+    def __init__(self, threads: Dependency) -> None:
+        self._threads = threads
 
     async def run(self, search: Callable[[], T]) -> T:
         """Return the result of a function that blocks. Raises its errors, and ApiError (503) for a ProducerError."""
-        if self._places.locked():
-            raise ApiError(503, "busy", "Other pages search Kafka now; try again.", headers=_SOON)
-        async with self._places:
-            try:
-                return await asyncio.to_thread(search)
-            except RequestRefused as error:
-                raise ApiError(503, "kafka_refuses", f"Kafka cannot be read: {error}.", headers=_SOON) from None
-            except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text
-                log.warning(
-                    "A page could not read Kafka; the visitor is told to try again.",
-                    action="page-search-failed",
-                    reason=str(error),
-                )
-                raise ApiError(503, "kafka_away", "Kafka cannot be read now; try again.", headers=_SOON) from None
+        try:
+            return await self._threads.run(search)
+        except DependencyBusy:
+            raise ApiError(503, "busy", "Other pages search Kafka now; try again.", headers=_SOON) from None
+        except RequestRefused as error:
+            raise ApiError(503, "kafka_refuses", f"Kafka cannot be read: {error}.", headers=_SOON) from None
+        except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text
+            log.warning(
+                "A page could not read Kafka; the visitor is told to try again.",
+                action="page-search-failed",
+                reason=str(error),
+            )
+            raise ApiError(503, "kafka_away", "Kafka cannot be read now; try again.", headers=_SOON) from None

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from gateway.access import CredentialRefused, Scope
 from gateway.access.gate import TooManyRequests
 from gateway.access.sessions import Sessions
-from gateway.door.door import PEER, PRINCIPAL, Door, too_many
+from gateway.door.door import PEER, PRINCIPAL, Door, address_of, too_many
 from gateway.door.errors import ApiError
 from gateway.door.noted import note_action
 from gateway.page.desk import SIGN_IN, going_to, guarded
@@ -36,6 +36,7 @@ class SignIn:
 
     async def show(self, request: Request) -> Response:
         """Show the form; a visitor who is signed in already gets the console."""
+        await self._door.visit(request)
         try:
             await self._visitors.of(request, Scope.READ)
         except NotSignedIn:
@@ -48,10 +49,9 @@ class SignIn:
         note_action(request, "signIn")
         form = await read_form(request)
         wanted = form.get("next", "")
-        address = request.client.host if request.client is not None else None
         credential = form.get("credential", "").strip()
         try:
-            admitted = await self._door.gate.admit(f"Bearer {credential}", request.scope.get(PEER), address)
+            admitted = await self._door.gate.admit(f"Bearer {credential}", request.scope.get(PEER), address_of(request))
         except CredentialRefused:
             return _form(
                 401, "The key or token is unknown, expired or revoked. Check that you pasted the whole text.", wanted

@@ -69,6 +69,7 @@ class Visitors:
                 return Visitor(await self._door.known(request, known, scope), self._form_token(token), can_leave=True)
         except CredentialRefused as error:
             if peer is None:
+                await self._door.visit(request)
                 raise NotSignedIn(f"{error}; sign in again") from None
         try:
             principal = await self._door.principal(request, scope)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gateway.store.errors import StoreAway
 from gateway.store.hold import OPTION, Hold
@@ -76,6 +77,46 @@ def take_turn(connection: Connection) -> None:
 def is_passing(error: DBAPIError) -> bool:
     """True if the database's state, such as a lost connection, caused the error, and not the statement."""
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+_SQLITE_CAUSES = {
+    5: "another process writes to it for too long",
+    8: "it is read-only",
+    10: "its disk fails",
+    11: "its file is damaged",
+    13: "its disk is full",
+    14: "its file cannot be opened",
+    26: "its file is no database",
+}
+"""Causes by SQLite's primary result codes (sqlite.org/rescode.html)."""
+_POSTGRES_CAUSES = {
+    "25006": "it is read-only, as a standby is",
+    "28": "it refuses the user or the password",
+    "3D000": "it has no database of this name",
+    "42501": "its user lacks a permission",
+    "53100": "its disk is full",
+    "53300": "it has too many connections",
+    "53": "it lacks memory or another resource",
+    "55P03": "another process writes to it for too long",
+    "57014": "a statement took too long",
+    "57": "it is stopping or starting",
+    "58": "its disk fails",
+}
+"""Causes by PostgreSQL's SQLSTATE, or by its first two characters (PostgreSQL's manual, appendix A)."""
+
+
+def cause_of(error: SQLAlchemyError) -> str:
+    """Return the cause of a failure as a phrase with "it" for the database. It repeats no statement and no value."""
+    original = error.orig if isinstance(error, DBAPIError) else None
+    code: int | None = getattr(original, "sqlite_errorcode", None)
+    state: str | None = getattr(original, "sqlstate", None)
+    if isinstance(error, PoolTimeout):
+        return "all of its connections are in use"
+    if code is not None:
+        return _SQLITE_CAUSES.get(code & 0xFF, f"SQLite's error {code}")
+    if state is not None:
+        return _POSTGRES_CAUSES.get(state) or _POSTGRES_CAUSES.get(state[:2]) or f"PostgreSQL's error {state}"
+    return "it cannot be reached" if isinstance(error, DBAPIError) else f"an unexpected {type(error).__name__}"
 
 
 def _arguments(url: URL) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.store.engine import open_engine
+from gateway.store.engine import cause_of, open_engine
 from gateway.store.errors import StoreAway
 from gateway.store.revision import NEWEST, has_tables, revision_of
 
@@ -39,7 +39,7 @@ def examine_store(url: str) -> StoreState:
             return StoreState(revision_of(connection), NEWEST, has_tables=has_tables(connection))
     except SQLAlchemyError as error:
         raise StoreAway(
-            f"the store cannot be opened ({type(error).__name__}); start the database, or correct POSTBACK_STORE__URL"
+            f"the store cannot be opened: {cause_of(error)}; start the database, or correct POSTBACK_STORE__URL"
         ) from None
     finally:
         engine.dispose()

@@ -15,7 +15,6 @@ class StoreSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     url: str = Field(default="sqlite:///postback.db")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from gateway.store.engine import is_passing, open_engine, take_turn, writing
+from gateway.store.engine import cause_of, is_passing, open_engine, take_turn, writing
 from gateway.store.errors import OutcomeUnknown, StoreAway
 from gateway.store.hold import Hold
 from gateway.store.meta import store_id
@@ -25,6 +25,11 @@ T = TypeVar("T")
 READERS = 8
 WRITE_SECONDS = 60.0
 """The longest wait for a change. A database that is stuck must not block its requests for ever."""
+READ_SECONDS = 30.0
+"""The longest wait for a query."""
+SILENT = "the store does not answer"
+SILENT_SECONDS = 5.0
+"""The time without an answer after which the database counts as away."""
 
 _CLOCK = SystemClock()
 
@@ -43,6 +48,8 @@ class Store:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self.hold = Hold()
         """While the hold has a reason, this process writes nothing into the outbox."""
+        self.silent = False
+        """True while the database does not answer at all, so that requests are refused at once."""
         self._writer = Writer(engine, clock, self.hold).start()
 
     @classmethod
@@ -56,7 +63,7 @@ class Store:
                 store_id(connection)
         except SQLAlchemyError as error:
             engine.dispose()
-            raise StoreAway(f"the store cannot be opened ({type(error).__name__}); check POSTBACK_STORE__URL") from None
+            raise StoreAway(f"the store cannot be opened: {cause_of(error)}; check POSTBACK_STORE__URL") from None
         except StoreAway:
             engine.dispose()
             raise
@@ -71,7 +78,7 @@ class Store:
                 take_turn(connection)
                 return upgrade(connection)
         except SQLAlchemyError as error:
-            raise StoreAway(f"the store cannot be upgraded ({type(error).__name__}); see the database's log") from None
+            raise StoreAway(f"the store cannot be upgraded: {cause_of(error)}; see the database's log") from None
         finally:
             engine.dispose()
 
@@ -97,25 +104,33 @@ class Store:
     async def write(self, change: Callable[[Connection], T]) -> T:
         """Run a change in the writer's next transaction; return its result after the commit.
 
-        Raises the change's own error, StoreAway, and OutcomeUnknown.
+        Raises the change's own error, StoreAway (at once while the store is silent), and OutcomeUnknown.
         """
-        future = asyncio.wrap_future(self.submit(change))
+        self._require_answers()
+        loop = asyncio.get_running_loop()
+        future = self._writer.submit_for(change, loop)
+        patience = loop.call_later(WRITE_SECONDS, _give_up, future)
         try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            raise OutcomeUnknown("the store does not answer") from None
+            found: T = await future
+        finally:
+            patience.cancel()
+        return found
 
     def write_now(self, change: Callable[[Connection], T]) -> T:
         """Run a change, and wait in the calling thread. Raises as `write` does."""
         try:
             return self.submit(change).result(WRITE_SECONDS)
         except TimeoutError:
-            raise OutcomeUnknown("the store does not answer") from None
+            raise OutcomeUnknown(SILENT) from None
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query in a thread. Raises StoreAway."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, query)
+        """Run a query in a thread. Raises StoreAway, at once while the store is silent."""
+        self._require_answers()
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, query)
+        except TimeoutError:
+            raise StoreAway(SILENT) from None
 
     def read_now(self, query: Callable[[Connection], T]) -> T:
         """Run a query in the calling thread, in one transaction. Raises StoreAway.
@@ -140,13 +155,27 @@ class Store:
         self._readers.shutdown()
         self._engine.dispose()
 
+    def problem(self, now: float) -> str | None:
+        """Return the reason why changes are not written; None if they are. `now` is the monotonic time."""
+        since = self._writer.busy_since
+        return SILENT if since is not None and now - since > SILENT_SECONDS else self._writer.problem
+
+    def _require_answers(self) -> None:
+        if self.silent:
+            raise StoreAway(SILENT)
+
     def _read(self, query: Callable[[Connection], T]) -> T:
         with self._engine.connect() as connection:
             return query(connection)
+
+
+def _give_up(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(OutcomeUnknown(SILENT))
 
 
 def _away(error: SQLAlchemyError) -> Exception:
     """Return StoreAway for an error of the database's own state; return any other error as it is."""
     if isinstance(error, DBAPIError) and not is_passing(error):
         return error
-    return StoreAway(f"the store does not answer ({type(error).__name__})")
+    return StoreAway(f"the store does not answer: {cause_of(error)}")

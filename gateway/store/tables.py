@@ -233,6 +233,8 @@ batches = Table(
     Column("reserved_lines", Integer),
     Column("reserved_tokens", BigInt),
     Column("submitted_by", Name(128)),
+    Column("model", Name(256)),
+    Column("usage", JSON),
     Index("ix_batches_tenant_id", "tenant", "id"),
     Index("ix_batches_input_file_id", "input_file_id"),
 )

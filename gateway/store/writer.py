@@ -12,19 +12,22 @@ then looks for the lost transaction's number in its own row of `writers`. So a c
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from itertools import groupby
+from typing import Any, Protocol, Self, cast
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from gateway.store.dialects import insert
-from gateway.store.engine import is_passing, take_turn, writing
+from gateway.store.engine import cause_of, is_passing, take_turn, writing
 from gateway.store.errors import OutcomeUnknown, StoreAway
 from gateway.store.hold import Hold
 from gateway.store.tables import writers
@@ -42,12 +45,28 @@ _TRIES = 2
 Run = Callable[[Connection], Any]
 
 
+class JointChange(Protocol):
+    """A change that can be written together with its neighbours of the same class, by fewer statements."""
+
+    def __call__(self, connection: Connection) -> Any:
+        """Write this change alone, and return its result."""
+        ...
+
+    @classmethod
+    def together(cls, connection: Connection, changes: Sequence[Self]) -> list[Any] | None:
+        """Write changes, and return their results; None if they have to be written one by one.
+
+        Rows that were written before None was returned are taken back.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Change:
     """A function that writes rows, and the future of its result."""
 
     run: Run
-    future: Future[Any]
+    future: Future[Any] | asyncio.Future[Any]
 
 
 @dataclass(slots=True)
@@ -81,6 +100,13 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="store-write", daemon=True)
         self.committed: list[Callable[[], None]] = []
         """Functions that are called on the writer's thread after each commit."""
+        self.problem: str | None = None
+        """The reason why the last group was not written; None if it was."""
+        self.busy_since: float | None = None
+        """The monotonic time at which the present group began; None between groups."""
+        self._hold = hold
+        self._server: Any = None
+        """The start time of the PostgreSQL server that took the last transaction."""
 
     def start(self) -> Self:
         """Start the thread."""
@@ -89,11 +115,20 @@ class Writer:
 
     def submit(self, run: Run) -> Future[Any]:
         """Queue a change. Raises StoreAway if too many wait."""
+        future: Future[Any] = Future()
+        self._put(Change(run, future))
+        return future
+
+    def submit_for(self, run: Run, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
+        """Queue a change for a coroutine of this loop, which is woken once for all changes of a transaction."""
+        future = loop.create_future()
+        self._put(Change(run, future))
+        return future
+
+    def _put(self, change: Change) -> None:
         if self._changes.qsize() >= MOST_WAITING:
             raise StoreAway("the store is behind: too many changes wait")
-        change = Change(run, Future())
         self._changes.put(change)
-        return change.future
 
     def close(self) -> None:
         """Run the queued changes, then end the thread."""
@@ -103,11 +138,12 @@ class Writer:
     def _work(self) -> None:
         while (first := self._changes.get()) is not None:
             together, ended = self._take(first)
+            self.busy_since = self._clock.monotonic()
             outcomes = self._outcomes([change.run for change in together])
+            self.busy_since = None
             for announce in self.committed:
                 announce()
-            for change, outcome in zip(together, outcomes, strict=True):
-                _resolve(change.future, outcome)
+            _resolve_all(zip(together, outcomes, strict=True))
             if ended:
                 return
 
@@ -131,7 +167,9 @@ class Writer:
         careful, failures = False, 0
         while True:
             try:
-                return self._attempt(runs, careful=careful)
+                outcomes = self._attempt(runs, careful=careful)
+                self.problem = None
+                return outcomes
             except _ChangeRaised:
                 careful = True
             except _CommitUnanswered as unanswered:
@@ -144,8 +182,8 @@ class Writer:
             except SQLAlchemyError as error:
                 failures += 1
                 if failures == _TRIES:
-                    away = StoreAway(f"the store did not take a change ({type(error).__name__})")
-                    return [_Raised(away)] * len(runs)
+                    self.problem = f"the store did not take a change: {cause_of(error)}"
+                    return [_Raised(StoreAway(self.problem))] * len(runs)
             except BaseException as error:  # no error may end the writer's thread
                 return [_Raised(error)] * len(runs)
 
@@ -154,7 +192,9 @@ class Writer:
         with self._engine.connect() as connection:
             with connection.begin() as transaction:
                 self._begin(connection)
-                outcomes = [(_careful if careful else _bold)(connection, run) for run in runs]
+                outcomes = [
+                    outcome for some in _joined(runs) for outcome in _written(connection, some, careful=careful)
+                ]
                 try:
                     transaction.commit()
                 except DBAPIError as error:
@@ -169,7 +209,11 @@ class Writer:
             self._transaction += 1
             row = {"transaction": self._transaction, "at": unix_ms(self._clock)}
             upsert = insert(connection, writers).values(id=self._id, **row)
-            connection.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=row))
+            upsert = upsert.on_conflict_do_update(index_elements=["id"], set_=row)
+            server = connection.scalar(upsert.returning(func.pg_postmaster_start_time()))
+            if self._server is not None and server != self._server:
+                self._hold.move()  # before the first change of this transaction, which would number its rows
+            self._server = server
 
     def _is_committed(self) -> bool:
         """Find out if the last transaction was committed. Raises OutcomeUnknown."""
@@ -183,6 +227,36 @@ class Writer:
             except SQLAlchemyError:  # the server may be recovering, so ask again
                 self._clock.sleep(_ASK_AGAIN_SECONDS)
         raise OutcomeUnknown("the store did not say if it took a change")
+
+
+def _joined(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """Yield the changes in their order, with adjacent joint changes of one class in one list."""
+    for kind, some in groupby(runs, key=lambda run: type(run) if hasattr(run, "together") else None):
+        if kind is None:
+            yield from ([run] for run in some)
+        else:
+            yield list(some)
+
+
+def _written(connection: Connection, runs: Sequence[Run], *, careful: bool) -> list[Any]:
+    """Write changes, joint ones by few statements. A joint change that is refused leaves the others of its group alone.
+
+    Raises _ChangeRaised and SQLAlchemyError.
+    """
+    if len(runs) == 1:
+        return [(_careful if careful else _bold)(connection, runs[0])]
+    savepoint, first = connection.begin_nested(), cast("JointChange", runs[0])
+    try:
+        found = first.together(connection, cast("Sequence[Any]", runs))
+    except Exception as error:
+        if isinstance(error, DBAPIError) and is_passing(error):
+            raise
+        found = None  # one of the changes raises again when it is written alone
+    if found is not None:
+        savepoint.commit()
+        return found
+    savepoint.rollback()
+    return [_careful(connection, run) for run in runs]
 
 
 def _bold(connection: Connection, run: Run) -> Any:
@@ -207,6 +281,30 @@ def _careful(connection: Connection, run: Run) -> Any:
         return _Raised(error)
     except Exception as error:
         return _Raised(error)
+
+
+def _resolve_all(changes: Iterable[tuple[Change, Any]]) -> None:
+    """Set the outcomes of a transaction's changes, and wake each event loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for change, outcome in changes:
+        if isinstance(change.future, asyncio.Future):
+            by_loop.setdefault(change.future.get_loop(), []).append((change.future, outcome))
+        else:
+            _resolve(change.future, outcome)
+    for loop, some in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed, and nothing waits there
+            loop.call_soon_threadsafe(_resolve_here, some)
+
+
+def _resolve_here(some: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, outcome in some:
+        if future.done():
+            continue
+        if isinstance(outcome, _Raised):
+            future.set_exception(outcome.error)
+            future.exception()  # marks the error as read, in case the waiter is gone
+        else:
+            future.set_result(outcome)
 
 
 def _resolve(future: Future[Any], outcome: Any) -> None:

@@ -12,7 +12,7 @@ from schemas import topics as names
 from schemas.codec import InvalidResult, read_result
 from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
 from schemas.result import Result
-from workers.stage.intake import headers_of
+from workers.stage.source import headers_of
 
 _TENANT = re.compile(TENANT_PATTERN)
 _WEBHOOK_ID = re.compile(r"[\x21-\x7e]{1,128}")

@@ -8,6 +8,7 @@ from contextlib import suppress
 from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, tuple_
 
 from gateway.accept.side_thread import SideThread
+from gateway.access.quotas import release_jobs
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import events, idempotency, job_attempts, jobs, writers
 from telemetry.clock import Clock, unix_ms
@@ -69,6 +70,9 @@ class Retention(SideThread):
 def _jobs(connection: Connection, before_ms: int) -> int:
     never = before_ms - LATE_DAYS * 24 * _HOUR_MS
     old = or_(jobs.c.finished_at < before_ms, and_(jobs.c.finished_at.is_(None), jobs.c.created_at < never))
+    key = (jobs.c.tenant, jobs.c.job_id)
+    unfinished = select(*key).where(jobs.c.finished_at.is_(None), jobs.c.created_at < never).limit(TOGETHER)
+    release_jobs(connection, [(row.tenant, row.job_id) for row in connection.execute(unfinished)])
     return _remove(connection, jobs, old)
 
 

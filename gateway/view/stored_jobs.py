@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select
@@ -70,10 +70,14 @@ def line_of(job_id: str) -> tuple[str, int] | None:
 def find_job(connection: Connection, tenant: str, job_id: str) -> StoredJob | None:
     """Return a job with its result; None if the tenant has no such job."""
     row = connection.execute(select(jobs).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)).one_or_none()
-    if row is not None:
-        return None if row.deleted_at is not None else _stored(row)
     place = line_of(job_id)
-    return _line(connection, tenant, *place) if place is not None else None
+    if row is None:
+        return _line(connection, tenant, *place) if place is not None else None
+    if row.deleted_at is not None:
+        return None
+    found, line = _stored(row), _line(connection, tenant, *place) if place is not None else None
+    # The row of an answered line is written from its result, which does not say who sent the batch.
+    return found if line is None else replace(found, submitted_by=line.submitted_by, created_ms=line.created_ms)
 
 
 def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | None:

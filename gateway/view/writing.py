@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, case, null, select
+from sqlalchemy import Connection, case, func, null, select
 from sqlalchemy.dialects.sqlite import Insert
 
 from gateway.accept.cancelling import CANCELLING
@@ -129,7 +129,8 @@ def _upsert(dialect: str) -> Insert:
     statement = insert_of(dialect, jobs)
     new = statement.excluded
     kept = case((jobs.c.deleted_at.is_(None), new.result), else_=null())
-    finished = {"status": new.status, "finished_at": new.finished_at, "model_id": new.model_id, "result": kept}
+    finished = {"status": new.status, "finished_at": new.finished_at, "result": kept}
+    finished["model_id"] = func.coalesce(new.model_id, jobs.c.model_id)  # a rejection names no model
     return statement.on_conflict_do_update(index_elements=["tenant", "job_id"], set_=finished)
 
 

@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, select
 
 from gateway.accept.outbox import put_record
 from gateway.store.tables import batches, job_attempts, jobs
 from gateway.view.trace import attempt_of
-from operators.put_back import for_delivery
-from operators.replay import has_callback
-from producers.reader import SKEW_MS
-from producers.scan import Scanner, Stored
 from schemas import topics as names
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.logs import origin_of
+
+if TYPE_CHECKING:  # kafka-python is imported by the first search, since it takes as long as the whole door
+    from producers.scan import Scanner, Stored
 
 MOST_SECONDS = 20.0
 """Longest search of a topic."""
@@ -68,6 +68,9 @@ def find_records(settings: KafkaSettings, wanted: TriedCallback, clock: Clock) -
 
     Raises NoSuchCallback and ProducerError.
     """
+    from operators.replay import has_callback
+    from producers.scan import Scanner
+
     deadline = Deadline.after(clock, MOST_SECONDS)
     with closing(Scanner(settings, clock)) as scanner:
         for found in (_result(scanner, settings, wanted, deadline), _events(scanner, settings, wanted, deadline)):
@@ -79,6 +82,8 @@ def find_records(settings: KafkaSettings, wanted: TriedCallback, clock: Clock) -
 
 def _result(scanner: Scanner, settings: KafkaSettings, wanted: TriedCallback, deadline: Deadline) -> Iterator[Stored]:
     """Yield the result's record. Its timestamp is `since_ms`, so the search begins at exactly this time."""
+    from producers.reader import SKEW_MS
+
     end = wanted.since_ms + SKEW_MS
     for record in scanner.read(scanner.ranges(settings.topics.results, wanted.since_ms, end, skew_ms=0)):
         if _is(record, wanted):
@@ -108,6 +113,8 @@ def _origin(record: Stored) -> str:
 
 def resend(connection: Connection, settings: KafkaSettings, records: Sequence[Stored], clock: Clock) -> None:
     """Write copies of the records into the outbox, for delivery. Raises StoreAway while no work is accepted."""
+    from operators.put_back import for_delivery
+
     for record in records:
         returning = for_delivery(settings, record.key, record.value, record.headers, unix_ms(clock))
         headers = [(name, value or b"") for name, value in returning.headers]

@@ -13,6 +13,8 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from pydantic_core import from_json
 
 from gateway.access.oidc.settings import OidcSettings
+from gateway.access.principal import IssuerAway
+from gateway.dependency import Dependency
 from telemetry.clock import Clock, Deadline
 from telemetry.logs import get_logger
 
@@ -27,10 +29,6 @@ _KINDS: dict[str, type[RSAKey | ECKey | OKPKey]] = {"RSA": RSAKey, "EC": ECKey, 
 log = get_logger()
 
 
-class IssuerAway(Exception):  # noqa: N818 - it names what happened
-    """The issuer's keys cannot be fetched, and the last keys are too old; the request may be repeated."""
-
-
 class IssuerKeys:
     """The keys of one issuer, by key id. Each process has one such object, and uses it on its event loop."""
 
@@ -42,6 +40,11 @@ class IssuerKeys:
         self._asked_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
         self._away = False
+        self._threads = Dependency("issuer of tokens", 1, 0)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._threads.close()
 
     async def find(self, key_id: str | None) -> Key | None:
         """Return the key with this id; without an id, return the only key. Returns None if the issuer has no such key.
@@ -79,7 +82,7 @@ class IssuerKeys:
     async def _fetch(self) -> None:
         started = self._clock.monotonic()
         try:
-            self._keys = await asyncio.to_thread(fetch_keys, self._settings, self._clock)
+            self._keys = await self._threads.run_anyway(fetch_keys, self._settings, self._clock)
             self._fetched_at = started
         except IssuerAway as away:
             self._away = True

@@ -20,7 +20,7 @@ HttpsUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s?#]+$", max_l
 class OidcSettings(BaseModel):
     """The OpenID Connect issuer whose tokens (JWT) the gateway accepts besides API keys."""
 
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     issuer: HttpsUrl | None = None
     """The issuer's URL, exactly as in the `iss` of its tokens. Without an issuer, no token is accepted."""

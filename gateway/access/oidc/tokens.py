@@ -18,23 +18,17 @@ from pydantic_core import from_json
 
 from gateway.access.oidc.issuer_keys import IssuerKeys
 from gateway.access.oidc.settings import OidcSettings
+from gateway.access.oidc.token_text import is_token
 from gateway.access.principal import CredentialRefused, Principal, Scope
 from schemas.job import TENANT_PATTERN
 from telemetry.clock import Clock
 
-MOST_TOKEN_BYTES = 8192
 MOST_HEADER_BYTES = 1024
 MOST_KEY_ID = 256
 _REFUSED = "the token is expired, or not signed by the issuer for this service"
 _NO_TENANT = "the token names no tenant of this service"
 _TENANT = re.compile(TENANT_PATTERN)
 _SHOWABLE = re.compile(r"[\x21-\x7e]{1,100}")
-_PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-
-
-def is_token(credential: str) -> bool:
-    """True if the text has the three parts of a signed token. An unsigned token lacks the third, the signature."""
-    return len(credential) <= MOST_TOKEN_BYTES and _PARTS.fullmatch(credential) is not None
 
 
 class Tokens:
@@ -46,6 +40,10 @@ class Tokens:
         self._keys = keys or IssuerKeys(settings, clock)
         self._registry = JWSRegistry(algorithms=list(settings.algorithms), strict_check_header=False)
         self._scopes = {f"{settings.scope_prefix}{scope}": scope for scope in Scope}
+
+    def close(self) -> None:
+        """End the thread that fetches keys."""
+        self._keys.close()
 
     async def principal(self, token: str) -> Principal:
         """Return the principal of a token. Raises CredentialRefused and IssuerAway."""

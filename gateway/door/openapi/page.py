@@ -7,8 +7,6 @@ import hashlib
 import json
 from typing import Any
 
-from jinja2 import Environment
-
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -73,6 +71,8 @@ _PAGE = """<!doctype html>
 
 def openapi_page(document: dict[str, Any]) -> str:
     """Return the page. All texts are escaped."""
+    from jinja2 import Environment  # most gateways show no page
+
     environment = Environment(autoescape=True)
     environment.filters["name"] = lambda place: place.rpartition("/")[2]
     environment.filters["shown"] = lambda schema: json.dumps(schema, indent=2, ensure_ascii=False)

@@ -172,7 +172,6 @@ _PLAIN: dict[str, dict[str, Any]] = {
         n=_ANSWERS,
         logprobs=_TOP_LOGPROBS,
     ),
-    **kind_schemas({name: _TUNED[name] for name in ("model", "metadata", "priority", "ttl_seconds")}, PLACE),
     "ResponseRequest": _asked(
         {"input": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}},
         **_TUNED,
@@ -245,6 +244,8 @@ _PLAIN: dict[str, dict[str, Any]] = {
         error_file_id=_MAYBE,
         request_counts=_object(None, total=_WHOLE, completed=_WHOLE, failed=_WHOLE),
         metadata={"type": ["object", "null"]},
+        model=_MAYBE,
+        usage={"type": ["object", "null"]},
     ),
     "KeyObject": _object(
         "api_key",
@@ -265,7 +266,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
 
 def schemas() -> dict[str, Any]:
     """Return a mapping from names to all schemas."""
-    found = {**_PLAIN, **_WEBHOOKS, **{name: _list_of(item) for name, item in _LISTED}}
+    common = {name: _TUNED[name] for name in ("model", "metadata", "priority", "ttl_seconds")}
+    listed = {name: _list_of(item) for name, item in _LISTED}
+    found = {**_PLAIN, **_WEBHOOKS, **kind_schemas(common, PLACE), **listed}
     models: tuple[type[BaseModel], ...] = (Job, Result, KeyRequest, TenantSettings)
     for model in models:
         schema = model.model_json_schema(ref_template=PLACE + "{model}")

@@ -36,7 +36,7 @@ _TENANT: TypeAdapter[str] = TypeAdapter(Tenant)
 class KeyRequest(BoundedModel):
     """The body of a new key."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     tenant: Tenant
     """The tenant whose work the key submits and reads."""
@@ -78,6 +78,8 @@ class AdminRoutes:
         rows = await self._door.store.read(
             lambda connection: listed_keys(connection, said.get("tenant"), limit + 1, said.get("after"))
         )
+        if rows is None:
+            raise not_found("api_key", str(said.get("after")))
         shown = [_shown(row, self._door.clock) for row in rows[:limit]]
         return _json(list_body(shown, has_more=len(rows) > limit))
 

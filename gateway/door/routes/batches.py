@@ -20,6 +20,7 @@ from gateway.door.body import parse_json, read_body
 from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
+from gateway.door.query import only
 from gateway.door.submitted import traceparent_of
 from producers.identity import new_hex
 from telemetry.clock import unix_ms
@@ -41,7 +42,8 @@ def routes(door: Door) -> list[BaseRoute]:
 
     async def list_batches(request: Request) -> JSONResponse:
         principal = await door.principal(request, Scope.READ)
-        query = page_query(request.query_params, most=MOST_LISTED, default=LISTED)
+        only(request, ("after", "limit", "order"))
+        query = page_query(request.query_params, most=MOST_LISTED, default=LISTED, kind="batch")
         page = await door.store.read(lambda connection: orders.page(connection, principal.tenant, query))
         return JSONResponse(list_body([batch_object(row) for row in page.rows], has_more=page.has_more))
 

@@ -14,13 +14,15 @@ from gateway.door.openapi.document import openapi_document
 from gateway.door.openapi.page import CONTENT_POLICY, openapi_page
 
 
-def routes(_door: Door) -> list[BaseRoute]:
+def routes(door: Door) -> list[BaseRoute]:
     """Return the routes of the description."""
 
-    async def as_json(_request: Request) -> Response:
+    async def as_json(request: Request) -> Response:
+        await door.visit(request)
         return Response(_described()[0], media_type="application/json")
 
-    async def as_page(_request: Request) -> Response:
+    async def as_page(request: Request) -> Response:
+        await door.visit(request)
         return HTMLResponse(_described()[1], headers={"content-security-policy": CONTENT_POLICY})
 
     return [Route("/openapi.json", as_json), Route("/docs", as_page)]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import re
-from collections.abc import Iterator
-from itertools import chain
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
+from pydantic_core import to_json
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from gateway.accept.idempotency import StoredAnswer
 from gateway.access import Scope
 from gateway.batches.files import FileRow, file_object, file_terms
 from gateway.batches.paging import list_body, page_query
+from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
 from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects
+from gateway.door.query import only
 from gateway.door.receiving import Receiving, file_form
 
 MOST_LISTED = 10_000
@@ -29,23 +32,35 @@ def routes(door: Door) -> list[BaseRoute]:
     """Return the routes of files."""
     shelf = door.shelf
 
-    async def upload(request: Request) -> JSONResponse:
+    async def upload(request: Request) -> Response:
         principal = await door.principal(request, Scope.SUBMIT)
+        idempotency_key(request)
         most = shelf.settings.most_bytes
         form = file_form(request, "file", most)
-        draft = await asyncio.to_thread(shelf.begin, principal.tenant, principal.credential)
+        draft = await shelf.storage.run(shelf.begin, principal.tenant, principal.credential)
 
-        async def keep() -> FileRow:
-            return await shelf.keep(draft, file_terms(form.filename, form.fields))
+        async def keep() -> StoredAnswer:
+            terms = file_terms(form.filename, form.fields)
+            await shelf.storage.run(draft.writer.commit)
 
-        received = Receiving(draft, form, most, shelf.settings.upload_seconds)
-        row = await received.kept(request, keep, lambda: shelf.drop(draft))
-        note_objects(request, [row.id], [row.sha256])
-        return JSONResponse(file_object(row))
+            def work(connection: Connection) -> StoredAnswer:
+                return StoredAnswer(200, to_json(file_object(shelf.store_row(connection, draft, terms))))
+
+            said = f"{draft.sha256}\n{terms}"  # the form's boundary differs between repeats, so its parts are compared
+            return await write_once(door, request, principal, said, work)
+
+        received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
+        stored = await received.kept(request, keep, lambda: shelf.drop(draft))
+        identifier = json.loads(stored.body)["id"]
+        if identifier != draft.id:  # a repeat, whose file is there already
+            await shelf.storage.run_anyway(shelf.drop, draft)
+        note_objects(request, [identifier], [draft.sha256])
+        return response_of(stored)
 
     async def list_files(request: Request) -> JSONResponse:
         principal = await door.principal(request, Scope.READ)
-        query = page_query(request.query_params, most=MOST_LISTED, default=MOST_LISTED)
+        only(request, ("after", "limit", "order", "purpose"))
+        query = page_query(request.query_params, most=MOST_LISTED, default=MOST_LISTED, kind="file")
         page = await shelf.page(principal.tenant, query, request.query_params.get("purpose"))
         return JSONResponse(list_body([file_object(row) for row in page.rows], has_more=page.has_more))
 
@@ -91,5 +106,11 @@ async def content_response(door: Door, row: FileRow, wanted: str | None) -> Resp
     headers["content-length"] = str(end - start)
     pieces: Iterator[bytes] = door.shelf.content(row.id, start, end - start)
     # The first piece is read before the answer begins, so that missing content still gets its own status.
-    first: Any = await asyncio.to_thread(next, pieces, b"")
-    return StreamingResponse(chain([first], pieces), status, headers, media_type="application/octet-stream")
+    first = await door.shelf.storage.run(next, pieces, b"")
+    return StreamingResponse(_rest(door, first, pieces), status, headers, media_type="application/octet-stream")
+
+
+async def _rest(door: Door, first: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while first:
+        yield first
+        first = await door.shelf.storage.run_anyway(next, pieces, b"")

@@ -17,7 +17,7 @@ from gateway.accept.jobs import NewJob
 from gateway.access import Principal, Scope
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
-from gateway.door.accepting import accept, response_of
+from gateway.door.accepting import LANE_HEADER, accept, response_of
 from gateway.door.body import read_body
 from gateway.door.cancelling import cancel
 from gateway.door.door import Door
@@ -29,7 +29,6 @@ from schemas.outcome import Outcome
 from schemas.topics import Lane
 
 LANE = "lane"
-LANE_HEADER = "x-postback-lane"
 _LANES: tuple[Lane, ...] = ("default", "bulk", "spare")
 STATUSES = ("queued", "cancelling", *map(str, Outcome))
 METADATA = "metadata."
@@ -55,7 +54,7 @@ class JobRoutes:
             jobs = submitted.many_jobs(body, door.settings.jobs_per_request, door.callbacks)
         else:
             jobs = [submitted.one_job(body, door.callbacks)]
-        let_in = await screened(door, request, principal, jobs)
+        let_in = await screened(door, request, principal, jobs, len(body))
         trace = submitted.traceparent_of(request)
         new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in let_in]
         now = int(door.clock.time())

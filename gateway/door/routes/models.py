@@ -16,31 +16,30 @@ from gateway.access import Principal, Scope
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, not_found
 from gateway.door.fleet_models import FleetModels, ModelsUnknown
-from producers.workers import announced_models
 
 
 def routes(door: Door) -> list[BaseRoute]:
     """Return the routes of models."""
-    fleet = FleetModels(lambda: announced_models(door.fleet.kafka, door.clock), door.clock)
+    fleet = door.models
 
     async def list_models(request: Request) -> Response:
         principal = await door.principal(request, Scope.READ)
-        return _json({"object": "list", "data": [_model(name) for name in await _names(door, fleet, principal)]})
+        return _json({"object": "list", "data": [_model(fleet, name) for name in await _names(door, principal)]})
 
     async def retrieve(request: Request) -> Response:
         principal = await door.principal(request, Scope.READ)
         name = request.path_params["model"]
-        if name not in await _names(door, fleet, principal):
+        if name not in await _names(door, principal):
             raise not_found("model", name)
-        return _json(_model(name))
+        return _json(_model(fleet, name))
 
     return [Route("/v1/models", list_models), Route("/v1/models/{model:path}", retrieve)]
 
 
-async def _names(door: Door, fleet: FleetModels, principal: Principal) -> list[str]:
+async def _names(door: Door, principal: Principal) -> list[str]:
     """Return the names of the tenant's models that workers announce. Raises ApiError (503)."""
     try:
-        names = await fleet.names()
+        names = await door.models.names()
     except ModelsUnknown:
         message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
         raise ApiError(503, "models_unknown", message, headers={"retry-after": "5"}) from None
@@ -48,9 +47,9 @@ async def _names(door: Door, fleet: FleetModels, principal: Principal) -> list[s
     return sorted(names if allowed is None else set(names) & set(allowed))
 
 
-def _model(name: str) -> dict[str, Any]:
-    """Return a Model object. Workers do not announce a model's age, so `created` is 0."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "postback"}
+def _model(fleet: FleetModels, name: str) -> dict[str, Any]:
+    """Return a Model object. `created` is the time of the model's first announcement."""
+    return {"id": name, "object": "model", "created": fleet.created(name), "owned_by": "postback"}
 
 
 def _json(body: dict[str, Any]) -> Response:

@@ -27,11 +27,21 @@ from gateway.door.cancelling import cancel
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, conflict, not_found
 from gateway.door.screened import screened
-from gateway.view.stored_jobs import StoredJob, delete_job, find_job
+from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
+from gateway.view.stored_jobs import StoredJob, delete_job, find_job, line_of
 from schemas.codec import read_result
 from schemas.openai import RESPONSES
 from schemas.outcome import Outcome
-from schemas.responses import NOTES, PREFIX, ResponseState, input_items, kept_members, response_object
+from schemas.responses import (
+    NOTES,
+    PREFIX,
+    ResponseState,
+    continued,
+    input_items,
+    kept_members,
+    response_object,
+    unstored_members,
+)
 from schemas.result import Result
 from schemas.strict import ignored_members
 from telemetry.clock import unix_ms
@@ -43,7 +53,7 @@ class ResponseRoutes:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def create(self, request: Request) -> Response:
+    async def create(self, request: Request) -> Response | AnswerStream:
         """Accept a job.
 
         If the body sets `background`, answer at once; otherwise wait, and answer with the job's answer.
@@ -52,20 +62,37 @@ class ResponseRoutes:
         principal = await door.principal(request, Scope.SUBMIT)
         content = await read_body(request, door.settings.body_bytes)
         body = parse_json(content)
+        streams, _ = taken_stream(body)
+        if isinstance(body, dict) and body.get("previous_response_id") is not None:
+            body["input"] = await self._continued(principal, body)
+        previous = body.pop("previous_response_id", None) if isinstance(body, dict) else None
         job = submitted.openai_job(RESPONSES, body, door.callbacks)
         background = body.get("background") is True
+        if streams and background:
+            raise query.invalid("stream", "is not supported with `background`; poll the response, or read /v1/events")
         if not background:
             job = bounded(job, door.settings.await_seconds)
-        [let_in] = await screened(door, request, principal, [job])
+        [let_in] = await screened(door, request, principal, [job], len(content))
         kept = _kept(body) if let_in.job == job else None  # the filter redacted the job, so the body is not stored
+        if kept is not None and previous is not None:
+            kept["previous_response_id"] = previous
         trace = submitted.traceparent_of(request)
         new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
-        state = _queued(new, int(door.clock.time()), {**body, **(kept or {})})
+        # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
+        state = _queued(new, int(door.clock.time()), kept if kept is not None else unstored_members(body))
         stored = await accept(door, request, principal, content, [new], to_json(response_object(state)), 200)
         if background:
             return response_of(stored)
         job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
-        result = await answer_of(door, request, principal, job_id)
+        answer = answer_of(door, request, principal, job_id)
+
+        async def events(result: Result) -> list[bytes]:
+            state = _state(await self._found(principal, job_id), result)
+            return response_events(json.loads(stored.body), response_object(state))
+
+        if streams:
+            return await AnswerStream.begun(answer, events, response_failed, door.settings.heartbeat_seconds)
+        result = await answer
         return _answer(_state(await self._found(principal, job_id), result))
 
     async def retrieve(self, request: Request) -> Response:
@@ -95,6 +122,9 @@ class ResponseRoutes:
         door = self._door
         principal = await door.principal(request, Scope.CANCEL)
         job_id = _job_id(request)
+        if line_of(job_id) is not None:  # its batch needs the result for the output file
+            message = "The response is a line of a batch; delete the batch's output file instead."
+            raise conflict("response_of_batch", message)
         found = await self._found(principal, job_id)
         if found.result is None:
             raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")
@@ -128,6 +158,18 @@ class ResponseRoutes:
         rest = items[ids.index(page.after) + 1 :] if page.after is not None else items
         answer = list_body(rest[: page.limit], has_more=len(rest) > page.limit)
         return Response(to_json(answer), media_type="application/json")
+
+    async def _continued(self, principal: Principal, body: Mapping[str, Any]) -> list[Any]:
+        """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
+        name, found = body["previous_response_id"], None
+        if isinstance(name, str) and name.startswith(PREFIX):
+            job_id = name.removeprefix(PREFIX)
+            found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
+        answer = None if found is None or found.request is None else response_object(_state(found))
+        if found is None or answer is None or answer["status"] not in ("completed", "incomplete"):
+            message = "The previous response is absent, unanswered or not stored; send the earlier messages."
+            raise ApiError(400, "previous_response_not_found", message, param="previous_response_id")
+        return continued(json.loads(found.request or b"{}"), answer["output"], body.get("input"))
 
     async def _found(self, principal: Principal, job_id: str) -> StoredJob:
         found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))

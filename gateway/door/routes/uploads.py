@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
@@ -47,12 +45,12 @@ def routes(door: Door) -> list[BaseRoute]:
         tenant, identifier = principal.tenant, request.path_params["upload_id"]
         most = min(PART_BYTES, shelf.settings.most_bytes)
         form = file_form(request, "data", most)
-        draft = await asyncio.to_thread(assembly.begin_part, tenant, identifier)
+        draft = await shelf.storage.run(assembly.begin_part, tenant, identifier)
 
         async def keep() -> PartRow:
             return await assembly.keep_part(identifier, draft)
 
-        received = Receiving(draft, form, most, shelf.settings.upload_seconds)
+        received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
         row = await received.kept(request, keep, lambda: assembly.drop_part(draft))
         note_objects(request, [row.id], [draft.sha256])
         return JSONResponse(part_object(row))

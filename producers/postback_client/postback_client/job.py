@@ -60,6 +60,8 @@ class Job:
     """The randomness of sampling, 0 for greedy; by default the profile's or the model's own."""
     top_p: float | None = None
     """The probability of nucleus sampling."""
+    min_p: float | None = None
+    """The least probability of a token, as a fraction of the likeliest token's."""
     stop: Sequence[str] | None = None
     """Texts that end the answer."""
     seed: int | None = None

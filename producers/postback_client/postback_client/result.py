@@ -41,9 +41,31 @@ class CitedPlace:
     source: str
     """The source's identifier, as in `sources`."""
     support: str
-    """`exact`, `fuzzy`, `lexical`, `unsupported` or `dangling`."""
+    """`exact`, `fuzzy`, `entailed`, `lexical`, `unsupported`, `contradicted` or `dangling`."""
     quote: SourceQuote | None = None
     """The words of the source that are most similar to the place; None if the source does not support the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class LackingSentence:
+    """A sentence of an answer that no source supports."""
+
+    start: int
+    end: int
+    support: str
+    """`unsupported`, `contradicted` or `dangling`."""
+    missing: tuple[str, ...] = ()
+    """The figures, names and quotations of the sentence that its sources lack."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupportOfAnswer:
+    """The support of a whole answer, which is as supported as its worst sentence."""
+
+    support: str
+    """`all`, `some`, `none` or `contradicted`."""
+    sentences: tuple[LackingSentence, ...] = ()
+    not_checked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +109,11 @@ class AnswerChoice:
     index: int
     text: str
     finish_reason: str
+    refusal: str | None = None
     reasoning: str | None = None
     confidence: float | None = None
     citations: tuple[CitedPlace, ...] = ()
+    answer: SupportOfAnswer | None = None
     tool_calls: tuple[CallOfTool, ...] = ()
     logprobs: tuple[AnswerToken, ...] | None = None
 
@@ -149,7 +173,9 @@ class Result:
     custom_id: str | None = None
     model_id: str | None = None
     text: str | None = None
-    """The answer."""
+    """The answer; None where the model refuses to answer."""
+    refusal: str | None = None
+    """The model's words where it refuses to answer; the job has then succeeded."""
     embeddings: tuple[tuple[float, ...], ...] | None = None
     """The embeddings of the job's `embed`, in the same order."""
     ranks: tuple[RankedDocument, ...] | None = None
@@ -172,6 +198,8 @@ class Result:
     """Identifiers of the sources that the answer used, in the order of their first use."""
     source_details: tuple[UsedSource, ...] = ()
     citations: tuple[CitedPlace, ...] = ()
+    answer: SupportOfAnswer | None = None
+    """The support of the answer as a whole; None for a job without sources."""
     notes: tuple[str, ...] = ()
     """Notes for the reader, such as a source that was left out."""
     usage: TokenUsage | None = None

@@ -54,6 +54,8 @@ def upgrade() -> None:
         sa.Column("reserved_lines", sa.Integer(), nullable=True),
         sa.Column("reserved_tokens", _BIG, nullable=True),
         sa.Column("submitted_by", sa.String(128), nullable=True),
+        sa.Column("model", sa.String(256), nullable=True),
+        sa.Column("usage", sa.JSON(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
     )
     op.create_index("ix_batches_input_file_id", "batches", ["input_file_id"], unique=False)
