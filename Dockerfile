@@ -48,7 +48,7 @@ LABEL org.opencontainers.image.title="Postback worker with vLLM" \
       org.opencontainers.image.revision="${REVISION}"
 USER 10001:10001
 WORKDIR /var/cache/postback
-EXPOSE 9100
+EXPOSE 9464
 # Exec form: SIGTERM reaches the process itself, which drains and exits 0.
 ENTRYPOINT ["postback"]
 CMD ["--help"]
@@ -75,6 +75,6 @@ LABEL org.opencontainers.image.title="Postback" \
       org.opencontainers.image.revision="${REVISION}"
 USER 10001:10001
 WORKDIR /var/cache/postback
-EXPOSE 8443 9100
+EXPOSE 8443 9464
 ENTRYPOINT ["postback"]
 CMD ["--help"]

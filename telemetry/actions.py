@@ -153,13 +153,21 @@ INFERENCE = {
         "Kafka did not take the worker's list of models; the next list follows within a minute.",
         "If lines repeat, check the ACLs of `fleet_workers`.",
     ),
+    "engine-loading": Action("info", "The worker loads its engine; it takes jobs once the engine is loaded."),
+    "engine-loaded": Action("info", "The worker's engine is loaded; `seconds` is the time that it took."),
     "engine-ready": Action("info", "vLLM has loaded the model."),
     "engine-restart": Action("error", "vLLM's process ended; the worker loads the engine again, jobs wait."),
     "engine-hung": Action(
         "error",
-        "vLLM's processes answer no health call; the worker kills them and loads the engine again.",
-        "If lines repeat, look at the GPU's driver log (`dmesg`). For long steps on a CPU, raise "
-        "`POSTBACK_ENGINE__VLLM__HUNG_SECONDS`.",
+        "The engine answers nothing. The worker kills vLLM's processes and loads the engine again; jobs of a server "
+        "wait until it answers.",
+        "If lines repeat, look at the server, or at the GPU's driver log (`dmesg`). For long steps on a "
+        "CPU, raise `POSTBACK_ENGINE__VLLM__HUNG_SECONDS`.",
+    ),
+    "engine-watch-failed": Action(
+        "error",
+        "A look at the engine's health failed by a defect; the worker looks again.",
+        "Report the defect; the line has its stack.",
     ),
     "engine-load-failed": Action(
         "error",
@@ -201,7 +209,7 @@ INFERENCE = {
     ),
     "circuit-open": Action(
         "warning",
-        "An address of a model failed repeatedly; it gets no request for the circuit's `seconds`, and then one trial.",
+        "An address of a model failed repeatedly, or hangs; it gets no job until it answers a small request.",
         "Look at the server behind the address.",
     ),
     "circuit-closed": Action("info", "An address of a model answers again, and gets requests again."),
@@ -335,6 +343,9 @@ ENRICHMENT = {
         "warning",
         "The kernel lacks a means of isolating the processes that read pages; these processes run without it.",
         "Use a kernel or container runtime that has the means that the line names.",
+    ),
+    "judge-lost": Action(
+        "error", "The cross-encoder's process died or hung; answers are judged by words until it is loaded again."
     ),
     "embedder-lost": Action(
         "error", "The embedding model's process died or hung; passages are ranked by words until it is back."

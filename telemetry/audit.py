@@ -54,6 +54,8 @@ class AuditEvent:
     """The strictest verdict of the input filter; None without rules."""
     rules: Sequence[str] = ()
     """Names of the filter's rules that match a job of the request."""
+    reason: str | None = None
+    """The code of the error with which the request was refused."""
 
 
 class Audit:
@@ -120,6 +122,7 @@ class Audit:
             "user.id": event.user,
             "organization.id": event.tenant,
             "source.ip": event.address,
+            "error.code": event.reason,
             "http.request.id": event.request_id,
             "http.response.status_code": event.status,
             "postback.objects": list(event.objects) or None,

@@ -61,6 +61,12 @@ GATEWAY = {
         "Kafka has records that the store never numbered: the store was restored from a backup. Its counter is raised.",
         "If the store was not restored, look for a gateway that runs on a copy of the store, and stop it.",
     ),
+    "store-away": Action(
+        "error",
+        "The database takes no changes, or does not answer; requests get status 503, and `/readyz` fails.",
+        "See the reason in the line, and look at the database.",
+    ),
+    "store-back": Action("info", "The database takes changes again."),
     "view-failed": Action(
         "warning",
         "Results cannot be read from Kafka or written into the store; the view tries again.",

@@ -218,6 +218,12 @@ class Metrics:
             ["engine"],
             registry=r,
         )
+        self.engine_away = Gauge(
+            "postback_engine_away",
+            "Servers of a remote engine that answer nothing now, by engine; their jobs wait.",
+            ["engine"],
+            registry=r,
+        )
         self.engine_kv_usage = Gauge(
             "postback_engine_kv_cache_usage_ratio",
             "The used fraction of vLLM's KV cache, 0 to 1, by data-parallel rank.",
@@ -324,6 +330,13 @@ class Metrics:
             ("all_taken", "client_has_too_many", "handshake"),
             registry=r,
         )
+        self.peer_silent_seconds = Gauge(
+            "postback_peer_silent_seconds",
+            "Seconds since a server that this process needs has answered, by peer: kafka (asked by the exporter), "
+            "store, files, redis, model_server. The process asks every five seconds, also without work.",
+            ["peer"],
+            registry=r,
+        )
         self.waiting_records = Gauge(
             "postback_waiting_records",
             "Records of a topic that are not done, by the ledgers. The exporter reports this and the following "
@@ -357,7 +370,13 @@ class Metrics:
         )
         self.waiting_callbacks = KnownGauge(
             "postback_waiting_callbacks",
-            "Results and callbacks that are not delivered, including those that wait for their next attempt.",
+            "Callbacks that are not delivered, including those that wait for their next attempt. Results without a "
+            "callback do not count.",
+            registry=r,
+        )
+        self.thin_partitions = KnownGauge(
+            "postback_thin_partitions",
+            "Partitions of the fleet's topics with a copy on a broker that is away or behind.",
             registry=r,
         )
         self.open_dead_letters = KnownGauge(

@@ -25,6 +25,12 @@ PROCESS = {
         "Report the stack in the line.",
     ),
     "health-served": Action("info", "The process serves metrics and health on the port in the line."),
+    "peer-silent": Action(
+        "warning",
+        "A server that the process needs did not answer a small question; the process asks again every few seconds.",
+        "Look at the server that the line names; an alert rings if it stays silent.",
+    ),
+    "peer-answers": Action("info", "A server that was silent answers again."),
     "setting-unread": Action(
         "warning",
         "An environment variable looks like a setting, and no process reads it.",

@@ -1,8 +1,13 @@
-"""Operations on topics that the brokers' ACLs deny to this user. Brokers list the allowed operations (KIP-430)."""
+"""Operations that the brokers' ACLs deny to this user.
+
+Brokers list the allowed operations on topics (KIP-430). For groups and transactional ids, a read-only question shows if
+they are hidden: Read on a group, and Write on an id, include the right to ask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from kafka import errors as kafka_errors
@@ -40,11 +45,12 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
         "callback_attempts": frozenset({"READ"}),
         "model_results": frozenset({"READ", "WRITE"}),
         "fleet_workers": frozenset({"READ"}),
+        "model_rollouts": frozenset({"READ"}),
         "dead_letters*": frozenset({"READ", "WRITE"}),
     },
     "exporter": {
         "model_requests*": frozenset({"READ"}),
-        "model_results": frozenset({"DESCRIBE"}),
+        "model_results": frozenset({"READ"}),
         "callback_*": frozenset({"READ"}),
         "dead_letters*": frozenset({"READ"}),
         "fleet_workers": frozenset({"READ"}),
@@ -52,6 +58,51 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
 }
 """For each role, the operations that it needs on each topic; topics are named without the prefix. A test compares them
 with the table in docs/DEPLOY.md."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "worker": ("inference", "shadow"),
+    "deliver": ("delivery",),
+    "gateway": ("expansion", "gateway-relay-doctor"),
+}
+"""For each role, groups that it joins and that begin its transactional ids, without the prefix."""
+
+
+def check_groups_access(settings: KafkaSettings, roles: Sequence[str]) -> Iterator[Finding]:
+    """Yield the groups and transactional ids that ACLs hide from this user, and that one of the roles needs.
+
+    Raises ProducerError.
+    """
+    user = settings.client_config().get("sasl.username", "ANONYMOUS")
+    for group in dict.fromkeys(group for role in roles for group in GROUPS.get(role, ())):
+        name = f"{settings.topic_prefix}{group}"
+        identifier = f"{name}.doctor"
+        with admin_client(settings) as admin:
+            hidden = {
+                f"--group {name}": _is_hidden(partial(admin.list_group_offsets, {name: None})),
+                f"--transactional-id {name} --resource-pattern-type prefixed": _is_hidden(
+                    partial(admin.describe_transactions, [identifier])
+                ),
+            }
+        for (option, is_hidden), kind, operation in zip(
+            hidden.items(), ("group", "transactional id"), ("Read", "Write"), strict=True
+        ):
+            if is_hidden:
+                yield fault(
+                    f"ACLs deny {operation} on the {kind} {name} to User:{user}",
+                    f"run `kafka-acls.sh --bootstrap-server HOST:PORT --add --allow-principal User:{user} "
+                    f"--operation {operation} {option}`, and remove rules that deny it",
+                )
+
+
+def _is_hidden(ask: Callable[[], object]) -> bool:
+    """Return True if the broker refuses an answer about a group or an id. An unknown one is not hidden."""
+    try:
+        ask()
+    except (kafka_errors.GroupAuthorizationFailedError, kafka_errors.TransactionalIdAuthorizationFailedError):
+        return True
+    except kafka_errors.BrokerResponseError:
+        return False
+    return False
 
 
 def check_access(settings: KafkaSettings, roles: Sequence[str] = ()) -> Iterator[Finding]:

@@ -109,7 +109,12 @@ def _configuration(admin: Any, specs: Sequence[TopicSpec], described: dict[str, 
         | durability(min(len(each["replica_nodes"]) for each in described[spec.name]["partitions"]))
         for spec in specs
     }
-    differences, _ = config_differences(admin, wanted)
+    differences, hidden = config_differences(admin, wanted)
+    if hidden:
+        yield fault(
+            f"ACLs deny DescribeConfigs to this user, so the configuration is not checked: {listed(hidden)}",
+            "grant DescribeConfigs on these topics to the user that runs this command",
+        )
     alike: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for each in differences:
         alike[each.name, each.found, each.wanted].append(each.topic)

@@ -21,6 +21,7 @@ from telemetry.clock import Clock, unix_ms
 from telemetry.health import HealthPage, Heartbeat, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from telemetry.peers import PeerWatch
 
 STUCK_SECONDS = 300.0
 """The longest time between two readings before `/healthz` fails. If a broker is silent, the reading fails within a
@@ -35,6 +36,11 @@ class FleetReader(Protocol):
     @property
     def lanes(self) -> Lanes:
         """The waiting jobs."""
+        ...
+
+    @property
+    def callbacks(self) -> Lanes:
+        """The waiting callbacks."""
         ...
 
     @property
@@ -63,6 +69,7 @@ class Exporter:
         self._settings = settings
         self._gauges = FigureGauges(metrics)
         self._clock = clock
+        self._kafka_answered = PeerWatch(metrics, clock).expect("kafka")
         self._pools: dict[str | None, WorkerPool] = {}
         self._figures: FleetFigures | None = None
         self._read_at = 0.0
@@ -90,6 +97,7 @@ class Exporter:
         self.alive.beat()
         now = ReadingTime(unix_ms(self._clock), self._clock.monotonic())
         waiting = reader.read(now.unix_ms)
+        self._kafka_answered()
         self._figures = self._figures_of(reader, waiting, now)
         self._read_at = now.monotonic
         self._gauges.show(self._figures)
@@ -122,17 +130,18 @@ class Exporter:
             )
             for lane in lanes
         ]
-        fresh = sum(waiting.get(topic, 0) for topic in (self._topics.results, self._topics.events))
-        in_lanes = sum(waiting[topic] for topics in by_pool.values() for topic in topics)
+        callbacks = reader.callbacks.estimated()
+        fresh = sum(callbacks.get(topic, 0) for topic in (self._topics.results, self._topics.events))
         return FleetFigures(
             at=now.unix_ms / 1000,
             waiting=waiting,
-            callbacks=sum(waiting.values()) - in_lanes,
+            callbacks=sum(callbacks.values()),
             fresh_callbacks=fresh,
             dead_letters=reader.facts.dead_letters,
             disabled_endpoints=reader.facts.disabled_endpoints,
             models=reader.facts.models(),
             pools=tuple(pools),
+            thin_partitions=reader.facts.thin_partitions,
             clock_skew=reader.facts.clock_skew(),
         )
 

@@ -48,6 +48,8 @@ class Facts:
         """Digests of the disabled endpoints. Digests are used because URLs may be long."""
         self._workers: dict[bytes | None, tuple[int, WorkerAnnouncement]] = {}
         """For each key, the last announcement and its time by the broker's clock."""
+        self.thin_partitions = 0
+        """Number of partitions with a copy on a broker that is away or behind."""
 
     @property
     def topics(self) -> list[str]:

@@ -53,7 +53,8 @@ class FleetFigures:
     waiting: Mapping[str, int]
     """For each topic (lanes, results, events and tiers), the number of records that are not done."""
     callbacks: int
-    """The number of results and callbacks that are not delivered, including those that wait for their next attempt."""
+    """The number of callbacks that are not delivered, including those that wait for their next attempt. Results
+    without a callback do not count; of records that were not read yet, the share that has a callback is estimated."""
     fresh_callbacks: int
     """The number of `callbacks` without an attempt so far. Delivery can make their first attempts now."""
     dead_letters: int
@@ -62,6 +63,8 @@ class FleetFigures:
     """The number of workers that have each model."""
     pools: tuple[PoolFigures, ...]
     """All pools; the whole fleet's pool comes first."""
+    thin_partitions: int = 0
+    """Number of partitions with a copy on a broker that is away or behind."""
     clock_skew: Mapping[str, float] = field(default_factory=dict)
     """The largest number of seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
 

@@ -48,6 +48,7 @@ class FigureGauges:
         self._set(metrics.model_workers, figures.models)
         self._set(metrics.worker_clock_skew, figures.clock_skew)
         metrics.waiting_callbacks.set(figures.callbacks)
+        metrics.thin_partitions.set(figures.thin_partitions)
         metrics.open_dead_letters.set(figures.dead_letters)
         metrics.disabled_endpoints.set(figures.disabled_endpoints)
         metrics.figures_timestamp_seconds.set(figures.at)

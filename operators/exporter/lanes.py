@@ -1,4 +1,4 @@
-"""The waiting jobs of all lanes.
+"""The waiting jobs of all lanes, or the waiting callbacks of all topics that delivery reads.
 
 Each record is read at most once, and a record that is done before the reader reaches it is never read.
 """
@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from operators.backlog import GroupProgress
-from operators.exporter.open_jobs import OpenJobs
+from operators.exporter.open_jobs import DeadlineOf, OpenJobs, job_deadline
 from operators.exporter.visible import Visible
 from producers.scan import Range, Scanner
 from schemas.topics import Topics
@@ -19,24 +19,32 @@ DoneOffsets = Callable[[int, str], int]
 
 
 class Lanes:
-    """Follows the partitions of all lanes."""
+    """Follows the partitions of one group's topics."""
 
-    def __init__(self, topics: Topics, done_offsets: DoneOffsets, read_records: int, known_jobs: int) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        done_offsets: DoneOffsets,
+        read_records: int,
+        known_jobs: int,
+        deadline_of: DeadlineOf = job_deadline,
+    ) -> None:
         self._topics = topics
         self._done_offsets = done_offsets
         self._read_records = read_records
         self._known_jobs = known_jobs
+        self._deadline_of = deadline_of
         self._partitions: dict[tuple[str, int], OpenJobs] = {}
 
     def advance(self, found: Sequence[GroupProgress]) -> None:
-        """Apply the present ledgers of the lanes' partitions."""
+        """Apply the present ledgers of the group's partitions."""
         partitions: dict[tuple[str, int], OpenJobs] = {}
         for each in found:
             place = each.topic, each.partition
             known = self._partitions.get(place)
             if known is None or known.topic_id != each.topic_id or each.base < known.base:
                 # The topic is new, or the group's offset was set back: read the partition again.
-                known = OpenJobs(each.topic_id, each.base)
+                known = OpenJobs(each.topic_id, each.base, self._deadline_of)
             known.advance(each.base, self._done_offsets(each.base, each.metadata), each.end)
             partitions[place] = known
         self._partitions = partitions
@@ -65,3 +73,10 @@ class Lanes:
         for (topic, _), each in sorted(self._partitions.items()):
             found[self._topics.engine_of(topic)][topic].append(each)
         return found
+
+    def estimated(self) -> dict[str, int]:
+        """Return the number of waiting records by topic, estimated from the records that were read."""
+        found: dict[str, int] = defaultdict(int)
+        for (topic, _), each in self._partitions.items():
+            found[topic] += each.estimated
+        return dict(found)

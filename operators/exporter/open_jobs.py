@@ -1,11 +1,16 @@
-"""The waiting jobs of one partition of a lane, with their times and deadlines, in 24 bytes a job."""
+"""The waiting work of one partition, with its times and deadlines, in 24 bytes a record.
+
+The work is the jobs of a lane, or the callbacks of a topic that delivery reads.
+"""
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 
 from producers.scan import Stored
+from schemas import topics
 from schemas.codec import InvalidJob, Origin, read_job
 
 NO_DEADLINE = 2**62
@@ -13,11 +18,31 @@ NO_DEADLINE = 2**62
 miss."""
 
 
+DeadlineOf = Callable[[Stored, str], int | None]
+"""Returns a record's deadline in Unix milliseconds, or None for a record that is no work. Gets the topic's UUID."""
+
+
+def job_deadline(record: Stored, topic_id: str) -> int:
+    """Return the deadline of a record of a lane; each record is work."""
+    origin = Origin(topic_id, record.place.partition, record.place.offset)
+    try:
+        job = read_job(record.value, record.headers, origin, record.at_ms)
+    except InvalidJob:
+        return NO_DEADLINE
+    return min(max(job.deadline_ms, 0), NO_DEADLINE)
+
+
+def callback_deadline(record: Stored, _: str) -> int | None:
+    """Return NO_DEADLINE for a callback, and None for a result without one, which delivery only passes by."""
+    return NO_DEADLINE if any(name == topics.CALLBACK_URL for name, _ in record.headers) else None
+
+
 class OpenJobs:
     """The jobs between the ledger's base and `position` that are not done."""
 
-    def __init__(self, topic_id: str, base: int) -> None:
+    def __init__(self, topic_id: str, base: int, deadline_of: DeadlineOf = job_deadline) -> None:
         self.topic_id = topic_id
+        self._deadline_of = deadline_of
         self.position = base
         """The next offset to read."""
         self.end = base
@@ -55,13 +80,9 @@ class OpenJobs:
         self.position = offset + 1
         if self.done >> (offset - self.base) & 1:
             return
-        try:
-            job = read_job(
-                record.value, record.headers, Origin(self.topic_id, record.place.partition, offset), record.at_ms
-            )
-            deadline_ms = min(max(job.deadline_ms, 0), NO_DEADLINE)
-        except InvalidJob:
-            deadline_ms = NO_DEADLINE
+        deadline_ms = self._deadline_of(record, self.topic_id)
+        if deadline_ms is None:
+            return
         self._offsets.append(offset)
         self._arrived_ms.append(record.at_ms)
         self._deadlines_ms.append(deadline_ms)
@@ -75,6 +96,16 @@ class OpenJobs:
     def unread(self) -> int:
         """The number of offsets neither read nor done. Transaction markers count like jobs until they are read."""
         return max(0, self.end - self.position - (self.done >> (self.position - self.base)).bit_count())
+
+    @property
+    def estimated(self) -> int:
+        """The known work, and of the unread offsets the share that was work among the read ones; all before a reading.
+
+        An offset that is no work is a transaction marker, or a result without a callback.
+        """
+        reach = self.position - self.base
+        read = reach - (self.done & ((1 << reach) - 1)).bit_count()
+        return self.known + (round(self.unread * self.known / read) if read else self.unread)
 
     @property
     def finished(self) -> int:

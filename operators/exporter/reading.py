@@ -10,11 +10,12 @@ from typing import Any
 from operators.backlog import GroupProgress, standings_by
 from operators.exporter.facts import Facts
 from operators.exporter.lanes import DoneOffsets, Lanes
+from operators.exporter.open_jobs import callback_deadline
 from operators.exporter.settings import ExporterSettings
 from operators.exporter.visible import visible_offsets
 from producers.connection import admin_client, kafka_errors_translated
 from producers.scan import Scanner
-from schemas.groups import INFERENCE_GROUP
+from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
 from schemas.settings import KafkaSettings
 
 
@@ -29,6 +30,7 @@ class Connected:
     admin: Any
     scanner: Scanner
     lanes: Lanes
+    callbacks: Lanes
     facts: Facts
     done_offsets: DoneOffsets
 
@@ -36,12 +38,13 @@ class Connected:
         """Read all new records; return the number of waiting records by topic. Raises ProducerError."""
         with kafka_errors_translated(self.settings):
             found = standings_by(self.admin, self.settings)
-            lanes = [each for each in found if each.group == INFERENCE_GROUP]
-            followed = dict.fromkeys([*(each.topic for each in lanes), *self.facts.topics])
+            followed = dict.fromkeys([*(each.topic for each in found), *self.facts.topics])
             visible = visible_offsets(self.admin, list(followed))
-        self.lanes.advance(lanes)
-        self.lanes.read(self.scanner, visible)
-        self.facts.read(self.scanner, visible, now_ms)
+        for group, follower in ((INFERENCE_GROUP, self.lanes), (DELIVERY_GROUP, self.callbacks)):
+            follower.advance([each for each in found if each.group == group])
+            follower.read(self.scanner, visible.offsets)
+        self.facts.read(self.scanner, visible.offsets, now_ms)
+        self.facts.thin_partitions = visible.thin_partitions
         waiting: dict[str, int] = {}
         for each in found:
             waiting[each.topic] = waiting.get(each.topic, 0) + self._undone(each)
@@ -57,6 +60,7 @@ class Connected:
 @contextmanager
 def connected(kafka: KafkaSettings, settings: ExporterSettings, done_offsets: DoneOffsets) -> Iterator[Connected]:
     """Connect to Kafka for the duration of a `with` block. Raises ProducerError."""
-    lanes = Lanes(kafka.topics, done_offsets, settings.read_records, settings.known_jobs)
+    bounds = kafka.topics, done_offsets, settings.read_records, settings.known_jobs
     with admin_client(kafka) as admin, Scanner(kafka) as scanner:
-        yield Connected(kafka, admin, scanner, lanes, Facts(kafka.topics), done_offsets)
+        lanes, callbacks = Lanes(*bounds), Lanes(*bounds, callback_deadline)
+        yield Connected(kafka, admin, scanner, lanes, callbacks, Facts(kafka.topics), done_offsets)

@@ -16,7 +16,6 @@ class ExporterSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     interval_seconds: float = Field(default=5.0, ge=0.1, le=300)

@@ -1,8 +1,9 @@
-"""The offsets of topics that a read_committed reader sees."""
+"""The offsets of topics that a read_committed reader sees, and the partitions that lack a copy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kafka import TopicPartition
@@ -13,8 +14,17 @@ Visible = Mapping[tuple[str, int], tuple[int, int]]
 """Maps a topic and partition to the first offset and to the offset after the last visible record."""
 
 
-def visible_offsets(admin: Any, topics: Sequence[str]) -> Visible:
-    """Return the offsets of all partitions of these topics.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The state of some topics."""
+
+    offsets: Visible
+    thin_partitions: int
+    """Number of partitions with a copy on a broker that is away or behind."""
+
+
+def visible_offsets(admin: Any, topics: Sequence[str]) -> Seen:
+    """Return the offsets of all partitions of these topics, and how many partitions lack a copy.
 
     Missing topics are left out. Raises kafka-python's errors.
     """
@@ -26,4 +36,8 @@ def visible_offsets(admin: Any, topics: Sequence[str]) -> Visible:
     stops = admin.list_partition_offsets(
         dict.fromkeys(places, OffsetSpec.LATEST), isolation_level=IsolationLevel.READ_COMMITTED
     )
-    return {(place.topic, place.partition): (starts[place].offset, stops[place].offset) for place in places}
+    partitions = [each for topic in described for each in topic["partitions"]]
+    return Seen(
+        {(place.topic, place.partition): (starts[place].offset, stops[place].offset) for place in places},
+        sum(len(each["isr_nodes"]) < len(each["replica_nodes"]) for each in partitions),
+    )

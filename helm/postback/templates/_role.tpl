@@ -15,7 +15,7 @@ spec:
     {{- include "postback.selectorLabels" . | nindent 4 }}
   ports:
     - name: metrics
-      port: 9100
+      port: 9464
       targetPort: metrics
 ---
 apiVersion: apps/v1
@@ -88,7 +88,7 @@ topologySpreadConstraints:
 image: {{ include "postback.image" (dict "root" .root "image" .role.image) | quote }}
 imagePullPolicy: {{ include "postback.pullPolicy" (dict "root" .root "image" .role.image) }}
 args:
-  {{- toYaml (concat .args (list "--host" "0.0.0.0" "--metrics-port" "9100") .role.extraArgs) | nindent 2 }}
+  {{- toYaml (concat .args (list "--host" "0.0.0.0" "--metrics-port" "9464") .role.extraArgs) | nindent 2 }}
 env:
   - name: POSTBACK_REPLICA
     valueFrom:
@@ -105,7 +105,7 @@ envFrom:
 {{- end }}
 ports:
   - name: metrics
-    containerPort: 9100
+    containerPort: 9464
   {{- with .ports }}
   {{- . | nindent 2 }}
   {{- end }}
