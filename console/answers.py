@@ -199,9 +199,9 @@ def as_text(result: Result, entry: ReceiptEntry | None) -> str:
     sources = f"{len(result.sources)} source{'' if len(result.sources) == 1 else 's'}"
     named = [name_of(entry)] if entry is not None else []
     head = "  ".join([*named, result.job_id, result.outcome.value, sources])
-    text = result.error.message if result.error is not None else result.text or ""
+    text = result.error.message if result.error is not None else result.text or result.refusal or ""
     if result.choices is not None:
-        text = "\n".join(f"{choice.index + 1}: {choice.text}" for choice in result.choices)
+        text = "\n".join(f"{choice.index + 1}: {choice.text or choice.refusal or ''}" for choice in result.choices)
     text = in_words(result) or text
     return "\n".join([harmless(head), *(f"    {harmless(line, kept=_TAB)}" for line in text.split("\n"))])
 

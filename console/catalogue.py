@@ -17,6 +17,7 @@ from gateway.blobs.settings import FilesSettings
 from gateway.door.settings import GatewaySettings
 from gateway.store.settings import StoreSettings
 from operators.exporter.settings import ExporterSettings
+from schemas.docstrings import descriptions
 from schemas.settings import FleetSettings
 from screening.settings import ScreeningSettings
 from workers.delivery.settings import DeliverySettings
@@ -103,13 +104,14 @@ def names() -> list[str]:
 def _sections(model: type[BaseModel], prefix: str, readers: str, *, nested: bool) -> Iterator[Section]:
     variables: list[Variable] = []
     parts: list[Section] = []
+    described = descriptions(model)
     for name, field in model.model_fields.items():
         variable = prefix + name.upper()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             parts += _sections(field.annotation, f"{variable}__", readers, nested=nested)
             continue
         default = _shown(field.get_default(call_default_factory=True))
-        variables.append(Variable(variable, _one_line(field.description), default, _allowed(field)))
+        variables.append(Variable(variable, _one_line(described.get(name)), default, _allowed(field)))
         if nested and get_origin(field.annotation) is dict:
             variables.append(Variable(f"{variable}__*", f"One entry of `{variable}`, by its name."))
     about = f"{_one_line(model.__doc__)} {readers}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.errors import FAILED, fail, quiet_clients, telling
+from console.ledgers import done_offsets
 from console.settings import checked_tenant, fleet_settings
 from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
@@ -29,25 +30,33 @@ def deliveries(
 ) -> None:
     """Show the timeline of a job's callback: each attempt and its answer, each wait and its reason, and the end.
 
+    Without one, the command says if the job still waits for its answer, or was never seen.
+
     Exit status: 0 if Kafka still has records of the callback, 1 if it has none.
     """
     quiet_clients()
     from operators.deliveries import deliveries as read
+    from operators.unanswered import look_into_lanes
     from producers.errors import ProducerError
     from producers.scan import Scanner
 
     since_ms = checked_time("--since", since)
     tenant = checked_tenant(tenant) if tenant is not None else None
     kafka = fleet_settings().kafka
+    look = None
     with telling(ProducerError), Scanner(kafka) as scanner:
         steps = read(kafka, scanner, wanted, tenant, since_ms)
+        if not steps:
+            look = look_into_lanes(kafka, scanner, done_offsets, {wanted}, tenant)
     if as_json:
         typer.echo(json.dumps([step.said() for step in steps], indent=1))
     else:
         for line in timeline(steps):
             typer.echo(line)
-    if not steps:
-        raise fail(f"nothing is kept of {wanted}", FAILED)
+    if look is not None:
+        if look.waiting:
+            raise fail(f"{wanted} still waits for its answer, so it has no callback yet", FAILED)
+        raise fail(f"{wanted} was {look.of_others()}: no lane and no kept result has it", FAILED)
 
 
 def timeline(steps: list[CallbackStep], *, named: bool = False) -> list[str]:

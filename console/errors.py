@@ -76,5 +76,5 @@ def needing(extra: str) -> Iterator[None]:
 
 def quiet_clients() -> None:
     """Silence the logs of the Kafka clients: they log every refused connection, which a command reports only once."""
-    for name in ("kafka", "confluent_kafka"):
+    for name in ("kafka", "confluent_kafka", "librdkafka"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from functools import partial
 from threading import Event, Thread
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,9 @@ from console.errors import BAD_INPUT, fail, quiet_clients
 from console.ledgers import done_offsets
 from console.roles import HOST, announce, starting
 from console.settings import checked_settings
+
+if TYPE_CHECKING:
+    from schemas.settings import FleetSettings
 
 
 def exporter(
@@ -27,7 +31,15 @@ def exporter(
     The process reads Kafka and writes nothing. While Kafka cannot be read, /backlog and /readyz answer 503.
     Settings: POSTBACK_EXPORTER__….
     """
-    fleet = starting()
+    fleet, stop = starting(), Event()
+    quiet_clients()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    serve(fleet, host, port, announce, stop)
+
+
+def serve(fleet: FleetSettings, host: str, port: int, announce: Callable[[int], None], stop: Event) -> None:
+    """Serve until `stop` is set. Calls `announce` with the port. A port that is taken ends the command."""
     from operators.exporter.exporter import Exporter
     from operators.exporter.reading import connected
     from operators.exporter.settings import ExporterSettings
@@ -36,8 +48,7 @@ def exporter(
     from telemetry.logs import get_logger
     from telemetry.metrics import Metrics
 
-    quiet_clients()
-    settings, metrics, stop = checked_settings(ExporterSettings), Metrics(), Event()
+    settings, metrics = checked_settings(ExporterSettings), Metrics()
     connect = partial(connected, fleet.kafka, settings, done_offsets)
     role = Exporter(fleet.kafka.topics, connect, settings, metrics, SystemClock())
     try:
@@ -46,8 +57,6 @@ def exporter(
         raise fail(
             f"--port: port {port} of {host} cannot be used ({error.strerror}); choose another", BAD_INPUT
         ) from None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     with server:
         announce(server.port)
         # A reading may wait for a silent broker for a minute. A reading changes nothing, so the process ends without

@@ -16,7 +16,6 @@ class GatewayClientSettings(BaseSettings):
         extra="ignore",
         hide_input_in_errors=True,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     key: SecretStr | None = None

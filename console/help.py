@@ -1,15 +1,12 @@
-"""The help of every command: its docstring, laid out for any width, and its examples.
-
-The examples are one table, so that a test can parse each example with its command.
-"""
+"""The examples in the help of every command, as one table, so that a test can parse each example with its command."""
 
 from __future__ import annotations
 
-import inspect
-
-import typer
-
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "dev": (
+        "postback dev",
+        "postback dev --data ~/postback --base-url http://127.0.0.1:11434/v1 --model qwen3:4b",
+    ),
     "worker": (
         "postback worker --engine echo",
         "postback worker --engine vllm --model google/gemma-3-270m-it --with-delivery",
@@ -51,7 +48,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "keys init": ("POSTBACK_KEYRING=$HOME/keyring.json postback keys init",),
     "keys show": ("postback keys show --tenant acme --reveal", "postback keys show --tenant acme --jwks > jwks.json"),
     "keys rotate": ("postback keys rotate --tenant acme --overlap 48h",),
-    "keys migrate": ("postback keys migrate --overlap 7d",),
     "keys import": ("postback keys import --tenant acme --file secret.txt",),
     "submit": (
         "postback submit jobs.jsonl --callback-url https://example.com/hook --receipt receipt.jsonl",
@@ -85,7 +81,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback replay --tenant acme --since -2h --dry-run",
         "postback replay --tenant acme --since -7d --undelivered",
     ),
-    "verify-answer": ("postback verify-answer result.json", "postback verify-answer event.json --json"),
+    "verify-answer": (
+        "postback verify-answer result.json",
+        "postback verify-answer event.json --reread --json",
+        "postback verify-answer --answer answer.txt --source first.txt --source second.txt",
+        "postback verify-answer --json < answers.jsonl",
+    ),
     "doctor": (
         "postback doctor",
         "postback doctor --role worker --engine vllm --model ./model --json",
@@ -127,27 +128,4 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "POSTBACK_ENV=development postback trigger --url http://127.0.0.1:8080/ --outcome failed --secret @secret.txt",
     ),
 }
-"""Each command's examples, by its full name. No example has square brackets, which rich would read as markup."""
-
-
-def complete_help(app: typer.Typer) -> None:
-    """Lay out the help of every command that is registered with the app and its groups, and add the examples."""
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            _complete(group.typer_instance, f"{group.name} ")
-    _complete(app, "")
-
-
-def _complete(app: typer.Typer, prefix: str) -> None:
-    for command in app.registered_commands:
-        function = command.callback
-        name = command.name or (function.__name__.replace("_", "-") if function is not None else "")
-        command.help = command.help or _flowing(inspect.getdoc(function) or "")
-        examples = EXAMPLES.get(f"{prefix}{name}", ())
-        title = "Example:" if len(examples) == 1 else "Examples:"
-        command.epilog = "\n".join((title, *examples)) if examples else None
-
-
-def _flowing(docstring: str) -> str:
-    """Join each paragraph into one line, since typer keeps line breaks, and a terminal may be narrow."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
+"""Each command's examples, by its full name."""

@@ -10,6 +10,7 @@ JOB = {
     "context_window": 8192,
     "temperature": 0.2,
     "top_p": 0.95,
+    "min_p": 0.05,
     "stop": ["\n\nQ:"],
     "max_tokens": 256,
     "seed": 7,
@@ -150,6 +151,7 @@ RESULT = {
             },
         }
     ],
+    "answer": {"support": "all", "sentences": [], "not_checked": ["entailment"]},
     "notes": ["https://example.org/guideline.html: the server answered 404"],
     "screening": [{"rule": "toxicity", "kind": "words", "verdict": "flag", "field": "prompt", "count": 1}],
     "usage": {
@@ -225,8 +227,16 @@ CALLED = {
     "created_at": 1764022104,
 }
 """The result of a job with tools."""
-CALLED_CHOICE = {"choices": [{"tool_calls": CALLED["tool_calls"]}]}
-"""Part of a result: one of several answers, which has a tool call."""
+CALLED_CHOICE = {"choices": [{"tool_calls": CALLED["tool_calls"], "refusal": "I cannot help with that."}]}
+"""Part of a result: one of several answers, with fields that ordinary answers lack."""
+REFUSAL = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "refusal": "I cannot help with that.",
+    "finish_reason": "stop",
+    "created_at": 1764022104,
+}
+"""The result of a job that the model refuses to answer."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",

@@ -18,6 +18,7 @@ from console.job_examples import (
     HEADER_EXAMPLES,
     JOB,
     REFERRING,
+    REFUSAL,
     RESULT,
     SAMPLED,
     SAMPLING,
@@ -58,8 +59,11 @@ OUTCOMES: dict[Outcome, str] = {
 SUPPORT: dict[Support, str] = {
     Support.EXACT: "The source has the sentence word for word.",
     Support.FUZZY: "The source has a passage that is nearly the sentence.",
-    Support.LEXICAL: "The source has most of the sentence's words, and all of its numbers, names and dates.",
-    Support.UNSUPPORTED: "The source lacks the sentence's words, numbers, names or dates, or says the opposite.",
+    Support.ENTAILED: "A judge found that the source says so; all numbers, names and dates have their equal there.",
+    Support.LEXICAL: "The source has most of the sentence's words, and all of its numbers, names and dates; no judge "
+    "has read it.",
+    Support.UNSUPPORTED: "The source does not say so.",
+    Support.CONTRADICTED: "The source says otherwise: another number, name or quotation, or the opposite.",
     Support.DANGLING: "The sentence cites a number that no source has.",
 }
 
@@ -115,12 +119,13 @@ def page() -> str:
             *(_example(f"A job for {kind.answer}", KIND_JOBS[kind.field]) for kind in KINDS),
             _section(
                 *("Result", "The value of a record in `model_results`, as JSON.", result),
-                SAMPLED | SCORED | CALLED | _merged(KIND_RESULTS) | FAILURE | RESULT,
+                SAMPLED | SCORED | CALLED | REFUSAL | _merged(KIND_RESULTS) | FAILURE | RESULT,
             ),
             *_parts(result, RESULT, FAILURE, CALLED, SAMPLED, SCORED, CALLED_CHOICE, *KIND_RESULTS.values()),
             _example("A whole result", RESULT),
             _example("The result of a job for two answers", SAMPLED),
             _example("The result of a job with tools", CALLED),
+            _example("The result of a job that the model refuses to answer", REFUSAL),
             *(_example(f"The result of a job for {kind.answer}", KIND_RESULTS[kind.field]) for kind in KINDS),
             _example("A result without an answer", FAILURE),
             _section("Event", "The body of a callback.", event, _event()),

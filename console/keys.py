@@ -55,24 +55,21 @@ def show(
     if jwks:
         typer.echo(json.dumps(keyring.jwks(tenant, now), indent=2))
         return
-    secrets, public_keys = keyring.secrets(tenant, now), keyring.public_keys(tenant, now)
+    ends = keyring.key_ends(tenant, now)
     if as_json:
         # Hidden secrets are left out, because a script would mistake a placeholder for a secret.
-        said = {"tenant": tenant, "secrets": secrets if reveal else [], "public_keys": public_keys}
+        said = {
+            "tenant": tenant,
+            "secrets": list(ends.secrets) if reveal else [],
+            "public_keys": list(ends.public_keys),
+        }
         typer.echo(json.dumps(said))
         return
     typer.echo(f"tenant      {tenant}")
-    ends = keyring.key_ends(tenant, now)
     for secret, until in ends.secrets.items():
         typer.echo(f"secret      {secret if reveal else 'whsec_… (--reveal shows it)'}  {_until(until)}")
     for key, until in ends.public_keys.items():
         typer.echo(f"public key  {key}  {_until(until)}")
-    for key, until in ends.fleet_keys.items():
-        typer.echo(f"public key  {key}  {_until(until)}, for every tenant")
-    if keyring.format == 1:
-        say(
-            "the keyring has format 1: all tenants have the same public key; `postback keys migrate` gives each its own"
-        )
 
 
 @app.command()
@@ -81,7 +78,6 @@ def rotate(
     master: Annotated[
         bool, typer.Option("--master", help="Rotate the master secret, and so every tenant's keys.")
     ] = False,
-    fleet: Annotated[bool, typer.Option("--fleet", help="Rotate the key pair of a keyring of format 1.")] = False,
     leaked: Annotated[bool, typer.Option("--leaked", help="Stop signing with all earlier keys at once.")] = False,
     overlap: Annotated[str, typer.Option(help=f"Time for which the old keys still sign. {DURATION_HELP}")] = "24h",
 ) -> None:
@@ -93,8 +89,6 @@ def rotate(
     from telemetry.clock import SystemClock
     from workers.delivery.keyring import KeyringError
 
-    if master and fleet:
-        raise fail("--master, --fleet: choose one", BAD_INPUT)
     tenant, seconds = checked_tenant(tenant), 0.0 if leaked else checked_duration("--overlap", overlap)
     keyring, now = _load(), SystemClock().time()
     with telling(KeyringError):
@@ -102,36 +96,11 @@ def rotate(
             keyring.replace_all(now)
         elif master:
             keyring.rotate_master(now, seconds)
-        elif fleet:
-            keyring.rotate_fleet(now, seconds)
         else:
             keyring.rotate(tenant, now, seconds)
-    whose = "the master" if master else "the fleet's key pair" if fleet else f"the keys of tenant {tenant}"
+    whose = "the master" if master else f"the keys of tenant {tenant}"
     ends = f"the old ones sign until {_minute(now + seconds)}" if seconds else "all earlier ones have stopped signing"
     say(f"rotated {whose}; {ends}")
-
-
-@app.command()
-def migrate(
-    overlap: Annotated[
-        str, typer.Option(help=f"Time for which the fleet's key pair still signs. {DURATION_HELP}")
-    ] = "7d",
-) -> None:
-    """Turn a keyring of format 1 into format 2, in which each tenant has a key pair of its own.
-
-    Secrets stay unchanged. The key pair that signed for all tenants keeps signing for the overlap, so that consumers
-    can change over to /.well-known/jwks/TENANT.json. Earlier versions of Postback cannot read the new format.
-    """
-    from telemetry.clock import SystemClock
-    from workers.delivery.keyring import KeyringError
-
-    seconds, keyring = checked_duration("--overlap", overlap), _load()
-    with telling(KeyringError):
-        until = keyring.migrate(SystemClock().time(), seconds)
-    if until is None:
-        say(f"{keyring.path} has format 2 already, and is left as it is")
-    else:
-        say(f"{keyring.path} has format 2 now; the fleet's key pair signs beside tenants' own until {_minute(until)}")
 
 
 @app.command("import")

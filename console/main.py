@@ -1,4 +1,4 @@
-"""The `postback` command. Each command imports its packages when it runs, so that `--help` is quick everywhere."""
+"""The `postback` command: a table of its commands, whose modules are imported when they are called."""
 
 from __future__ import annotations
 
@@ -8,47 +8,11 @@ from typing import Annotated
 
 import typer
 
-from console import (
-    api_keys,
-    backlog,
-    batches,
-    bench_fleet,
-    broker,
-    cache,
-    cancel,
-    certs,
-    dead_letters,
-    deliver,
-    deliveries,
-    endpoints,
-    exporter,
-    files,
-    gateway,
-    keys,
-    model_registry,
-    receive,
-    replay,
-    results,
-    rollout,
-    status,
-    store,
-    submit,
-    tail,
-    tenants,
-    top,
-    topics,
-    trace,
-    trigger,
-    verify_answer,
-    worker,
-)
-from console.demo import command as demo
-from console.doctor import command as doctor
 from console.errors import say
-from console.help import complete_help
+from console.listing import Listed, Listing
 from console.roles import ROLES, begin_logs
 from console.variables import complaints
-from workers.system.secrecy import keep_secrets
+from workers.system.secrecy import harden_process
 
 # A process that multiprocessing spawned has this argument, and imports this module first.
 if "--multiprocessing-fork" in sys.orig_argv:
@@ -58,51 +22,128 @@ if "--multiprocessing-fork" in sys.orig_argv:
 
 RUN, SEND, TAKE = "Run a fleet", "Send work", "Take results"
 OPERATE, DEVELOP = "Operate a fleet", "Develop"
-"""Groups of commands in the help, which lists the groups in the order in which their first commands are registered."""
+"""Sections of the help."""
+
+COMMANDS = {
+    "dev": Listed(
+        RUN,
+        "console.dev",
+        "Run Kafka, a worker, delivery, the gateway with its console, and a receiver of callbacks, until Ctrl-C.",
+    ),
+    "worker": Listed(
+        RUN, "console.worker", "Answer jobs from model_requests until SIGTERM; then drain and exit with status 0."
+    ),
+    "deliver": Listed(
+        RUN,
+        "console.deliver",
+        "Sign results and POST them to their callbacks until SIGTERM; then drain and exit with status 0.",
+    ),
+    "gateway": Listed(
+        RUN,
+        "console.gateway",
+        "Serve the HTTP API until SIGTERM; then answer the running requests and exit with status 0.",
+    ),
+    "exporter": Listed(
+        RUN,
+        "console.exporter",
+        "Serve the fleet's figures at /metrics and /backlog until SIGTERM, also while no worker runs.",
+    ),
+    "topics": Listed(RUN, "console.topics", "Create and configure the fleet's topics."),
+    "models": Listed(RUN, "console.model_registry", "Check the model registry, and show its models."),
+    "keys": Listed(RUN, "console.keys", "Make, show and rotate the keys that callbacks are signed with."),
+    "api-keys": Listed(RUN, "console.api_keys", "Create, list and revoke the API keys of tenants."),
+    "store": Listed(RUN, "console.store", "Upgrade the gateway's database, and rebuild its rows from Kafka."),
+    "tenants": Listed(RUN, "console.tenants", "Set the allowed models and callbacks, rates and quotas of tenants."),
+    "submit": Listed(
+        SEND, "console.submit", "Submit jobs from a file: each line is a job, or a line of an OpenAI Batch."
+    ),
+    "cancel": Listed(
+        SEND,
+        "console.cancel",
+        "Cancel jobs: waiting jobs are not begun, running jobs are aborted, and each ends as `cancelled`.",
+    ),
+    "batches": Listed(SEND, "console.batches", "Upload files of requests to a gateway, and download their answers."),
+    "files": Listed(SEND, "console.files", "Upload files to a gateway, and list, download and delete them."),
+    "results": Listed(
+        TAKE, "console.results", "Collect the results that Kafka keeps for seven days, one line for each job."
+    ),
+    "status": Listed(
+        TAKE,
+        "console.status",
+        "Show the state of jobs, one a line: `queued`, `cancelling`, or the outcome of a job that has ended.",
+    ),
+    "deliveries": Listed(
+        TAKE,
+        "console.deliveries",
+        "Show the timeline of a job's callback: each attempt and its answer, each wait and its reason, and the end.",
+    ),
+    "replay": Listed(TAKE, "console.replay", "Send results to their callbacks again."),
+    "verify-answer": Listed(
+        TAKE,
+        "console.verify_answer",
+        "Judge whether the sources of an answer support its sentences.",
+    ),
+    "doctor": Listed(OPERATE, "console.doctor.command", "Examine Kafka, the fleet, the settings and this machine."),
+    "top": Listed(
+        OPERATE,
+        "console.top",
+        "Watch lanes, workers, jobs per second, disabled endpoints, and outcomes and failures of the last minute.",
+    ),
+    "tail": Listed(
+        OPERATE, "console.tail", "Follow results, callback attempts and dead letters as they are written, until Ctrl-C."
+    ),
+    "backlog": Listed(
+        OPERATE, "console.backlog", "Show the backlog: jobs in the lanes, and results and callbacks for delivery."
+    ),
+    "bench-fleet": Listed(
+        OPERATE,
+        "console.bench_fleet",
+        "Measure a running fleet: jobs a second, and the time from a job's submission to its callback.",
+    ),
+    "trace": Listed(
+        OPERATE,
+        "console.trace",
+        "Show one job from its submission to its callbacks: submitter, hash of the prompt, model, sources, attempts.",
+    ),
+    "dead-letters": Listed(
+        OPERATE, "console.dead_letters", "Look at jobs and callbacks that were given up, and put them back."
+    ),
+    "endpoints": Listed(OPERATE, "console.endpoints", "List disabled and failing endpoints; enable or disable one."),
+    "rollout": Listed(OPERATE, "console.rollout", "Try a candidate model, and promote or abort it."),
+    "certs": Listed(
+        OPERATE, "console.certs", "Make a private authority; issue, renew, revoke and list its certificates."
+    ),
+    "cache": Listed(OPERATE, "console.cache", "Invalidate pages that workers have cached."),
+    "demo": Listed(
+        DEVELOP,
+        "console.demo.command",
+        "Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.",
+    ),
+    "broker": Listed(DEVELOP, "console.broker", "Run an Apache Kafka on this machine, for development."),
+    "receive": Listed(DEVELOP, "console.receive", "Take callbacks, verify them, and show them."),
+    "trigger": Listed(
+        DEVELOP,
+        "console.trigger",
+        "Send one signed test event to a URL, and show the answer's status, time and first 1,024 bytes.",
+    ),
+}
+"""Each command with its section of the help, its module, and the first sentence of its help."""
+
+
+class _Commands(Listing):
+    listed = COMMANDS
+
 
 app = typer.Typer(
     name="postback",
+    cls=_Commands,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},  # every command inherits this
+    rich_markup_mode=None,  # rich takes longer to import than everything else that the help needs
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 1_000},  # every command inherits them
     # Typer's tracebacks would show local variables, such as prompts and keys. Python's plain tracebacks do not.
     pretty_exceptions_enable=False,
     help="Asynchronous LLM inference over Kafka: a prompt goes in, a signed, sourced answer comes out, exactly once.",
 )
-app.command(rich_help_panel=RUN)(worker.worker)
-app.command(rich_help_panel=RUN)(deliver.deliver)
-app.command(rich_help_panel=RUN)(gateway.gateway)
-app.command(rich_help_panel=RUN)(exporter.exporter)
-app.add_typer(topics.app, name="topics", rich_help_panel=RUN)
-app.add_typer(model_registry.app, name="models", rich_help_panel=RUN)
-app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
-app.add_typer(api_keys.app, name="api-keys", rich_help_panel=RUN)
-app.add_typer(store.app, name="store", rich_help_panel=RUN)
-app.add_typer(tenants.app, name="tenants", rich_help_panel=RUN)
-app.command(rich_help_panel=SEND)(submit.submit)
-app.command(rich_help_panel=SEND)(cancel.cancel)
-app.add_typer(batches.app, name="batches", rich_help_panel=SEND)
-app.add_typer(files.app, name="files", rich_help_panel=SEND)
-app.command(rich_help_panel=TAKE)(results.results)
-app.command(rich_help_panel=TAKE)(status.status)
-app.command(rich_help_panel=TAKE)(deliveries.deliveries)
-app.command(rich_help_panel=TAKE)(replay.replay)
-app.command(rich_help_panel=TAKE)(verify_answer.verify_answer)
-app.command(rich_help_panel=OPERATE)(doctor.doctor)
-app.command(rich_help_panel=OPERATE)(top.top)
-app.command(rich_help_panel=OPERATE)(tail.tail)
-app.command(rich_help_panel=OPERATE)(backlog.backlog)
-app.command("bench-fleet", rich_help_panel=OPERATE)(bench_fleet.bench_fleet)
-app.command(rich_help_panel=OPERATE)(trace.trace)
-app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=OPERATE)
-app.add_typer(endpoints.app, name="endpoints", rich_help_panel=OPERATE)
-app.add_typer(rollout.app, name="rollout", rich_help_panel=OPERATE)
-app.add_typer(certs.app, name="certs", rich_help_panel=OPERATE)
-app.add_typer(cache.app, name="cache", rich_help_panel=OPERATE)
-app.command(rich_help_panel=DEVELOP)(demo.demo)
-app.add_typer(broker.app, name="broker", rich_help_panel=DEVELOP)
-app.command(rich_help_panel=DEVELOP)(receive.receive)
-app.command(rich_help_panel=DEVELOP)(trigger.trigger)
-complete_help(app)
 
 
 def _show_version(asked: bool) -> None:
@@ -129,5 +170,7 @@ def begin(
 
 def run() -> None:
     """Run the command line. First protect the process's memory, which may hold keys, Kafka's password and prompts."""
-    keep_secrets()
+    harden_process()
+    # Before the first model, pydantic would read the metadata of all installed packages, in search of plugins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     app()

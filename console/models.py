@@ -60,7 +60,7 @@ def _announced(kafka: KafkaSettings) -> Announced | str:
 
 
 def _warn_of_models(lines: Lines, announced: Sequence[str]) -> None:
-    from workers.inference.registry import listed, quoted
+    from workers.inference.routing import listed, quoted
 
     running = listed(announced)
     say_by_line(
@@ -74,7 +74,7 @@ def _warn_of_models(lines: Lines, announced: Sequence[str]) -> None:
 
 
 def _warn_of_adapters(lines: Lines, announced: Sequence[str]) -> None:
-    from workers.inference.registry import listed, quoted
+    from workers.inference.routing import listed, quoted
 
     running = listed(announced) or "none"
     say_by_line(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from itertools import starmap
 from pathlib import Path
@@ -21,6 +23,9 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 RULES = ROOT / "deploy" / "prometheus" / "postback.rules.yml"
 """Prometheus' rules, which are copied into the chart because Helm reads no file outside the chart."""
+
+MEASURED = ROOT / "deploy" / "prometheus" / "measured.json"
+"""The seconds from each fault to its alert, written by tests/faults/test_deaths_ring.py."""
 
 _GENERATED = "`python -m console.publish` writes this page; a test compares it with the code."
 
@@ -57,6 +62,26 @@ The level is the highest that the action is logged with; `POSTBACK_LOG_LEVEL` hi
 """
 
 
+OPERATIONS = ROOT / "docs" / "OPERATIONS.md"
+_PROMISES = {
+    "PostbackRoleDown worker": "A worker answers jobs",
+    "PostbackRoleDown delivery": "Delivery calls back",
+    "PostbackRoleDown gateway": "The gateway takes jobs",
+    "PostbackRoleDown exporter": "The exporter counts",
+    "PostbackNoDelivery": "Waiting callbacks have a process",
+    "PostbackDoorErrors": "The store takes every job",
+    "PostbackKafkaAway": "Kafka answers",
+    "PostbackBrokerAway": "Each record has all its copies",
+    "PostbackFiguresStale": "The figures are fresh",
+    "PostbackStoreAway": "PostgreSQL answers",
+    "PostbackFilesAway": "The storage of files (S3) answers",
+    "PostbackRedisAway": "Redis answers",
+    "PostbackModelServerAway": "The model server answers",
+}
+"""The promise of each alert of a death; tests/faults/test_deaths_ring.py measures the same alerts."""
+_MEASURED_TABLE = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->\n)", re.DOTALL)
+
+
 def documents() -> dict[Path, str]:
     """Map each file's path to its text. The same declarations always give the same texts."""
     return {
@@ -66,6 +91,7 @@ def documents() -> dict[Path, str]:
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "console" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
         ROOT / "helm" / "postback" / "files" / "postback.rules.yml": RULES.read_text(encoding="utf-8"),
+        OPERATIONS: _MEASURED_TABLE.sub(_measured_table(), OPERATIONS.read_text(encoding="utf-8")),
         **chart_reference.documents(),
         **engine_names.documents(),
     }
@@ -76,6 +102,17 @@ def main() -> None:
     for path, text in documents().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def _measured_table() -> str:
+    """Return the table of the seconds from each fault to its alert."""
+    seconds = json.loads(MEASURED.read_text(encoding="utf-8"))
+    rows = [
+        f"| {promise} | [{alert}](#{alert.split()[0].lower()}) | {seconds['SIGKILL'][alert]} "
+        f"| {seconds['SIGSTOP'].get(alert, seconds['read-only'].get(alert, ''))} |\n"
+        for alert, promise in _PROMISES.items()
+    ]
+    return f"| promise | alert | killed | stopped |\n| --- | --- | --- | --- |\n{''.join(rows)}"
 
 
 def _section(section: Section) -> str:

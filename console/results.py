@@ -13,6 +13,7 @@ import typer
 
 from console.answers import Answers, as_line, as_openai_line
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.ledgers import done_offsets
 from console.lines import IDS, named_jobs, tenant_of
 from console.ordered import OrderedLines
 from console.output import begin_anew, written
@@ -82,6 +83,7 @@ def results(
 ) -> None:
     """Collect the results that Kafka keeps for seven days, one line for each job.
 
+    Of jobs without a result, the last line says how many still wait in the lanes, and how many were never seen there.
     --wait adds results as they are settled. If a job has several results, as after a redrive, the newest counts.
 
     Exit status: 0 every named job has a result, whatever its outcome (with --fail-on-error: every job succeeded), 1
@@ -132,7 +134,7 @@ def results(
         except KeyboardInterrupt:
             say(", ".join([f"stopped; {answers.found}", *answers.summary]))
             raise typer.Exit(INTERRUPTED) from None
-    _end(named, answers, to_output=status)
+    _end(named, answers, "" if gateway or wait else _open_ones(asked, answers), to_output=status)
     if answers.open or (fail_on_error and (answers.failed or named.refused)):
         raise typer.Exit(FAILED)
 
@@ -171,6 +173,25 @@ def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float 
                 return
 
 
+def _open_ones(asked: ResultsRequest, answers: Answers) -> str:
+    """Return how many of the jobs without a result wait in the lanes, and how many do not; empty if none is open.
+
+    A command that waited for results does without: its time is up, and a frozen broker would hold it.
+    """
+    from operators.unanswered import look_into_lanes
+    from producers.errors import ProducerError
+    from producers.scan import Scanner
+
+    wanted = {job_id for job_id in answers.entries or () if job_id not in answers.outcomes}
+    if not wanted:
+        return ""
+    with telling(ProducerError), Scanner(asked.kafka) as scanner:
+        look = look_into_lanes(asked.kafka, scanner, done_offsets, wanted, asked.tenant)
+    others = len(wanted) - len(look.waiting)
+    said = [f"{len(look.waiting)} still waiting"] if look.waiting else []
+    return f" ({', '.join([*said, *([f'{others} {look.of_others()}'] if others else [])])})"
+
+
 def _through(client: HttpClient, answers: Answers, files: Files, timeout: float | None, *, wait: bool) -> None:
     """Write the results that a gateway has, and wait for the others if asked to."""
     wanted = list(answers.entries or ())
@@ -202,9 +223,9 @@ def _line(*, openai: bool, to_file: bool) -> Callable[[Result, ReceiptEntry | No
     return lambda result, entry: harmless(line(result, entry))
 
 
-def _end(named: NamedJobs, answers: Answers, *, to_output: bool) -> None:
-    """Print the number of results."""
-    said = ", ".join([answers.found, *answers.summary])
+def _end(named: NamedJobs, answers: Answers, open_ones: str, *, to_output: bool) -> None:
+    """Print the number of results. `open_ones` says where the jobs without a result are."""
+    said = ", ".join([answers.found, *answers.summary]) + open_ones
     if named.refused:
         said += f"; {named.refused} more were not accepted"
     if to_output:

@@ -79,14 +79,15 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
     from workers.engines.models.mistakes import RegistryRefused
+    from workers.enrichment.answering.cross_encoder import EntailmentModelRefused
     from workers.enrichment.answering.profile import ProfileRefused
     from workers.enrichment.answering.template import TemplateRefused
     from workers.enrichment.choosing.embedder import EmbeddingModelRefused
     from workers.enrichment.search.base import SearchMisconfigured
     from workers.kafka.topics import PropertyRefused
-    from workers.stage.errors import NothingCompletes
-    from workers.stage.intake import GroupRefused
-    from workers.stage.settle import IdentityShared
+    from workers.stage.dispatcher import NothingCompletes
+    from workers.stage.settler import IdentityShared
+    from workers.stage.source import GroupRefused
     from workers.stage.topic_ids import TopicMadeAnew
     from workers.system.errors import ProcessError
 
@@ -103,6 +104,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
         ProfileRefused,
         RegistryRefused,
         EmbeddingModelRefused,
+        EntailmentModelRefused,
         RulesRefused,
         SearchMisconfigured,
         TemplateRefused,

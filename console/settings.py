@@ -45,7 +45,7 @@ def checked_text(kind: Any, text: str, refusal: str) -> str:
 
 def checked_tenant(tenant: str) -> str:
     """Return the tenant's name if it is valid in headers and topics, else end the command."""
-    from schemas.job import Tenant
+    from schemas.identifiers import Tenant
 
     return checked_text(Tenant, tenant, "--tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from console.errors import BAD_INPUT, FAILED, fail, say
+from console.errors import BAD_INPUT, FAILED, fail
 from console.lines import IDS, named_jobs
 from console.through_gateway import GATEWAY, KEY, gateway_client
 
@@ -21,6 +21,8 @@ def status(
 ) -> None:
     """Show the state of jobs, one a line: `queued`, `cancelling`, or the outcome of a job that has ended.
 
+    A job that this gateway never accepted for the key's tenant is `never seen`.
+
     Exit status: 0 all jobs are known, 1 some are not, 2 wrong options.
     """
     if not job_ids and ids is None:
@@ -32,10 +34,9 @@ def status(
         for job_id in named_jobs(ids, job_ids or []).entries:
             try:
                 state = client.status(job_id)
-            except NotFound as error:
+            except NotFound:
                 unknown += 1
-                say(str(error))
-                continue
+                state = "never seen"
             typer.echo(json.dumps({"id": job_id, "status": state}) if as_json else f"{job_id}  {state}")
     if unknown:
         raise typer.Exit(FAILED)

@@ -28,7 +28,7 @@ def trace(
         bool, typer.Option("--json", help="Print one JSON object a line, which includes the answer.")
     ] = False,
 ) -> None:
-    """Show one job from its submission to its callbacks: submitter, prompt's hash, model, sources, citations, attempts.
+    """Show one job from its submission to its callbacks: submitter, hash of the prompt, model, sources, attempts.
 
     The command reads the gateway's store; `postback deliveries JOB` reads Kafka instead, for fleets without a gateway.
     """
@@ -51,7 +51,10 @@ def _page(one: Trace) -> Iterator[str]:
     if job.batch_id is not None:
         yield f"batch      {job.batch_id}, line {job.line}, file {one.batch_file or 'unknown'}"
     yield f"submitted  {_time(job.created_ms)} by {job.submitted_by or 'a Kafka producer'} through {job.url}"
-    yield f"prompt     sha256 {job.prompt_sha256 or 'unknown'}"
+    if job.prompt_sha256 is not None or job.line is None:
+        yield f"prompt     sha256 {job.prompt_sha256 or 'unknown'}"
+    else:
+        yield f"prompt     line {job.line + 1} of file {one.batch_file or 'unknown'}"
     if result is not None:
         yield from _answer(result, job.finished_ms)
     for attempt in one.attempts:
@@ -69,6 +72,8 @@ def _answer(result: Result, finished_ms: int | None) -> Iterator[str]:
     yield f"finished   {_time(finished_ms or 1000 * result.created_at)} as {result.outcome}"
     if result.error is not None:
         yield f"error      {result.error.code}: {harmless(result.error.message)}"
+    if result.refusal is not None:
+        yield f"refusal    {harmless(result.refusal)}"
     for note in result.notes:
         yield f"note       {harmless(note)}"
     titles = {each.id: each.title for each in result.source_details if each.title}

@@ -1,4 +1,4 @@
-"""Finds environment variables that look like settings and that no process reads: misspelt or former names.
+"""Finds environment variables that look like settings and that no process reads: misspelt names.
 
 A process would silently ignore a misspelt setting and run with the default, perhaps on another Kafka. A file lists the
 valid names, so that commands need not import every settings class. (The base install lacks packages that some of the
@@ -13,8 +13,6 @@ from pathlib import Path
 
 PREFIX = "POSTBACK_"
 _PUBLISHED = Path(__file__).with_name("published") / "variables.txt"
-_RENAMED = {"POSTBACK_DELIVERY__ENDPOINT_": "POSTBACK_DELIVERY__DESTINATION_"}
-"""Maps each former prefix of variables to the new one."""
 _LIKE_ENOUGH = 0.75
 _OF_A_SERVICE = re.compile(r"(?P<service>POSTBACK_.+?)_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 """The variables that Kubernetes sets in every pod for a Service whose name begins with `postback-`."""
@@ -41,10 +39,6 @@ def complaints(environment: Mapping[str, str]) -> list[str]:
 
 
 def _meant(name: str, names: set[str]) -> str:
-    for old, new in _RENAMED.items():
-        renamed = new + name.removeprefix(old)
-        if name.startswith(old) and renamed in names:
-            return f"it is called {renamed} now"
     from difflib import get_close_matches
 
     tails = {each.removeprefix(PREFIX): each for each in names}

@@ -62,11 +62,13 @@ def _of_kafka(read: FleetSettings, asked: Asked, environment: dict[str, str]) ->
     looks = {
         "topics": partial(topics.check_topics, kafka, (lane,) if lane else ()),
         "access": partial(access.check_access, kafka, asked.roles),
+        "access-groups": partial(access.check_groups_access, kafka, asked.roles),
         "groups": partial(groups.check_groups, kafka),
         "offsets": partial(groups.check_offsets, kafka),
         "clock": partial(clocks.check_clock, kafka),
         "worker-clocks": partial(clocks.check_worker_clocks, kafka),
         "versions": partial(fleet.check_versions, kafka),
+        "names": partial(fleet.check_names, kafka),
         "dead-letters": partial(fleet.check_dead_letters, kafka),
         "endpoints": partial(fleet.check_endpoints, kafka),
     }
@@ -76,12 +78,17 @@ def _of_kafka(read: FleetSettings, asked: Asked, environment: dict[str, str]) ->
 def _services(environment: dict[str, str], asked: Asked) -> Iterator[Check]:
     if "gateway" in asked.roles or "POSTBACK_STORE__URL" in environment:
         yield Check("store", services.check_store)
+    if environment.get("POSTBACK_FILES__PLACE", "").startswith("s3://"):
+        yield Check("files", services.check_bucket)
     for name in ("access", "cache"):
         variable = f"POSTBACK_{name.upper()}__REDIS_URL"
         if environment.get(variable):
             yield Check(f"redis-{name}", partial(services.check_redis, variable, environment[variable]))
     if languages := environment.get("POSTBACK_ENRICHMENT__OCR"):
         yield Check("ocr", partial(services.check_ocr, languages))
+    judge = environment.get("POSTBACK_ENRICHMENT__ENTAILMENT")
+    if "worker" in asked.roles or judge:
+        yield Check("entailment", partial(services.check_entailment, judge))
     if asked.engine is not None:
         yield Check("engine", partial(engine.check_engine, asked.engine, asked.model))
     if registry := environment.get("POSTBACK_WORKER__REGISTRY"):

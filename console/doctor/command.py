@@ -14,7 +14,7 @@ from console.terminal import harmless
 from workers.engines import ENGINES
 
 if TYPE_CHECKING:
-    from operators.doctor.findings import Examined, Finding
+    from operators.doctor.findings import Examined
 
     Engine = str
 else:
@@ -49,11 +49,11 @@ def doctor(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 also if there are only warnings.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
-    """Examine Kafka, the fleet, the settings and this machine. Each line names a fault and its fix.
+    """Examine Kafka, the fleet, the settings and this machine. Each check prints a line: ok, or a fault and its fix.
 
-    The command reads the same variables as the roles, so run the command where the roles run. The command writes
-    nothing but one tombstone into fleet_workers, to learn the broker's time. Nothing is printed for a set-up without
-    faults.
+    The command reads the same variables as the roles, so run the command where the roles run. The command writes one
+    tombstone into fleet_workers, to learn the broker's time; a key that lasts a second into each Redis; and an object
+    that it deletes into the bucket of files.
 
     Exit status: 0 no fault, 1 a fault was found.
     """
@@ -68,15 +68,22 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(_report(done, faults), indent=1))
     else:
-        for check, finding in found:
-            typer.echo(_line(check, finding))
+        for each in done:
+            for line in _lines(each):
+                typer.echo(line)
         say(_summary(done, faults, len(found) - faults))
     if faults or (strict and found):
         raise typer.Exit(FAILED)
 
 
-def _line(check: str, finding: Finding) -> str:
-    return harmless(f"{finding.level:7}  {check}: {finding.problem}; fix: {finding.fix}")
+def _lines(examined: Examined) -> list[str]:
+    """Return a line for each finding of a check, or one line that says that it found nothing or was skipped."""
+    if examined.skipped:
+        return [f"{'skipped':7}  {examined.check}: until an earlier fault is mended"]
+    return [
+        harmless(f"{finding.level:7}  {examined.check}: {finding.problem}; fix: {finding.fix}")
+        for finding in examined.findings
+    ] or [f"{'ok':7}  {examined.check}"]
 
 
 def _summary(done: list[Examined], faults: int, warnings: int) -> str:

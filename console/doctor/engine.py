@@ -22,8 +22,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 def check_engine(engine: str, model: str | None) -> Iterator[Finding]:
     """Yield the faults of an engine. `model` overrides the model of the settings. Raises SettingsRefused."""
-    from workers.engines.online.settings import OnlineSettings
-    from workers.engines.openai_http.settings import OpenAISettings
+    from workers.engines.openai_http.settings import OpenAISettings, RemoteSettings
     from workers.engines.registry import engine_settings
     from workers.engines.vllm.settings import VllmSettings
 
@@ -45,7 +44,7 @@ def check_engine(engine: str, model: str | None) -> Iterator[Finding]:
     elif isinstance(section, OpenAISettings):
         key = section.api_key.get_secret_value() if section.api_key is not None else None
         yield from server_findings(section.base_url, key, name)
-    elif isinstance(section, OnlineSettings) and section.api_key is None:
+    elif isinstance(section, RemoteSettings) and section.api_key is None:
         variable = f"POSTBACK_ENGINE__{engine.upper()}__API_KEY"
         yield fault(f"the engine {engine} has no key", f"set {variable} to a key of the service")
 
@@ -131,9 +130,24 @@ def server_findings(base_url: str, key: str | None, model: str | None) -> Iterat
                 "give the key that right, or let the worker's first request show whether it may generate",
             )
         else:
-            yield warning(f"the server at {where} lists no models ({error.code})", "look at the server's log")
+            yield warning(
+                f"the server at {where} lists no models ({error.code})",
+                "end POSTBACK_ENGINE__OPENAI__BASE_URL with /v1, or look at the server's log",
+            )
         return
-    except (OSError, ValueError, RecursionError, HTTPException) as error:
+    except ValueError:
+        yield fault(
+            f"the server at {where} answers, and is no model server: its list of models is no JSON",
+            "correct POSTBACK_ENGINE__OPENAI__BASE_URL",
+        )
+        return
+    except TimeoutError:
+        yield fault(
+            f"the server at {where} hangs: it accepts connections, and gives no answer within {_ANSWER_SECONDS:g} s",
+            "restart it, and look at its log",
+        )
+        return
+    except (OSError, RecursionError, HTTPException) as error:
         yield fault(
             f"the server at {where} does not answer ({type(error).__name__})",
             "start it, or correct POSTBACK_ENGINE__OPENAI__BASE_URL",

@@ -1,11 +1,11 @@
-"""Checks the keyring, which may be missing, unreadable, open to other users, without keys, or of the first format."""
+"""Checks the keyring, which may be missing, unreadable, open to other users, or no keyring."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from operators.doctor.findings import Finding, fault, warning
+from operators.doctor.findings import Finding, fault
 
 
 def check_keyring(path: str | None, *, required: bool) -> Iterator[Finding]:
@@ -17,13 +17,9 @@ def check_keyring(path: str | None, *, required: bool) -> Iterator[Finding]:
             yield fault("POSTBACK_KEYRING is not set, and delivery signs with its keys", "set it to the keyring's path")
         return
     try:
-        keyring = Keyring.load(Path(path), by_root=True)
+        Keyring.load(Path(path), by_root=True)
     except KeyringMissing:
         yield fault(f"there is no keyring at {path}", "run `postback keys init`, or correct POSTBACK_KEYRING")
-        return
     except KeyringError as error:
         problem, _, fix = str(error).rpartition("; ")
         yield fault(problem, fix)
-        return
-    if keyring.format == 1:
-        yield warning(f"the keyring {path} has format 1: one key pair for all tenants", "run `postback keys migrate`")
