@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import hypothesis
 import psutil
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
+from kafka.net.inet import KafkaNetSocket
 from kafka.net.selector import NetworkSelector
 
 from devkit.broker import Broker
@@ -24,9 +26,14 @@ from gateway.store.store import Store
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
-from tests.one_vllm import OneVllm
 from tests.postgres_server import PostgresServer
 from tests.product import PARTITIONS, Product, running
+from tests.services import address, services_of
+
+pytest_plugins = ("tests.suite",)
+
+if TYPE_CHECKING:
+    from tests.fleet_here import FleetHere
 
 TIER_DELAYS_SECONDS = (0.3, 0.6)
 _ADMIN_TIMEOUT_SECONDS = 30.0
@@ -38,16 +45,16 @@ DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql))
 """The databases of the gateway's store, as parameters of a fixture."""
 
 # There is no deadline, because Hypothesis' default of 200 ms for an example would test the machine's speed. Each run
-# has the same examples, so that a failure is due to the change that is tested; only `hunt` draws new ones.
-hypothesis.settings.register_profile("postback", deadline=None, derandomize=True)
+# has the same examples, so that a failure is due to the change that is tested; only `hunt` draws new ones, each night.
+hypothesis.settings.register_profile("postback", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.register_profile("hunt", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("postback")
 
 
 @dataclass(frozen=True, slots=True)
-class ExternalBroker:
-    """A Kafka that ran before the tests: they use this broker and never stop it."""
+class SharedBroker:
+    """The Kafka that all tests share: a test that stops, kills or pauses brokers starts its own `Broker`."""
 
     bootstrap_servers: str
 
@@ -61,27 +68,26 @@ class MakeFleet(Protocol):
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker | ExternalBroker]:
-    """The session's Kafka: the one at POSTBACK_KAFKA__BOOTSTRAP_SERVERS if set, else our own on a free port.
-
-    All tests share this broker: a test that stops, kills or pauses brokers starts its own `Broker`.
-    """
+def broker(request: pytest.FixtureRequest) -> Iterator[SharedBroker]:
+    """The run's Kafka: the one at POSTBACK_KAFKA__BOOTSTRAP_SERVERS if set, else one for all processes of the run."""
     external = os.environ.get("POSTBACK_KAFKA__BOOTSTRAP_SERVERS")
     if external:
-        yield ExternalBroker(external)
-        return
-    with Broker.start() as own:
-        yield own
+        yield SharedBroker(external)
+    elif folder := services_of(request.config):
+        yield SharedBroker(address(folder, "kafka"))
+    else:
+        with Broker.start() as own:
+            yield SharedBroker(own.bootstrap_servers)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _kafka_python_closes_its_sockets() -> Iterator[None]:
     """Close the sockets that kafka-python 3.0.12 leaves open.
 
-    Its clients end with connections that are still being made, or have data to send. Python's collector then warns of
-    open sockets during any later test.
+    Its clients end with connections that are still being made, or have data to send, and forget those that were
+    refused. Python's collector then warns of open sockets during any later test.
     """
-    close = NetworkSelector.close
+    close, connect = NetworkSelector.close, KafkaNetSocket.sock_connect
 
     def close_all(net: NetworkSelector) -> None:
         sockets = [key.fileobj for key in net._selector.get_map().values()] if not net._closed else []
@@ -89,8 +95,19 @@ def _kafka_python_closes_its_sockets() -> Iterator[None]:
         for each in sockets:
             each.close()
 
+    async def connect_or_close(
+        own: KafkaNetSocket, net: NetworkSelector, sock: socket.socket, address: object, timeout_at: float | None = None
+    ) -> socket.socket:
+        try:
+            connected: socket.socket = await connect(own, net, sock, address, timeout_at)
+        except BaseException:
+            sock.close()
+            raise
+        return connected
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NetworkSelector, "close", close_all)
+        patch.setattr(KafkaNetSocket, "sock_connect", connect_or_close)
         yield
 
 
@@ -101,21 +118,21 @@ def topic_config() -> dict[str, str]:
 
 
 @pytest.fixture
-def fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
+def fleet(broker: SharedBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
     """Settings of a fleet for one test, with its topics; the topics are deleted when the test ends."""
     with _passing_fleet(broker, topic_config) as settings:
         yield settings
 
 
 @pytest.fixture(scope="module")
-def module_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
+def module_fleet(broker: SharedBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
     """One fleet for all tests of a module, which must tolerate each other's records."""
     with _passing_fleet(broker, topic_config) as settings:
         yield settings
 
 
 @contextmanager
-def _passing_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
+def _passing_fleet(broker: SharedBroker, topic_config: dict[str, str]) -> Iterator[KafkaSettings]:
     settings = _make_fleet(broker.bootstrap_servers, topic_config=topic_config)
     yield settings
     admin = AdminClient(settings.client_config())
@@ -124,10 +141,13 @@ def _passing_fleet(broker: Broker | ExternalBroker, topic_config: dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL, which all tests share: a test that kills a server starts its own."""
-    with PostgresServer() as own:
-        yield own
+def postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """The run's PostgreSQL, which all tests share: a test that kills a server starts its own."""
+    if folder := services_of(request.config):
+        yield PostgresServer(port=int(address(folder, "postgresql")))
+    else:
+        with PostgresServer() as own:
+            yield own
 
 
 @pytest.fixture(params=DATABASES)
@@ -184,6 +204,15 @@ def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iter
 
 
 @pytest.fixture
+def fleet_here(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[FleetHere]:
+    """The fleet with its roles in this process; no role runs yet."""
+    from tests.fleet_here import running_here
+
+    with running_here(fleet, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
 def product_with_tiers(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Callable[..., Product]]:
     """A function that makes a product with other tiers, given in seconds."""
     with ExitStack() as stack:
@@ -202,12 +231,6 @@ def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     # Store the line as a property of the test, because properties come with the test's report even from another
     # process.
     return lambda line: request.node.user_properties.append((_SHOWN, line))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneVllm | None:
-    """Replace `--dist loadfile` by its variant for tests of vLLM."""
-    return OneVllm(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

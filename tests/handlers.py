@@ -12,8 +12,8 @@ from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy
 from workers.engines.base import Engine
 from workers.enrichment.enrich import Enricher
-from workers.inference.handler import InferenceHandler
-from workers.inference.registry import Registry
+from workers.inference.handler import InferenceHandler, Parts
+from workers.inference.routing import Registry
 from workers.inference.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -42,15 +42,17 @@ def inference_handler(
     default lane.
     """
     return InferenceHandler(
-        engine,
-        enricher,
-        registry or Registry({"echo", "vllm", "default"}, None, dict(lanes or {})),
-        callbacks or EgressPolicy(),
-        TOPICS,
-        {} if topic_id is None else {TOPICS.requests(): topic_id},
-        settings or WorkerSettings(),
-        CLOCK,
-        metrics,
-        trust,
-        screen,
+        Parts(
+            engine=engine,
+            enricher=enricher,
+            registry=registry or Registry({"echo", "vllm", "default"}, None, dict(lanes or {})),
+            callback_policy=callbacks or EgressPolicy(),
+            topics=TOPICS,
+            topic_ids={} if topic_id is None else {TOPICS.requests(): topic_id},
+            settings=settings or WorkerSettings(),
+            clock=CLOCK,
+            metrics=metrics,
+            trust=trust,
+            screen=screen,
+        )
     )

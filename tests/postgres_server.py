@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from contextlib import closing, suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,19 +33,17 @@ _OPTIONS = {
 class PostgresServer:
     """A context manager of a PostgreSQL on a free loopback port. PostgreSQL refuses root, and then runs as `nobody`.
 
-    The role `postback` needs no password; other roles need one.
+    The role `postback` needs no password; other roles need one. With `port`, it stands for a server that runs there
+    already: then it must not be entered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._clock = SystemClock()
         self._programs = _programs()
-        self._folder = Path(tempfile.mkdtemp(prefix="postgres."))
+        self._folder = Path("/") if port else Path(tempfile.mkdtemp(prefix="postgres."))
         self._as: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._databases = 0
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = port or _free_port()
 
     def __enter__(self) -> Self:
         if os.geteuid() == 0:
@@ -62,8 +62,7 @@ class PostgresServer:
 
     def new_database(self, encoding: str = "UTF8") -> str:
         """Create an empty database; return its URL for SQLAlchemy."""
-        self._databases += 1
-        name = f"db{self._databases}"
+        name = f"db{uuid.uuid4().hex}"
         with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
             made = f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 STRATEGY file_copy"
             connection.execute(made.encode())
@@ -93,11 +92,25 @@ class PostgresServer:
             assert not deadline.passed, "PostgreSQL did not start"
             self._clock.sleep(0.02)
 
+    @contextmanager
+    def copied(self) -> Iterator[PostgresServer]:
+        """Yield a server with a copy of this stopped server's data, at the same address; it is not started."""
+        other = PostgresServer(self.port)
+        other._folder, other._as = Path(tempfile.mkdtemp(prefix="postgres.")), self._as
+        try:
+            if self._as:
+                shutil.chown(other._folder, "nobody", "nogroup")
+            subprocess.run(["cp", "-a", self._data, other._folder], check=True)
+            yield other
+        finally:
+            other.kill()
+            shutil.rmtree(other._folder, ignore_errors=True)
+
     def kill(self) -> None:
         """Send SIGKILL to all processes of the server, as when a machine dies."""
         if self._process is None:
             return
-        for process in self._all():
+        for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
@@ -127,7 +140,8 @@ class PostgresServer:
         )
         return {**os.environ, "LC_ALL": "C", **libraries}
 
-    def _all(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
+        """Return the server's first process and its children."""
         assert self._process is not None
         with suppress(psutil.NoSuchProcess):
             first = psutil.Process(self._process.pid)
@@ -154,6 +168,13 @@ class PostgresServer:
         except psycopg.OperationalError:
             return False
         return True
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _programs() -> Path:

@@ -35,22 +35,40 @@ def state_kept() -> Iterator[None]:
     A handler of log lines that outlived its test would write to a stream that is closed, and a later command would
     log its messages instead of printing them.
     """
-    root, levels = logging.getLogger(), [logger.level for logger in _LOGGERS]
+    root = logging.getLogger()
     handlers = root.handlers[:]
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     on_signals = {number: signal.getsignal(number) for number in _WATCHED}
     try:
-        yield
+        with role_settings_kept():
+            yield
     finally:
         say_in_log(None)
         root.handlers[:] = handlers
-        for logger, level in zip(_LOGGERS, levels, strict=True):
-            logger.setLevel(level)
         logging.captureWarnings(False)
         sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
         for number, handler in on_signals.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def role_settings_kept() -> Iterator[None]:
+    """Restore the levels of the loggers, and the settings of the process that a role changes for its records."""
+    levels = [logger.level for logger in _LOGGERS]
+    files, interval, collecting = (
+        resource.getrlimit(resource.RLIMIT_NOFILE),
+        sys.getswitchinterval(),
+        gc.get_threshold(),
+    )
+    try:
+        yield
+    finally:
+        for logger, level in zip(_LOGGERS, levels, strict=True):
+            logger.setLevel(level)
+        gc.set_threshold(*collecting)
+        sys.setswitchinterval(interval)
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
 
 
 def shared_state() -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""The product as its users run it: worker and delivery processes, a verifying receiver, and queries to Kafka."""
+"""The product as its users run it: processes of its roles, a verifying receiver, and queries to Kafka.
+
+`tests.fleet_here` runs the same roles in the test's process.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
@@ -141,25 +145,33 @@ class Callbacks:
         self.before_answer(received)
 
 
-@dataclass
-class Role:
-    """A running `postback worker` or `postback deliver`."""
+class Role(ABC):
+    """A running role of the product. Its log lines are read from a file."""
 
-    process: subprocess.Popen[bytes]
     log: Path
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask the role to drain and end, as SIGTERM does."""
 
     def terminate(self) -> int:
-        """Send SIGTERM; return the exit status after the drain."""
-        self.process.terminate()
-        return self.process.wait(60)
+        """Stop the role, and return its exit status after the drain."""
+        self.stop()
+        status = self.ended(60)
+        assert status is not None, f"the role did not drain: {self.said()[-2000:]}"
+        return status
+
+    @abstractmethod
+    def ended(self, seconds: float = 0) -> int | None:
+        """The exit status of a role that ended by itself within these seconds; None if it still runs."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End the role with its test, by the shortest way. A role that has ended is left alone."""
 
     @property
     def port(self) -> int:
-        """The port of the process's metrics, from its log line."""
+        """The port of the role's metrics, from its log line."""
         eventually(lambda: bool(self._announced()), 30, lambda: f"no port is announced: {self.said()[-2000:]}")
         return int(self._announced()[-1])
 
@@ -167,11 +179,11 @@ class Role:
         return self.log.read_text()
 
     def lines(self) -> list[dict[str, Any]]:
-        """The process's log lines; fails if one of them is not ECS."""
+        """The role's log lines; fails if one of them is not ECS."""
         return log_lines(self.said())
 
     def ready(self) -> tuple[bool, list[str]]:
-        """True if the process is ready, and the reasons if it is not."""
+        """True if the role is ready, and the reasons if it is not."""
         status, body = self._get("/readyz")
         answer = json.loads(body)
         assert answer["ready"] == (status == 200)
@@ -207,39 +219,62 @@ class Role:
 
 
 @dataclass
-class Product:
-    """One fleet of real processes, and queries to Kafka about it."""
+class RoleProcess(Role):
+    """A running `postback worker`, `deliver`, `gateway` or `exporter`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    end = kill
+
+    def stop(self) -> None:
+        self.process.terminate()
+
+    def ended(self, seconds: float = 0) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds)
+        return None
+
+
+R_co = TypeVar("R_co", bound=Role, covariant=True)
+
+
+@dataclass
+class Fleet(ABC, Generic[R_co]):
+    """One fleet: roles that a subclass starts, a verifying receiver, and queries to Kafka about the fleet."""
 
     kafka: KafkaSettings
     folder: Path
     keyring: Keyring = field(init=False)
     callbacks: Callbacks = field(init=False)
-    roles: list[Role] = field(default_factory=list)
-    through: tuple[str, ...] = ()
-    """A command that is put before each process's own command line and starts it."""
+    roles: list[R_co] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.keyring = Keyring.create(self.folder / "keyring.json", CLOCK)
         self.callbacks = Callbacks(self.keyring)
         configure_groups(self.kafka, [f"{self.kafka.topic_prefix}{group}" for group in GROUPS])
 
-    # -- processes -----------------------------------------------------------------------------------------------
+    # -- roles -----------------------------------------------------------------------------------------------------
 
-    def worker(self, replica: str, *arguments: str, **settings: str) -> Role:
+    def worker(self, replica: str, *arguments: str, **settings: str) -> R_co:
         """Start `postback worker`, with the echo engine unless arguments are given."""
         return self._start("worker", replica, arguments or ("--engine", "echo"), settings)
 
-    def deliver(self, replica: str, **settings: str) -> Role:
+    def deliver(self, replica: str, **settings: str) -> R_co:
         return self._start("deliver", replica, (), settings)
 
-    def gateway(self, replica: str, *arguments: str, **settings: str) -> Role:
+    def gateway(self, replica: str, *arguments: str, **settings: str) -> R_co:
         """Start `postback gateway`; see also tests/integration/gateway/gateway_process.py."""
         return self._start("gateway", replica, arguments, settings)
 
-    def exporter(self, replica: str, **settings: str) -> Role:
+    def exporter(self, replica: str, **settings: str) -> R_co:
         return self._start("exporter", replica, (), settings)
 
-    def _start(self, role: str, replica: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> Role:
+    def _start(self, role: str, replica: str, arguments: tuple[str, ...], settings: Mapping[str, str]) -> R_co:
         environment = {
             "POSTBACK_ENV": "development",
             "POSTBACK_REPLICA": replica,
@@ -248,23 +283,17 @@ class Product:
             **settings,
         }
         log = self.folder / f"{role}-{replica}-{len(self.roles)}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*self.through, POSTBACK, role, *arguments],
-                env=environment_of(self.kafka, **environment),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        started = Role(process, log)
+        started = self._started(role, arguments, environment_of(self.kafka, **environment), log)
         self.roles.append(started)
         return started
 
+    @abstractmethod
+    def _started(self, role: str, arguments: tuple[str, ...], environment: dict[str, str], log: Path) -> R_co:
+        """Start a role with this environment, and return it."""
+
+    @abstractmethod
     def end(self) -> None:
-        for role in self.roles:
-            role.process.kill()
-        for role in self.roles:
-            role.process.wait()
-        self.callbacks.end()
+        """End the roles and the receiver."""
 
     # -- input and output ------------------------------------------------------------------------------------------
 
@@ -354,7 +383,7 @@ class Product:
         )
 
     def last_lines(self) -> str:
-        """The last log lines of each process, for the message of a failed test."""
+        """The last log lines of each role, for the message of a failed test."""
         return "\n".join(line for role in self.roles for line in role.said().splitlines()[-20:])
 
     # -- whole-state assertions ------------------------------------------------------------------------------------
@@ -371,6 +400,30 @@ class Product:
         ids = {headers_of(message)[JOB_ID].decode() for message in self.read(self.kafka.topics.results)}
         assert ids == wanted
         assert len({repeats[0].webhook_id for repeats in events.values()}) == len(wanted)
+
+
+@dataclass
+class Product(Fleet[RoleProcess]):
+    """A fleet of real processes, for tests of signals, kills, exit statuses, memory and the environment.
+
+    All other tests take a `FleetHere`: the start of a process costs one to three seconds of processor time.
+    """
+
+    through: tuple[str, ...] = ()
+    """A command that is put before each process's own command line and starts it."""
+
+    def _started(self, role: str, arguments: tuple[str, ...], environment: dict[str, str], log: Path) -> RoleProcess:
+        with log.open("wb") as output:
+            command: list[str | Path] = [*self.through, POSTBACK, role, *arguments]
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        return RoleProcess(process, log)
+
+    def end(self) -> None:
+        for role in self.roles:
+            role.process.kill()
+        for role in self.roles:
+            role.process.wait()
+        self.callbacks.end()
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from http.server import BaseHTTPRequestHandler
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.http_handler import Answering
 from tests.postback_command import environment_of, postback_here
-from tests.product import Product, Role, eventually
+from tests.product import Fleet, Role, eventually
 
 REGISTRY = """
 [engines.here]
@@ -25,7 +25,7 @@ FAST = ("--sample", "1", "--canary-jobs", "3", "--per-second", "10000", "--max-j
 """Options of a rollout that decides within a few hundred jobs."""
 
 
-class Different(BaseHTTPRequestHandler):
+class Different(Answering):
     """A server of the chat completions API whose answers have other words than the question."""
 
     says = "<b>Something</b> else"
@@ -36,32 +36,24 @@ class Different(BaseHTTPRequestHandler):
     """True to close the connection at each question instead of answering it."""
 
     def do_GET(self) -> None:
-        self._answer(200, {"object": "list", "data": [{"id": "next", "object": "model"}]})
+        self.answer_json(200, {"object": "list", "data": [{"id": "next", "object": "model"}]})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body()
         if self.closes:
             self.close_connection = True
             return
         choice = {"index": 0, "message": {"role": "assistant", "content": self.says}, "finish_reason": "stop"}
         answer = {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
-        self._answer(self.status, answer if self.status == 200 else {"error": {"message": "the template is broken"}})
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        value = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(value)))
-        self.end_headers()
-        self.wfile.write(value)
-
-    def log_message(self, *_: object) -> None: ...
+        self.answer_json(
+            self.status, answer if self.status == 200 else {"error": {"message": "the template is broken"}}
+        )
 
 
 class RolloutFleet:
     """A worker with the alias `assistant`, and jobs for it that keep coming until a condition holds."""
 
-    def __init__(self, product: Product, worker: Role) -> None:
+    def __init__(self, product: Fleet[Role], worker: Role) -> None:
         self.product = product
         self.worker = worker
         self.numbers = count()
@@ -118,7 +110,7 @@ class RolloutFleet:
         return self.product.results()
 
 
-def echo_fleet(product: Product, folder: Path, registry: str = REGISTRY, **settings: str) -> RolloutFleet:
+def echo_fleet(product: Fleet[Role], folder: Path, registry: str = REGISTRY, **settings: str) -> RolloutFleet:
     """Start an echo worker with the models `small` and `next`; `assistant` is an alias of `small`.
 
     `registry` is the text of another registry with these models.

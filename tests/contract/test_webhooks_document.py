@@ -20,9 +20,10 @@ from devkit.receiver import Behaviour, Keys, Received
 from schemas.settings import KafkaSettings
 from schemas.signature import Signer, VerificationError, generate_secret, generate_signing_key, verify
 from tests.contract.consumers import PROGRAMS, Consumer, consuming
+from tests.fleet_here import FleetHere, running_here
 from tests.node_tools import STANDARDWEBHOOKS, modules, node
-from tests.postback_command import environment_of, postback
-from tests.product import CLOCK, Callbacks, Product, Role, eventually, running
+from tests.postback_command import environment_of, postback_here
+from tests.product import CLOCK, Callbacks, Role, eventually
 from workers.delivery.keyring import OVERLAP_SECONDS, Keyring
 
 pytestmark = pytest.mark.broker
@@ -37,22 +38,22 @@ WEBHOOK_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 class Fleet:
     """A fleet with an echo worker that also delivers, for all tests of this module."""
 
-    def __init__(self, product: Product) -> None:
-        self.product = product
-        self.role: Role = product.worker("w1", "--engine", "echo", "--with-delivery")
+    def __init__(self, fleet_here: FleetHere) -> None:
+        self.fleet_here = fleet_here
+        self.role: Role = fleet_here.worker("w1", "--engine", "echo", "--with-delivery")
 
     @property
     def jwks_url(self) -> str:
         return f"http://127.0.0.1:{self.role.port}/.well-known/jwks/default.json"
 
     def call_back(self, url: str, prompt: str = PROMPT) -> None:
-        self.product.submit([{"prompt": prompt, "callback_url": url}])
+        self.fleet_here.submit([{"prompt": prompt, "callback_url": url}])
 
     def callback(self, behaviour: Behaviour | None = None, attempts: int = 1, prompt: str = PROMPT) -> list[Received]:
         """All attempts of a real callback, as a receiver gets them; `attempts` is their number."""
-        callbacks = Callbacks(self.product.keyring)
+        callbacks = Callbacks(self.fleet_here.keyring)
         try:
-            self.product.keyring.follow(CLOCK.time())
+            self.fleet_here.keyring.follow(CLOCK.time())
             callbacks.up(behaviour)
             self.call_back(callbacks.url, prompt)
             eventually(lambda: len(callbacks.received) >= attempts, 60, "no callback comes")
@@ -63,18 +64,18 @@ class Fleet:
     @property
     def signer(self) -> Signer:
         """A signer with the fleet's keyring."""
-        return Keyring.load(self.product.keyring.path).signer("default", CLOCK.time())
+        return Keyring.load(self.fleet_here.keyring.path).signer("default", CLOCK.time())
 
     @property
     def secret(self) -> str:
         """The tenant's secret in the form in which a consumer gets it."""
-        return Keyring.load(self.product.keyring.path).secrets("default", CLOCK.time())[0]
+        return Keyring.load(self.fleet_here.keyring.path).secrets("default", CLOCK.time())[0]
 
 
 @pytest.fixture(scope="module")
 def fleet(module_fleet: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with running(module_fleet, tmp_path_factory.mktemp("fleet")) as product:
-        yield Fleet(product)
+    with running_here(module_fleet, tmp_path_factory.mktemp("fleet")) as fleet_here:
+        yield Fleet(fleet_here)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tup
     headers, body, webhook_id = webhook_headers(genuine), genuine.body, genuine.webhook_id or ""
     now = int(CLOCK.time())
     nobody = Signer([generate_secret()], [generate_signing_key()])
-    stranger = Keyring.load(fleet.product.keyring.path).signer("stranger", CLOCK.time())
+    stranger = Keyring.load(fleet.fleet_here.keyring.path).signer("stranger", CLOCK.time())
     strange = body.replace(b'"tenant":"default"', b'"tenant":"stranger"')
     changed = {
         "another body": (headers, body.replace(b"succeeded", b"cancelled")),
@@ -270,7 +271,7 @@ def test_headers_of_fetch_and_of_wsgi_have_to_be_translated_as_the_page_says(
 
 def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without_a_restart(fleet: Fleet) -> None:
     before = keys_of(fleet)
-    assert postback("keys", "rotate", env=environment(fleet)).returncode == 0
+    assert postback_here("keys", "rotate", env=environment(fleet)).returncode == 0
     rotated = keys_of(fleet)
     assert (rotated.secrets[1:], rotated.public_keys[1:]) == (before.secrets, before.public_keys)
     callback = callback_signed_with(fleet, rotated)
@@ -291,10 +292,10 @@ def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without
 
 @pytest.mark.usefixtures("genuine")  # the JWKS page shows a tenant's keys only after a callback
 def test_a_broken_keyring_stops_no_callback_and_is_logged(fleet: Fleet) -> None:
-    path = fleet.product.keyring.path
+    path = fleet.fleet_here.keyring.path
     whole = path.read_text()
     before = published(fleet)
-    fleet.product.keyring.refresh()  # the receiver reads the keyring now, since it cannot read the broken file later
+    fleet.fleet_here.keyring.refresh()  # the receiver reads the keyring now, since it cannot read the broken file later
     path.write_text('{"format": 1, "master": "hush')
     try:
         eventually(lambda: "keyring-reload-failed" in said(fleet), 60, "the log does not say it")
@@ -316,17 +317,17 @@ def said(fleet: Fleet) -> str:
 
 def keys_of(fleet: Fleet) -> Keys:
     """The tenant's current signing secrets, newest first."""
-    keyring, now = Keyring.load(fleet.product.keyring.path), CLOCK.time()
+    keyring, now = Keyring.load(fleet.fleet_here.keyring.path), CLOCK.time()
     return Keys(keyring.secrets("default", now), keyring.public_keys("default", now))
 
 
 def rotate(fleet: Fleet, overlap_seconds: float = OVERLAP_SECONDS) -> None:
     """Rotate the tenant's keys from outside the signing process."""
-    Keyring.load(fleet.product.keyring.path).rotate("default", CLOCK.time(), overlap_seconds)
+    Keyring.load(fleet.fleet_here.keyring.path).rotate("default", CLOCK.time(), overlap_seconds)
 
 
 def environment(fleet: Fleet) -> dict[str, str]:
-    return environment_of(POSTBACK_KEYRING=fleet.product.keyring.path)
+    return environment_of(POSTBACK_KEYRING=fleet.fleet_here.keyring.path)
 
 
 def published(fleet: Fleet) -> list[str]:
@@ -367,11 +368,11 @@ def signed_with(received: Received, keys: Keys) -> bool:
 
 def assert_no_key_is_told(fleet: Fleet, secrets: list[str]) -> None:
     """Assert that neither the log nor a page of the process shows a secret or a master."""
-    content = json.loads(fleet.product.keyring.path.read_text())
+    content = json.loads(fleet.fleet_here.keyring.path.read_text())
     hidden = [secret.removeprefix("whsec_") for secret in secrets]
     hidden += [master["secret"] for master in content["masters"]]
     told = fleet.role.said()
-    for path in ("/metrics", "/healthz", "/readyz", "/.well-known/jwks.json", "/.well-known/jwks/default.json"):
+    for path in ("/metrics", "/healthz", "/readyz", "/.well-known/jwks/default.json"):
         with urllib.request.urlopen(f"http://127.0.0.1:{fleet.role.port}{path}", timeout=30) as answer:
             told += answer.read().decode()
     assert "keyring-reloaded" in told

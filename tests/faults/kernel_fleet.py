@@ -128,12 +128,22 @@ class Ledgers:
             for number in consumer.list_topics(topic, timeout=20).topics[topic].partitions
         }
         consumer.close()
-        asked = ConsumerGroupTopicPartitions(
-            f"{self.kafka.topic_prefix}{group}", [TopicPartition(topic, n) for n in ends]
-        )
+        committed = {place.partition: place.offset for place in self.progress(group)}
+        return sum(end - max(0, committed.get(number, 0)) for number, end in ends.items())
+
+    def progress(self, group: str = "inference") -> list[TopicPartition]:
+        """The group's committed offsets in the requests' topic, with their metadata."""
         admin = AdminClient(self.kafka.client_config())
-        committed = next(iter(admin.list_consumer_group_offsets([asked]).values())).result(20).topic_partitions
-        return sum(ends[p.partition] - max(0, p.offset) for p in committed)
+        asked = ConsumerGroupTopicPartitions(f"{self.kafka.topic_prefix}{group}")
+        found = next(iter(admin.list_consumer_group_offsets([asked]).values())).result(20).topic_partitions
+        return [place for place in found if place.topic == self.kafka.topics.requests()]
+
+    def commit(self, progress: list[TopicPartition], group: str = "inference") -> None:
+        """Commit this progress for a group without members."""
+        admin = AdminClient(self.kafka.client_config())
+        asked = ConsumerGroupTopicPartitions(f"{self.kafka.topic_prefix}{group}", progress)
+        written = next(iter(admin.alter_consumer_group_offsets([asked]).values())).result(20)
+        assert [place.error for place in written.topic_partitions] == [None] * len(progress)
 
     def remove_before(self, offset: int) -> None:
         """Delete the records below `offset` from the requests' first partition, as retention does."""

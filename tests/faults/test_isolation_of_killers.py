@@ -24,7 +24,7 @@ def test_a_record_that_kills_its_worker_or_its_engine_is_given_up_alone(
     end = time.monotonic() + 200
     while sum(ledgers.results().values()) < JOBS and time.monotonic() < end:
         deaths += processes.keep_alive("a")
-        time.sleep(0.5)
+        time.sleep(0.2)
     ledgers.assert_each_exactly_once(JOBS)
     assert (deaths >= 3) == (deed == "kill")
     outcomes = {value_of(m).decode(): headers_of(m)["outcome"] for m in ledgers.read(ledgers.kafka.topics.results)}

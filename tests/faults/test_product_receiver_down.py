@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.product import Product, eventually
+from operators.topics import create_topics
+from schemas.settings import KafkaSettings
+from tests.fleet_here import FleetHere, running_here
+from tests.product import PARTITIONS, eventually
 
 pytestmark = pytest.mark.broker
 
 NOBODY = "http://127.0.0.1:9/hook"
 """The discard port, on which nothing listens."""
-TIERS = (0.3, 8.0)
+TIERS = (0.3, 15.0)
 """The second wait is long enough for the test to notice the first failures and start the receiver."""
 
 
 @pytest.fixture
-def patient(product_with_tiers: Callable[..., Product]) -> Product:
-    return product_with_tiers(*TIERS)
+def patient(fleet: KafkaSettings, tmp_path: Path) -> Iterator[FleetHere]:
+    kafka = fleet.model_copy(update={"tier_delays_seconds": TIERS, "partitions": PARTITIONS})
+    create_topics(kafka)
+    with running_here(kafka, tmp_path) as started:
+        yield started
 
 
 def test_a_returning_receiver_gets_missed_events_and_untaken_ones_are_dead_letters(
-    patient: Product,
+    patient: FleetHere,
 ) -> None:
     patient.callbacks.up()
     patient.callbacks.down()  # from here on the port is reserved, and refuses connections

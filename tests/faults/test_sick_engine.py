@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.fleet_here import FleetHere
 from tests.messages import headers_of
-from tests.product import Product
 
 pytestmark = pytest.mark.broker
 
@@ -34,14 +34,14 @@ def test_an_engine_that_dies_at_every_job_ends_its_worker_and_another_one_answer
     assert "partition-left-open" not in processes.log("b"), "the sick worker did not give its partitions back"
 
 
-def test_a_worker_whose_engine_completes_nothing_ends_with_one_line_that_says_why(product: Product) -> None:
+def test_a_worker_whose_engine_completes_nothing_ends_with_one_line_that_says_why(fleet_here: FleetHere) -> None:
     """An invalid job completes without the engine, and so is no proof that the engine works."""
     dying = json.dumps({"prompt": "[[crash-engine]]"}).encode()
-    product.put([dying, b"no job", dying, dying, b"no job", dying, dying, dying])
-    worker = product.worker("w1")
-    assert worker.process.wait(90) == 1
+    fleet_here.put([dying, b"no job", dying, dying, b"no job", dying, dying, dying])
+    worker = fleet_here.worker("w1")
+    assert worker.ended(90) == 1
     said = worker.lines()[-1]["message"]
     assert said.startswith("the engine died each time at jobs that ran alone")
     assert "No job was given up" in said
-    reasons = {headers_of(letter)["reason"] for letter in product.read(product.kafka.topics.dead_letters)}
+    reasons = {headers_of(letter)["reason"] for letter in fleet_here.read(fleet_here.kafka.topics.dead_letters)}
     assert reasons <= {b"rejected"}

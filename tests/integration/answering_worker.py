@@ -1,9 +1,10 @@
-"""Answers jobs one by one without Kafka: a worker's handler with a real enricher and a real engine, echo by default."""
+"""Answers jobs one by one without Kafka and readers' processes: a worker's handler with a real enricher and engine."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Self
 
 from schemas.codec import read_result
@@ -11,9 +12,12 @@ from schemas.result import Result
 from telemetry.metrics import Metrics
 from tests.handlers import TOPICS, inference_handler
 from tests.integration.raw_server import CLOCK, LOOPBACK, PATIENT
+from tests.readers_here import readers_here
 from workers.egress import Guard
+from workers.engines.address import AddressEngine
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine, EchoSettings
+from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
@@ -21,27 +25,38 @@ from workers.stage.record import Output, Record
 
 
 class AnsweringWorker:
-    """An asynchronous context manager of a worker. The caller starts and closes an engine that it passes in."""
+    """An asynchronous context manager of a worker. The caller starts and closes an engine that it passes in.
+
+    If `confined`, readers are processes with their limits, which hostile pages need.
+    """
 
     def __init__(
         self,
         cache: CacheSettings | None = None,
         engine: Engine | None = None,
         enrichment: EnrichmentSettings = PATIENT,
+        *,
+        confined: bool = False,
     ) -> None:
         self.metrics = Metrics()
-        self._enricher = Enricher(enrichment, Guard(LOOPBACK), CLOCK, self.metrics, cache=cache)
-        engine = engine or EchoEngine(EchoSettings(), self.metrics)
+        profiles = Profiles.load(enrichment.profiles_folder)
+        self._enricher = Enricher(enrichment, Guard(LOOPBACK), CLOCK, self.metrics, profiles=profiles, cache=cache)
+        engine = AddressEngine(engine or EchoEngine(EchoSettings(), self.metrics), None)
         self._handler = inference_handler(engine, self._enricher, self.metrics, topic_id="uuid")
         self.engine_watch = self._handler.engine_watch
         self._offset = 0
+        self._confined = confined
+        self._reading = ExitStack()
 
     async def __aenter__(self) -> Self:
+        if not self._confined:
+            self._reading.enter_context(readers_here())
         await self._enricher.start()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._enricher.close()
+        self._reading.close()
 
     async def answer(self, question: str, *urls: str, profile: str = "default", **fields: Any) -> Result:
         """The one result of a job with these sources; `fields` are the job's other fields."""

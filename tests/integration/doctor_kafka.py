@@ -131,6 +131,9 @@ def broken_fleet(bootstrap_servers: str) -> KafkaSettings:
     _configure(admin, names.endpoints, "cleanup.policy", "delete")
     _configure(admin, names.batch_requests, "min.insync.replicas", "2")
     _deny(admin, names.tier(0.5))
+    _deny(admin, names.attempts, AclOperation.DESCRIBE_CONFIGS)
+    _deny(admin, f"{kafka.topic_prefix}expansion", AclOperation.READ, ResourceType.GROUP)
+    _deny(admin, f"{kafka.topic_prefix}expansion.doctor", AclOperation.WRITE, ResourceType.TRANSACTIONAL_ID)
     return kafka
 
 
@@ -148,7 +151,9 @@ def _put_records(kafka: KafkaSettings) -> None:
         tenant="acme", url="https://hooks.example/in?token=s3cret", state=EndpointState.DISABLED, at=now_ms
     )
     producer.produce(names.endpoints, write_endpoint(disabled), key_bytes(disabled.key), 0)
-    for replica, version, at in (("w1", "1.0", now_ms), ("w2", "2.0", now_ms + 3_600_000)):
+    # Three announcements at once, as of two processes with the name w3.
+    workers = ("w1", "1.0", now_ms), ("w2", "2.0", now_ms + 3_600_000), *(("w3", "1.0", now_ms),) * 3
+    for replica, version, at in workers:
         said = announcement(replica, None, ["echo"], at, version)
         producer.produce(names.workers, write_announcement(said), worker_key(replica), 0)
     assert producer.flush(_SECONDS) == 0
@@ -161,12 +166,23 @@ def _configure(admin: AdminClient, topic: str, name: str, value: str) -> None:
         changed.result(_SECONDS)
 
 
-def _deny(admin: AdminClient, topic: str) -> None:
-    """Deny writes to a topic. Allow all else by a rule, since a topic's first rule ends Kafka's default of allowing."""
-    rules = [(AclOperation.WRITE, AclPermissionType.DENY), (AclOperation.ALL, AclPermissionType.ALLOW)]
+def _deny(
+    admin: AdminClient,
+    name: str,
+    denied: AclOperation = AclOperation.WRITE,
+    kind: ResourceType = ResourceType.TOPIC,
+) -> None:
+    """Deny an operation on a resource.
+
+    On a topic, allow all else by a rule, since a resource's first rule ends Kafka's default of allowing. Another
+    resource keeps no right: a right to another operation would include Describe.
+    """
+    rules = [(denied, AclPermissionType.DENY)]
+    if kind is ResourceType.TOPIC:
+        rules.append((AclOperation.ALL, AclPermissionType.ALLOW))
     bindings = [
-        AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", may, kind)
-        for may, kind in rules
+        AclBinding(kind, name, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", may, permission)
+        for may, permission in rules
     ]
     for made in admin.create_acls(bindings).values():
         made.result(_SECONDS)

@@ -98,8 +98,7 @@ def _request(body: dict[str, Any]) -> GenerationRequest:
         messages=messages or None,
         max_tokens=body["max_tokens"],
         temperature=body.get("temperature"),
-        top_p=body.get("top_p"),
-        stop=tuple(body.get("stop", ())),
+        sampling={name: body[name] for name in ("stop",) if name in body},
         n=body.get("n", 1),
         top_logprobs=body.get("top_logprobs", 0) if asked is True else asked,
     )

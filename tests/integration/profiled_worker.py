@@ -1,10 +1,10 @@
-"""A worker's handler with search services and profiles; all of it is real, except Kafka."""
+"""A worker's handler with search services and profiles; all is real, except Kafka and the readers' processes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,9 +17,11 @@ from schemas.result import Result
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS, inference_handler
+from tests.readers_here import readers_here
 from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine, EchoSettings
+from workers.enrichment.answering.judging import Judge, Verdict
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.base import SearchProvider
@@ -31,6 +33,16 @@ from workers.inference.handler import InferenceHandler
 from workers.stage.record import Record
 
 LOOPBACK = EgressPolicy(allow=(ip_network("127.0.0.0/8"),))
+
+
+class _Agrees:
+    """A judge that supports each sentence that the rules leave open."""
+
+    async def judge(self, sentence: str, premises: Sequence[str]) -> Verdict:
+        return Verdict.SUPPORTED
+
+
+AGREES = _Agrees()
 
 
 class Worker:
@@ -87,7 +99,9 @@ async def working(
     fresh: float = 600.0,
     others: Mapping[str, SearchProvider] | None = None,
     inside: Path | None = None,
-    checks: int = 0,
+    entailment: str | None = None,
+    seconds: float = 2.0,
+    judge: Judge | None = AGREES,
     clock: Clock = CLOCK,
     **sections: str,
 ) -> AsyncIterator[Worker]:
@@ -103,17 +117,20 @@ async def working(
         budget_seconds=budget,
         member_seconds=60.0,
         search_fresh_seconds=fresh,
-        checked_sentences=checks,
+        entailment=entailment,
+        entailment_seconds=seconds,
     )
     enricher = Enricher(settings, Guard(guard), clock, metrics, found, Profiles.load(folder, found))
+    enricher.judge = judge
     used = engine or EchoEngine(EchoSettings(), metrics)
     handler = inference_handler(used, enricher, metrics)
-    await connections.start()
-    await enricher.start()
-    await used.start()
-    try:
-        yield Worker(handler, metrics)
-    finally:
-        await used.close()
-        await enricher.close()
-        await connections.close()
+    with readers_here():
+        await connections.start()
+        await enricher.start()
+        await used.start()
+        try:
+            yield Worker(handler, metrics)
+        finally:
+            await used.close()
+            await enricher.close()
+            await connections.close()

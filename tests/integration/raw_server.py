@@ -10,6 +10,7 @@ from ipaddress import ip_network
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.readers_here import readers_here
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
@@ -100,3 +101,13 @@ async def enriching(
         yield enricher
     finally:
         await enricher.close()
+
+
+@asynccontextmanager
+async def reading_here(
+    guard: Guard | None = None, metrics: Metrics | None = None, /, **settings: object
+) -> AsyncIterator[Enricher]:
+    """Like `enriching`, for tests that are not about the readers' processes: the pages are read in this process."""
+    with readers_here():
+        async with enriching(guard, metrics, **settings) as enricher:
+            yield enricher

@@ -18,7 +18,7 @@ NOBODY = 65534
 
 
 def main() -> None:
-    """Print the files that another process of the same user may open, before `keep_secrets` and after."""
+    """Print the files that another process of the same user may open, before `harden_process` and after."""
     Metrics()  # imports the needed modules while root's files are still readable
     if os.geteuid() == 0:
         os.setgroups([])
@@ -27,7 +27,7 @@ def main() -> None:
         # The change of user cleared this flag. Set it again, as an exec would.
         secrecy.prctl(secrecy.PR_SET_DUMPABLE, 1)
     before = opened_by_another()
-    secrecy.keep_secrets()
+    secrecy.harden_process()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     names = [sample.name for metric in registry.collect() for sample in metric.samples]

@@ -28,9 +28,10 @@ from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
-from tests.postback_command import environment_of, postback, postback_here
-from tests.product import Product, eventually, running
+from tests.fleet_here import FleetHere, running_here
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
+from tests.postback_command import environment_of, postback_here
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -137,20 +138,20 @@ def _binding(prefix: str, row: re.Match[str], may: str, user: str) -> AclBinding
 
 
 @pytest.fixture
-def product(guarded: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+def fleet_here(guarded: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[FleetHere]:
     admin = AdminClient(guarded.client_config())
     for made in admin.create_acls(documented(guarded.topic_prefix)).values():
         made.result(20)
-    with running(guarded, tmp_path) as started:
+    with running_here(guarded, tmp_path) as started:
         yield started
 
 
-def test_every_role_does_its_work_with_the_operations_of_the_table(product: Product) -> None:
-    fleet = product.kafka
+def test_every_role_does_its_work_with_the_operations_of_the_table(fleet_here: FleetHere) -> None:
+    fleet = fleet_here.kafka
 
     def run(user: str, *arguments: str, given: bytes = b"") -> str:
-        done = postback(*arguments, env=environment_of(fleet, **credentials(user)), given=given)
-        assert done.returncode == 0, (arguments, done.stderr)
+        done = postback_here(*arguments, env=environment_of(fleet, **credentials(user)), given=given)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     for _ in range(2):  # the first run creates the topics, and the second compares them
@@ -159,21 +160,21 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
         assert "not compared" not in told
     assert "a killed worker's partitions go to other workers after 6 s" in told
 
-    product.callbacks.up()
-    worker = product.worker("w1", **credentials("worker"))
-    delivery = product.deliver("d1", **credentials("delivery"))
-    exporter = product.exporter("e1", **credentials("exporter"))
-    shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow", **credentials("worker"))
+    fleet_here.callbacks.up()
+    worker = fleet_here.worker("w1", **credentials("worker"))
+    delivery = fleet_here.deliver("d1", **credentials("delivery"))
+    exporter = fleet_here.exporter("e1", **credentials("exporter"))
+    shadow = fleet_here.worker("s1", "--engine", "echo", "--model", "next", "--shadow", **credentials("worker"))
     run("operator", "rollout", "start", "--alias", "default", "--candidate", "next", "--sample", "1")
     jobs = b"".join(json.dumps({"job_id": f"job_{number}", "prompt": "Why?"}).encode() + b"\n" for number in range(6))
-    answered = run("producer", "submit", "-", "--callback-url", product.callbacks.url, "--wait", given=jobs)
+    answered = run("producer", "submit", "-", "--callback-url", fleet_here.callbacks.url, "--wait", given=jobs)
     assert "6 of 6" in answered
-    product.wait_for_callbacks(6, 60)
+    fleet_here.wait_for_callbacks(6, 60)
     named = b'{"prompt": "Why?", "model_id": "gpt-4o-mini"}'
     for user in ("producer", "keeper"):
         assert 'no worker announces "gpt-4o-mini"' in run(user, "submit", "-", "--check", given=named)
-    product.put([b"{}"])  # this record is no job, so it becomes a dead letter
-    eventually(lambda: len(product.dead_letters()) == 1, 30, "what is no job is not given up")
+    fleet_here.put([b"{}"])  # this record is no job, so it becomes a dead letter
+    eventually(lambda: len(fleet_here.dead_letters()) == 1, 30, "what is no job is not given up")
 
     assert "delivered" in run("operator", "deliveries", "job_0")
     assert "in all" in run("operator", "backlog")
@@ -185,7 +186,7 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
     assert run("operator", "replay", "--tenant", "default", "--yes")
     assert run("operator", "replay", "--tenant", "default", "--undelivered", "--yes")
     assert run("operator", "dead-letters", "redrive", "--yes")
-    eventually(lambda: len(product.callbacks.received) >= 12, 60, "the replayed event is not called back")
+    eventually(lambda: len(fleet_here.callbacks.received) >= 12, 60, "the replayed event is not called back")
     assert exporter.page("/backlog")[1]["models"] == {"default": 1, "echo": 1}
     compared = "postback_rollout_samples_total{compared}"
     eventually(lambda: shadow.metrics().get(compared, 0) >= 6, 60, "the shadow worker compares nothing")
@@ -198,20 +199,21 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(product: Prod
         assert role.terminate() == 0
 
 
-def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Product) -> None:
-    topics = postback("topics", "create", env=environment_of(product.kafka, **credentials("topics")))
+def test_a_gateway_does_its_work_with_the_operations_of_the_table(fleet_here: FleetHere) -> None:
+    topics = postback_here("topics", "create", env=environment_of(fleet_here.kafka, **credentials("topics")))
     assert topics.returncode == 0, topics.stderr
-    product.callbacks.tenants = ("acme",)
-    product.callbacks.up()
-    product.worker("w2", **credentials("worker"))
-    product.deliver("d2", **credentials("delivery"))
-    with gateway_process(product, **credentials("gateway")) as door:
+    fleet_here.callbacks.tenants = ("acme",)
+    fleet_here.callbacks.up()
+    fleet_here.worker("w2", **credentials("worker"))
+    fleet_here.deliver("d2", **credentials("delivery"))
+    with running_gateway(fleet_here, **credentials("gateway")) as door:
         key = door.key("acme")
-        told = {"name": "all", "url": product.callbacks.url, "event_types": ["inference.succeeded"]}
+        told = {"name": "all", "url": fleet_here.callbacks.url, "event_types": ["inference.succeeded"]}
         assert door.post("/v1/webhook_endpoints", key, json=told).status_code == 200
         assert door.post("/v1/jobs", key, json={"job_id": "by-http", "prompt": "Why?"}).status_code == 202
-        eventually(lambda: bool(product.callbacks.events.get("by-http")), 120, door.role.said)
-        assert "echo" in [each["id"] for each in door.get("/v1/models", key).json()["data"]]
+        eventually(lambda: bool(fleet_here.callbacks.events.get("by-http")), 120, door.role.said)
+        listed = door.get("/v1/models", key).json()
+        assert "echo" in [each["id"] for each in listed.get("data", ())], listed
 
         body = {"model": "echo", "messages": [{"role": "user", "content": "Why?"}]}
         line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -223,13 +225,13 @@ def test_a_gateway_does_its_work_with_the_operations_of_the_table(product: Produ
         assert door.post("/v1/jobs", key, json={"job_id": "late", "prompt": "Why?"}).status_code == 202
         assert door.post("/v1/jobs/late/cancel", key).status_code in (200, 409)
 
-        redriven = product.kafka.topics.redriven
+        redriven = fleet_here.kafka.topics.redriven
         # The tests of this file share their topics, which may already hold dead letters and marks.
-        before, marks = len(product.dead_letters()), len(product.read(redriven))
-        product.put([b"{}"], [("tenant", b"acme")])  # this record is no job, so it becomes a dead letter
-        eventually(lambda: len(product.dead_letters()) > before, 60, door.role.said)
+        before, marks = len(fleet_here.dead_letters()), len(fleet_here.read(redriven))
+        fleet_here.put([b"{}"], [("tenant", b"acme")])  # this record is no job, so it becomes a dead letter
+        eventually(lambda: len(fleet_here.dead_letters()) > before, 60, door.role.said)
         assert "The letter is put back." in redriven_by_the_page(door, key)
-        assert len(product.read(redriven)) == marks + 1
+        assert len(fleet_here.read(redriven)) == marks + 1
         assert "AUTHORIZATION" not in door.role.said()
 
 
@@ -244,10 +246,10 @@ def redriven_by_the_page(door: Gateway, key: str) -> str:
 
 
 def test_a_receipt_needs_read_access_to_the_lanes_only_to_resume_an_interrupted_run_and_says_so_without_it(
-    product: Product, tmp_path: Path
+    fleet_here: FleetHere, tmp_path: Path
 ) -> None:
-    fleet, jobs = product.kafka, tmp_path / "jobs.jsonl"
-    assert postback("topics", "create", env=environment_of(fleet, **credentials("topics"))).returncode == 0
+    fleet, jobs = fleet_here.kafka, tmp_path / "jobs.jsonl"
+    assert postback_here("topics", "create", env=environment_of(fleet, **credentials("topics"))).returncode == 0
     jobs.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
 
     def submit(user: str, receipt: Path) -> subprocess.CompletedProcess[str]:
@@ -282,9 +284,9 @@ def settle(fleet: KafkaSettings, job_id: str) -> None:
     assert producer.flush(20) == 0
 
 
-def test_readers_of_the_table_get_results_and_others_see_the_refused_operation(product: Product) -> None:
-    fleet = product.kafka
-    assert postback("topics", "create", env=environment_of(fleet, **credentials("topics"))).returncode == 0
+def test_readers_of_the_table_get_results_and_others_see_the_refused_operation(fleet_here: FleetHere) -> None:
+    fleet = fleet_here.kafka
+    assert postback_here("topics", "create", env=environment_of(fleet, **credentials("topics"))).returncode == 0
     settle(fleet, "job_read")
     for user, status, said in (
         ("collector", 0, "1 of 1 jobs have a result, 1 succeeded"),
@@ -295,28 +297,27 @@ def test_readers_of_the_table_get_results_and_others_see_the_refused_operation(p
         assert done.stderr.startswith(f"postback: {said}")
 
 
-def test_a_topic_with_hidden_configuration_is_reported_as_not_compared(product: Product) -> None:
-    env = environment_of(product.kafka, **credentials("topics"))
-    assert postback("topics", "create", env=env).returncode == 0
+def test_a_topic_with_hidden_configuration_is_reported_as_not_compared(fleet_here: FleetHere) -> None:
+    env = environment_of(fleet_here.kafka, **credentials("topics"))
+    assert postback_here("topics", "create", env=env).returncode == 0
     hidden = AclBinding(
         ResourceType.TOPIC,
-        product.kafka.topics.results,
+        fleet_here.kafka.topics.results,
         ResourcePatternType.LITERAL,
         "User:topics",
         "*",
         AclOperation.DESCRIBE_CONFIGS,
         AclPermissionType.DENY,
     )
-    admin = AdminClient(product.kafka.client_config())
+    admin = AdminClient(fleet_here.kafka.client_config())
     admin.create_acls([hidden])[hidden].result(20)
     try:
-        done = postback("topics", "create", env=env)
+        done = postback_here("topics", "create", env=env)
     finally:
         admin.delete_acls([_filter_of(hidden)])[_filter_of(hidden)].result(20)
     assert done.returncode == 0
-    told = (
-        f"postback: the configuration of {product.kafka.topics.results} was not compared: the broker does not show it"
-    )
+    results = fleet_here.kafka.topics.results
+    told = f"postback: the configuration of {results} was not compared: the broker does not show it"
     assert [line for line in done.stderr.splitlines() if line.startswith(told)]
 
 
@@ -332,9 +333,9 @@ def _filter_of(binding: AclBinding) -> AclBindingFilter:
     )
 
 
-def test_a_producer_may_not_read_what_others_ask(product: Product) -> None:
+def test_a_producer_may_not_read_what_others_ask(fleet_here: FleetHere) -> None:
     """Proves that the ACLs are in force."""
-    env = environment_of(product.kafka, **credentials("producer"))
-    done = postback("dead-letters", "list", env=env)
+    env = environment_of(fleet_here.kafka, **credentials("producer"))
+    done = postback_here("dead-letters", "list", env=env)
     assert done.returncode == 1
     assert "Kafka refuses access" in done.stderr

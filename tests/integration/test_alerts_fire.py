@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from operators.certificates import Leaf, init, issue
 from operators.certificates.lifetimes import LEAF_DAYS
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
-from tests.http_handler import handling
+from tests.http_handler import Answering, handling
 from tests.integration.gateway.gateway_process import Gateway, start_gateway
 from tests.integration.test_certs_command import NOW
 from tests.postback_command import environment_of, postback
@@ -129,16 +128,11 @@ def run(product: Product, *command: str) -> None:
 def webhook(notified: set[tuple[str, str]]) -> Iterator[str]:
     """An operator's webhook, which keeps each alert's name and state."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.body())
             notified.update((alert["labels"]["alertname"], alert["status"]) for alert in body["alerts"])
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            pass
+            self.answer(200)
 
     with handling(Handler) as url:
         yield f"{url}/"

@@ -8,27 +8,27 @@ from pathlib import Path
 import pytest
 
 from telemetry.clock import SystemClock
-from tests.postback_command import environment_of, postback, postback_here
-from tests.product import Product
+from tests.fleet_here import FleetHere
+from tests.postback_command import environment_of, postback_here
 from workers.delivery.keyring import Keyring
 
 
 @pytest.mark.broker
-def test_the_command_measures_a_fleet_and_says_if_a_job_did_not_succeed(product: Product) -> None:
+def test_the_command_measures_a_fleet_and_says_if_a_job_did_not_succeed(fleet_here: FleetHere) -> None:
     env = environment_of(
-        product.kafka,
+        fleet_here.kafka,
         POSTBACK_ENV="development",
-        POSTBACK_KEYRING=product.folder / "keyring.json",
+        POSTBACK_KEYRING=fleet_here.folder / "keyring.json",
         POSTBACK_EGRESS__ALLOW_CALLBACKS="127.0.0.1/32",
     )
-    nobody = postback("bench-fleet", "--model", "echo", "--jobs", "3", "--timeout", "1", env=env)
+    nobody = postback_here("bench-fleet", "--model", "echo", "--jobs", "3", "--timeout", "1", env=env)
     assert nobody.returncode == 1
     assert "3 of 3 jobs did not succeed in time" in nobody.stderr
     assert [cell.strip() for cell in nobody.stdout.splitlines()[2].split("|")[1:4]] == ["3", "0", "0"]
 
-    product.worker("w1")
-    product.deliver("d1")
-    done = postback("bench-fleet", "--model", "echo", "--jobs", "40", "--json", env=env)
+    fleet_here.worker("w1")
+    fleet_here.deliver("d1")
+    done = postback_here("bench-fleet", "--model", "echo", "--jobs", "40", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     assert {name: said[name] for name in ("model", "jobs", "accepted", "called_back", "outcomes")} == {

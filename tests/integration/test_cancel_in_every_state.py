@@ -36,9 +36,9 @@ from workers.engines.base import GenerationRequest
 from workers.engines.vllm import VllmEngine
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.cancellations import KEPT_MS
-from workers.inference.handler import InferenceHandler
-from workers.inference.registry import Registry
+from workers.inference.handler import InferenceHandler, Parts
+from workers.inference.lifetime import KEPT_MS
+from workers.inference.routing import Registry
 from workers.inference.settings import WorkerSettings
 from workers.kafka.compacted import CompactedTopic
 from workers.stage.build import group_stage
@@ -90,15 +90,17 @@ class Worker:
         topics = self._kafka.topics
         registry = Registry((*self._engine.models, "default"), self._lane, {LANE: LANE})
         handler = InferenceHandler(
-            self._engine,
-            self._enricher,
-            registry,
-            EgressPolicy(),
-            topics,
-            {},
-            WorkerSettings(lane=self._lane),
-            CLOCK,
-            self._metrics,
+            Parts(
+                engine=self._engine,
+                enricher=self._enricher,
+                registry=registry,
+                callback_policy=EgressPolicy(),
+                topics=topics,
+                topic_ids={},
+                settings=WorkerSettings(lane=self._lane),
+                clock=CLOCK,
+                metrics=self._metrics,
+            )
         )
         self._control = CompactedTopic(self._kafka, topics.control, handler.cancellations.apply, CLOCK, KEPT_MS)
         await self._control.start()

@@ -16,8 +16,8 @@ from workers.engines.base import EngineAway
 from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
-from workers.inference.registry import Ours, Registry
-from workers.inference.registry_watch import RegistryWatch
+from workers.inference.routing import Ours, Registry
+from workers.roles.model_registry import RegistryWatch
 
 WITH_ALIAS = ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n')
 

@@ -138,8 +138,8 @@ def test_a_model_has_its_time_to_load_before_liveness_counts(role: str) -> None:
         "livenessProbe": {"path": "/healthz", "port": "metrics"},
         "readinessProbe": {"path": "/readyz", "port": "metrics"},
     }
-    assert {"name": "metrics", "containerPort": 9100} in container["ports"]
-    assert "--host 0.0.0.0 --metrics-port 9100" in " ".join(container["args"])
+    assert {"name": "metrics", "containerPort": 9464} in container["ports"]
+    assert "--host 0.0.0.0 --metrics-port 9464" in " ".join(container["args"])
 
 
 @every_value_set

@@ -139,12 +139,27 @@ def test_helms_test_passes_when_every_role_is_ready_and_names_the_one_that_is_no
     assert ("the engine is away" in done.stderr) == (status == 1)
 
 
+def test_each_role_of_the_example_with_many_gpus_reaches_its_redis() -> None:
+    rendered = render(VALUE_SETS["many-gpus"])
+    users = ("worker", "gateway")
+    found = {
+        role: [
+            rule["to"]
+            for rule in find(rendered, "NetworkPolicy", f"{role}-egress")["spec"]["egress"]
+            if rule.get("ports") == [{"port": 6379}]
+        ]
+        for role in users
+    }
+
+    assert found == {role: [[{"podSelector": {"matchLabels": {"app": "redis"}}}]] for role in users}
+
+
 def test_helms_test_asks_every_role_that_has_a_pod_and_lets_doctor_look_at_the_fleet() -> None:
     pod = _test_pod(GATEWAY)
 
     [ready, doctor] = pod["containers"]
     roles = ("delivery", "exporter", "worker", "gateway")
-    assert ready["args"][2:] == [f"http://fleet-postback-{role}.inference.svc:9100/readyz" for role in roles]
+    assert ready["args"][2:] == [f"http://fleet-postback-{role}.inference.svc:9464/readyz" for role in roles]
     assert doctor["args"] == ["doctor"]
     assert environment(doctor)["POSTBACK_KAFKA__BOOTSTRAP_SERVERS"] == "kafka:9092"
     scaled = _test_pod({**VALUE_SETS["many-gpus"], "test": {"doctor": False}})["containers"]

@@ -89,13 +89,13 @@ def test_keda_asks_the_exporters_service_for_figures_that_its_page_has() -> None
     triggers = {role: find(manifests, "ScaledObject", role)["spec"]["triggers"] for role in ROLES}
     for [trigger] in triggers.values():
         assert trigger["type"] == "metrics-api"
-        assert trigger["metadata"]["url"] == f"http://{service['metadata']['name']}.inference.svc:9100/backlog"
+        assert trigger["metadata"]["url"] == f"http://{service['metadata']['name']}.inference.svc:9464/backlog"
     assert triggers["worker"][0]["metadata"]["valueLocation"] == 'lanes.#(lane=="big").wanted_replicas'
     assert triggers["delivery"][0]["metadata"]["valueLocation"] == "fresh_callbacks"
     [ours] = find(render(SCALED), "ScaledObject", "worker")["spec"]["triggers"]
     assert (ours["metadata"]["valueLocation"], ours["metadata"]["targetValue"]) == ("wanted_replicas", "1")
-    assert service["spec"]["ports"] == [{"name": "metrics", "port": 9100, "targetPort": "metrics"}]
-    assert {"name": "metrics", "containerPort": 9100} in container["ports"]
+    assert service["spec"]["ports"] == [{"name": "metrics", "port": 9464, "targetPort": "metrics"}]
+    assert {"name": "metrics", "containerPort": 9464} in container["ports"]
     labels = find(manifests, "Deployment", "exporter")["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= labels.items()
 

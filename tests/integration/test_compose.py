@@ -81,7 +81,7 @@ def test_a_role_is_healthy_when_it_is_ready_and_is_stopped_after_its_drain(compo
         service = compose["services"][role]
         section = service["command"][0].replace("deliver", "delivery").upper()
         drain = float(service["environment"][f"POSTBACK_{section}__DRAIN_SECONDS"])
-        assert "http://127.0.0.1:9100/readyz" in " ".join(service["healthcheck"]["test"])
+        assert "http://127.0.0.1:9464/readyz" in " ".join(service["healthcheck"]["test"])
         assert _seconds(service["stop_grace_period"]) >= drain + 15
         assert service["restart"] == "unless-stopped"
 

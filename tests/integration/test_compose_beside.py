@@ -182,7 +182,7 @@ def test_promtool_accepts_prometheus_configuration_which_scrapes_each_role_by_th
 
     roles = {name: service for name, service in own_services(compose).items() if "healthcheck" in service}
     beside = {("dcgm-exporter", 9400)}  # the exporter listens on this port unless a flag names another
-    assert {found for each in jobs.values() for found in each} == {(name, 9100) for name in roles} | beside
+    assert {found for each in jobs.values() for found in each} == {(name, 9464) for name in roles} | beside
     rules = (file.parent / "postback.rules.yml").read_text()
     assert set(re.findall(r'job="(postback-[a-z]+)"', rules)) <= set(jobs)
 

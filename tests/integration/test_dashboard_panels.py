@@ -6,9 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,10 +16,10 @@ from devkit.receiver import Behaviour
 from telemetry.clock import Deadline, SystemClock
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
-from tests.http_handler import handling
-from tests.integration.gateway.gateway_process import gateway_process
+from tests.http_handler import Answering, handling
+from tests.integration.gateway.gateway_process import running_gateway
 from tests.integration.test_engine_contract import request
-from tests.product import Product, eventually
+from tests.product import Product, Role, eventually
 from tests.prometheus_tools import Prometheus, scraping
 from tests.rollout_fleet import FAST, echo_fleet
 from tests.screening_rules import words
@@ -75,8 +73,8 @@ def test_each_panel_shows_data_of_a_fleet_with_sources_a_rollout_and_a_failing_c
     with ExitStack() as stack:
         web = stack.enter_context(handling(Web))
         fleet = echo_fleet(product, tmp_path, **settings_with_sources(web), POSTBACK_SCREENING__RULES=str(rules))
-        gateway = stack.enter_context(gateway_process(product, POSTBACK_SCREENING__RULES=str(rules)))
-        roles = {
+        gateway = stack.enter_context(running_gateway(product, POSTBACK_SCREENING__RULES=str(rules)))
+        roles: dict[str, list[Role]] = {
             "postback-worker": [fleet.worker, product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")],
             "postback-delivery": [product.deliver("d1")],
             "postback-gateway": [gateway.role],
@@ -143,26 +141,15 @@ def settings_with_sources(web: str) -> dict[str, str]:
     }
 
 
-class Web(BaseHTTPRequestHandler):
+class Web(Answering):
     """A SearXNG that finds one page, and the site with this page."""
 
     def do_GET(self) -> None:
         place = self.path.partition("?")[0]
         if place == "/search":
             found = {"url": f"http://{self.headers['Host']}/sand", "title": "Sand", "content": "About sand"}
-            self._answer("application/json", json.dumps({"results": [found], "unresponsive_engines": []}))
+            self.answer_json(200, {"results": [found], "unresponsive_engines": []})
         elif place in ("/glass", "/sand"):
-            self._answer("text/html", f"<html><title>On {place[1:]}</title><body>{FACTS}</body></html>")
+            self.answer(200, f"<html><title>On {place[1:]}</title><body>{FACTS}</body></html>".encode())
         else:
             self.send_error(404)
-
-    def _answer(self, media_type: str, text: str) -> None:
-        body = text.encode()
-        self.send_response(200)
-        self.send_header("Content-Type", media_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass

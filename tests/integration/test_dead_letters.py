@@ -21,7 +21,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from telemetry.hand_clock import HandClock
 from tests.messages import headers_of
-from tests.postback_command import environment_of, postback, postback_here
+from tests.postback_command import environment_of, postback_here
 
 pytestmark = pytest.mark.broker
 
@@ -119,7 +119,7 @@ def test_letters_are_listed_counted_and_put_back_once_with_their_former_identity
     ]
     assert stands_in(fleet, fleet.topics.redriven) == []
 
-    done = postback("dead-letters", "redrive", "--json", env=env)
+    done = postback_here("dead-letters", "redrive", "--json", env=env)
     assert done.returncode == 0
     assert json.loads(done.stdout)["redriven"] == 2
     again = postback_here("dead-letters", "redrive", "0:0", "--id", "job_2", env=env)

@@ -17,8 +17,9 @@ from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
-from tests.postback_command import environment_of, postback, postback_here
-from tests.product import PARTITIONS, Product, eventually
+from tests.fleet_here import FleetHere
+from tests.postback_command import environment_of, postback_here
+from tests.product import PARTITIONS, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -28,33 +29,37 @@ ATTEMPTS = 3
 """Attempts for an event of the test's fleet, which has two tiers."""
 
 
-def put_result(product: Product, topic: str, job_id: str, webhook_id: str) -> None:
+def put_result(fleet_here: FleetHere, topic: str, job_id: str, webhook_id: str) -> None:
     result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
-    headers = {"webhook-id": webhook_id, "job-id": job_id, "callback-url": product.callbacks.url}
-    producer = Producer(product.kafka.client_config())
+    headers = {"webhook-id": webhook_id, "job-id": job_id, "callback-url": fleet_here.callbacks.url}
+    producer = Producer(fleet_here.kafka.client_config())
     producer.produce(topic, write_result(result), job_id, 0, headers=list(headers.items()))
     assert producer.flush(20) == 0
 
 
-def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery(product: Product) -> None:
-    former = product.kafka.model_copy(update={"tier_delays_seconds": (FORMER_TIER_SECONDS,), "partitions": PARTITIONS})
+def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery(fleet_here: FleetHere) -> None:
+    former = fleet_here.kafka.model_copy(
+        update={"tier_delays_seconds": (FORMER_TIER_SECONDS,), "partitions": PARTITIONS}
+    )
     create_topics(former)
-    product.callbacks.up()
-    product.callbacks.down()
-    env = environment_of(product.kafka)
-    put_result(product, product.kafka.topics.results, "job_1", "msg_1")
+    fleet_here.callbacks.up()
+    fleet_here.callbacks.down()
+    env = environment_of(fleet_here.kafka)
+    put_result(fleet_here, fleet_here.kafka.topics.results, "job_1", "msg_1")
     # Jitter is off, because a record that is early by more than the slack would hop to another tier, and so add a step.
-    product.deliver("d1", POSTBACK_DELIVERY__JITTER="0")
-    eventually(lambda: len(product.dead_letters()) == 1, 60, "the callback is not given up")
-    product.callbacks.up()
+    fleet_here.deliver("d1", POSTBACK_DELIVERY__JITTER="0")
+    eventually(lambda: len(fleet_here.dead_letters()) == 1, 60, "the callback is not given up")
+    fleet_here.callbacks.up()
     former_tier = former.topics.tier(FORMER_TIER_SECONDS)
-    put_result(product, former_tier, "job_2", "msg_2")
+    put_result(fleet_here, former_tier, "job_2", "msg_2")
     assert postback_here("dead-letters", "redrive", "job_1", env=env).returncode == 0
-    product.wait_for_callbacks(2, 60)
-    product.wait_until_nothing_is_left()
-    eventually(lambda: not product.lag("delivery", [former_tier]), 30, "the callback of the former tier is not settled")
-    with Scanner(product.kafka) as scanner:
-        scanner.wait_until_settled([product.kafka.topics.attempts])
+    fleet_here.wait_for_callbacks(2, 60)
+    fleet_here.wait_until_nothing_is_left()
+    eventually(
+        lambda: not fleet_here.lag("delivery", [former_tier]), 30, "the callback of the former tier is not settled"
+    )
+    with Scanner(fleet_here.kafka) as scanner:
+        scanner.wait_until_settled([fleet_here.kafka.topics.attempts])
 
     steps = json.loads(postback_here("deliveries", "msg_1", "--json", env=env).stdout)
     assert {(step["tenant"], step["job_id"]) for step in steps} == {("default", "job_1")}
@@ -73,7 +78,7 @@ def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery
     assert told[9:] == [("attempt", 1, None)]
     lines = postback_here("deliveries", "job_1", env=env).stdout.splitlines()
     assert len(lines) == len(steps)
-    origin = product.callbacks.url.removesuffix("/hook?token=secret")
+    origin = fleet_here.callbacks.url.removesuffix("/hook?token=secret")
     assert re.fullmatch(rf"\S+Z  settled: succeeded, to be called back at {origin} \(model_results 0:0\)", lines[0])
     assert re.fullmatch(rf"\S+Z  attempt 1 of {ATTEMPTS} delivered: status 200, [\d.]+ ms, \d+ bytes", lines[-1])
     assert lines[1].partition("attempt ")[2].startswith(f"1 of {ATTEMPTS} failed: ")
@@ -161,7 +166,8 @@ def stamped_by_us(fleet: KafkaSettings) -> KafkaSettings:
     return ours
 
 
-def test_an_unknown_job_is_reported_as_unknown(product: Product) -> None:
-    done = postback("deliveries", "nobody", "--since", "-1h", "--json", env=environment_of(product.kafka))
+def test_an_unknown_job_is_reported_as_unknown(fleet_here: FleetHere) -> None:
+    done = postback_here("deliveries", "nobody", "--since", "-1h", "--json", env=environment_of(fleet_here.kafka))
 
-    assert (done.returncode, done.stdout, done.stderr) == (1, "[]\n", "postback: nothing is kept of nobody\n")
+    said = "postback: nobody was never seen: no lane and no kept result has it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "[]\n", said)

@@ -13,8 +13,9 @@ from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.signature import verify
+from tests.fleet_here import FleetHere
 from tests.integration.certificates import Authority
-from tests.product import CLOCK, Callbacks, Product, Role, eventually
+from tests.product import CLOCK, Callbacks, Role, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -32,15 +33,15 @@ def new_authority(folder: Path, name: str) -> Authority:
     return Authority.create(folder / name)
 
 
-def put_result(product: Product, name: str, tenant: str, url: str) -> None:
+def put_result(fleet_here: FleetHere, name: str, tenant: str, url: str) -> None:
     result = Result(job_id=name, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
     headers = {"tenant": tenant, "webhook-id": f"msg_{name}", "job-id": name, "callback-url": url}
     encoded = [(header, value.encode()) for header, value in headers.items()]
-    product.put([write_result(result)], encoded, topic=product.kafka.topics.results)
+    fleet_here.put([write_result(result)], encoded, topic=fleet_here.kafka.topics.results)
 
 
-def deliver(product: Product, ca_file: Path, **certificates: Path) -> Role:
-    return product.deliver(
+def deliver(fleet_here: FleetHere, ca_file: Path, **certificates: Path) -> Role:
+    return fleet_here.deliver(
         "d1",
         POSTBACK_ENV="production",
         POSTBACK_DELIVERY__CA_FILE=str(ca_file),
@@ -48,37 +49,39 @@ def deliver(product: Product, ca_file: Path, **certificates: Path) -> Role:
     )
 
 
-def said_of(product: Product, name: str) -> list[dict[str, Any]]:
+def said_of(fleet_here: FleetHere, name: str) -> list[dict[str, Any]]:
     """The attempts at an event, in order."""
-    return sorted((one for one in product.attempts() if one["job_id"] == name), key=lambda one: int(one["attempt"]))
+    return sorted((one for one in fleet_here.attempts() if one["job_id"] == name), key=lambda one: int(one["attempt"]))
 
 
 def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_that_has_it(
-    product: Product, authority: Authority, tmp_path: Path
+    fleet_here: FleetHere, authority: Authority, tmp_path: Path
 ) -> None:
     stranger = new_authority(tmp_path, "stranger")
-    product.callbacks.tenants = ("globex", "initech", "acme")
-    product.callbacks.up(tls=authority.server(asks_for_client=True))
-    plain = Callbacks(product.keyring)
+    fleet_here.callbacks.tenants = ("globex", "initech", "acme")
+    fleet_here.callbacks.up(tls=authority.server(asks_for_client=True))
+    plain = Callbacks(fleet_here.keyring)
     plain.tenants = ("acme",)
     plain.up()
     try:
-        deliver(product, authority.ca_file, acme=authority.client_file("acme"), globex=stranger.client_file("globex"))
+        deliver(
+            fleet_here, authority.ca_file, acme=authority.client_file("acme"), globex=stranger.client_file("globex")
+        )
         for tenant in ("globex", "initech", "acme"):
-            put_result(product, tenant, tenant, product.callbacks.url)
-        put_result(product, "public", "acme", PUBLIC)
-        put_result(product, "listed", "acme", plain.url)
-        eventually(lambda: len(product.dead_letters()) == 3, 60, lambda: f"there is {product.dead_letters()}")
-        eventually(lambda: len(said_of(product, "acme")) == 1, 30, "the event of the tenant is not delivered")
+            put_result(fleet_here, tenant, tenant, fleet_here.callbacks.url)
+        put_result(fleet_here, "public", "acme", PUBLIC)
+        put_result(fleet_here, "listed", "acme", plain.url)
+        eventually(lambda: len(fleet_here.dead_letters()) == 3, 60, lambda: f"there is {fleet_here.dead_letters()}")
+        eventually(lambda: len(said_of(fleet_here, "acme")) == 1, 30, "the event of the tenant is not delivered")
         eventually(lambda: len(plain.received) == 1, 30, "an address that the operator lists is not called")
     finally:
         plain.end()
 
-    [received] = product.callbacks.received
+    [received] = fleet_here.callbacks.received
     assert (received.webhook_id, received.status) == ("msg_acme", 200)
-    verify(received.headers, received.body, product.keyring.secrets("acme", CLOCK.time()), [], CLOCK.time())
-    assert [(one["attempt"], one["status"]) for one in said_of(product, "acme")] == [(1, 200)]
-    letters = {letter["job-id"]: letter for letter in product.dead_letters()}
+    verify(received.headers, received.body, fleet_here.keyring.secrets("acme", CLOCK.time()), [], CLOCK.time())
+    assert [(one["attempt"], one["status"]) for one in said_of(fleet_here, "acme")] == [(1, 200)]
+    letters = {letter["job-id"]: letter for letter in fleet_here.dead_letters()}
     assert {name: (letter["reason"], letter["attempts"]) for name, letter in letters.items()} == {
         "globex": ("callback_exhausted", "3"),
         "initech": ("callback_exhausted", "3"),
@@ -87,29 +90,31 @@ def test_an_endpoint_that_asks_for_a_certificate_gets_the_events_of_the_tenant_t
     assert letters["public"]["reason-detail"] == "callback_url: https is required"
     for name in ("globex", "initech"):
         # In TLS 1.3, the server may refuse the client's certificate after the client has sent the request.
-        assert {one["error"] for one in said_of(product, name)} <= {"tls_failed", "connection_closed"}
+        assert {one["error"] for one in said_of(fleet_here, name)} <= {"tls_failed", "connection_closed"}
 
 
-def test_new_authorities_are_trusted_without_a_restart(product: Product, authority: Authority, tmp_path: Path) -> None:
+def test_new_authorities_are_trusted_without_a_restart(
+    fleet_here: FleetHere, authority: Authority, tmp_path: Path
+) -> None:
     """Delivery checks the file every ten seconds; the event waits in the tiers meanwhile."""
-    product.kafka = product.kafka.model_copy(update={"tier_delays_seconds": (2.0,) * 20})
-    create_topics(product.kafka)
-    product.callbacks.tenants = ("acme",)
-    product.callbacks.up(tls=authority.server(asks_for_client=True))
+    fleet_here.kafka = fleet_here.kafka.model_copy(update={"tier_delays_seconds": (2.0,) * 20})
+    create_topics(fleet_here.kafka)
+    fleet_here.callbacks.tenants = ("acme",)
+    fleet_here.callbacks.up(tls=authority.server(asks_for_client=True))
     ca_file = tmp_path / "ca.pem"
     ca_file.write_text(new_authority(tmp_path, "former").ca_file.read_text())
-    role = deliver(product, ca_file, acme=authority.client_file("acme"))
-    put_result(product, "acme", "acme", product.callbacks.url)
-    eventually(lambda: bool(said_of(product, "acme")), 60, "no attempt is made")
-    assert product.callbacks.received == []
+    role = deliver(fleet_here, ca_file, acme=authority.client_file("acme"))
+    put_result(fleet_here, "acme", "acme", fleet_here.callbacks.url)
+    eventually(lambda: bool(said_of(fleet_here, "acme")), 60, "no attempt is made")
+    assert fleet_here.callbacks.received == []
 
     renewed = tmp_path / "renewed.pem"
     renewed.write_text(authority.ca_file.read_text())
     renewed.replace(ca_file)
-    eventually(lambda: said_of(product, "acme")[-1]["status"] == 200, 60, lambda: str(said_of(product, "acme")))
-    *failed, delivered = said_of(product, "acme")
+    eventually(lambda: said_of(fleet_here, "acme")[-1]["status"] == 200, 60, lambda: str(said_of(fleet_here, "acme")))
+    *failed, delivered = said_of(fleet_here, "acme")
     assert {one["error"] for one in failed} == {"tls_failed"}
     assert (delivered["error"], delivered["attempt"]) == (None, len(failed) + 1)
-    [received] = product.callbacks.received
+    [received] = fleet_here.callbacks.received
     assert received.verified
-    assert role.process.poll() is None
+    assert role.ended() is None

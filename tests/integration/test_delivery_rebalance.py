@@ -11,18 +11,19 @@ from confluent_kafka import Producer
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
-from tests.product import PARTITIONS, Product, Role, eventually
+from tests.fleet_here import FleetHere
+from tests.product import PARTITIONS, Role, eventually
 
 pytestmark = pytest.mark.broker
 
 
-def put_results(product: Product, url: str, names: list[str]) -> None:
+def put_results(fleet_here: FleetHere, url: str, names: list[str]) -> None:
     """Write one result for each name, in turn over the partitions."""
-    producer = Producer(product.kafka.client_config())
+    producer = Producer(fleet_here.kafka.client_config())
     for count, name in enumerate(names):
         result = Result(job_id=name, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
         headers = {"webhook-id": name, "job-id": name, "callback-url": url}
-        topic, partition = product.kafka.topics.results, count % PARTITIONS
+        topic, partition = fleet_here.kafka.topics.results, count % PARTITIONS
         producer.produce(topic, write_result(result), name, partition, headers=list(headers.items()))
     assert producer.flush(20) == 0
 
@@ -34,20 +35,20 @@ def abandoned(role: Role) -> int:
 
 
 def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_attempts_deadline(
-    product: Product,
+    fleet_here: FleetHere,
 ) -> None:
-    product.callbacks.up()
+    fleet_here.callbacks.up()
     with socket.socket() as hung:  # the kernel accepts connections, and no code answers
         hung.bind(("127.0.0.1", 0))
         hung.listen(100)
         names = [f"hung-{number}" for number in range(4 * PARTITIONS)]
-        put_results(product, f"http://127.0.0.1:{hung.getsockname()[1]}/hook", names)
-        first = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
+        put_results(fleet_here, f"http://127.0.0.1:{hung.getsockname()[1]}/hook", names)
+        first = fleet_here.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
         eventually(lambda: first.metrics()["postback_in_flight"] == len(names), 60, "not all attempts are under way")
-        second = product.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
+        second = fleet_here.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
         # The rebalance has to happen before the attempts' deadline: an attempt that ended by itself is not abandoned.
         eventually(lambda: abandoned(first) > 0, 60, first.said)
         eventually(lambda: second.metrics()["postback_in_flight"] > 0, 60, "the next owner does not try the callbacks")
 
-        put_results(product, product.callbacks.url, [f"ok-{number}" for number in range(4 * PARTITIONS)])
-        product.wait_for_callbacks(4 * PARTITIONS, 60)
+        put_results(fleet_here, fleet_here.callbacks.url, [f"ok-{number}" for number in range(4 * PARTITIONS)])
+        fleet_here.wait_for_callbacks(4 * PARTITIONS, 60)

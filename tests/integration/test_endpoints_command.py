@@ -16,7 +16,7 @@ from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_end
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
-from tests.postback_command import environment_of, postback, postback_here
+from tests.postback_command import environment_of, postback_here
 from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
@@ -25,7 +25,7 @@ HOOK = "https://hooks.example/in/path-token?key=query-token"
 
 
 def listed(fleet: KafkaSettings, *arguments: str) -> list[dict[str, Any]]:
-    done = postback("endpoints", "list", "--json", *arguments, env=environment_of(fleet))
+    done = postback_here("endpoints", "list", "--json", *arguments, env=environment_of(fleet))
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -62,7 +62,7 @@ def test_a_gone_endpoint_stays_disabled_over_a_kill_until_an_operator_enables_it
     )
     metrics = restarted.metrics()
     assert metrics["postback_disabled_endpoints"] == 1
-    enabled = postback("endpoints", "enable", callbacks.url, env=environment_of(fleet))
+    enabled = postback_here("endpoints", "enable", callbacks.url, env=environment_of(fleet))
     assert enabled.returncode == 0, enabled.stderr
     eventually(lambda: restarted.metrics()["postback_disabled_endpoints"] == 0, 30, "it is not enabled")
     put_result(fleet, "second", callbacks.url)
@@ -72,12 +72,12 @@ def test_a_gone_endpoint_stays_disabled_over_a_kill_until_an_operator_enables_it
     command = shlex.split(enabled.stderr.splitlines()[-1].partition("put back by: postback ")[2])
     *before, last = command
     assert last == callbacks.url
-    elsewhere = postback(*before, f"{callbacks.url}2", "--dry-run", env=environment_of(fleet))
+    elsewhere = postback_here(*before, f"{callbacks.url}2", "--dry-run", env=environment_of(fleet))
     assert elsewhere.stderr == "postback: 0 dead letters can be put back\n"
-    again = postback(*command, env=environment_of(fleet))
+    again = postback_here(*command, env=environment_of(fleet))
     assert again.returncode == 0, again.stderr
     eventually(lambda: len(callbacks.received) == 4, 30, lambda: f"{len(callbacks.received)} of 4 came")
-    disabled = postback("endpoints", "disable", callbacks.url, "--json", env=environment_of(fleet))
+    disabled = postback_here("endpoints", "disable", callbacks.url, "--json", env=environment_of(fleet))
     assert json.loads(disabled.stdout)["reason"] == "operator"
     eventually(lambda: restarted.metrics()["postback_disabled_endpoints"] == 1, 30, "it is not disabled")
     put_result(fleet, "third", callbacks.url)
@@ -118,7 +118,7 @@ def test_the_list_shows_the_last_word_on_each_endpoint_and_filters_by_tenant(fle
         ("globex", HOOK): "disabled",
     }
     assert [(one["tenant"], one["url"]) for one in listed(fleet, "--tenant", "globex")] == [("globex", HOOK)]
-    lines = postback("endpoints", "list", env=environment_of(fleet))
+    lines = postback_here("endpoints", "list", env=environment_of(fleet))
     assert f"failing  -  2023-11-14T22:13:20.000Z  acme  {HOOK}\n" in lines.stdout
     assert "\x1b" not in lines.stdout  # a terminal must not obey a URL's escape codes
 
@@ -150,7 +150,7 @@ def test_several_endpoints_are_enabled_at_once_or_none_if_one_of_them_is_not_dis
 def test_an_impossible_order_is_refused_and_nothing_is_written(
     fleet: KafkaSettings, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
-    done = postback("endpoints", *arguments, env=environment_of(fleet))
+    done = postback_here("endpoints", *arguments, env=environment_of(fleet))
     assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
     assert "pass" not in done.stderr

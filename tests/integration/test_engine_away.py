@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.http_handler import handling
+from tests.fleet_here import FleetHere
+from tests.http_handler import Answering, handling
 from tests.product import Product, Role, eventually
-from workers.engines.vllm.load_failures import IMAGE
+from workers.engines.vllm.failures import IMAGE
 
 pytestmark = pytest.mark.broker
 
@@ -36,27 +36,19 @@ class Server(ThreadingHTTPServer):
         return {"POSTBACK_ENGINE__OPENAI__BASE_URL": url, "POSTBACK_ENGINE__OPENAI__API_KEY": KEY}
 
 
-class _Answer(BaseHTTPRequestHandler):
+class _Answer(Answering):
     server: Server
 
     def do_GET(self) -> None:
         self._say(self.server.listing, {"object": "list", "data": [{"id": "m1", "object": "model"}]})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body()
         choice = {"message": {"role": "assistant", "content": "Paris."}, "finish_reason": "stop"}
         self._say(self.server.generating, {"choices": [choice]})
 
     def _say(self, status: int, answer: Any) -> None:
-        body = json.dumps(answer if status == 200 else {"error": {"message": f"{KEY} is unknown"}}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *said: Any) -> None:
-        """Nothing goes to the test's output."""
+        self.answer_json(status, answer if status == 200 else {"error": {"message": f"{KEY} is unknown"}})
 
 
 @pytest.fixture
@@ -70,12 +62,12 @@ def server() -> Iterator[Server]:
 
 
 def test_a_refused_key_is_shown_in_readyz_until_it_is_accepted_and_the_waiting_jobs_are_answered(
-    product: Product, server: Server
+    fleet_here: FleetHere, server: Server
 ) -> None:
-    product.callbacks.up()
+    fleet_here.callbacks.up()
     server.generating = 401
-    worker = product.worker("w1", "--engine", "openai", "--model", "m1", "--with-delivery", **server.settings)
-    product.submit([{"job_id": "waits", "prompt": "Which city?", "callback_url": product.callbacks.url}])
+    worker = fleet_here.worker("w1", "--engine", "openai", "--model", "m1", "--with-delivery", **server.settings)
+    fleet_here.submit([{"job_id": "waits", "prompt": "Which city?", "callback_url": fleet_here.callbacks.url}])
     eventually(lambda: "engine has not answered" in " ".join(worker.ready()[1]), 60, "the worker stays ready")
     ready, [reason] = worker.ready()
     assert not ready
@@ -83,39 +75,39 @@ def test_a_refused_key_is_shown_in_readyz_until_it_is_accepted_and_the_waiting_j
     assert worker.alive()
 
     server.generating = 200
-    product.wait_for_callbacks(1, 90)
+    fleet_here.wait_for_callbacks(1, 90)
     eventually(lambda: worker.ready() == (True, []), 60, worker.said)
     assert worker.terminate() == 0
     assert KEY not in worker.said()
 
 
-def test_a_worker_is_alive_once_its_engine_has_answered(product: Product, server: Server) -> None:
+def test_a_worker_is_alive_once_its_engine_has_answered(fleet_here: FleetHere, server: Server) -> None:
     """A worker whose engine never answers is never alive, so a startup probe ends it.
 
     In an earlier version, `/healthz` was 200 from the start.
     """
     server.listing = 503
-    worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
+    worker = fleet_here.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
     eventually(lambda: "engine-wait" in worker.said(), 60, "the engine is not waited for")
     assert not worker.alive()
     server.listing = 200
     eventually(worker.alive, 60, "the worker does not start")
 
 
-def test_jobs_may_name_a_model_that_only_a_setting_names(product: Product, server: Server) -> None:
+def test_jobs_may_name_a_model_that_only_a_setting_names(fleet_here: FleetHere, server: Server) -> None:
     """In an earlier version, the registry did not know the setting's model, and each job for it was rejected."""
-    product.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
-    product.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])
-    product.wait_for_results(2, 60)
-    assert product.outcomes() == {"m1": "succeeded", "m2": "rejected"}
+    fleet_here.worker("w1", "--engine", "openai", POSTBACK_ENGINE__OPENAI__MODEL="m1", **server.settings)
+    fleet_here.submit([{"job_id": model, "prompt": "Which city?", "model_id": model} for model in ("m1", "m2")])
+    fleet_here.wait_for_results(2, 60)
+    assert fleet_here.outcomes() == {"m1": "succeeded", "m2": "rejected"}
 
 
 def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_names_the_setting(
-    product: Product, server: Server
+    fleet_here: FleetHere, server: Server
 ) -> None:
     server.listing = 401
-    worker = product.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
-    assert worker.process.wait(60) == 1
+    worker = fleet_here.worker("w1", "--engine", "openai", "--model", "m1", **server.settings)
+    assert worker.ended(60) == 1
     said = "(401): set POSTBACK_ENGINE__OPENAI__API_KEY to a key that the server takes"
     assert worker.lines()[-1]["message"] == (
         f"the server at http://127.0.0.1:{server.server_port} refuses to list its models {said}"
@@ -126,17 +118,12 @@ def test_a_worker_whose_key_is_refused_when_it_starts_ends_with_one_line_that_na
 # -- vLLM that does not load ---------------------------------------------------------------------------------------
 
 
-class _Gate(BaseHTTPRequestHandler):
+class _Gate(Answering):
     """A Hugging Face hub that refuses access to a model."""
 
     def do_HEAD(self) -> None:
-        self.send_response(401)
-        self.send_header("X-Error-Code", "GatedRepo")
-        self.send_header("X-Error-Message", "Access to the model is restricted.")
-        self.end_headers()
-
-    def log_message(self, *said: Any) -> None:
-        """Nothing goes to the test's output."""
+        told = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to the model is restricted."}
+        self.answer(401, headers=told)
 
 
 @pytest.fixture
@@ -148,7 +135,7 @@ def hub() -> Iterator[str]:
 
 def ends_with(worker: Role, said: str) -> None:
     """Assert exit status 1, this last line, and no traceback."""
-    assert worker.process.wait(400) == 1
+    assert worker.ended(400) == 1
     assert worker.lines()[-1]["message"] == said
     assert "Traceback" not in worker.said()
 

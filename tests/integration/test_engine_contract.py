@@ -14,6 +14,7 @@ from telemetry.metrics import Metrics
 from tests.integration import openai_server
 from workers.engines.base import Engine, GenerationRequest, RequestRejected
 from workers.engines.registry import create, engine_settings
+from workers.engines.sampling_fields import NAMES
 from workers.engines.vllm import VllmEngine
 
 QUESTION = "Which river meets the sea near the old house, and who wrote the book about it?"
@@ -22,6 +23,7 @@ IDLE = (0, 0)
 
 def request(request_id: str = "r1", prompt: str | None = QUESTION, **fields: object) -> GenerationRequest:
     values: dict[str, object] = {"messages": None, "max_tokens": 8, "temperature": 0.0, **fields}
+    values["sampling"] = {name: values.pop(name) for name in NAMES if name in values}
     return GenerationRequest(request_id=request_id, prompt=prompt, **values)  # type: ignore[arg-type] # by name
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
-from tests.integration.raw_server import FACT, HTML, SLOW, Script, enriching, page, saying, speaking
+from tests.integration.raw_server import FACT, HTML, SLOW, Script, enriching, page, reading_here, saying, speaking
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.answering.template import TemplateRefused
 from workers.enrichment.choosing.tokens import estimated_tokens
@@ -19,7 +19,7 @@ from workers.enrichment.search.searches import UNKNOWN
 
 
 async def read(script: Script, **settings: object) -> Evidence:
-    async with speaking(script) as origin, enriching(None, **settings) as enricher:
+    async with speaking(script) as origin, reading_here(None, **settings) as enricher:
         return await enricher.enrich(Sources(urls=[f"{origin}/secret/path?token=1"]), "When did the bridge open?")
 
 
@@ -37,7 +37,7 @@ async def reason(script: Script, **settings: object) -> str:
 
 
 async def test_facts_of_real_pages_become_numbered_sources() -> None:
-    async with Site() as site, enriching(robots=True) as enricher:
+    async with Site() as site, reading_here(robots=True) as enricher:
         for question in questions():
             evidence = await enricher.enrich(Sources(urls=[site.url(question.path)]), question.text)
             (source,) = evidence.sources
@@ -48,7 +48,7 @@ async def test_facts_of_real_pages_become_numbered_sources() -> None:
 
 
 async def test_the_right_page_of_many_comes_with_its_passage() -> None:
-    async with Site() as site, enriching(evidence_chars=300) as enricher:
+    async with Site() as site, reading_here(evidence_chars=300) as enricher:
         urls = [site.url(path) for path in ("/mine", "/ferry", "/clock")]
         evidence = await enricher.enrich(Sources(urls=urls), "Who is the captain of the ferry Astrelle?")
         assert site.url("/ferry") in [source.id for source in evidence.sources]
@@ -56,14 +56,14 @@ async def test_the_right_page_of_many_comes_with_its_passage() -> None:
 
 
 async def test_a_url_that_is_named_twice_is_fetched_once() -> None:
-    async with Site() as site, enriching() as enricher:
+    async with Site() as site, reading_here() as enricher:
         evidence = await enricher.enrich(Sources(urls=[site.url("/mine")] * 3), "silver")
         assert len(evidence.sources) == 1
         assert site.requests == ["/mine"]
 
 
 async def test_one_source_that_fails_leaves_the_others_and_a_note() -> None:
-    async with Site() as site, enriching() as enricher:
+    async with Site() as site, reading_here() as enricher:
         evidence = await enricher.enrich(Sources(urls=[site.url("/nothing"), site.url("/mine")]), "silver mine")
         assert [source.id for source in evidence.sources] == [site.url("/mine")]
         left_out = f"source 1 ({site.url('')}) was left out: its server answered 404"
@@ -71,7 +71,7 @@ async def test_one_source_that_fails_leaves_the_others_and_a_note() -> None:
 
 
 async def test_a_redirect_is_followed_and_the_source_keeps_its_name() -> None:
-    async with Site() as site, enriching() as enricher:
+    async with Site() as site, reading_here() as enricher:
         script = saying(b"", f"Location: {site.url('/mine')}", status="302 Found")
         async with speaking(script) as origin:
             evidence = await enricher.enrich(Sources(urls=[f"{origin}/"]), "silver mine")
@@ -82,7 +82,7 @@ async def test_a_source_and_a_redirect_are_asked_for_as_they_are_written() -> No
     first, second = "/a%3Bb/../c?sig=x%3By%27z&q=%2C%3A", "/d%2Fe/./f;g?h=%7e&"
     targets: list[str] = []
     elsewhere: list[str] = []
-    async with enriching() as enricher, speaking(saying(page(), HTML), targets=elsewhere) as there:
+    async with reading_here() as enricher, speaking(saying(page(), HTML), targets=elsewhere) as there:
         script = saying(b"", f"Location: {there}{second}", status="302 Found")
         async with speaking(script, targets=targets) as here:
             evidence = await enricher.enrich(Sources(urls=[here + first]), "When did the bridge open?")
@@ -93,7 +93,7 @@ async def test_a_source_and_a_redirect_are_asked_for_as_they_are_written() -> No
 async def test_a_redirect_to_a_relative_place_keeps_how_its_folder_is_written() -> None:
     targets: list[str] = []
     script = saying(b"", "Location: ../c%3Bd", status="302 Found")
-    async with enriching(redirects=1) as enricher, speaking(script, targets=targets) as origin:
+    async with reading_here(redirects=1) as enricher, speaking(script, targets=targets) as origin:
         await enricher.enrich(Sources(urls=[f"{origin}/x/a%2Fb/y"]), "Why?")
     assert targets == ["/x/a%2Fb/y", "/x/c%3Bd"]
 
@@ -102,20 +102,20 @@ async def test_a_redirect_to_a_relative_place_keeps_how_its_folder_is_written() 
 
 
 async def test_required_sources_that_are_not_found_are_a_failure_with_its_reasons() -> None:
-    async with enriching() as enricher:
+    async with reading_here() as enricher:
         with pytest.raises(NothingFound, match=r"10\.0\.0\.1.*not public"):
             await enricher.enrich(Sources(urls=["http://10.0.0.1/x"], required=True), "Why?")
 
 
 async def test_sources_that_are_not_required_leave_an_honest_prompt() -> None:
-    async with enriching() as enricher:
+    async with reading_here() as enricher:
         evidence = await enricher.enrich(Sources(urls=["http://10.0.0.1/x"]), "Why?")
         assert evidence.sources == ()
         assert "none could be read" in (ground("Why?", evidence).prompt or "")
 
 
 async def test_a_search_provider_that_is_not_configured_is_named_as_the_reason() -> None:
-    async with enriching() as enricher:
+    async with reading_here() as enricher:
         wanted = Sources(search=Search(provider="nosuch", query="bridges"))
         evidence = await enricher.enrich(wanted, "Why?")
         assert evidence.notes == (f"the search at nosuch brought nothing: {UNKNOWN}",)
@@ -244,7 +244,7 @@ async def test_no_other_spelling_of_a_path_leads_around_robots_txt(path: str) ->
     rules = b"User-agent: *\nDisallow: /secret"
     targets: list[str] = []
     server = speaking(saying(page(), HTML), robots=rules, targets=targets)
-    async with server as origin, enriching(robots=True) as enricher:
+    async with server as origin, reading_here(robots=True) as enricher:
         evidence = await enricher.enrich(Sources(urls=[origin + path]), "Why?")
     assert evidence.sources == ()
     assert targets == ["/robots.txt"]
@@ -264,7 +264,7 @@ async def test_the_rules_of_robots_txt_for_our_configured_name_are_followed() ->
 
 
 async def test_many_jobs_ask_for_robots_txt_once() -> None:
-    async with Site() as site, enriching(robots=True) as enricher:
+    async with Site() as site, reading_here(robots=True) as enricher:
         wanted = Sources(urls=[site.url("/mine")])
         found = await asyncio.gather(*(enricher.enrich(wanted, "silver mine") for _ in range(8)))
         assert all(len(evidence.sources) == 1 for evidence in found)
@@ -272,7 +272,7 @@ async def test_many_jobs_ask_for_robots_txt_once() -> None:
 
 
 async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
-    async with Site() as site, enriching() as enricher:
+    async with Site() as site, reading_here() as enricher:
         wanted = Sources(urls=[site.url(path) for path in ("/mine", "/ferry", "/clock")])
         tight = await enricher.enrich(wanted, "Who is the captain of the ferry Astrelle?", room_tokens=220)
         none = await enricher.enrich(wanted, "Who is the captain of the ferry Astrelle?", room_tokens=50)
@@ -286,7 +286,7 @@ async def test_sources_fit_into_the_room_that_a_context_window_leaves() -> None:
 async def test_a_page_of_one_letter_lines_costs_no_source() -> None:
     """In an earlier version, such a page took as long to rank as ten others, and two of them cost a job all sources."""
     letters = FACT.encode() + b"\na" * 150_000
-    async with speaking(saying(letters, "Content-Type: text/plain")) as origin, enriching() as enricher:
+    async with speaking(saying(letters, "Content-Type: text/plain")) as origin, reading_here() as enricher:
         wanted = Sources(urls=[f"{origin}/{number}" for number in range(4)])
         evidence = await enricher.enrich(wanted, "When did the Halvorsen bridge open?")
     assert "1987" in " ".join(passage for source in evidence.sources for passage in source.passages)
@@ -314,7 +314,7 @@ async def test_the_beginnings_are_used_if_choosing_passages_does_not_end_in_time
 async def test_a_site_that_asks_for_long_pauses_is_asked_for_one_page() -> None:
     asked: list[str] = []
     robots = saying(b"User-agent: *\nCrawl-delay: 600\n")
-    async with speaking(site_with_robots(robots, asked)) as origin, enriching(robots=True) as enricher:
+    async with speaking(site_with_robots(robots, asked)) as origin, reading_here(robots=True) as enricher:
         evidence = await enricher.enrich(Sources(urls=[f"{origin}/1", f"{origin}/2"]), "When did the bridge open?")
     assert len(evidence.sources) == 1
     assert "its site asked for a pause" in " ".join(evidence.notes)
@@ -329,7 +329,7 @@ async def test_a_pause_that_robots_txt_no_longer_asks_for_is_no_longer_kept() ->
         await (saying(next(bodies)) if asked[-1] == "robots" else saying(page(), HTML))(reader, writer)
 
     asked: list[str] = []
-    async with speaking(script) as origin, enriching(robots=True, robots_seconds=0.01) as enricher:
+    async with speaking(script) as origin, reading_here(robots=True, robots_seconds=0.01) as enricher:
         for path in ("1", "2"):
             evidence = await enricher.enrich(Sources(urls=[f"{origin}/{path}"]), "When did the bridge open?")
             await asyncio.sleep(0.02)
@@ -340,7 +340,7 @@ async def test_a_pause_that_robots_txt_no_longer_asks_for_is_no_longer_kept() ->
 async def test_a_server_that_asks_for_time_gets_it() -> None:
     asked: list[str] = []
     busy = saying(b"", "Retry-After: 600", status="429 Too Many Requests")
-    async with speaking(site_with_robots(busy, asked)) as origin, enriching() as enricher:
+    async with speaking(site_with_robots(busy, asked)) as origin, reading_here() as enricher:
         first = await enricher.enrich(Sources(urls=[f"{origin}/1"]), "When did the bridge open?")
         second = await enricher.enrich(Sources(urls=[f"{origin}/2"]), "When did the bridge open?")
     assert "its server answered 429" in first.notes[0]
@@ -349,18 +349,18 @@ async def test_a_server_that_asks_for_time_gets_it() -> None:
 
 
 async def test_pages_of_a_site_are_read_one_after_the_other_where_the_operator_says_so() -> None:
-    async with Site() as site, enriching(host_interval_seconds=0.05) as enricher:
+    async with Site() as site, reading_here(host_interval_seconds=0.05) as enricher:
         evidence = await enricher.enrich(Sources(urls=[site.url(path) for path in ("/mine", "/ferry")]), "silver")
     assert len(evidence.sources) == 2
 
 
 async def test_a_template_that_cannot_be_used_stops_the_worker_before_its_first_job() -> None:
     with pytest.raises(TemplateRefused, match="nosuch"):
-        async with enriching(template="nosuch"):
+        async with reading_here(template="nosuch"):
             pass
 
 
 async def test_the_prompt_has_the_words_that_the_operator_chose() -> None:
-    async with Site() as site, enriching(template="deepseek") as enricher:
+    async with Site() as site, reading_here(template="deepseek") as enricher:
         evidence = await enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine")
     assert "[webpage 1 begin " in (ground("When did it close?", evidence).prompt or "")

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import json
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
-from tests.http_handler import handling
-from tests.product import Product, eventually
+from tests.fleet_here import FleetHere
+from tests.http_handler import Answering, handling
+from tests.product import eventually
 
 MODELS = ("google/gemma-2-9b-it", "Qwen/Qwen2.5-7B-Instruct")
 
 
-class Quirky(BaseHTTPRequestHandler):
+class Quirky(Answering):
     """A server like vLLM's: Gemma 2's template refuses system messages, and both models put JSON into a fence."""
 
     def do_GET(self) -> None:
-        self._answer(200, {"object": "list", "data": [{"id": model, "object": "model"} for model in MODELS]})
+        self.answer_json(200, {"object": "list", "data": [{"id": model, "object": "model"} for model in MODELS]})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = json.loads(self.body())
         roles = [message["role"] for message in asked["messages"]]
         if "gemma-2" in asked["model"] and "system" in roles:
             refusal = {"message": "System role not supported", "type": "BadRequestError", "code": 400}
-            self._answer(400, {"error": refusal})
+            self.answer_json(400, {"error": refusal})
             return
         text = f"```json\n{json.dumps({'roles': roles, 'asked': asked['messages'][-1]['content']})}\n```"
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        self._answer(200, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        value = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(value)))
-        self.end_headers()
-        self.wfile.write(value)
-
-    def log_message(self, *_: object) -> None: ...
+        self.answer_json(200, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
 
 
 @pytest.mark.broker
@@ -51,15 +41,15 @@ class Quirky(BaseHTTPRequestHandler):
     ],
 )
 def test_a_job_for_json_succeeds_with_the_quirks_of_the_model_s_family(
-    product: Product, model: str, answer: dict[str, Any]
+    fleet_here: FleetHere, model: str, answer: dict[str, Any]
 ) -> None:
     messages = [{"role": "system", "content": "Answer in JSON."}, {"role": "user", "content": "Hello?"}]
     with handling(Quirky) as url:
-        worker = product.worker(
+        worker = fleet_here.worker(
             *("w1", "--engine", "openai", "--model", model), POSTBACK_ENGINE__OPENAI__BASE_URL=f"{url}/v1"
         )
-        product.submit([{"job_id": "j1", "messages": messages, "response_format": {"type": "json_object"}}])
-        eventually(lambda: "j1" in product.outcomes(), 60, worker.said)
+        fleet_here.submit([{"job_id": "j1", "messages": messages, "response_format": {"type": "json_object"}}])
+        eventually(lambda: "j1" in fleet_here.outcomes(), 60, worker.said)
         assert worker.terminate() == 0
-    [result] = product.results()
+    [result] = fleet_here.results()
     assert (result["outcome"], json.loads(result["text"])) == ("succeeded", answer)

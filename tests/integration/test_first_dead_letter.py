@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleet_here import FleetHere
 from tests.integration.test_dashboard_panels import panels
-from tests.product import Product, eventually
+from tests.product import eventually
 from tests.prometheus_tools import scraping
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
@@ -17,10 +18,10 @@ SECONDS = 120.0
 
 
 def test_a_panel_counts_the_first_dead_letter_of_a_job_and_the_first_of_a_callback(
-    product: Product, tmp_path: Path
+    fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     [query] = panels()["fleet", "Dead letters by reason"]
-    worker = product.worker("w1", "--engine", "echo", "--with-delivery")
+    worker = fleet_here.worker("w1", "--engine", "echo", "--with-delivery")
     eventually(lambda: worker.ready()[0], SECONDS, worker.said)
     with scraping(tmp_path, {"postback-worker": [worker.port]}) as prometheus:
         eventually(
@@ -28,8 +29,8 @@ def test_a_panel_counts_the_first_dead_letter_of_a_job_and_the_first_of_a_callba
             SECONDS,
             "Prometheus does not scrape",
         )
-        product.put([b"no job"])
-        product.put([b"no result"], [("callback-url", b"https://example.com/")], product.kafka.topics.results)
+        fleet_here.put([b"no job"])
+        fleet_here.put([b"no result"], [("callback-url", b"https://example.com/")], fleet_here.kafka.topics.results)
 
         def counted(reason: str) -> bool:
             selected = query.replace("postback_dead_letters_total", f'postback_dead_letters_total{{reason="{reason}"}}')

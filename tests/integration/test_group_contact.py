@@ -10,7 +10,7 @@ import pytest
 from operators.topics import configure_groups
 from schemas.settings import KafkaSettings
 from tests.product import eventually
-from workers.stage.intake import GroupIntake, PartitionId
+from workers.stage.source import GroupSource, PartitionId
 
 pytestmark = pytest.mark.broker
 
@@ -31,13 +31,13 @@ class Held:
 
 
 @pytest.fixture
-def intakes(fleet: KafkaSettings) -> Iterator[tuple[GroupIntake, GroupIntake]]:
+def intakes(fleet: KafkaSettings) -> Iterator[tuple[GroupSource, GroupSource]]:
     """Two consumers of a topic with one partition, before either has joined."""
     group = f"{fleet.topic_prefix}contact"
     configure_groups(fleet, [group])
     with ExitStack() as stack:
         made = [
-            GroupIntake(fleet.client_config(), group, [fleet.topics.control], on_error=lambda error: None)
+            GroupSource(fleet.client_config(), group, [fleet.topics.control], on_error=lambda error: None)
             for _ in range(2)
         ]
         for intake in made:
@@ -46,12 +46,12 @@ def intakes(fleet: KafkaSettings) -> Iterator[tuple[GroupIntake, GroupIntake]]:
 
 
 def test_a_consumer_is_a_member_once_it_is_admitted_even_without_partitions(
-    intakes: tuple[GroupIntake, GroupIntake],
+    intakes: tuple[GroupSource, GroupSource],
 ) -> None:
     first, second = intakes
     holds_first, holds_second = Held(), Held()
 
-    def is_member(intake: GroupIntake, *others: GroupIntake) -> bool:
+    def is_member(intake: GroupSource, *others: GroupSource) -> bool:
         for one in (intake, *others):
             one.consume(1, 0.02)
         return intake.contact().member

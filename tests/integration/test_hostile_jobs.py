@@ -6,7 +6,7 @@ import pytest
 
 from bench.fleet import Kafka
 from bench.hostile_jobs import run
-from devkit.broker import Broker
+from tests.conftest import SharedBroker
 
 pytestmark = pytest.mark.broker
 
@@ -15,7 +15,7 @@ RECORDS = 500
 
 
 def test_each_job_of_the_published_schema_and_each_broken_one_has_its_one_result(
-    broker: Broker, clean_processes: None
+    broker: SharedBroker, clean_processes: None
 ) -> None:
     counted = run(Kafka(broker.bootstrap_servers), RECORDS, RECORDS, pool=50, seed=7)
     drawn, broken = counted["drawn"], counted["broken"]

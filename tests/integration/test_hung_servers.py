@@ -6,12 +6,11 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
-from tests.http_handler import handling
+from tests.http_handler import Answering, handling
 from tests.images import PNG, image_part
 from tests.product import Product, eventually
 
@@ -31,19 +30,11 @@ WORKER = {
 PAGE = b"<html><head><title>A bridge</title></head><body><p>The bridge in Tarnby opened in 1987.</p></body></html>"
 
 
-class Healthy(BaseHTTPRequestHandler):
+class Healthy(Answering):
     """A server that answers each request with an image or a page."""
 
     def do_GET(self) -> None:
-        body = PNG if self.path.endswith(".png") else PAGE
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
+        self.answer(200, PNG if self.path.endswith(".png") else PAGE)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import pytest
 
 from operators.topics import create_topics
 from schemas.settings import KafkaSettings
+from tests.fleet_here import FleetHere, running_here
 from tests.messages import headers_of
-from tests.product import Product, eventually, running
+from tests.product import Product, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -32,17 +33,17 @@ def as_bytes(*jobs: dict[str, Any]) -> list[bytes]:
     return [json.dumps(one).encode() for one in jobs]
 
 
-def test_a_job_is_answered_within_its_time_and_limits_or_says_why_not(product: Product) -> None:
-    product.callbacks.up()
-    url = {"callback_url": product.callbacks.url}
-    worker = product.worker("w1", "--engine", "echo", "--with-delivery")
+def test_a_job_is_answered_within_its_time_and_limits_or_says_why_not(fleet_here: FleetHere) -> None:
+    fleet_here.callbacks.up()
+    url = {"callback_url": fleet_here.callbacks.url}
+    worker = fleet_here.worker("w1", "--engine", "echo", "--with-delivery")
     traced = as_bytes(job("traced", metadata={"for": "me"}, custom_id="mine", **url))
-    product.put(traced, [("traceparent", TRACE.encode())])
-    product.wait_for_callbacks(1, 60)  # the worker has its partitions now, so later jobs start at once
-    product.put(as_bytes(job("late", ttl_seconds=60, **url)), timestamp_ms=IN_THE_PAST)
-    product.put(as_bytes(job("overdue", **url)), [("deadline", str(IN_THE_PAST).encode())])
+    fleet_here.put(traced, [("traceparent", TRACE.encode())])
+    fleet_here.wait_for_callbacks(1, 60)  # the worker has its partitions now, so later jobs start at once
+    fleet_here.put(as_bytes(job("late", ttl_seconds=60, **url)), timestamp_ms=IN_THE_PAST)
+    fleet_here.put(as_bytes(job("overdue", **url)), [("deadline", str(IN_THE_PAST).encode())])
     nowhere = ["http://10.0.0.1/"]
-    product.submit(
+    fleet_here.submit(
         [
             job("cut-off", "[[sleep 60]] and then", ttl_seconds=2, **url),
             job("too-long", '"' * 250_000, response_format={"type": "json_object"}, **url),
@@ -52,16 +53,16 @@ def test_a_job_is_answered_within_its_time_and_limits_or_says_why_not(product: P
             job("without-sources", sources={"urls": nowhere}, **url),
         ]
     )
-    product.wait_for_callbacks(8, 60)
-    product.wait_until_nothing_is_left()
+    fleet_here.wait_for_callbacks(8, 60)
+    fleet_here.wait_until_nothing_is_left()
 
     expected = {
         **dict.fromkeys(("late", "overdue", "cut-off"), "expired"),
         **dict.fromkeys(("too-long", "needs-sources"), "failed"),
         **dict.fromkeys(("traced", "chat", "stored", "without-sources"), "succeeded"),
     }
-    assert product.outcomes() == expected
-    data = {name: one[0].event for name, one in product.callbacks.events.items()}
+    assert fleet_here.outcomes() == expected
+    data = {name: one[0].event for name, one in fleet_here.callbacks.events.items()}
     assert {name: event["type"] for name, event in data.items()} == {
         name: f"inference.{outcome}" for name, outcome in expected.items() if name != "stored"
     }
@@ -76,7 +77,7 @@ def test_a_job_is_answered_within_its_time_and_limits_or_says_why_not(product: P
     assert (answer["metadata"], answer["custom_id"], answer["engine"]) == ({"for": "me"}, "mine", "echo")
     assert answer["text"] == "What is the capital of France?"
     assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
-    carried = {name: one[0].headers.get("traceparent") for name, one in product.callbacks.events.items()}
+    carried = {name: one[0].headers.get("traceparent") for name, one in fleet_here.callbacks.events.items()}
     assert carried == {**dict.fromkeys(carried, None), "traced": TRACE}
 
     metrics = worker.metrics()
@@ -94,7 +95,7 @@ def test_a_job_is_answered_within_its_time_and_limits_or_says_why_not(product: P
     assert "postback_tokens_total{wasted}" in metrics
     backlog = {name: value for name, value in metrics.items() if name.startswith("postback_backlog_records")}
     topics = {name.partition(",")[2].rstrip("}") for name in backlog}
-    assert topics >= {product.kafka.topics.requests(), product.kafka.topics.results}
+    assert topics >= {fleet_here.kafka.topics.requests(), fleet_here.kafka.topics.results}
     eventually(lambda: _backlog(worker.metrics()) == 0, 10, "the backlog does not return to 0")
 
 
@@ -106,10 +107,10 @@ def _backlog(metrics: dict[str, float]) -> float:
 
 
 @pytest.fixture
-def lanes(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+def lanes(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[FleetHere]:
     """A fleet with a lane for an engine called `gpu`."""
     create_topics(fleet, engines=["gpu"])
-    with running(fleet, tmp_path) as started:
+    with running_here(fleet, tmp_path) as started:
         yield started
 
 
@@ -163,24 +164,24 @@ def test_a_job_for_another_engine_goes_to_its_lane_with_its_identity_and_a_circl
 # -- before it serves ----------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_waits_for_its_engine_has_not_started_and_stops_when_asked(product: Product) -> None:
+def test_a_worker_that_waits_for_its_engine_has_not_started_and_stops_when_asked(fleet_here: FleetHere) -> None:
     nowhere = {"POSTBACK_ENGINE__OPENAI__BASE_URL": "http://127.0.0.1:9/v1"}
-    worker = product.worker("w1", "--engine", "openai", "--model", "far-away", **nowhere)
+    worker = fleet_here.worker("w1", "--engine", "openai", "--model", "far-away", **nowhere)
     assert worker.ready() == (False, ["the process is starting"])
     assert not worker.alive()
     eventually(lambda: "engine-wait" in worker.said(), 30, "the engine is not waited for")
     assert worker.terminate() == 0
 
 
-def test_a_worker_without_its_topics_ends_with_one_line_that_says_what_to_do(product: Product) -> None:
-    worker = product.worker("w1", "--engine", "echo", POSTBACK_WORKER__LANE="nowhere")
-    assert worker.process.wait(60) == 1
-    missing = product.kafka.topics.requests("nowhere")
+def test_a_worker_without_its_topics_ends_with_one_line_that_says_what_to_do(fleet_here: FleetHere) -> None:
+    worker = fleet_here.worker("w1", "--engine", "echo", POSTBACK_WORKER__LANE="nowhere")
+    assert worker.ended(60) == 1
+    missing = fleet_here.kafka.topics.requests("nowhere")
     assert f"the topic {missing} does not exist; `postback topics create` makes it" == worker.lines()[-1]["message"]
 
 
-def test_delivery_without_a_keyring_ends_with_one_line_that_says_what_to_do(product: Product) -> None:
-    delivery = product.deliver("d1", POSTBACK_KEYRING=str(product.folder / "none.json"))
-    assert delivery.process.wait(60) == 1
+def test_delivery_without_a_keyring_ends_with_one_line_that_says_what_to_do(fleet_here: FleetHere) -> None:
+    delivery = fleet_here.deliver("d1", POSTBACK_KEYRING=str(fleet_here.folder / "none.json"))
+    assert delivery.ended(60) == 1
     assert "none.json" in delivery.said()
     assert "Traceback" not in delivery.said()

@@ -25,13 +25,12 @@ from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaki
 from tests.screening_rules import CARD, pii, screen_of
 from workers.egress import Guard
 from workers.engines.echo import EchoEngine, EchoSettings
-from workers.enrichment.answering.answer import Answer, answered
+from workers.enrichment.answering.answer import Draft
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence
 from workers.enrichment.fetching import again
 from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference import choices
 
 
 class Worker(FetchingWorker):
@@ -104,13 +103,13 @@ async def test_of_a_question_larger_than_any_record_the_start_and_the_end_are_re
         read.append(question)
         return await enrich(self, sources, question, **more)
 
-    def cited(text: str, evidence: Evidence, *more: Any, **named: Any) -> Answer:
+    def cited(text: str, evidence: Evidence, *more: Any, **named: Any) -> Draft:
         read.extend((evidence.question, evidence.conversation))
-        return answered(text, evidence, *more, **named)
+        return drafted(text, evidence, *more, **named)
 
-    enrich = Enricher.enrich
+    enrich, drafted = Enricher.enrich, Draft.of
     monkeypatch.setattr(Enricher, "enrich", enriched)
-    monkeypatch.setattr(choices, "answered", cited)
+    monkeypatch.setattr(Draft, "of", cited)
     question = "Why is the sky blue? " + "It is said to be. " * 60_000 + "Is it so at night?"
     chat = document(
         messages=[{"role": "user", "content": question}],

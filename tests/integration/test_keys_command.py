@@ -1,10 +1,9 @@
-"""`postback keys rotate`, `migrate` and `import`, as an operator runs them."""
+"""`postback keys rotate` and `import`, as an operator runs them."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import pytest
 
 from schemas.signature import generate_secret
 from tests.postback_command import environment_of, postback_here
-
-OLD_FILE = Path(__file__).parents[1] / "unit" / "data" / "keyring_format_1.json"
 
 
 @pytest.fixture
@@ -68,8 +65,7 @@ def test_a_tenant_and_the_master_are_rotated_with_an_overlap_and_a_leak_leaves_o
     [
         (("rotate", "--overlap", "soon"), "--overlap"),
         (("rotate", "--overlap", "400d"), "--overlap"),
-        (("rotate", "--master", "--fleet"), "--master, --fleet"),
-        (("migrate", "--overlap", "-1h"), "--overlap"),
+        (("rotate", "--overlap", "-1h"), "--overlap"),
     ],
 )
 def test_a_wrong_option_is_named_in_a_line_and_changes_nothing(
@@ -80,26 +76,6 @@ def test_a_wrong_option_is_named_in_a_line_and_changes_nothing(
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert named in done.stderr
     assert path.read_bytes() == before
-
-
-def test_an_old_keyring_rotates_as_before_and_is_migrated_by_one_command(env: dict[str, str], path: Path) -> None:
-    shutil.copy(OLD_FILE, path)
-    path.chmod(0o600)
-    before = keys_of(env)
-    assert "postback keys migrate" in postback_here("keys", "show", env=env).stderr
-    refused = postback_here("keys", "rotate", "--master", env=env)
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "postback keys migrate" in refused.stderr
-    assert postback_here("keys", "rotate", "--fleet", "--overlap", "1h", env=env).returncode == 0
-    assert keys_of(env)["public_keys"][1:2] == before["public_keys"][:1]
-    assert "signs beside tenants' own until" in postback_here("keys", "migrate", "--overlap", "14d", env=env).stderr
-    after, victim = keys_of(env), keys_of(env, "victim")
-    assert after["secrets"] == before["secrets"]
-    assert not set(after["public_keys"]) & {*before["public_keys"], *victim["public_keys"]}
-    again = postback_here("keys", "migrate", env=env)
-    assert (again.returncode, "left as it is" in again.stderr) == (0, True)
-    assert postback_here("keys", "rotate", "--fleet", env=env).returncode == 1
-    assert postback_here("keys", "rotate", "--fleet", "--leaked", env=env).returncode == 0
 
 
 def test_a_secret_is_imported_from_standard_input_or_a_file_and_signs_beside_the_derived_one(

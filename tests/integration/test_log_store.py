@@ -17,11 +17,13 @@ from console.publish import ROOT
 from tests.debian_package import unpacked
 from tests.ecs import REQUIRED, problems
 from tests.integration.deployment import compose_model
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
 from tests.log_store import LogStore, filebeat_command, shipping
 from tests.otel_collector import OtelCollector, running_collector
 from tests.postback_command import POSTBACK
 from tests.product import Product, eventually
+
+pytestmark = pytest.mark.timeout(1_800)  # the first test builds Filebeat and VictoriaLogs, which takes minutes
 
 PROMPT = "Which zebrafish swims fastest?"
 DEBUG = {"POSTBACK_LOG_LEVEL": "DEBUG"}
@@ -51,7 +53,7 @@ def test_one_job_is_followed_by_its_id_from_the_door_to_its_callback(
     with (
         LogStore(tmp_path / "store") as store,
         running_collector(tmp_path / "collector") as collector,
-        gateway_process(product, POSTBACK_GATEWAY__AUDIT_FILE=str(audit), **telling(collector)) as gateway,
+        running_gateway(product, POSTBACK_GATEWAY__AUDIT_FILE=str(audit), **telling(collector)) as gateway,
         shipping(store, tmp_path / "filebeat", logs=f"{product.folder}/*.log", audit=str(audit)),
     ):
         told = telling(collector)

@@ -11,7 +11,7 @@ import typer
 from console.roles import run
 from schemas.settings import KafkaSettings
 from tests.ecs import log_lines
-from tests.postback_command import environment_of, postback
+from tests.postback_command import environment_of, postback, postback_here
 from workers.engines.base import EngineUnavailable
 
 REFUSED = "the Kafka client refuses a property of POSTBACK_KAFKA__EXTRA__…: "
@@ -40,7 +40,7 @@ ECHO = ("worker", "--engine", "echo")
 def test_a_wrong_option_ends_with_2_and_a_line_that_names_it(
     arguments: tuple[str, ...], variables: dict[str, str], said: str
 ) -> None:
-    done = postback(*arguments, env=environment_of(**variables))
+    done = postback_here(*arguments, env=environment_of(**variables))
     [line] = [line for line in log_lines(done.stderr) if line.get("event.action") != "health-served"]
     assert (done.returncode, done.stdout) == (2, "")
     assert (line["log.level"], line["event.action"]) == ("error", "command-failed")
@@ -53,7 +53,7 @@ def test_a_port_that_is_taken_ends_with_1_and_a_line_that_names_it() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = postback("deliver", "--metrics-port", str(port), env=environment_of())
+        done = postback_here("deliver", "--metrics-port", str(port), env=environment_of())
     assert (done.returncode, done.stdout) == (1, "")
     said = f"metrics and health cannot be served on port {port} of 127.0.0.1 (Address already in use); choose"
     [line] = log_lines(done.stderr)
@@ -70,33 +70,49 @@ def test_an_engine_that_does_not_come_up_ends_with_1_and_its_own_words(capsys: p
     assert capsys.readouterr().err == "postback: no server answered\n"
 
 
+COMMANDS = {
+    ("cancel", "a-job"): "job_control",
+    ("cancel", "--undo", "a-job"): "job_control",
+    ("endpoints", "disable", "https://hook.example/"): "callback_endpoints",
+    ("submit", "-"): "model_requests",
+    ("backlog",): "model_requests",
+    ("results", "--since", "-1h", "--output", "results.jsonl"): "model_results",
+}
+"""Commands, and the topic that each asks for first."""
+
+
 @pytest.mark.broker
-@pytest.mark.parametrize(
-    ("arguments", "topic"),
-    [
-        (("cancel", "a-job"), "job_control"),
-        (("cancel", "--undo", "a-job"), "job_control"),
-        (("endpoints", "disable", "https://hook.example/"), "callback_endpoints"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_an_order_under_a_wrong_prefix_names_the_missing_topic(
-    arguments: tuple[str, ...], topic: str, fleet: KafkaSettings
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_command_under_a_wrong_prefix_names_the_missing_topic_and_changes_no_file(
+    arguments: tuple[str, ...], fleet: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results.jsonl").write_text("kept")
     elsewhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
-    done = postback(*arguments, env=environment_of(elsewhere))
-    said = f"postback: the topic nowhere.{topic} does not exist: run `postback topics create`\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    done = postback_here(*arguments, env=environment_of(elsewhere), given=b'{"prompt": "q"}')
+    said = f"postback: the topic nowhere.{COMMANDS[arguments]} does not exist: run `postback topics create`\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert (tmp_path / "results.jsonl").read_text() == "kept"
+
+
+@pytest.mark.parametrize("arguments", [("submit", "-"), ("backlog",), ("topics", "create")], ids=" ".join)
+def test_no_broker_is_one_line_that_says_what_to_do(arguments: tuple[str, ...]) -> None:
+    env = environment_of(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+    done = postback(*arguments, env=env, given=b'{"prompt": "q"}')
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(
+        "postback: no Kafka broker answers at 127.0.0.1:1: start one with `postback broker start --port 1`"
+    )
 
 
 def test_every_command_reports_a_misspelt_setting_before_it_begins_and_goes_on(tmp_path: Path) -> None:
     env = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json", POSTBACK_KEYRINGS="s3cret")
-    made = postback("keys", "init", env=env)
+    made = postback_here("keys", "init", env=env)
     told = "POSTBACK_KEYRINGS is ignored: no setting has that name; POSTBACK_KEYRING may be meant"
 
     assert (made.returncode, made.stderr.splitlines()[0]) == (0, f"postback: {told}")
     assert "s3cret" not in made.stderr
     unreachable = {**env, "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
     assert postback("topics", "create", env=unreachable).stderr.splitlines()[0] == f"postback: {told}"
-    role = log_lines(postback("worker", "--engine", "vllm", env=unreachable).stderr)[0]
+    role = log_lines(postback_here("worker", "--engine", "vllm", env=unreachable).stderr)[0]
     assert (role["log.level"], role["event.action"], role["message"]) == ("warning", "setting-unread", told)

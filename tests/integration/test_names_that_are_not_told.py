@@ -9,7 +9,7 @@ import pytest
 
 from schemas.job import Sources
 from tests.integration.name_server import name_server
-from tests.integration.raw_server import HTML, enriching, page, saying, speaking
+from tests.integration.raw_server import HTML, page, reading_here, saying, speaking
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.fetching.fetch import NO_PUBLIC_NAME
 
@@ -30,7 +30,7 @@ async def test_a_name_that_is_missing_and_one_that_is_not_public_get_the_same_no
     robots: bool, redirected: bool
 ) -> None:
     notes: set[str] = set()
-    async with name_server(ANSWERS) as names, enriching(Guard(POLICY, names.resolver()), robots=robots) as enricher:
+    async with name_server(ANSWERS) as names, reading_here(Guard(POLICY, names.resolver()), robots=robots) as enricher:
         for name in NAMES:
             script = saying(page(), HTML, f"Location: http://{name}/x", status="302 Found")
             async with speaking(script, robots=b"") as origin:
@@ -43,7 +43,7 @@ async def test_a_name_that_is_missing_and_one_that_is_not_public_get_the_same_no
 
 
 async def test_missing_and_forbidden_names_are_cached_equally_long() -> None:
-    async with name_server(ANSWERS) as names, enriching(Guard(POLICY, names.resolver())) as enricher:
+    async with name_server(ANSWERS) as names, reading_here(Guard(POLICY, names.resolver())) as enricher:
         by_ipv4 = [name for name in NAMES if name != "loopback6.example"]
         for name in by_ipv4:
             for _ in range(2):
@@ -53,7 +53,7 @@ async def test_missing_and_forbidden_names_are_cached_equally_long() -> None:
 
 async def test_the_log_distinguishes_missing_and_forbidden_names(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with name_server(ANSWERS) as names, enriching(Guard(POLICY, names.resolver())) as enricher:
+    async with name_server(ANSWERS) as names, reading_here(Guard(POLICY, names.resolver())) as enricher:
         await enricher.enrich(Sources(urls=[f"http://{name}/secret?token=7" for name in NAMES]), "Why?")
     lines = [one for one in map(str, (record.msg for record in caplog.records)) if "source-name-refused" in one]
     reasons = {"missing": "no such name", "denied": "the operator denies it", "private": "the address is not public"}

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.product import Product, eventually
+from tests.fleet_here import FleetHere
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -58,10 +59,10 @@ def held_site() -> Iterator[HeldSite]:
         thread.join()
 
 
-def test_jobs_that_wait_for_the_web_hold_no_job_back_that_is_ready(product: Product) -> None:
+def test_jobs_that_wait_for_the_web_hold_no_job_back_that_is_ready(fleet_here: FleetHere) -> None:
     """The held jobs come first: more than are enriched at once, and more than the engine's target of waiting jobs."""
     with held_site() as site:
-        product.worker(
+        fleet_here.worker(
             "w1", "--engine", "echo",
             POSTBACK_WORKER__ENRICH_AHEAD=str(AT_ONCE),
             POSTBACK_WORKER__WAITING_TARGET="4",
@@ -73,18 +74,18 @@ def test_jobs_that_wait_for_the_web_hold_no_job_back_that_is_ready(product: Prod
         held = [f"held-{number}" for number in range(HELD)]
         ready = [f"ready-{number}" for number in range(READY)]
         sources = [{"urls": [f"{site.url}/{number}"], "required": True} for number in range(HELD)]
-        product.submit(
+        fleet_here.submit(
             {"job_id": name, "prompt": "Which number has the page?", "sources": one}
             for name, one in zip(held, sources, strict=True)
         )
         eventually(lambda: len(site.asked) == AT_ONCE, 60, "the first pages are not asked for")
-        product.submit({"job_id": name, "prompt": "Who wrote it?"} for name in ready)
-        product.wait_for_results(READY, 60)
-        assert product.outcomes() == dict.fromkeys(ready, "succeeded")
+        fleet_here.submit({"job_id": name, "prompt": "Who wrote it?"} for name in ready)
+        fleet_here.wait_for_results(READY, 60)
+        assert fleet_here.outcomes() == dict.fromkeys(ready, "succeeded")
         assert len(site.asked) == AT_ONCE, "no more pages are read at once than the setting says"
 
         site.release.set()
-        product.wait_for_results(HELD + READY, 60)
-        assert product.outcomes() == dict.fromkeys([*held, *ready], "succeeded")
+        fleet_here.wait_for_results(HELD + READY, 60)
+        assert fleet_here.outcomes() == dict.fromkeys([*held, *ready], "succeeded")
         assert sorted(site.asked) == sorted(f"/{number}" for number in range(HELD))
-    product.wait_until_nothing_is_left()
+    fleet_here.wait_until_nothing_is_left()

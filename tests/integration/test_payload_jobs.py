@@ -7,13 +7,12 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import boto3
 import pytest
 
-from tests.http_handler import handling
+from tests.http_handler import Answering, handling
 from tests.integration.certificates import Authority
 from tests.product import Product
 from tests.s3_server import ACCESS, SECRET, s3_server
@@ -33,16 +32,10 @@ DOCUMENTS = {
 def serving(documents: Mapping[str, bytes], context: ssl.SSLContext) -> Iterator[str]:
     """An https server that has these documents at these paths; yields its origin."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             found = documents.get(self.path.partition("?")[0])
-            self.send_response(200 if found is not None else 404)
-            self.send_header("Content-Length", str(len(found or b"")))
-            self.end_headers()
-            self.wfile.write(found or b"")
-
-        def log_message(self, *args: object) -> None:
-            pass
+            self.answer(200 if found is not None else 404, found or b"")
 
     with handling(Handler, context) as origin:
         yield origin

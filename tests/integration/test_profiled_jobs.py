@@ -27,7 +27,7 @@ from tests.integration.search_services import (
     pubmed_article,
     searxng,
 )
-from tests.postback_command import environment_of, postback
+from tests.postback_command import environment_of, postback_here
 from tests.virtual_time import in_jumping_time, jump
 from workers.egress import EgressPolicy
 from workers.enrichment.evidence import Found
@@ -279,7 +279,7 @@ def test_a_worker_with_a_wrong_profile_or_provider_does_not_start(
 ) -> None:
     (tmp_path / "bad.toml").write_text('[search]\nprovider = "pubmed"\nlimit = "five"')
     env = environment_of(**{variable: value.format(folder=tmp_path)})
-    done = postback("worker", "--engine", "echo", env=env)
+    done = postback_here("worker", "--engine", "echo", env=env)
     assert done.returncode == 1
     assert why in done.stderr
     assert "Traceback" not in done.stderr

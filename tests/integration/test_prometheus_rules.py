@@ -16,9 +16,9 @@ from tests.prometheus_tools import promtool
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = "postback.rules.yml"
 TESTS = "postback.rules_test.yml"
-OF_OTHERS = {"DCGM_FI_DEV_GPU_UTIL"}
-"""Metrics of NVIDIA's dcgm-exporter."""
-METRIC = re.compile(r"\b(?:postback_\w+|DCGM_\w+)")
+OF_OTHERS = {"DCGM_FI_DEV_GPU_UTIL", "up"}
+"""Metrics of NVIDIA's dcgm-exporter, and of Prometheus itself."""
+METRIC = re.compile(r"\b(?:postback_\w+|DCGM_\w+|up\b)")
 RECORDED = re.compile(r"\bpostback:[\w:]+")
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from confluent_kafka import Producer
 
 from devkit.broker import Broker
 from devkit.committed import committed_records
@@ -17,13 +15,14 @@ from operators.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.integration.put_backs import REDRIVES, assert_each_once, fill
 from tests.postback_command import environment_of, postback_here, started
 from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
-LETTERS = 1000
 CLOCK = SystemClock()
+LETTERS = 1000
 
 
 @pytest.fixture(scope="module")
@@ -37,37 +36,24 @@ def own() -> Iterator[Broker]:
 def given_up(own: Broker, make_fleet: Callable[[str], KafkaSettings]) -> KafkaSettings:
     """A fleet with LETTERS dead letters of callbacks."""
     fleet = make_fleet(own.bootstrap_servers)
-    producer = Producer({**fleet.client_config(), "linger.ms": 20})
-    for number in range(LETTERS):
-        job = f"job_{number}"
-        headers = {"webhook-id": f"msg_{job}", "job-id": job, "callback-url": "https://hooks.example/"}
-        headers |= {"reason": "timeout", "source-topic": fleet.topics.results}
-        headers |= {"source-partition": "0", "source-offset": str(number)}
-        producer.produce(fleet.topics.dead_letters, b"{}", job, 0, headers=list(headers.items()))
-    assert producer.flush(30) == 0
+    fill(fleet, {0: LETTERS}, letters=True)
     return fleet
 
 
-def called(fleet: KafkaSettings) -> Counter[bytes]:
-    """Return how often each job is in the smallest tier."""
-    return Counter(record.key() or b"" for record in committed_records(fleet.client_config(), fleet.topics.tier(0.3)))
-
-
 def assert_a_next_run_puts_back_the_rest(fleet: KafkaSettings) -> None:
-    done = postback_here("dead-letters", "redrive", "--rate", "100000", "--yes", env=environment_of(fleet))
+    done = postback_here(*REDRIVES, "--rate", "100000", "--yes", env=environment_of(fleet))
     assert done.returncode == 0, done.stderr
-    with Scanner(fleet) as scanner:
-        scanner.wait_until_settled([fleet.topics.tier(0.3)])
-    assert set(called(fleet).values()) == {1}
-    assert called(fleet).total() == LETTERS
+    assert_each_once(fleet, LETTERS)
 
 
 def test_ctrl_c_in_the_middle_of_a_batch_ends_it_with_a_line_and_the_status_of_a_shell(
     own: Broker, given_up: KafkaSettings, clean_processes: None
 ) -> None:
-    asked = ("dead-letters", "redrive", "--rate", "100", "--yes")
-    with started(*asked, env=environment_of(given_up)) as process:
-        eventually(lambda: called(given_up).total() >= 100, 60, "nothing is put back")
+    def put_back() -> int:
+        return len(committed_records(given_up.client_config(), given_up.topics.tier(0.3)))
+
+    with started(*REDRIVES, "--rate", "100", "--yes", env=environment_of(given_up)) as process:
+        eventually(lambda: put_back() >= 100, 60, "nothing is put back")
         own.pause()
         try:
             time.sleep(2)  # by then the next batch is in flight, without an answer
@@ -84,9 +70,7 @@ def test_ctrl_c_in_the_middle_of_a_batch_ends_it_with_a_line_and_the_status_of_a
 
 def test_a_frozen_broker_ends_the_command_in_time_with_the_rest_named(own: Broker, given_up: KafkaSettings) -> None:
     with Scanner(given_up) as scanner, PutBack(given_up, REDRIVE, answer_seconds=3) as back:
-        letters = DeadLetters(given_up, scanner, CLOCK)
-        told = list[int]()
-        frozen_at = list[float]()
+        told, frozen_at = list[int](), list[float]()
 
         def freeze(done: int) -> None:
             told.append(done)
@@ -95,7 +79,7 @@ def test_a_frozen_broker_ends_the_command_in_time_with_the_rest_named(own: Broke
 
         try:
             with pytest.raises(NotPutBack, match="The batches before it are put back"):
-                letters.redrive(LetterFilter(), back, 100, freeze)
+                DeadLetters(given_up, scanner, CLOCK).redrive(LetterFilter(), back, 100, freeze)
             # One of our limits must have ended the run. The client itself allows 30 s for a request, and any time for a
             # commit.
             assert CLOCK.monotonic() - frozen_at[0] < 25

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -19,8 +21,10 @@ from devkit.site import Question, Site, questions
 from schemas.result import Result, Support
 from telemetry.metrics import Metrics
 from tests.integration.answering_worker import AnsweringWorker
+from tests.integration.raw_server import PATIENT
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
+from workers.enrichment.answering.profile import FOLDER
 
 pytestmark = [
     pytest.mark.vllm,
@@ -54,6 +58,17 @@ async def gemma() -> AsyncIterator[VllmEngine]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def worker(gemma: VllmEngine) -> AsyncIterator[AnsweringWorker]:
     async with AnsweringWorker(engine=gemma) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lenient(gemma: VllmEngine, tmp_path: Path) -> AsyncIterator[AnsweringWorker]:
+    """A worker without a judge, whose profile `chain` is `finance` without the need for one."""
+    shutil.copy(FOLDER / "finance.schema.json", tmp_path)
+    finance = (FOLDER / "finance.toml").read_text()
+    (tmp_path / "chain.toml").write_text(finance.replace('requires = ["entailment"]', ""))
+    enrichment = PATIENT.model_copy(update={"profiles_folder": tmp_path})
+    async with AnsweringWorker(engine=gemma, enrichment=enrichment) as started:
         yield started
 
 
@@ -131,11 +146,11 @@ async def test_a_job_without_sources_gets_no_note_about_sources(worker: Answerin
 
 
 async def test_a_finance_answer_follows_its_schema_and_its_quotes_are_checked(
-    worker: AnsweringWorker, site: Site
+    lenient: AnsweringWorker, site: Site
 ) -> None:
     asked = "How risky is it to buy the silver mine of Corrow?"
     urls = site.url("/mine"), site.url("/bridge")
-    result = await worker.answer(asked, *urls, profile="finance", max_tokens=FINANCE_MAX_TOKENS)
+    result = await lenient.answer(asked, *urls, profile="chain", max_tokens=FINANCE_MAX_TOKENS)
     assert (result.outcome, result.finish_reason) == ("succeeded", "stop"), result.error
     judged = json.loads(result.text or "")
     assert list(judged) == ["summary", "evidence", "risk_score", "risk_level"]
@@ -156,9 +171,9 @@ async def test_a_finance_answer_follows_its_schema_and_its_quotes_are_checked(
 
 
 async def test_json_that_max_tokens_cuts_short_is_a_failure_that_says_what_to_do(
-    worker: AnsweringWorker, site: Site
+    lenient: AnsweringWorker, site: Site
 ) -> None:
-    result = await worker.answer("How risky is it?", site.url("/mine"), profile="finance", max_tokens=12)
+    result = await lenient.answer("How risky is it?", site.url("/mine"), profile="chain", max_tokens=12)
     assert (result.outcome, result.text, result.finish_reason) == ("failed", None, "length")
     assert result.error is not None
     assert result.error.code == "not_json"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.product import Product, eventually
+from tests.fleet_here import FleetHere
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -24,21 +25,21 @@ engine = "here"
 
 
 def test_a_worker_answers_for_each_model_of_its_registry_and_follows_the_files_aliases(
-    product: Product, tmp_path: Path
+    fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     file = tmp_path / "models.toml"
     file.write_text(FILE)
-    worker = product.worker(
-        "w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file), POSTBACK_WORKER__UNSERVED_SECONDS="1"
+    worker = fleet_here.worker(
+        "w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file), POSTBACK_WORKER__MODEL_WAIT_SECONDS="1"
     )
-    topic = product.kafka.topics.workers
-    eventually(lambda: bool(product.read(topic)), 60, "the worker does not announce itself")
-    assert json.loads(product.read(topic)[-1].value() or b"")["models"] == ["small", "gpt-4o-mini", "other"]
+    topic = fleet_here.kafka.topics.workers
+    eventually(lambda: bool(fleet_here.read(topic)), 60, "the worker does not announce itself")
+    assert json.loads(fleet_here.read(topic)[-1].value() or b"")["models"] == ["small", "gpt-4o-mini", "other"]
 
     def answered(job_id: str, model: str) -> dict[str, object]:
-        product.submit([{"job_id": job_id, "prompt": "one two three", "model_id": model}])
-        eventually(lambda: job_id in product.outcomes(), 60, f"no result of {job_id}")
-        [result] = [each for each in product.results() if each["job_id"] == job_id]
+        fleet_here.submit([{"job_id": job_id, "prompt": "one two three", "model_id": model}])
+        eventually(lambda: job_id in fleet_here.outcomes(), 60, f"no result of {job_id}")
+        [result] = [each for each in fleet_here.results() if each["job_id"] == job_id]
         return {name: result.get(name) for name in ("model_id", "outcome", "usage")}
 
     usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
@@ -54,11 +55,11 @@ def test_a_worker_answers_for_each_model_of_its_registry_and_follows_the_files_a
     assert worker.terminate() == 0
 
 
-def test_a_worker_refuses_a_registry_with_mistakes_and_names_them(product: Product, tmp_path: Path) -> None:
+def test_a_worker_refuses_a_registry_with_mistakes_and_names_them(fleet_here: FleetHere, tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text(FILE.replace('"gpt-4o-mini"', '"other"'))
-    worker = product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
-    assert worker.process.wait(60) == 1
+    worker = fleet_here.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
+    assert worker.ended(60) == 1
     assert (
         'line 8: models.other.aliases: "other" is given more than once as a name, by "small", "other"'
         in worker.lines()[-1]["message"]

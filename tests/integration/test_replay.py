@@ -21,7 +21,7 @@ from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from tests.messages import headers_of
-from tests.postback_command import environment_of, postback, postback_here
+from tests.postback_command import environment_of, postback_here
 
 pytestmark = pytest.mark.broker
 
@@ -141,7 +141,7 @@ def test_results_for_a_disabled_endpoint_stay_until_it_is_enabled(kept: Kept) ->
 
 
 def test_a_replayed_result_is_the_same_event_due_at_once_with_all_attempts_again(kept: Kept) -> None:
-    done = postback("replay", "--tenant", "globex", "--rate", "1000", "--yes", env=environment_of(kept.fleet))
+    done = postback_here("replay", "--tenant", "globex", "--rate", "1000", "--yes", env=environment_of(kept.fleet))
 
     assert (done.returncode, done.stdout) == (0, "")
     [message] = waiting(kept.fleet).values()

@@ -24,8 +24,9 @@ from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.fleet_here import FleetHere, running_here
 from tests.postback_command import environment_of, postback_here
-from tests.product import PARTITIONS, Callbacks, Product, eventually, running
+from tests.product import PARTITIONS, Callbacks, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -93,10 +94,10 @@ def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple
 
 
 @pytest.fixture
-def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[Product]:
+def fleet_here(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iterator[FleetHere]:
     kafka = fleet.model_copy(update={"tier_delays_seconds": (0.3, LONG_TIER_SECONDS), "partitions": PARTITIONS})
     create_topics(kafka)
-    with running(kafka, tmp_path) as started:
+    with running_here(kafka, tmp_path) as started:
         yield started
     topic = kafka.topics.tier(LONG_TIER_SECONDS)
     admin = AdminClient(kafka.client_config())
@@ -104,16 +105,18 @@ def product(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> Iter
 
 
 @pytest.fixture
-def away(product: Product) -> Iterator[Callbacks]:
-    callbacks = Callbacks(product.keyring)
+def away(fleet_here: FleetHere) -> Iterator[Callbacks]:
+    callbacks = Callbacks(fleet_here.keyring)
     callbacks.up()
     callbacks.down()  # the port is reserved now, and refuses connections
     yield callbacks
     callbacks.end()
 
 
-def test_after_an_outage_missed_results_are_called_back_once_and_no_others(product: Product, away: Callbacks) -> None:
-    kafka, callbacks, env = product.kafka, product.callbacks, environment_of(product.kafka)
+def test_after_an_outage_missed_results_are_called_back_once_and_no_others(
+    fleet_here: FleetHere, away: Callbacks
+) -> None:
+    kafka, callbacks, env = fleet_here.kafka, fleet_here.callbacks, environment_of(fleet_here.kafka)
 
     def replay(*arguments: str) -> list[str]:
         done = postback_here("replay", "--tenant", "default", "--undelivered", *arguments, env=env)
@@ -121,7 +124,7 @@ def test_after_an_outage_missed_results_are_called_back_once_and_no_others(produ
         return [line.removeprefix("postback: ") for line in done.stderr.splitlines()]
 
     callbacks.up()
-    delivery = product.deliver("d1")
+    delivery = fleet_here.deliver("d1")
     delivered, missed, waiting = (
         [f"{what}-{number}" for number in range(3)] for what in ("delivered", "missed", "waiting")
     )
@@ -129,16 +132,16 @@ def test_after_an_outage_missed_results_are_called_back_once_and_no_others(produ
         put(kafka, kafka.topics.results, name, callbacks.url)
     for name in waiting:
         put(kafka, kafka.topics.results, name, away.url)
-    product.wait_for_callbacks(3, 60)
+    fleet_here.wait_for_callbacks(3, 60)
     callbacks.down()
     callbacks.up(Behaviour(status=410))
     for name in missed:
         put(kafka, kafka.topics.results, name, callbacks.url)
 
     def in_the_long_tier() -> int:
-        return len(product.read(kafka.topics.tier(LONG_TIER_SECONDS)))
+        return len(fleet_here.read(kafka.topics.tier(LONG_TIER_SECONDS)))
 
-    eventually(lambda: len(product.dead_letters()) == 3 and in_the_long_tier() == 3, 60, "not all have come so far")
+    eventually(lambda: len(fleet_here.dead_letters()) == 3 and in_the_long_tier() == 3, 60, "not all have come so far")
     assert delivery.terminate() == 0
     put(kafka, kafka.topics.results, "untouched", callbacks.url)  # delivery has not seen this result yet
     callbacks.down()
@@ -157,18 +160,18 @@ def test_after_an_outage_missed_results_are_called_back_once_and_no_others(produ
         "4 match too and wait for an attempt, which is left to delivery: --waiting calls them back at once",
     ]
     assert replay("--dry-run") == expected
-    assert len(product.read(kafka.topics.redriven)) == 0
+    assert len(fleet_here.read(kafka.topics.redriven)) == 0
     assert replay()[-1] == "3 of 3 put back; delivery takes them up from its smallest tier"
     assert replay() == ["0 results match and were not delivered", *expected[3:4], expected[4].replace("4", "7")]
 
     def called_since() -> list[str]:
         return sorted(one.event["data"]["id"] for one in callbacks.received[called_before:])
 
-    product.deliver("d1")
+    fleet_here.deliver("d1")
     eventually(lambda: len(called_since()) >= 4, 60, lambda: f"{called_since()} were called")
     redriven = postback_here("dead-letters", "redrive", "--json", env=env)
     assert json.loads(redriven.stdout)["redriven"] == 0
-    assert len(product.dead_letters()) == 3
+    assert len(fleet_here.dead_letters()) == 3
     eventually(lambda: replay("--dry-run")[1] == "7 match too and were delivered", 30, lambda: str(replay("--dry-run")))
     assert called_since() == [*missed, "untouched"]
     assert away.received == []

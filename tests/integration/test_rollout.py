@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 from devkit.model import embedding_model
+from tests.fleet_here import FleetHere
 from tests.http_handler import handling
 from tests.postback_command import environment_of, postback_here
-from tests.product import Product, eventually
+from tests.product import eventually
 from tests.rollout_fleet import FAST, Different, RolloutFleet, echo_fleet
 
 pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
-def fleet(product: Product, tmp_path: Path) -> RolloutFleet:
-    return echo_fleet(product, tmp_path)
+def fleet(fleet_here: FleetHere, tmp_path: Path) -> RolloutFleet:
+    return echo_fleet(fleet_here, tmp_path)
 
 
 def test_the_same_weights_are_promoted_by_themselves_and_every_job_is_answered_once(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from operators.topics import create_topics
+from tests.fleet_here import FleetHere
 from tests.http_handler import handling
-from tests.product import Product, eventually
+from tests.product import eventually
 from tests.rollout_fleet import FAST, REGISTRY, Different, echo_fleet
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
@@ -44,16 +45,16 @@ class Rejecting(Different):
     [(Refusing, Refusing.says, "answered", "more refusals"), (Rejecting, None, "refused", "more failures")],
 )
 def test_a_candidate_that_is_good_in_shadow_and_bad_in_the_canary_gives_way_to_the_primary_by_itself(
-    server: type[Different], says: str | None, counted: str, why: str, product: Product, tmp_path: Path
+    server: type[Different], says: str | None, counted: str, why: str, fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     with handling(server) as url:
-        fleet = echo_fleet(product, tmp_path, AT_A_SERVER.replace("URL", url))
-        shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
+        fleet = echo_fleet(fleet_here, tmp_path, AT_A_SERVER.replace("URL", url))
+        shadow = fleet_here.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
         # Seven bad answers abort the rollout, so the canary never reaches its twelve jobs.
         fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
         said = fleet.awaited("aborted", 400, jobs=300)
         later = fleet.jobs(100)
-        failed = {} if says is not None else {"rejected": len(product.dead_letters())}
+        failed = {} if says is not None else {"rejected": len(fleet_here.dead_letters())}
         answers = {each["job_id"]: each.get("text") for each in fleet.all_answered(**failed)}
         asked = fleet.worker.metrics()[f"postback_model_requests_total{{next,{counted}}}"]
         assert shadow.terminate() == 0
@@ -74,11 +75,11 @@ class Closing(Different):
 
 
 def test_jobs_do_not_wait_for_a_candidate_whose_server_is_away_and_its_rollout_ends_by_itself(
-    product: Product, tmp_path: Path
+    fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     with handling(Closing) as url:
-        fleet = echo_fleet(product, tmp_path, AT_A_SERVER.replace("URL", url))
-        shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
+        fleet = echo_fleet(fleet_here, tmp_path, AT_A_SERVER.replace("URL", url))
+        shadow = fleet_here.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
         fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
         said = fleet.awaited("aborted", 400, jobs=300)
         answers = {each["job_id"]: each.get("text") for each in fleet.all_answered()}
@@ -92,25 +93,25 @@ def test_jobs_do_not_wait_for_a_candidate_whose_server_is_away_and_its_rollout_e
 
 
 def test_the_primary_answers_for_a_candidate_whose_lane_no_worker_reads_until_a_worker_of_that_lane_runs(
-    product: Product, tmp_path: Path
+    fleet_here: FleetHere, tmp_path: Path
 ) -> None:
-    create_topics(product.kafka, engines=["big"])
+    create_topics(fleet_here.kafka, engines=["big"])
     registry = f'{REGISTRY}lane = "big"\n'
-    fleet = echo_fleet(product, tmp_path, registry)
-    shadow = product.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
+    fleet = echo_fleet(fleet_here, tmp_path, registry)
+    shadow = fleet_here.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
     fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST)
     fleet.awaited("canary-1", 400, jobs=300)
     names = {*fleet.jobs(2000)}
-    eventually(lambda: names <= product.outcomes().keys(), 300, "jobs have no result")
-    assert product.read(product.kafka.topics.requests("big")) == []
+    eventually(lambda: names <= fleet_here.outcomes().keys(), 300, "jobs have no result")
+    assert fleet_here.read(fleet_here.kafka.topics.requests("big")) == []
     assert fleet.state()["step"] == "canary-1"
     assert "letting the primary answer" in fleet.worker.said()
 
     settings = {"POSTBACK_WORKER__REGISTRY": str(tmp_path / "models.toml"), "POSTBACK_WORKER__LANE": "big"}
-    candidate = product.worker("w2", "--host", "127.0.0.1", **settings)
+    candidate = fleet_here.worker("w2", "--host", "127.0.0.1", **settings)
     said = fleet.until("promoted", 400)
     fleet.all_answered()
     assert [each["step"] for each in said["steps"]] == ["canary-1", "canary-10", "canary-50", "canary-100", "promoted"]
-    assert len(product.read(product.kafka.topics.requests("big"))) > 0
+    assert len(fleet_here.read(fleet_here.kafka.topics.requests("big"))) > 0
     for role in (shadow, candidate, fleet.worker):
         assert role.terminate() == 0

@@ -17,9 +17,15 @@ from tests.drawn import drawn
 from tests.handlers import CLOCK
 from tests.unit.test_rollout_workers import Shadow, sample_of
 from workers.enrichment.choosing.embedder import Embedder, EmbeddingModelRefused
-from workers.inference.rollout.difference import Thresholds
-from workers.inference.rollout.meaning import MAX_CHARS, MAX_SENTENCE_BYTES, MAX_SENTENCES, Meaning, MeaningUnknown
-from workers.inference.rollout.sample import read_sample, write_sample
+from workers.inference.rollout.difference import (
+    MAX_CHARS,
+    MAX_SENTENCE_BYTES,
+    MAX_SENTENCES,
+    Meaning,
+    MeaningUnknown,
+    Thresholds,
+)
+from workers.inference.rollout.sampling import read_sample, write_sample
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -83,7 +89,6 @@ async def test_texts_in_other_words_are_the_same_if_each_sentence_has_its_counte
         (BRIDGE, BRIDGE_TOO.replace("1987", "1978")),
         (BRIDGE, BRIDGE_TOO.replace("1987", "1987 or 1988")),
         (UNSAFE, UNSAFE.replace("not ", "")),
-        (SUED, "Bob sued Alice for breach of contract."),
         ("The dose is safe if the pressure is < 140 mmHg.", "If the pressure is > 140 mmHg, the dose is safe."),
         (BRIDGE, f"{BRIDGE_TOO} {SUED}"),
         (BRIDGE, TABLETS),

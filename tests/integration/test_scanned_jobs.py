@@ -7,16 +7,15 @@ from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.http_handler import handling
+from tests.http_handler import Answering, handling
 from tests.integration.raw_server import SLOW
-from tests.product import Product, Role, eventually
+from tests.product import Product, RoleProcess, eventually
 from tests.scanned import saved, scanned, scanned_pdf, tesseract
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
@@ -42,19 +41,11 @@ def _installed() -> None:
     tesseract()
 
 
-class Served(BaseHTTPRequestHandler):
+class Served(Answering):
     """Answers with the scan, or with a page that takes minutes to read."""
 
     def do_GET(self) -> None:
-        body, kind = (SCAN, "application/pdf") if self.path == "/scan" else (SLOW, "text/html")
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
+        self.answer(200, *((SCAN, "application/pdf") if self.path == "/scan" else (SLOW, "text/html")))
 
 
 def carrying(name: str, body: bytes, **sources: Any) -> dict[str, Any]:
@@ -69,7 +60,7 @@ def by_job(product: Product) -> dict[str, dict[str, Any]]:
     return {result["job_id"]: result for result in product.results()}
 
 
-def child_of(worker: Role, is_wanted: Callable[[psutil.Process], bool]) -> psutil.Process:
+def child_of(worker: RoleProcess, is_wanted: Callable[[psutil.Process], bool]) -> psutil.Process:
     """Wait for a wanted process among those that the worker, or a process of the worker, has started."""
     found: list[psutil.Process] = []
 
@@ -83,7 +74,7 @@ def child_of(worker: Role, is_wanted: Callable[[psutil.Process], bool]) -> psuti
     return found[0]
 
 
-def stopped_tesseract(worker: Role) -> tuple[psutil.Process, psutil.Process]:
+def stopped_tesseract(worker: RoleProcess) -> tuple[psutil.Process, psutil.Process]:
     """Suspend a tesseract of this worker, and wait until it has input; return this process and its parent."""
     # Only a tesseract that reads a picture has the argument `-`; the worker's first tesseract lists the languages.
     program = child_of(worker, lambda process: "tesseract" in process.name() and "-" in process.cmdline())

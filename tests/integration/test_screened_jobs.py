@@ -7,23 +7,25 @@ from pathlib import Path
 import pytest
 
 from schemas.settings import KafkaSettings
-from tests.postback_command import environment_of, postback
-from tests.product import Product
+from tests.fleet_here import FleetHere
+from tests.postback_command import environment_of, postback_here
 from tests.screening_rules import CARD, pii, regex, words
 
 pytestmark = pytest.mark.broker
 
 
-def test_jobs_are_flagged_redacted_and_rejected_by_the_rules_of_the_worker(product: Product, tmp_path: Path) -> None:
+def test_jobs_are_flagged_redacted_and_rejected_by_the_rules_of_the_worker(
+    fleet_here: FleetHere, tmp_path: Path
+) -> None:
     rules = tmp_path / "rules.toml"
     private = pii(more='fields = ["prompt", "messages", "search", "metadata"]', name="private")
     project = regex("falcon", "reject", 'except_tenants = ["research"]', "project")
     rules.write_text("".join(f"[[rule]]\n{rule}\n" for rule in (private, project, words(name="toxicity"))))
-    product.callbacks.up()
-    url = {"callback_url": product.callbacks.url}
-    worker = product.worker("w1", "--engine", "echo", "--with-delivery", POSTBACK_SCREENING__RULES=str(rules))
+    fleet_here.callbacks.up()
+    url = {"callback_url": fleet_here.callbacks.url}
+    worker = fleet_here.worker("w1", "--engine", "echo", "--with-delivery", POSTBACK_SCREENING__RULES=str(rules))
 
-    product.submit(
+    fleet_here.submit(
         [
             {"job_id": "plain", "prompt": "What is the capital of France?", **url},
             {"job_id": "flagged", "prompt": "Who is the bastard?", **url},
@@ -32,14 +34,14 @@ def test_jobs_are_flagged_redacted_and_rejected_by_the_rules_of_the_worker(produ
             {"job_id": "refused", "prompt": f"falcon {CARD}", "metadata": {"card": CARD}, "custom_id": "row-1", **url},
         ]
     )
-    product.wait_for_callbacks(5, 60)
-    product.wait_until_nothing_is_left()
+    fleet_here.wait_for_callbacks(5, 60)
+    fleet_here.wait_until_nothing_is_left()
 
-    assert product.outcomes() == {
+    assert fleet_here.outcomes() == {
         **dict.fromkeys(("plain", "flagged", "redacted", "again"), "succeeded"),
         "refused": "rejected",
     }
-    data = {name: one[0].event["data"] for name, one in product.callbacks.events.items()}
+    data = {name: one[0].event["data"] for name, one in fleet_here.callbacks.events.items()}
     assert "screening" not in data["plain"]
     assert data["flagged"]["text"] == "Who is the bastard?"
     assert [found["rule"] for found in data["flagged"]["screening"]] == ["toxicity"]
@@ -55,7 +57,7 @@ def test_jobs_are_flagged_redacted_and_rejected_by_the_rules_of_the_worker(produ
     }
     assert refused["custom_id"] == "row-1"
     assert not any("4111" in str(event) for event in data.values())
-    [letter] = product.dead_letters()
+    [letter] = fleet_here.dead_letters()
     assert letter["reason"] == "screened"
     metrics = worker.metrics()
     verdicts = {name: metrics[f"postback_screened_total{{{name}}}"] for name in ("pass", "flag", "redact", "reject")}
@@ -67,7 +69,7 @@ def test_a_worker_with_mistakes_in_its_rules_names_them_and_ends(fleet: KafkaSet
     rules = tmp_path / "rules.toml"
     rules.write_text('[[rule]]\nname = "a"\nkind = "magic"\n[[rule]]\nname = "b"\nkind = "words"\n')
 
-    done = postback("worker", "--engine", "echo", env=environment_of(fleet, POSTBACK_SCREENING__RULES=rules))
+    done = postback_here("worker", "--engine", "echo", env=environment_of(fleet, POSTBACK_SCREENING__RULES=rules))
 
     assert done.returncode == 1
     assert "line 1, rule `a`: kind: is not known" in done.stderr

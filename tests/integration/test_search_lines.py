@@ -90,7 +90,8 @@ async def test_a_job_reads_its_own_pages_while_its_search_waits_in_line() -> Non
         assert len(service.asked) == 1
         jump(clock, 1 / RARELY)
         result = await job
-        assert [details.id for details in result.source_details] == [site.url("/mine")]
+        # The echoed prompt repeats a sentence of each source.
+        assert [details.id for details in result.source_details] == [site.url("/mine"), "arxiv:2305.12345"]
         assert worker.searches("found") == 2
         assert not any("late" in note or "too long" in note for note in result.notes)
 

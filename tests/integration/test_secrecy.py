@@ -33,7 +33,7 @@ def test_a_process_that_keeps_its_secrets_is_readable_by_no_other_and_still_meas
 
 
 def test_every_command_keeps_its_secrets(tmp_path: Path) -> None:
-    """A process's dumpable flag is visible from inside only; this test checks the other effects of `keep_secrets`."""
+    """A process's dumpable flag is visible from inside only; this test checks the other effects of `harden_process`."""
     environment = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json")
     process = started("receive", "--port", "0", env=environment)
     try:

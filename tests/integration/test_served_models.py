@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from tests.integration.openai_http.servers import Server, answers, openai_server
 from tests.integration.registry_rig import ASKED, ESCALATING, Rig, rig, started
 from tests.unit.echo_worker import record
 from workers.egress import EgressPolicy, Guard
-from workers.engines.base import EngineFailed, EngineRefused, EngineUnavailable
+from workers.engines.base import EngineFailed, EngineLoad, EngineRefused, EngineUnavailable
+from workers.engines.openai_http import engine as http_engine
+from workers.engines.openai_http.engine import FAILURES
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.handler import InferenceHandler
+from workers.inference.handler import InferenceHandler, Parts
 from workers.inference.model_rules import ModelRules
-from workers.inference.registry import Registry
+from workers.inference.routing import Registry
 from workers.inference.settings import WorkerSettings
 
 TWO_ADDRESSES = """
@@ -32,23 +35,25 @@ attempts = 1
 [models.m1]
 engine = "e"
 aliases = ["other-name"]
-circuit = { failures = 2, seconds = 3600 }
 cost = { prompt = 1000, completion = 2000, currency = "EUR" }
 """
 
 
-async def test_a_failing_address_is_passed_over_and_its_circuit_opens(tmp_path: Path) -> None:
+async def test_a_failing_address_is_passed_over_and_its_circuit_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_engine, "WATCH_SECONDS", 3600)
     broken, good = Server(answers(503, {})), Server(says("yes"))
     async with rig(tmp_path, a=broken, b=good) as around, started(around.engine(TWO_ADDRESSES)) as engine:
-        for number in range(4):
+        for number in range(2 * FAILURES):
             completion = await engine.generate(replace(ASKED, request_id=f"r{number}", model_id="other-name"))
             assert completion.text == "yes"
         assert completion.served_by is not None
         assert completion.served_by.model == "m1"
-        assert (len(broken.bodies), len(good.bodies)) == (2, 4)
+        assert (len(broken.bodies), len(good.bodies)) == (FAILURES, 2 * FAILURES)
         assert around.sample("postback_model_circuits_open", model="m1") == 1
-        assert around.sample("postback_model_requests_total", model="m1", result="answered") == 4
-        assert around.sample("postback_model_requests_total", model="m1", result="failed") == 2
+        assert around.sample("postback_model_requests_total", model="m1", result="answered") == 2 * FAILURES
+        assert around.sample("postback_model_requests_total", model="m1", result="failed") == FAILURES
 
 
 async def test_an_answer_has_its_price_which_is_counted_too(tmp_path: Path) -> None:
@@ -85,11 +90,38 @@ engine = "b"
             with pytest.raises(EngineUnavailable) as failed:
                 await engine.generate(replace(ASKED, model_id="m1"))
             assert not isinstance(failed.value, EngineFailed)
-        broken.responses = [says("x"), answers(500, {})]
+        broken.responses = [answers(500, {}), says("the small request is answered")]
         broken.bodies.clear()
-        await engine.generate(replace(ASKED, model_id="m1"))
         with pytest.raises(EngineFailed):
             await engine.generate(replace(ASKED, model_id="m1"))
+
+
+async def test_the_load_counts_models_without_requests_now_and_then_and_used_ones_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage asks for the load hundreds of times a second; an earlier engine summed up all models each time."""
+    async with (
+        rig(tmp_path, a=Server(says("x")), b=Server(says("y"))) as around,
+        started(around.engine(ESCALATING)) as engine,
+    ):
+        counted: list[str] = []
+
+        def spied(name: str, load: Callable[[], EngineLoad]) -> Callable[[], EngineLoad]:
+            def counting() -> EngineLoad:
+                counted.append(name)
+                return load()
+
+            return counting
+
+        for name, served in engine._served.items():
+            monkeypatch.setattr(served, "load", spied(name, served.load))
+        before = engine.load()
+        await engine.generate(replace(ASKED, model_id="large"))
+        counted.clear()
+        loads = [engine.load() for _ in range(20)]
+        assert {*loads} == {before}
+        assert counted.count("large") == 20
+        assert counted.count("small") <= 2
 
 
 async def test_a_model_starts_with_one_address_and_the_others_join_later(tmp_path: Path) -> None:
@@ -147,16 +179,18 @@ async def result_of(around: Rig, **job: object) -> Result:
         enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), CLOCK, around.metrics)
         await enricher.start()
         handler = InferenceHandler(
-            engine,
-            enricher,
-            Registry(engine.models, None, engine.registry.lanes()),
-            EgressPolicy(),
-            TOPICS,
-            {},
-            WorkerSettings(),
-            CLOCK,
-            around.metrics,
-            rules=ModelRules(lambda: engine.registry),
+            Parts(
+                engine=engine,
+                enricher=enricher,
+                registry=Registry(engine.models, None, engine.registry.lanes()),
+                callback_policy=EgressPolicy(),
+                topics=TOPICS,
+                topic_ids={},
+                settings=WorkerSettings(),
+                clock=CLOCK,
+                metrics=around.metrics,
+                rules=ModelRules(lambda: engine.registry),
+            )
         )
         outputs = await handler.handle(record({"prompt": "Hello?", **job}))
         await enricher.close()
@@ -184,6 +218,8 @@ async def test_an_answer_that_is_not_json_is_tried_once_more_with_the_next_model
         assert result.notes == ["escalated: not_json with model small; model large answered"]
         assert result.usage is not None
         assert result.usage.total_tokens == 14
+        # In an earlier version the job was counted and timed twice, and the exporter wanted more workers.
+        assert around.sample("postback_job_seconds_count", phase="infer") == 1
         assert result.usage.cost == pytest.approx(0.021)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.http_handler import handling
-from tests.product import CLOCK, Product, Role, eventually
+from tests.fleet_here import FleetHere
+from tests.http_handler import Answering, handling
+from tests.product import CLOCK, Role, eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
 
@@ -39,10 +40,8 @@ addresses = [{paced}]
 engine = "busy"
 [models.twofold]
 engine = "twofold"
-circuit = { failures = 2, seconds = 3600 }
 [models.small]
 engine = "small"
-circuit = { failures = 1000, seconds = 1 }
 escalate = { to = "large", on = ["failed"] }
 [models.large]
 engine = "large"
@@ -77,34 +76,24 @@ class Server:
         return sorted(said for _, said in self.asked)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Answering):
     def __init__(self, server: Server, *arguments: Any) -> None:
         self._scripted = server
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
         names = [{"id": name} for name in ("busy", "twofold", "small", "large", "paced")]
-        self._send(200 if self.path == "/v1/models" else 404, {"object": "list", "data": names})
+        self.answer_json(200 if self.path == "/v1/models" else 404, {"object": "list", "data": names})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = json.loads(self.body())
         prompt = asked["messages"][-1]["content"]
         before = len(self._scripted.times(prompt))
         self._scripted.asked.append((CLOCK.monotonic(), prompt))
         status, headers, text = self._scripted.reply(before, prompt)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 3, "completion_tokens": 2}
-        self._send(status, {"choices": [choice], "usage": usage} if status == 200 else {}, headers)
-
-    def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        value = json.dumps(body).encode()
-        self.send_response(status)
-        for name, each in {"Content-Length": str(len(value)), **(headers or {})}.items():
-            self.send_header(name, each)
-        self.end_headers()
-        self.wfile.write(value)
-
-    def log_message(self, *_: object) -> None: ...
+        self.answer_json(status, {"choices": [choice], "usage": usage} if status == 200 else {}, headers)
 
 
 def echoes(_: int, prompt: str) -> Reply:
@@ -135,7 +124,7 @@ class Served:
     worker: Role
 
 
-def started(product: Product, folder: Path, stack: ExitStack) -> Served:
+def started(fleet_here: FleetHere, folder: Path, stack: ExitStack) -> Served:
     """Start the servers and a worker whose registry has their models."""
     replies = {"busy": first_busy, "down": broken, "up": echoes, "small": poisonable}
     servers = {name: Server(reply) for name, reply in {**replies, "large": in_json, "paced": echoes}.items()}
@@ -144,7 +133,7 @@ def started(product: Product, folder: Path, stack: ExitStack) -> Served:
         text = text.replace(f"{{{name}}}", json.dumps(f"{stack.enter_context(handling(server))}/v1"))
     file = folder / "models.toml"
     file.write_text(text)
-    return Served(servers, product.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file)))
+    return Served(servers, fleet_here.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file)))
 
 
 def jobs(model: str, number: int, **more: Any) -> list[dict[str, Any]]:
@@ -153,32 +142,32 @@ def jobs(model: str, number: int, **more: Any) -> list[dict[str, Any]]:
 
 
 def test_servers_that_refuse_fail_or_limit_leave_each_job_one_result_from_a_model_that_answers(
-    product: Product, tmp_path: Path
+    fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:
-        served = started(product, tmp_path, stack)
+        served = started(fleet_here, tmp_path, stack)
         sent = [*jobs("busy", 2), *jobs("twofold", 20), *jobs("paced", 12)]
         sent += [{"job_id": "json", "model_id": "small", "prompt": "Say no JSON", **JSON}]
         sent += [{"job_id": "poison", "model_id": "small", "prompt": "Say poison"}]
-        product.submit(sent)
+        fleet_here.submit(sent)
         beside = 0
 
         def poisoned() -> bool:
             """Submit a job that gets an answer: failures count against a job only while other jobs are answered."""
             nonlocal beside
-            product.submit([{"job_id": f"beside-{beside}", "model_id": "small", "prompt": "Say beside"}])
+            fleet_here.submit([{"job_id": f"beside-{beside}", "model_id": "small", "prompt": "Say beside"}])
             beside += 1
-            return "poison" in product.outcomes()
+            return "poison" in fleet_here.outcomes()
 
         eventually(poisoned, 400, served.worker.said)
-        product.wait_for_results(len(sent) + beside, 120)
+        fleet_here.wait_for_results(len(sent) + beside, 120)
         metrics = served.worker.metrics()
         assert served.worker.terminate() == 0
 
     names = [each["job_id"] for each in sent] + [f"beside-{number}" for number in range(beside)]
-    assert product.outcomes() == dict.fromkeys(names, "succeeded")
-    assert product.dead_letters() == []
-    results = {each["job_id"]: each for each in product.results()}
+    assert fleet_here.outcomes() == dict.fromkeys(names, "succeeded")
+    assert fleet_here.dead_letters() == []
+    results = {each["job_id"]: each for each in fleet_here.results()}
     servers = served.servers
     for name, code in (("json", "not_json"), ("poison", "engine_error")):
         assert results[name]["text"] == LARGE

@@ -8,19 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from devkit.receiver import Behaviour
-from tests.http_handler import handling
-from tests.integration.gateway.gateway_process import gateway_process
+from tests.http_handler import Answering, handling
+from tests.integration.gateway.gateway_process import running_gateway
 from tests.otel_collector import OtelCollector, running_collector
 from tests.postback_command import environment_of, postback
 from tests.product import Product, eventually
 from tests.prometheus_tools import scraping
 
-pytestmark = pytest.mark.broker
+# The first test builds the collector, which takes minutes.
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(1_800)]
 
 HUSH = "hush"
 """A part of each prompt, answer, and path that no span may have."""
@@ -47,25 +47,15 @@ OTHERS = {"postback_callback_age_seconds", "postback_http_request_seconds"}
 def site() -> Iterator[str]:
     """A web server with pages below one path, and a SearXNG that finds one of them. Yields the server's URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             if self.path.startswith("/search?"):
                 found = {"url": f"http://{self.headers['Host']}/{HUSH}/found", "title": HUSH, "content": HUSH}
-                self._answer(json.dumps({"results": [found], "unresponsive_engines": []}).encode(), "application/json")
+                self.answer_json(200, {"results": [found], "unresponsive_engines": []})
             elif self.path.startswith(f"/{HUSH}/"):
-                self._answer(PAGE, "text/html")
+                self.answer(200, PAGE)
             else:
                 self.send_error(404)
-
-        def _answer(self, body: bytes, media_type: str) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", media_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
 
     with handling(Handler) as url:
         yield url
@@ -99,7 +89,7 @@ def test_a_sampled_job_is_one_trace_from_producer_to_callback_and_no_span_is_an_
             }
             for name in ("by-kafka", "by-command", "by-gateway")
         }
-        with gateway_process(product, **setting) as gateway:
+        with running_gateway(product, **setting) as gateway:
             env = {**gateway.environment(), **setting, "POSTBACK_GATEWAY_KEY": gateway.key("default")}
             product.submit([jobs["by-kafka"]])
             for name, options in (("by-command", ()), ("by-gateway", ("--gateway", gateway.url))):

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,19 @@ import pytest
 from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
 from schemas.topics import Lane
+from tests.fleet_here import FleetHere
 from tests.integration.answering_jobs import answering
 from tests.integration.submitted import records_of
 from tests.postback_command import POSTBACK, environment_of, postback, postback_here
-from tests.product import Product
 
 pytestmark = pytest.mark.broker
 
 
 def test_the_command_submits_thousands_of_jobs_from_standard_input(fleet: KafkaSettings) -> None:
     given = b"".join(b'{"prompt": "q%d"}\n' % number for number in range(5000))
-    done = postback("submit", "-", "--callback-url", "https://example.com/hook", env=environment_of(fleet), given=given)
+    done = postback_here(
+        "submit", "-", "--callback-url", "https://example.com/hook", env=environment_of(fleet), given=given
+    )
     assert (done.returncode, done.stderr) == (0, "postback: 5000 of 5000 jobs accepted\n")
     records = records_of(fleet, fleet.topics.requests(bulk=True))
     assert sorted(done.stdout.splitlines()) == sorted(record.key.decode() for record in records)
@@ -53,7 +56,7 @@ def test_a_large_file_takes_the_bulk_lane_unless_it_is_told_otherwise(
 def test_nothing_is_sent_where_a_line_is_bad(fleet: KafkaSettings, tmp_path: Path) -> None:
     file = tmp_path / "jobs.jsonl"
     file.write_text('{"prompt": "fine"}\n{"prompt": ["private"]}\nnot json\n')
-    done = postback("submit", file, env=environment_of(fleet))
+    done = postback_here("submit", file, env=environment_of(fleet))
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert lines[0].startswith(f"postback: {file}:2: prompt: ")
@@ -95,7 +98,7 @@ def test_waiting_ends_with_0_when_every_job_succeeded(fleet: KafkaSettings, tmp_
     results = tmp_path / "results.jsonl"
     given = b"".join(b'{"prompt": "q%d", "job_id": "j%d"}\n' % (number, number) for number in range(50))
     with answering(fleet, {}):
-        done = postback("submit", "-", "--wait", "--results", results, env=environment_of(fleet), given=given)
+        done = postback_here("submit", "-", "--wait", "--results", results, env=environment_of(fleet), given=given)
     assert (done.returncode, done.stderr) == (0, "postback: 50 of 50 jobs accepted, 50 succeeded\n")
     answered = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted(result["job_id"] for result in answered) == sorted(f"j{number}" for number in range(50))
@@ -106,36 +109,35 @@ def test_results_of_an_earlier_run_stay_until_a_job_is_accepted(fleet: KafkaSett
     results.write_text("of an earlier run, and longer than what comes" * 100)
     nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
     arguments = ("submit", "-", "--wait", "--results", results)
-    assert postback(*arguments, env=environment_of(nowhere), given=b'{"prompt": "q"}').returncode == 1
+    assert postback_here(*arguments, env=environment_of(nowhere), given=b'{"prompt": "q"}').returncode == 1
     assert results.read_text() == "of an earlier run, and longer than what comes" * 100
     with answering(fleet, {}):
-        assert postback(*arguments, env=environment_of(fleet), given=b'{"prompt": "q"}').returncode == 0
+        assert postback_here(*arguments, env=environment_of(fleet), given=b'{"prompt": "q"}').returncode == 0
     [line] = results.read_text().splitlines()
     assert json.loads(line)["outcome"] == "succeeded"
 
 
 def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_has_an_alias(
-    product: Product, tmp_path: Path
+    fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why not?"}], "stop": "not", "top_p": 0.5}
     line = {"custom_id": "row 1", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    arguments, env = ("submit", "-", "--wait", "--timeout", "60"), environment_of(product.kafka)
-    worker = product.worker("w1")
-    refused = postback(*arguments, env=env, given=json.dumps(line).encode())
+    arguments, env = ("submit", "-", "--wait", "--timeout", "60"), environment_of(fleet_here.kafka)
+    worker = fleet_here.worker("w1")
+    refused = postback_here(*arguments, env=env, given=json.dumps(line).encode())
     assert refused.returncode == 1
-    said = refused.stderr.splitlines()[0]
-    assert said.startswith("postback: line 1 (row 1): job_")
+    [said] = [line for line in refused.stderr.splitlines() if line.startswith("postback: line 1 (row 1): job_")]
     assert ' rejected: model_id: no engine of this fleet has the model "gpt-4o-mini"; there is "echo": name one' in said
     assert "`postback submit --model`" in said
     for model in ("any", "echo"):
-        instead = postback(*arguments, "--model", model, env=env, given=json.dumps(line).encode())
+        instead = postback_here(*arguments, "--model", model, env=env, given=json.dumps(line).encode())
         assert instead.stderr == "postback: 1 of 1 jobs accepted, 1 succeeded\n"
     assert worker.terminate() == 0
 
-    product.worker("w2", POSTBACK_WORKER__MODELS='{"gpt-4o-mini": null}')
+    fleet_here.worker("w2", POSTBACK_WORKER__MODELS='{"gpt-4o-mini": null}')
     results = tmp_path / "results.jsonl"
     line["body"] = {**body, "presence_penalty": 1, "temprature": 1}
-    answered = postback(*arguments, "--results", results, env=env, given=json.dumps(line).encode())
+    answered = postback_here(*arguments, "--results", results, env=env, given=json.dumps(line).encode())
     assert answered.stderr.splitlines() == [
         "postback: line 1: unknown field `body.presence_penalty`, ignored",
         "postback: line 1: unknown field `body.temprature` (did you mean `body.temperature`?), ignored",
@@ -144,20 +146,36 @@ def test_openai_lines_are_answered_whatever_model_they_name_once_the_registry_ha
     assert json.loads(results.read_text())["text"] == "Why "
 
 
-def test_waiting_ends_with_1_when_a_job_failed(fleet: KafkaSettings) -> None:
-    given = b'{"prompt": "good"}\n{"prompt": "bad", "job_id": "unlucky", "custom_id": "q-2"}\n'
-    with answering(fleet, {"bad": Outcome.FAILED}):
-        done = postback("submit", "-", "--wait", "--tenant", "acme", env=environment_of(fleet), given=given)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        "postback: line 2 (q-2): unlucky failed: as the test wants it",
-        "postback: 2 of 2 jobs accepted, 1 succeeded, 1 failed",
-    ]
-
-
-def test_waiting_ends_with_1_when_the_time_is_up(fleet: KafkaSettings) -> None:
-    done = postback("submit", "-", "--wait", "--timeout", "0", env=environment_of(fleet), given=b'{"prompt": "q"}')
-    assert (done.returncode, done.stderr) == (1, "postback: 1 of 1 jobs accepted, 1 without a result\n")
+@pytest.mark.parametrize(
+    ("lines", "options", "said"),
+    [
+        (
+            [{"prompt": "good"}, {"prompt": "bad", "job_id": "unlucky", "custom_id": "q-2"}],
+            ("--tenant", "acme"),
+            [
+                "postback: line 2 (q-2): unlucky failed: as the test wants it",
+                "postback: 2 of 2 jobs accepted, 1 succeeded, 1 failed",
+            ],
+        ),
+        (
+            [{"prompt": "bad", "job_id": f"j{number}"} for number in range(25)],
+            (),
+            [
+                "postback: lines 1, 2, 3 and 22 more: failed: as the test wants it",
+                "postback: 25 of 25 jobs accepted, 25 failed",
+            ],
+        ),
+        ([{"prompt": "good"}], ("--timeout", "0"), ["postback: 1 of 1 jobs accepted, 1 without a result"]),
+    ],
+    ids=["one failed", "all failed for one reason", "the time is up"],
+)
+def test_waiting_ends_with_1_and_the_reasons_when_not_every_job_succeeded(
+    fleet: KafkaSettings, lines: list[dict[str, str]], options: tuple[str, ...], said: list[str]
+) -> None:
+    given = "".join(f"{json.dumps(line)}\n" for line in lines)
+    with answering(fleet, {"bad": Outcome.FAILED}) if "--timeout" not in options else nullcontext():
+        done = postback_here("submit", "-", "--wait", *options, env=environment_of(fleet), given=given)
+    assert (done.returncode, done.stderr.splitlines()) == (1, said)
 
 
 @pytest.mark.parametrize(
@@ -196,74 +214,46 @@ def test_callbacks_that_a_worker_of_this_environment_refuses_are_warned_of_and_s
     assert "secret" not in done.stderr
 
 
-def test_ids_are_not_shown_on_a_terminal_and_still_go_to_redirected_output(
-    fleet: KafkaSettings,
+def on_a_terminal(fleet: KafkaSettings, *options: str, given: bytes, output: bool = True) -> tuple[int, str, bytes]:
+    """Submit at a terminal, where `output` is shown too; return the status, the terminal's text, and the output."""
+    shown_by, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            (POSTBACK, "submit", "-", *options),
+            env=environment_of(fleet),
+            input=given,
+            stdout=terminal if output else subprocess.PIPE,
+            stderr=terminal,
+            timeout=60,
+        )
+        return done.returncode, os.read(shown_by, 65536).decode(), done.stdout
+    finally:
+        os.close(terminal)
+        os.close(shown_by)
+
+
+def test_a_terminal_shows_no_ids_but_how_to_find_those_that_the_lines_do_not_have(
+    fleet: KafkaSettings, tmp_path: Path
 ) -> None:
-    shown_by, terminal = pty.openpty()
-    arguments, env = (POSTBACK, "submit", "-"), environment_of(fleet)
-    try:
-        for job_id, output in (("seen", terminal), ("piped", subprocess.PIPE)):
-            given = f'{{"job_id": "{job_id}", "prompt": "q"}}'.encode()
-            done = subprocess.run(arguments, env=env, input=given, stdout=output, stderr=terminal, timeout=60)
-            shown = os.read(shown_by, 65536)
-            assert (done.returncode, job_id.encode() in shown) == (0, False)
-            assert b"1 of 1 jobs accepted" in shown
-    finally:
-        os.close(terminal)
-        os.close(shown_by)
-    assert done.stdout == b"piped\n"
-
-
-def test_a_terminal_shows_how_to_find_jobs_without_ids_of_their_own(fleet: KafkaSettings, tmp_path: Path) -> None:
-    shown_by, terminal = pty.openpty()
-    hint = b"postback: the ids of 1 jobs are not shown here: `--receipt FILE` keeps them, and `postback results --since"
+    hint = "postback: the ids of 1 jobs are not shown here: `--receipt FILE` keeps them, and `postback results --since"
     given = b'{"prompt": "q"}\n{"prompt": "q", "job_id": "mine"}\n'
-    try:
-        for options, hinted in (
-            ((), True),
-            (("--wait", "--timeout", "0"), True),
-            (("--receipt", str(tmp_path / "r")), False),
-        ):
-            arguments = (POSTBACK, "submit", "-", *options)
-            env = environment_of(fleet)
-            done = subprocess.run(arguments, env=env, input=given, stdout=terminal, stderr=terminal, timeout=60)
-            shown = os.read(shown_by, 65536)
-            assert (done.returncode, shown.count(hint)) == (1 if "--wait" in options else 0, int(hinted))
-    finally:
-        os.close(terminal)
-        os.close(shown_by)
-
-
-def test_jobs_that_failed_for_one_reason_are_named_in_one_message(fleet: KafkaSettings) -> None:
-    given = b"".join(b'{"prompt": "bad", "job_id": "j%d"}\n' % number for number in range(25))
-    with answering(fleet, {"bad": Outcome.FAILED}):
-        done = postback("submit", "-", "--wait", env=environment_of(fleet), given=given)
-    assert (done.returncode, done.stderr.splitlines()) == (
-        1,
-        [
-            "postback: lines 1, 2, 3 and 22 more: failed: as the test wants it",
-            "postback: 25 of 25 jobs accepted, 25 failed",
-        ],
-    )
+    for options, hinted in (((), 1), (("--wait", "--timeout", "0"), 1), (("--receipt", str(tmp_path / "r")), 0)):
+        status, shown, _ = on_a_terminal(fleet, *options, given=given)
+        assert (status, shown.count(hint), "mine" in shown) == (int("--wait" in options), hinted, False)
+        assert "2 of 2 jobs accepted" in shown
+    status, shown, output = on_a_terminal(fleet, given=b'{"prompt": "q", "job_id": "piped"}', output=False)
+    assert (status, "piped" in shown, output) == (0, False, b"piped\n")
 
 
 def test_waiting_on_a_terminal_shows_the_answers_above_the_bars(fleet: KafkaSettings) -> None:
-    given = b'{"prompt": "good", "job_id": "j1", "custom_id": "q-1"}\n{"prompt": "bad", "job_id": "j2"}\n'
-    shown_by, terminal = pty.openpty()
-    arguments = (POSTBACK, "submit", "-", "--wait")
-    try:
-        with answering(fleet, {"bad": Outcome.FAILED}):
-            done = subprocess.run(
-                arguments, env=environment_of(fleet), input=given, stdout=terminal, stderr=terminal, timeout=60
-            )
-        shown = os.read(shown_by, 65536).decode()
-    finally:
-        os.close(terminal)
-        os.close(shown_by)
-    assert done.returncode == 1
+    lines = [{"prompt": "good", "job_id": "j1", "custom_id": "q-1"}, {"prompt": "bad", "job_id": "j2"}, {"prompt": "a"}]
+    with answering(fleet, {"bad": Outcome.FAILED}):
+        status, shown, _ = on_a_terminal(fleet, "--wait", given="\n".join(map(json.dumps, lines)).encode())
+    assert status == 1
     assert "line 1 (q-1)  j1  succeeded  0 sources\r\n    42\r\n" in shown
     assert "line 2  j2  failed  0 sources\r\n    as the test wants it\r\n" in shown
     assert "postback: line 2: j2 failed: as the test wants it\r\n" in shown
+    assert "ids of" not in shown  # the terminal has shown the answer of the job without an id
 
 
 @pytest.mark.parametrize(
@@ -282,25 +272,13 @@ def test_waiting_on_a_terminal_shows_the_answers_above_the_bars(fleet: KafkaSett
             b'{"prompt": "q"}',
             "--tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first",
         ),
+        (["-", "--timeout", "5"], b"", "--timeout is for --wait, and nothing was sent"),
+        (["-", "--results", "results.jsonl"], b"", "--results is for --wait, and nothing was sent"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(arguments: list[str], given: bytes, said: str, tmp_path: Path) -> None:
-    done = postback("submit", *arguments, env=environment_of(), given=given)
+    done = postback_here("submit", *arguments, env=environment_of(), given=given)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"postback: {said}\n")
-
-
-def test_a_missing_topic_is_one_line_and_status_1(fleet: KafkaSettings) -> None:
-    elsewhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
-    done = postback("submit", "-", env=environment_of(elsewhere), given=b'{"prompt": "q"}')
-    said = "postback: the topic nowhere.model_requests does not exist: run `postback topics create`\n"
-    assert (done.returncode, done.stderr) == (1, said)
-
-
-def test_no_broker_is_one_line_and_status_1() -> None:
-    nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")
-    done = postback("submit", "-", env=environment_of(nowhere), given=b'{"prompt": "q"}')
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith("postback: no Kafka broker answers at 127.0.0.1:1: start one with")
 
 
 def test_a_check_reports_sendable_jobs_or_mistakes_and_needs_no_kafka(tmp_path: Path) -> None:
@@ -350,15 +328,9 @@ def test_a_check_names_each_line_whose_callback_only_looks_like_a_url_with_its_f
     assert (done.returncode, last) == (0, "9 jobs can be sent; nothing was sent")
 
 
-@pytest.mark.parametrize("option", [("--timeout", "5"), ("--results", "results.jsonl")], ids=lambda option: option[0])
-def test_options_for_waiting_are_refused_without_a_wait(option: tuple[str, str]) -> None:
-    done = postback_here("submit", "-", *option, env=environment_of())
-    assert (done.returncode, done.stderr) == (2, f"postback: {option[0]} is for --wait, and nothing was sent\n")
-
-
 def test_a_setting_that_is_refused_is_named_and_not_shown() -> None:
     env = environment_of(POSTBACK_KAFKA__PARTITIONS="hunter2")
-    done = postback("submit", "-", env=env, given=b'{"prompt": "q"}')
+    done = postback_here("submit", "-", env=env, given=b'{"prompt": "q"}')
     assert done.returncode == 2
     assert done.stderr.startswith("postback: POSTBACK_KAFKA__PARTITIONS: ")
     assert "hunter2" not in done.stderr

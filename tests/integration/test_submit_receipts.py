@@ -18,7 +18,7 @@ from schemas.job import Job
 from schemas.settings import KafkaSettings
 from tests.integration.answering_jobs import answering
 from tests.integration.submitted import records_of
-from tests.postback_command import environment_of, line_of, postback, postback_here, started
+from tests.postback_command import environment_of, line_of, postback_here, started
 
 pytestmark = pytest.mark.broker
 UNKNOWN = "not known to be accepted: Kafka did not acknowledge the job in time"
@@ -29,7 +29,7 @@ def test_a_receipt_says_which_line_became_which_job(fleet: KafkaSettings, tmp_pa
     lines = ['{"prompt": "a"}', "", json.dumps(batch), '{"prompt": "c", "job_id": "mine"}']
     receipt = tmp_path / "receipt.jsonl"
     arguments = ("submit", "-", "--tenant", "acme", "--receipt", receipt)
-    done = postback(*arguments, env=environment_of(fleet), given="\n".join(lines).encode())
+    done = postback_here(*arguments, env=environment_of(fleet), given="\n".join(lines).encode())
     assert (done.returncode, done.stderr) == (0, "postback: 3 of 3 jobs accepted\n")
     entries = [json.loads(line) for line in receipt.read_text().splitlines()]
     assert [(entry["line"], entry.get("custom_id"), entry.get("url")) for entry in entries] == [
@@ -52,7 +52,7 @@ def test_a_second_run_with_a_receipt_sends_unaccepted_jobs_under_the_same_ids_an
     given = b'{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n'
     receipt, results = tmp_path / "receipt.jsonl", tmp_path / "results.jsonl"
     nowhere = fleet.model_copy(update={"topic_prefix": "nowhere."})
-    assert postback("submit", "-", "--receipt", receipt, env=environment_of(nowhere), given=given).returncode == 1
+    assert postback_here("submit", "-", "--receipt", receipt, env=environment_of(nowhere), given=given).returncode == 1
     entries = [json.loads(line) for line in receipt.read_text().splitlines()]
     assert [entry["accepted"] for entry in entries] == [None, None, None]
     ids = [entry["job_id"] for entry in entries]
@@ -63,7 +63,7 @@ def test_a_second_run_with_a_receipt_sends_unaccepted_jobs_under_the_same_ids_an
     with answering(fleet, {}):
         wait_for_results(fleet, 1)
         arguments = ("submit", "-", "--receipt", receipt, "--wait", "--results", results)
-        done = postback(*arguments, env=environment_of(fleet), given=given)
+        done = postback_here(*arguments, env=environment_of(fleet), given=given)
     assert (done.returncode, done.stdout.split()) == (0, ids)
     assert done.stderr.splitlines() == [
         f"postback: 1 of 3 jobs are accepted already, as {receipt} says",
@@ -72,7 +72,7 @@ def test_a_second_run_with_a_receipt_sends_unaccepted_jobs_under_the_same_ids_an
     assert sorted(record.key.decode() for record in records_of(fleet, fleet.topics.requests())) == sorted(ids)
     assert {json.loads(line)["job_id"] for line in results.read_text().splitlines()} == set(ids)
 
-    again = postback("submit", "-", "--receipt", receipt, env=environment_of(fleet), given=given)
+    again = postback_here("submit", "-", "--receipt", receipt, env=environment_of(fleet), given=given)
     assert again.stderr.splitlines()[-1] == "postback: 3 of 3 jobs accepted"
     assert len(records_of(fleet, fleet.topics.requests())) == 3
 
@@ -166,7 +166,7 @@ def test_jobs_that_a_frozen_broker_does_not_acknowledge_are_in_kafka_once_after_
             f"postback: {8 - len(unknown)} of 8 jobs accepted",
         ]
 
-        done = postback(*arguments, env=environment_of(fleet))
+        done = postback_here(*arguments, env=environment_of(fleet))
         assert (done.returncode, done.stdout.split()) == (0, [entry["job_id"] for entry in entries])
         keys = [record.key.decode() for record in records_of(fleet, fleet.topics.requests())]
         assert sorted(keys) == sorted(entry["job_id"] for entry in entries)
@@ -175,7 +175,7 @@ def test_jobs_that_a_frozen_broker_does_not_acknowledge_are_in_kafka_once_after_
 def test_a_job_that_a_broker_refuses_for_good_was_not_accepted(fleet: KafkaSettings) -> None:
     set_on(fleet, fleet.topics.requests(), "max.message.bytes", "1000")
     given = json.dumps({"job_id": "large", "prompt": "".join(map(str, range(10_000)))}).encode()
-    done = postback("submit", "-", env=environment_of(fleet), given=given)
+    done = postback_here("submit", "-", env=environment_of(fleet), given=given)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("postback: line 1: large was not accepted: ")
 
@@ -184,7 +184,7 @@ def set_on(fleet: KafkaSettings, topic: str, name: str, value: str) -> None:
     """Change a topic's setting, and wait until the broker applies the setting."""
     admin = KafkaAdminClient(bootstrap_servers=fleet.bootstrap_servers)
     resource = ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})
-    admin.alter_configs([resource])
+    admin.alter_configs([resource], raise_on_unknown=False)  # a new topic has no settings yet
     while admin.describe_configs([resource], config_filter="all")["topic"][topic][name]["value"] != value:
         pass
     admin.close()
@@ -212,9 +212,9 @@ def test_the_receipt_of_another_submission_is_refused(
 ) -> None:
     receipt = tmp_path / "receipt.jsonl"
     env = environment_of(fleet)
-    assert postback("submit", "-", "--receipt", receipt, env=env, given=b'{"prompt": "a"}\n').returncode == 0
+    assert postback_here("submit", "-", "--receipt", receipt, env=env, given=b'{"prompt": "a"}\n').returncode == 0
     before = receipt.read_text()
-    done = postback("submit", "-", "--receipt", receipt, *options, env=env, given=given)
+    done = postback_here("submit", "-", "--receipt", receipt, *options, env=env, given=given)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"postback: --receipt {receipt}: {said}")
     assert done.stderr.endswith("give this submission a receipt of its own; nothing was sent\n")
@@ -224,11 +224,11 @@ def test_the_receipt_of_another_submission_is_refused(
 def test_a_file_that_is_no_receipt_is_left_as_it_is_and_nothing_is_sent(fleet: KafkaSettings, tmp_path: Path) -> None:
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"prompt": "private"}\n')
-    done = postback("submit", jobs, "--receipt", jobs, env=environment_of(fleet))
+    done = postback_here("submit", jobs, "--receipt", jobs, env=environment_of(fleet))
     said = "line 1 is no line of a receipt: give this submission a receipt of its own; nothing was sent"
     assert (done.returncode, done.stderr) == (2, f"postback: --receipt {jobs}: {said}\n")
     assert jobs.read_text() == '{"prompt": "private"}\n'
-    done = postback("submit", jobs, "--receipt", tmp_path / "absent" / "receipt", env=environment_of(fleet))
+    done = postback_here("submit", jobs, "--receipt", tmp_path / "absent" / "receipt", env=environment_of(fleet))
     assert (done.returncode, done.stderr) == (
         2,
         f"postback: --receipt {tmp_path}/absent/receipt: No such file or directory\n",

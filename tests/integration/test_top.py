@@ -10,8 +10,6 @@ import subprocess
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,10 +25,11 @@ from schemas.settings import KafkaSettings
 from schemas.worker import announcement, worker_key, write_announcement
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
-from tests.http_handler import handling
+from tests.fleet_here import FleetHere
+from tests.http_handler import Answering, handling
 from tests.integration.test_tail import attempt, letter, put, result
 from tests.postback_command import POSTBACK, environment_of, postback_here
-from tests.product import Product, eventually
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -86,11 +85,11 @@ def test_the_live_screen_is_drawn_and_ctrl_c_ends_it_with_0(fleet: KafkaSettings
         process.wait()
 
 
-def test_a_real_workers_jobs_and_tokens_per_second_are_shown(product: Product) -> None:
-    worker = product.worker("w1")
-    eventually(lambda: bool(product.read(product.kafka.topics.workers)), 120, worker.said)
+def test_a_real_workers_jobs_and_tokens_per_second_are_shown(fleet_here: FleetHere) -> None:
+    worker = fleet_here.worker("w1")
+    eventually(lambda: bool(fleet_here.read(fleet_here.kafka.topics.workers)), 120, worker.said)
     master, screen = os.openpty()
-    env = environment_of(product.kafka, TERM="xterm", COLUMNS="160", LINES="40")
+    env = environment_of(fleet_here.kafka, TERM="xterm", COLUMNS="160", LINES="40")
     metrics = f"http://127.0.0.1:{worker.port}/metrics"
     command = [str(POSTBACK), "top", "--interval", "0.5", "--metrics", metrics]
     process = subprocess.Popen(command, env=env, stdout=screen, stderr=screen)
@@ -102,14 +101,14 @@ def test_a_real_workers_jobs_and_tokens_per_second_are_shown(product: Product) -
             # Submit jobs after each frame, so that the next frame finds more answers.
             if drawn.count("callbacks wait") > frames:
                 frames = drawn.count("callbacks wait")
-                product.submit([{"prompt": "How many words are here?"}] * 20)
+                fleet_here.submit([{"prompt": "How many words are here?"}] * 20)
     finally:
         process.kill()
         process.wait()
         os.close(master)
 
 
-class MetricsPage(BaseHTTPRequestHandler):
+class MetricsPage(Answering):
     """Metrics of a role that counts 100 tokens between two readings."""
 
     total = 0
@@ -121,13 +120,7 @@ class MetricsPage(BaseHTTPRequestHandler):
             f'postback_tokens_total{{kind="completion"}} {MetricsPage.total}\n'
             'postback_tokens_total{kind="wasted"} 7\n'
         ).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body if self.path == "/metrics" else b"\xff" * len(body))
-
-    def log_message(self, *args: Any) -> None:
-        """Log nothing."""
+        self.answer(200, body if self.path == "/metrics" else b"\xff" * len(body))
 
 
 @pytest.fixture

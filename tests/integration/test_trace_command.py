@@ -14,7 +14,7 @@ from gateway.store.tables import batches, job_attempts, jobs
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Citation, Result, ResultError, SourceDetails, Support, Timings
-from tests.postback_command import environment_of, postback
+from tests.postback_command import environment_of, postback_here
 
 ENV = environment_of(None)
 RESULT = Result(
@@ -94,7 +94,7 @@ def store(tmp_path: Path) -> Iterator[str]:
 
 
 def test_one_page_names_the_submitter_the_model_and_the_callbacks(store: str) -> None:
-    page = postback("trace", "job-1", "--tenant", "acme", "--store", store, env=ENV)
+    page = postback_here("trace", "job-1", "--tenant", "acme", "--store", store, env=ENV)
     assert page.returncode == 0, page.stderr
     assert page.stdout.splitlines() == [
         "job        job-1, tenant acme, succeeded",
@@ -112,21 +112,21 @@ def test_one_page_names_the_submitter_the_model_and_the_callbacks(store: str) ->
 
 
 def test_without_a_tenant_each_tenants_job_of_that_id_is_shown(store: str) -> None:
-    found = postback("trace", "job-1", "--store", store, "--json", env=ENV).stdout.splitlines()
+    found = postback_here("trace", "job-1", "--store", store, "--json", env=ENV).stdout.splitlines()
     assert [json.loads(line)["tenant"] for line in found] == ["acme", "other"]
     assert json.loads(found[0])["result"]["citations"][0]["text"] == "Aspirin thins the blood."
 
 
 def test_a_batchs_line_names_its_file_and_its_error(store: str) -> None:
-    page = postback("trace", FAILED.job_id, "--store", store, env=ENV).stdout
+    page = postback_here("trace", FAILED.job_id, "--store", store, env=ENV).stdout
     assert f"batch      batch_{'0' * 32}, line 1, file file-1" in page
     assert "error      internal_error: the engine failed" in page
     assert "callback   none was tried" in page
-    waiting = postback("trace", f"batch_{'0' * 32}.0", "--store", store, env=ENV)
+    waiting = postback_here("trace", f"batch_{'0' * 32}.0", "--store", store, env=ENV)
     assert waiting.returncode == 0, waiting.stderr
 
 
 def test_an_unknown_job_is_named(store: str) -> None:
-    refused = postback("trace", "job-7", "--store", store, env=ENV)
+    refused = postback_here("trace", "job-7", "--store", store, env=ENV)
     assert refused.returncode == 1
     assert "has no job job-7" in refused.stderr

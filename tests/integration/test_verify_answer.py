@@ -1,4 +1,4 @@
-"""`postback verify-answer`: it reads the sources again, and looks for the cited words in them."""
+"""`postback verify-answer`: it judges answers by their sources, and looks for quotes in sources that it reads again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def result_of(url: str, *quotes: str | None) -> Result:
 def verified(content: bytes, folder: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
     (folder / "result.json").write_bytes(content)
     return postback_here(
-        "verify-answer", str(folder / "result.json"), *options, env=environment_of(**{**LOOPBACK, **env})
+        "verify-answer", str(folder / "result.json"), "--reread", *options, env=environment_of(**{**LOOPBACK, **env})
     )
 
 
@@ -275,3 +275,92 @@ def test_noise_is_refused(tmp_path: Path, content: bytes) -> None:
     done = verified(content, tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+# -- judging ---------------------------------------------------------------------------------------------------------
+DOSE = "The starting dose is 25 micrograms once a day. Coffee should be avoided for an hour."
+SUPPORTED, CONTRADICTED = "The starting dose is 25 µg once daily [1].", "The starting dose is 25 mg once a day [1]."
+LINES: dict[str, tuple[dict[str, Any], str]] = {
+    "supported": ({"answer": SUPPORTED, "sources": [DOSE]}, "all"),
+    "of several": ({"answer": f"{SUPPORTED} Cats purr.", "sources": [DOSE, "Dogs bark."]}, "some"),
+    "baseless": ({"answer": "Cats purr at night.", "sources": [DOSE], "profile": "medical"}, "none"),
+    "contradicted": ({"answer": f"{SUPPORTED} {CONTRADICTED}", "sources": [DOSE]}, "contradicted"),
+    "no claim": ({"answer": "# Dose\n\nThe sources do not say.", "sources": [DOSE]}, "all"),
+    "in words": ({"answer": SUPPORTED, "sources": [DOSE], "profile": "finance"}, "all"),
+    "no source": ({"answer": SUPPORTED, "sources": []}, "none"),
+}
+
+
+def judging_lines(*lines: object) -> tuple[int, list[dict[str, Any]], str]:
+    given = "\n".join(one if isinstance(one, str) else json.dumps(one) for one in lines)
+    done = postback_here("verify-answer", "--json", env=environment_of(**LOOPBACK), given=given)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_lines_of_answers_are_judged_one_by_one_and_the_worst_gives_the_status() -> None:
+    status, said, errors = judging_lines(*({"id": name, **line} for name, (line, _) in LINES.items()))
+    assert {one["id"]: one["support"] for one in said} == {name: support for name, (_, support) in LINES.items()}
+    assert (status, errors) == (4, "")
+    (_, wrong) = said[3]["sentences"]
+    assert wrong == {
+        "start": len(SUPPORTED) + 1,
+        "end": len(SUPPORTED) + 1 + len(CONTRADICTED),
+        "text": CONTRADICTED,
+        "support": "contradicted",
+        "missing": ["25 mg"],
+    }
+    assert all(one["not_checked"] == ["entailment"] for one in said)
+    for name, status in (("supported", 0), ("baseless", 3), ("of several", 3), ("no claim", 0)):
+        assert judging_lines({"id": 1, **LINES[name][0]})[0] == status, name
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not an object"),
+        ({"id": "a", "answer": 1, "sources": []}, "answer: not a text"),
+        ({"id": "a", "answer": "a", "sources": ["a", 1]}, "sources: not a list of texts"),
+        ({"answer": "a", "sources": []}, "id: not a text"),
+        ({"id": "a", "answer": "a", "sources": [], "profile": "none"}, "profile: no profile has this name"),
+    ],
+)
+def test_a_bad_line_is_named_and_the_lines_behind_it_are_judged(line: object, told: str) -> None:
+    status, said, errors = judging_lines(line, {"id": "b", **LINES["contradicted"][0]})
+    assert (status, [one["id"] for one in said]) == (2, ["b"])
+    assert f"line 1: {told}" in errors
+
+
+def test_an_answer_and_its_sources_are_judged_as_files(tmp_path: Path) -> None:
+    files = {"answer": SUPPORTED, "wrong": CONTRADICTED, "other": "Dogs bark.", "dose": DOSE}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for answer, sources, status in (("answer", ["dose"], 0), ("answer", ["other", "dose"], 3), ("wrong", ["dose"], 4)):
+        options: list[str | Path] = [part for one in sources for part in ("--source", tmp_path / one)]
+        done = postback_here("verify-answer", "--answer", tmp_path / answer, *options, env=environment_of())
+        assert done.returncode == status, done.stdout
+    refused: tuple[list[str | Path], ...] = (
+        [],
+        ["--answer", tmp_path / "answer"],
+        ["--answer", tmp_path / "none", "--source", tmp_path / "dose"],
+    )
+    for wrong in refused:
+        assert postback_here("verify-answer", *wrong, env=environment_of()).returncode == 2
+
+
+async def test_a_result_is_judged_by_the_present_text_of_its_sources(tmp_path: Path) -> None:
+    """The numbers of an answer's marks are found again, although a result names only the sources that it used."""
+    async with Site() as site:
+        url = site.url(HALVORSEN.path)
+        for text, status in ((f"{HALVORSEN.answer} [2].", 0), ("Whales sing in warm seas [2].", 3)):
+            mark = Citation(start=0, end=len(text), source="s", support=Support.LEXICAL)
+            result = result_of(url).model_copy(update={"text": text, "citations": [mark]})
+            (tmp_path / "result.json").write_bytes(write_result(result))
+            done = await asyncio.to_thread(
+                postback_here, "verify-answer", tmp_path / "result.json", "--json", env=environment_of(**LOOPBACK)
+            )
+            assert (done.returncode, json.loads(done.stdout)["unread"]) == (status, {}), done.stdout
+    done = await asyncio.to_thread(
+        postback_here, "verify-answer", tmp_path / "result.json", "--json", env=environment_of(**LOOPBACK)
+    )
+    assert (done.returncode, [*json.loads(done.stdout)["unread"]]) == (1, ["s"]), done.stdout

@@ -12,7 +12,7 @@ import pytest
 
 from devkit.model import tiny_model
 from tests.ecs import log_lines
-from tests.postback_command import environment_of, postback
+from tests.postback_command import environment_of, postback, postback_here
 
 NOWHERE = {"POSTBACK_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
 REGISTRY = """
@@ -57,7 +57,7 @@ def test_an_extractor_that_is_not_installed_ends_with_2_and_its_setting_and_comm
 def test_each_model_of_a_registrys_lane_is_asked_once(tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text(REGISTRY)
-    done = postback("worker", "--check", env=environment_of(POSTBACK_WORKER__REGISTRY=file, **NOWHERE))
+    done = postback_here("worker", "--check", env=environment_of(POSTBACK_WORKER__REGISTRY=file, **NOWHERE))
     assert done.returncode == 0, done.stderr
     assert without_figures(done.stdout) == [
         "echo: loaded in N s",
@@ -73,7 +73,7 @@ def test_an_engine_that_does_not_start_ends_with_1_and_the_reason() -> None:
         env = environment_of(
             POSTBACK_ENGINE__OPENAI__BASE_URL=url, POSTBACK_ENGINE__OPENAI__START_TIMEOUT_SECONDS="1", **NOWHERE
         )
-        done = postback("worker", "--engine", "openai", "--model", "some", "--check", env=env)
+        done = postback_here("worker", "--engine", "openai", "--model", "some", "--check", env=env)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
 

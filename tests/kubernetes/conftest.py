@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from devkit.broker import Broker
 from schemas.settings import KafkaSettings
-from tests.conftest import TIER_DELAYS_SECONDS, ExternalBroker
+from tests.conftest import TIER_DELAYS_SECONDS, SharedBroker
 from tests.kubernetes.control_plane import ControlPlane
 from tests.kubernetes.jobs import Jobs
 from tests.kubernetes.node import Node
@@ -40,7 +39,7 @@ def node(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def product(broker: Broker | ExternalBroker, tmp_path: Path) -> Iterator[Product]:
+def product(broker: SharedBroker, tmp_path: Path) -> Iterator[Product]:
     """A receiver, and queries to Kafka. The chart makes the topics, and the processes are pods."""
     kafka = KafkaSettings(
         bootstrap_servers=broker.bootstrap_servers,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 import requests
 
-from tests.http_handler import handling
+from tests.http_handler import Answering, handling
 from tests.kubernetes.api import Api
 from tests.kubernetes.release import is_ready
 
@@ -19,29 +18,19 @@ _SECONDS = 10.0
 def proxying(api: Api) -> AbstractContextManager[str]:
     """Serve a proxy for `http_proxy`: GET requests to NAME.NAMESPACE.svc reach one of the Service's ready pods."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             wanted = urlsplit(self.path)
             endpoint = _endpoint(api, wanted.hostname or "", wanted.port)
             if endpoint is None:
-                self._say(502, "text/plain", b"the Service has no ready pod")
+                self.answer(502, b"the Service has no ready pod", "text/plain")
                 return
             try:
                 answer = requests.get(f"http://{endpoint}{wanted.path}", timeout=_SECONDS)
             except requests.RequestException:
-                self._say(502, "text/plain", b"the pod does not answer")
+                self.answer(502, b"the pod does not answer", "text/plain")
                 return
-            self._say(answer.status_code, answer.headers.get("Content-Type", "text/plain"), answer.content)
-
-        def _say(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
+            self.answer(answer.status_code, answer.content, answer.headers.get("Content-Type", "text/plain"))
 
     return handling(Handler)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 from telemetry.clock import SystemClock
+from tests.http_handler import Answering
 
 _CLOCK = SystemClock()
 _HELD_SECONDS = 600.0
@@ -27,25 +26,16 @@ class SteeredEngine:
         self.release = threading.Event()
         engine = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answering):
             def do_GET(self) -> None:
-                self._say({"object": "list", "data": [{"id": "m", "object": "model"}]})
+                self.answer_json(200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.body())
                 engine.answer(body["messages"][-1]["content"])
-                self._say({"choices": [{"message": {"role": "assistant", "content": "So."}, "finish_reason": "stop"}]})
-
-            def _say(self, answer: Any) -> None:
-                body = json.dumps(answer).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
+                self.answer_json(
+                    200, {"choices": [{"message": {"role": "assistant", "content": "So."}, "finish_reason": "stop"}]}
+                )
 
         self.handler = Handler
 

@@ -65,7 +65,7 @@ def test_helms_test_passes_on_a_healthy_release_and_fails_while_a_role_is_away(r
     eventually(lambda: not release.pods("exporter"), WAIT_SECONDS, node.last_lines)
     status, said = release.test()
     assert status == 1, f"{said}\n{node.last_lines()}"
-    away = f"http://fleet-postback-exporter.{release.namespace}.svc:9100/readyz answered 502: the Service has no ready"
+    away = f"http://fleet-postback-exporter.{release.namespace}.svc:9464/readyz answered 502: the Service has no ready"
     assert away in node.last_lines()
     assert "fleet-postback-delivery." not in node.last_lines(), "delivery is ready"
 

@@ -91,7 +91,11 @@ async def working(
     **settings: Any,
 ) -> AsyncIterator[Worker]:
     worker = Worker(
-        WorkerSettings(**{"unserved_seconds": 0, **settings}), models or {}, callbacks or EgressPolicy(), trust, screen
+        WorkerSettings(**{"model_wait_seconds": 0, **settings}),
+        models or {},
+        callbacks or EgressPolicy(),
+        trust,
+        screen,
     )
     await worker.engine.start()
     await worker.enricher.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +23,11 @@ from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door
+from gateway.door.fleet_models import Announcements, FleetModels
 from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
+from producers.errors import BrokerUnreachable
 from schemas.settings import FleetSettings
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
@@ -35,6 +37,11 @@ NOW = 1_800_000_000.0
 
 
 UNLIMITED = AccessSettings(requests_per_second=1_000_000, failures_per_minute=1_000_000)
+
+
+def without_kafka() -> Announcements:
+    """Stand for the question about models while Kafka is away."""
+    raise BrokerUnreachable("away")
 
 
 @dataclass
@@ -71,7 +78,7 @@ class Rig:
 
 
 @cache
-def _empty_store() -> bytes:
+def empty_store() -> bytes:
     """The file of a new SQLite store, made once: its tables take longer to make than most tests run."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "store.db"
@@ -81,13 +88,17 @@ def _empty_store() -> bytes:
 
 @contextmanager
 def gateway_rig(
-    folder: Path, limits: AccessSettings = UNLIMITED, store_url: str | None = None, **settings: Any
+    folder: Path,
+    limits: AccessSettings = UNLIMITED,
+    store_url: str | None = None,
+    announced: Callable[[], Announcements] = without_kafka,
+    **settings: Any,
 ) -> Iterator[Rig]:
     """Yield a door, on SQLite unless `store_url` is given; `settings` are fields of `FilesSettings`."""
     clock = HandClock(NOW)
     file = folder / "store.db"
     if not file.exists():
-        file.write_bytes(_empty_store())
+        file.write_bytes(empty_store())
     url = f"sqlite:///{file}"
     store = Store.open(store_url or url)
     shelf = Shelf(store, FolderBlobs(folder / "blobs"), FilesSettings(**settings), clock)
@@ -101,10 +112,14 @@ def gateway_rig(
         gate=Gate(access, Rates(None, clock), limits),
         waiting=Waiting(clock),
         shelf=shelf,
+        models=FleetModels(announced, store, clock),
         clock=clock,
         metrics=Metrics(),
     )
     try:
         yield Rig(door, store, shelf, clock, folder, create_app(door))
     finally:
+        door.close()
+        access.close()
+        shelf.close()
         store.close()

@@ -11,11 +11,9 @@ from confluent_kafka import KafkaError, KafkaException
 
 from telemetry.clock import Clock, SystemClock
 from telemetry.metrics import Metrics
-from workers.stage.batch import Batch
 from workers.stage.partition import Partition
 from workers.stage.record import Output
-from workers.stage.settle import SWEEP_KEY, Settler
-from workers.stage.settler_state import SettlerState
+from workers.stage.settler import SWEEP_KEY, Batch, Settler, SettlerState
 
 
 class Client:

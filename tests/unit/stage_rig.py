@@ -9,14 +9,14 @@ from confluent_kafka import KafkaError, KafkaException
 
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
-from workers.stage.intake import Committed, PartitionId
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Handled
 from workers.stage.settings import StageSettings
-from workers.stage.settler_state import SettlerState
+from workers.stage.settler import SettlerState
 from workers.stage.sharing import Sharing
+from workers.stage.source import Committed, PartitionId
 from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
 
@@ -49,7 +49,7 @@ class Desk:
 
     @property
     def paced(self) -> bool:
-        return False
+        return True
 
 
 class Intake:
@@ -141,7 +141,7 @@ def stage_with(intake: Intake, clock: HandClock, parked: int = 0, **parts: Any) 
     """A stage with one open partition that is being fetched. `parts` are arguments of `bare_stage`."""
     stage, loop = bare_stage(intake, clock, **parts)
     stage.assigned([("requests", 0)])
-    (partition,) = stage.held.partitions.values()
+    (partition,) = stage.partitions.held.values()
     partition.open(Progress(0), 0)
     partition.open_committed, partition.paused = True, False
     stage.take([Record("requests", 0, offset, b"") for offset in range(parked)], [])
@@ -152,7 +152,7 @@ def handled(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence
     """Queue the handler's completions for these offsets; None as `outputs` means that the engine died at them."""
     for offset in offsets:
         record = Record("requests", 0, offset, b"")
-        stage.transactions.completions.put(Handled(partition, record, outputs, 0.0))
+        stage.transactions.completions.put([Handled(partition, record, outputs, 0.0)])
 
 
 def ended(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] = ()) -> None:

@@ -17,6 +17,7 @@ from producers.sharding import Partitioner, shard_of
 from schemas.affinity import MOST_LOAD, SLACK, place_of, prefix_key, prefix_of
 from schemas.codec import write_job
 from schemas.job import Job
+from tests.any_json import SCALARS, any_json
 from tests.unit.echo_worker import record, working
 from workers.engines.base import Completion, GenerationRequest
 
@@ -80,33 +81,8 @@ def test_a_plain_prompt_has_no_key() -> None:
     assert prefix_key(written(asked("Why?", None))) is None
 
 
-NOISE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["system", "POST"]),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.text()
-            | st.sampled_from(
-                [
-                    "messages",
-                    "role",
-                    "content",
-                    "text",
-                    "sources",
-                    "documents",
-                    "search",
-                    "urls",
-                    "body",
-                    "url",
-                    "method",
-                ]
-            ),
-            inner,
-            max_size=6,
-        )
-    ),
-    max_leaves=30,
-)
+KEYS = ["messages", "role", "content", "text", "sources", "documents", "search", "urls", "body", "url", "method"]
+NOISE = any_json(st.text() | st.sampled_from(KEYS), SCALARS | st.sampled_from(["system", "POST"]), leaves=30)
 
 
 @given(NOISE)

@@ -8,8 +8,16 @@ from functools import partial
 
 import pytest
 
-from schemas.codec import read_result
-from schemas.control import ControlState, InvalidControl, JobControl, job_key_bytes, read_job_key, write_control
+from schemas.codec import Origin, read_job, read_result
+from schemas.control import (
+    ControlState,
+    InvalidControl,
+    JobControl,
+    batch_of,
+    job_key_bytes,
+    read_job_key,
+    write_control,
+)
 from schemas.job import LONGEST_TTL_SECONDS, Sources
 from schemas.topics import LANES_KEPT_MS
 from telemetry.hand_clock import SetClock
@@ -23,7 +31,8 @@ from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence
 from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.cancellations import KEPT_MS, Cancellations
+from workers.inference import lifetime
+from workers.inference.lifetime import KEPT_MS, Cancellations, Lifetimes
 
 NOW_MS = round(CLOCK.time() * 1000)
 
@@ -58,6 +67,54 @@ def test_one_record_cancels_all_lines_of_a_batch_and_stops_those_that_run() -> N
     assert not cancellations.holds(("acme", f"{batch}.x"))
     cancellations.apply(job_key_bytes(("acme", batch)), None)
     assert not cancellations.holds(running[0])
+
+
+async def test_a_mass_cancellation_looks_at_no_other_job_and_lets_the_loop_run_between_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In an earlier version each record looked at every running job, which held the event loop for seconds."""
+    looked_at = list[str]()
+
+    def watched(job_id: str) -> str | None:
+        looked_at.append(job_id)
+        return batch_of(job_id)
+
+    monkeypatch.setattr(lifetime, "batch_of", watched)
+    monkeypatch.setattr(lifetime, "STOPPING_SECONDS", 0.0)
+    batch, stopped = "batch_" + "a" * 32, list[int]()
+    cancellations = Cancellations(CLOCK)
+    with ExitStack() as stack:
+        for number in range(3):
+            stack.enter_context(cancellations.told(("acme", f"{batch}.{number}"), partial(stopped.append, number)))
+            stack.enter_context(cancellations.told(("acme", f"alone_{number}"), partial(stopped.append, -number)))
+        with cancellations.told(("acme", f"{batch}.3"), partial(stopped.append, 3)):
+            looked_at.clear()
+            cancellations.apply(*control(batch, "acme"))
+            assert (stopped, looked_at) == ([0], [])
+        await asyncio.sleep(0)
+        assert stopped == [0, 1]
+        cancellations.apply(*control("unknown", "acme"))
+        while len(stopped) < 3:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert (stopped, looked_at) == ([0, 1, 2], []), "the run that had ended is not stopped"
+
+
+async def test_work_that_cancels_itself_is_not_begun_again() -> None:
+    """In an earlier version the work was begun again without pause, for ever, and the event loop stood still."""
+    lifetimes, began = Lifetimes(Cancellations(CLOCK), CLOCK), list[int]()
+    received = read_job(b'{"prompt":"Who?"}', None, Origin("topic-uuid", 3, 7), NOW_MS)
+
+    async def cancels_itself() -> None:
+        began.append(len(began))
+        if len(began) > 1:
+            raise AssertionError("begun again")
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await lifetimes.until_cancelled(received, cancels_itself)
+    assert began == [0]
 
 
 def test_a_cancellation_older_than_any_job_is_forgotten() -> None:
@@ -191,10 +248,3 @@ async def test_a_job_that_waits_for_an_engine_that_is_away_ends_when_it_is_cance
     handler.cancellations.apply(*control("job_1"))
     [output] = await running
     assert (read_result(output.value).outcome, asyncio.get_running_loop().time()) == ("cancelled", 35.0)
-
-
-async def test_a_cancellation_that_comes_after_the_answer_changes_nothing() -> None:
-    async with working() as worker:
-        answered = await worker.result(record(job_id="job_1"))
-        worker.handler.cancellations.apply(*control("job_1"))
-    assert answered.outcome == "succeeded"

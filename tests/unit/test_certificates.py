@@ -1,21 +1,29 @@
-"""An authority's directory: issued, renewed and revoked certificates, their durations, and refused states."""
+"""The private authority: issued, renewed and revoked certificates, and any text as a name."""
 
 from __future__ import annotations
 
+import re
 import stat
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from gateway.tls import PeerUnreadable, read_peer
 from operators.certificates import (
     AuthorityUnusable,
     CertificateExists,
     CertificateUnknown,
     InputRefused,
     Leaf,
+    LeafKind,
     Reason,
     State,
     contents,
@@ -26,6 +34,11 @@ from operators.certificates import (
     revoke,
     warnings_of,
 )
+from operators.certificates.authority import new_authority, new_key
+from operators.certificates.files import AuthorityFiles
+from operators.certificates.issuing import sign_leaf
+from operators.certificates.names import NAME_PATTERN, SCOPE_PATTERN, checked_san, checked_scopes
+from schemas.job import TENANT_PATTERN
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -142,16 +155,13 @@ def test_no_leaf_ends_after_its_authority_and_an_expired_authority_signs_nothing
     assert [one for one in said(ca, late) if "the authority expired 1 day ago" in one]
 
 
-@pytest.mark.parametrize(("leaf", "days"), [(WEB, 0), (WEB, 399), (ACME, 826), (ACME, -1), (WEB, 10**12)], ids=str)
-def test_days_beyond_the_limits_are_refused_and_nothing_is_written(ca: Path, leaf: Leaf, days: int) -> None:
+def test_days_up_to_the_limits_are_allowed_and_beyond_them_nothing_is_written(ca: Path) -> None:
     before = (ca / "index.json").read_bytes()
-    with pytest.raises(InputRefused, match="--days"):
-        issue(ca, leaf, NOW, days)
-    assert (ca / "index.json").read_bytes() == before
-    assert not (ca / f"{leaf.name}.key").exists()
-
-
-def test_the_longest_lifetimes_are_allowed(ca: Path) -> None:
+    for leaf, days in ((WEB, 0), (WEB, 399), (ACME, 826), (ACME, -1), (WEB, 10**12)):
+        with pytest.raises(InputRefused, match="--days"):
+            issue(ca, leaf, NOW, days)
+        assert (ca / "index.json").read_bytes() == before
+        assert not (ca / f"{leaf.name}.key").exists()
     assert issue(ca, WEB, NOW, 398).entry.not_after < NOW + 398 * DAY
     assert issue(ca, ACME, NOW, 825).entry.not_after < NOW + 825 * DAY
 
@@ -258,25 +268,13 @@ def test_only_the_newest_certificate_of_a_name_gives_a_warning(ca: Path) -> None
     assert "the authority expires in 49 days" in said(ca, NOW + 3600 * DAY)[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "days", "crl_days", "option"),
-    [
-        ("", 10, 10, "--name"),
-        ("a" * 65, 10, 10, "--name"),
-        ("a\nb", 10, 10, "--name"),
-        (" ", 10, 10, "--name"),
-        ("CA", 0, 10, "--days"),
-        ("CA", 7301, 10, "--days"),
-        ("CA", 10, 0, "--crl-days"),
-        ("CA", 10, 3651, "--crl-days"),
-    ],
-)
-def test_an_authority_with_wrong_options_is_refused_before_anything_is_made(
-    tmp_path: Path, name: str, days: int, crl_days: int, option: str
-) -> None:
-    with pytest.raises(InputRefused, match=option):
-        init(tmp_path / "ca", NOW, name, days, crl_days)
-    assert not (tmp_path / "ca").exists()
+def test_an_authority_with_wrong_options_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    names = (("--name", name, 10, 10) for name in ("", "a" * 65, "a\nb", " "))
+    days = (("--days", "CA", days, 10) for days in (0, 7301))
+    for option, name, lasts, crl_days in (*names, *days, *(("--crl-days", "CA", 10, days) for days in (0, 3651))):
+        with pytest.raises(InputRefused, match=option):
+            init(tmp_path / "ca", NOW, name, lasts, crl_days)
+        assert not (tmp_path / "ca").exists()
 
 
 def test_an_authority_is_made_in_an_empty_directory_and_never_over_anything(tmp_path: Path, ca: Path) -> None:
@@ -312,17 +310,23 @@ def test_an_authority_is_made_in_an_empty_directory_and_never_over_anything(tmp_
         ("index.json", "\xff", "no index of certificates"),
         ("index.json", '{"certificates": [{"name": "../x", "kind": "server"}]}', "certificates.0.name"),
         ("ca.key", "SECRET", "no private key in PEM"),
+        ("ca.key", "another's", "the key is not the certificate's"),
+        ("ca.key", 0o644, "chmod 600"),
+        (".", 0o770, "chmod 700"),
         ("ca.pem", "garbage", "no certificate in PEM"),
-        ("ca.pem", None, "no such file"),
-        ("ca.key", None, "no such file"),
-        ("index.json", None, "no such file"),
+        *((file, None, "no such file") for file in ("ca.pem", "ca.key", "index.json")),
     ],
 )
-def test_a_damaged_authority_is_refused_with_the_file_and_without_its_content(
-    ca: Path, file: str, content: str | None, problem: str
+def test_an_authority_that_is_damaged_or_open_to_others_is_refused_with_the_file_and_without_its_content(
+    ca: Path, tmp_path: Path, file: str, content: str | int | None, problem: str
 ) -> None:
     if content is None:
         (ca / file).unlink()
+    elif isinstance(content, int):
+        (ca / file).chmod(content)
+    elif content == "another's":
+        init(tmp_path / "other", NOW)
+        (ca / file).write_bytes((tmp_path / "other" / file).read_bytes())
     else:
         (ca / file).write_text(content, encoding="latin-1")
     with pytest.raises(AuthorityUnusable, match=problem) as refused:
@@ -330,20 +334,6 @@ def test_a_damaged_authority_is_refused_with_the_file_and_without_its_content(
     assert str(ca) in str(refused.value)
     assert "SECRET" not in str(refused.value)
     assert not (ca / "web.key").exists()
-
-
-def test_the_key_of_another_authority_is_refused(ca: Path, tmp_path: Path) -> None:
-    init(tmp_path / "other", NOW)
-    (ca / "ca.key").write_bytes((tmp_path / "other" / "ca.key").read_bytes())
-    with pytest.raises(AuthorityUnusable, match="the key is not the certificate's"):
-        issue(ca, WEB, NOW)
-
-
-@pytest.mark.parametrize(("path", "mode", "fix"), [(".", 0o770, "chmod 700"), ("ca.key", 0o644, "chmod 600")])
-def test_an_authority_that_others_could_use_is_refused_with_the_fix(ca: Path, path: str, mode: int, fix: str) -> None:
-    (ca / path).chmod(mode)
-    with pytest.raises(AuthorityUnusable, match=fix):
-        issue(ca, WEB, NOW)
 
 
 def test_a_missing_or_foreign_key_cannot_be_kept_but_a_renewal_with_a_new_one_works(ca: Path) -> None:
@@ -354,3 +344,179 @@ def test_a_missing_or_foreign_key_cannot_be_kept_but_a_renewal_with_a_new_one_wo
             renew(ca, "web", NOW, keep_key=True)
     renew(ca, "web", NOW)
     assert mode_of(ca / "web.key") == 0o600
+
+
+# -- names, tenants and scopes -----------------------------------------------------------------------------------------
+
+
+AUTHORITY = new_authority("Test CA", 100, NOW)
+KEY = new_key().public_key()
+LABELS = st.text("abz09-_é日ßİ‎­。.*%", max_size=12)
+HOSTS = st.one_of(
+    st.lists(LABELS, min_size=1, max_size=5).map(".".join),
+    st.from_regex(r"(\*\.)?[a-zA-Z0-9-]{1,63}(\.[a-zA-Z0-9-]{1,63}){0,3}\.?", fullmatch=True),
+    st.ip_addresses().map(str),
+    st.ip_addresses(v=6).map("{}%eth0".format),
+    st.ip_addresses(v=6).map("[{}]".format),
+    st.text(max_size=20),
+    st.sampled_from(["xn--", "xn--a", "xn--bcher-kva.example", "a..b", "1.2.3.256", "0x7f.1", "127.1", "*", "*.com"]),
+)
+SANS = st.builds("{}{}".format, st.sampled_from(["", "", "DNS:", "dns:", "IP:", "URI:", "email:"]), HOSTS)
+NAMES = st.one_of(st.from_regex(NAME_PATTERN, fullmatch=True), st.text(max_size=70))
+
+
+def signed(leaf: Leaf) -> x509.Certificate:
+    return sign_leaf(AUTHORITY, leaf, KEY, 90, NOW)
+
+
+def names_in(leaf: Leaf) -> x509.SubjectAlternativeName:
+    return signed(leaf).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+@given(SANS)
+@example("*.*.example")
+@example("DNS:127.0.0.1")
+@example("IP:web.example")
+@example("a.example\x00.b.example")
+@example("A.EXAMPLE\n")
+@example("fe80::1%1")
+@example("::FFFF:1.2.3.4")
+@example(f"{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 61}")
+@example(f"{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 62}")
+@example(f"{'a' * 64}.example")
+def test_any_text_is_refused_as_a_servers_name_or_is_one_a_client_can_ask_for(text: str) -> None:
+    try:
+        san = checked_san(text)
+    except InputRefused as refused:
+        assert str(refused).startswith("--san: ")
+        return
+    assert checked_san(san) == san
+    kind, _, value = san.partition(":")
+    names = names_in(Leaf.server("web", (text,)))
+    if kind == "IP":
+        assert names.get_values_for_type(x509.IPAddress) == [ip_address(value)]
+        return
+    assert kind == "DNS"
+    assert names.get_values_for_type(x509.DNSName) == [value]
+    assert len(value) <= 253
+    assert re.fullmatch(r"(\*\.[a-z0-9-]+\.)?([a-z0-9-]{1,63}\.)*[a-z0-9-]{1,63}", value)
+    assert not re.fullmatch(r"[0-9.]+", value)  # TLS libraries would compare such a name with IP addresses only
+
+
+def test_a_servers_name_has_one_normal_form_and_other_text_is_refused() -> None:
+    normal = {
+        "Web.Example.COM.": "DNS:web.example.com",
+        "localhost": "DNS:localhost",
+        "*.example.com": "DNS:*.example.com",
+        "bücher.example": "DNS:xn--bcher-kva.example",
+        "*.bücher.example": "DNS:*.xn--bcher-kva.example",
+        "faß.example": "DNS:xn--fa-hia.example",
+        "dns:a.example": "DNS:a.example",
+        "127.0.0.1": "IP:127.0.0.1",
+        "IP:2001:DB8::0:1": "IP:2001:db8::1",
+        "::1": "IP:::1",
+    }
+    assert {text: checked_san(text) for text in normal} == normal
+    for text in (
+        *("", ".", "*", "*.com", "w*.example.com", "*.*.example.com", "a..b", "-a.example", "a-.example", "a_b"),
+        *("[::1]", "::1%eth0", "1.2.3.256", "1.2.3.4/24", "https://a.example", "a.example:443", "a b", "a.example\n"),
+        *("DNS:127.0.0.1", "IP:localhost", "URI:postback:tenant:acme", "email:a@example.com"),
+    ):
+        with pytest.raises(InputRefused, match="--san"):
+            checked_san(text)
+
+
+@given(NAMES)
+@example("../../etc/passwd")
+@example("ca")
+@example("CA")
+@example("index")
+@example("web\n")
+@example("01BFD3DE1F42D70547861DD699B706595CE8C843")
+def test_any_name_is_refused_or_names_two_files_of_its_own_in_the_directory(name: str) -> None:
+    try:
+        leaf = Leaf.client(name, "acme")
+    except InputRefused as refused:
+        assert str(refused).startswith("NAME: ")
+        return
+    files = AuthorityFiles(Path("/ca"))
+    own = {files.certificate_of(leaf.name), files.key_of(leaf.name)}
+    assert all(path.parent == files.directory for path in own)
+    assert not {str(path).lower() for path in own} & {"/ca/ca.key", "/ca/ca.pem", "/ca/crl.pem", "/ca/index.json"}
+    assert signed(leaf).subject.rfc4514_string() == f"CN={name}"
+    wrong = ("ca", "CA", "crl", "index", "01BFD3DE1F42D70547861DD699B706595CE8C843", ".web", "a/b", "a" * 65, "")
+    for reserved in wrong:
+        with pytest.raises(InputRefused, match="NAME"):
+            Leaf.client(reserved, "acme")
+
+
+@given(
+    st.one_of(st.from_regex(TENANT_PATTERN, fullmatch=True), st.text(max_size=70)),
+    st.one_of(st.lists(st.from_regex(SCOPE_PATTERN, fullmatch=True), max_size=5).map(",".join), st.text(max_size=40)),
+)
+@example("acme\n", "")
+@example("acme", "read , submit,,read")
+@example("acme,postback:tenant:other", "")
+def test_any_tenant_and_scopes_are_refused_or_are_read_from_the_certificate_as_they_were(
+    tenant: str, scopes: str
+) -> None:
+    try:
+        leaf = Leaf.client("one", tenant, scopes)
+    except InputRefused as refused:
+        assert str(refused).startswith(("--tenant: ", "--scopes: "))
+        return
+    certificate = signed(leaf)
+    peer = read_peer(certificate.public_bytes(Encoding.DER))
+    assert (peer.tenant, peer.scopes) == (tenant, frozenset(leaf.scopes))
+    assert peer.scopes == frozenset(word for word in re.split(r"[,\s]+", scopes) if word)
+    assert (peer.subject, peer.issuer) == ("CN=one", "CN=Test CA")
+    assert int(peer.serial, 16) == certificate.serial_number
+    assert peer.not_after == certificate.not_valid_after_utc.timestamp()
+
+
+def with_uris(*uris: str) -> bytes:
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+    name = AUTHORITY.certificate.subject
+    builder = x509.CertificateBuilder(name, name, KEY, 1, NOW, NOW).add_extension(names, critical=False)
+    return builder.sign(AUTHORITY.key, SHA256()).public_bytes(Encoding.DER)
+
+
+def test_a_foreign_certificate_names_a_tenant_only_in_one_well_formed_uri() -> None:
+    for uris in (
+        (),
+        ("postback:tenant:acme", "postback:tenant:other"),
+        ("postback:tenant:",),
+        ("postback:tenant:acme/../other",),
+        ("POSTBACK:TENANT:acme", "https://acme.example"),
+    ):
+        peer = read_peer(with_uris(*uris))
+        assert (peer.tenant, peer.scopes, peer.serial) == (None, frozenset(), "01"), uris
+    peer = read_peer(with_uris("postback:scope:read", "postback:scope:a b", "postback:tenant:acme"))
+    assert (peer.tenant, peer.scopes) == ("acme", frozenset({"read"}))
+
+
+CLIENT = signed(Leaf.client("one", "acme", "read,submit")).public_bytes(Encoding.DER)
+
+
+@given(st.data(), st.binary(max_size=200))
+def test_a_certificate_with_any_bytes_changed_is_read_or_refused(data: st.DataObject, noise: bytes) -> None:
+    der = bytearray(CLIENT)
+    for place in data.draw(st.lists(st.integers(0, len(der) - 1), min_size=1, max_size=4)):
+        der[place] = data.draw(st.integers(0, 255))
+    try:
+        read_peer(bytes(der))
+    except PeerUnreadable as unreadable:
+        assert "cannot be read" in str(unreadable)
+    version = CLIENT.index(b"\xa0\x03\x02\x01\x02") + 4
+    for other, problem in ((noise, None), (CLIENT[:version] + b"\x07" + CLIENT[version + 1 :], "InvalidVersion")):
+        with pytest.raises(PeerUnreadable, match=problem):
+            read_peer(other)
+
+
+def test_a_servers_own_name_counts_only_where_no_other_is_given() -> None:
+    leaf = Leaf.server("web", ("*.example.com", "bücher.example", "::1"))
+    assert (leaf.kind, leaf.sans) == (LeafKind.SERVER, ("DNS:*.example.com", "DNS:xn--bcher-kva.example", "IP:::1"))
+    assert Leaf.server("web.example").sans == ("DNS:web.example",)
+    with pytest.raises(InputRefused, match="--san"):
+        Leaf.server("my_server")
+    assert checked_scopes("") == ()

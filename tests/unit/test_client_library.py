@@ -1,13 +1,15 @@
-"""The client library without a fleet: answers of any form, callbacks, repeats, and no import of the fleet."""
+"""The client library without a fleet: answers, callbacks, repeats, uploads, spans, and partitions of tenants."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +18,13 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from gateway.door.event_stream import event_text
 from gateway.view.stored_events import StoredEvent
@@ -25,6 +32,7 @@ from postback_client import (
     CallbackRefused,
     Conflict,
     HttpClient,
+    InvalidRequest,
     Job,
     PostbackError,
     RateLimited,
@@ -37,12 +45,15 @@ from postback_client import (
 from postback_client.server_sent import ServerSentParser
 from postback_client.shapes import parsed, read
 from postback_client.sharding import partitions_of
+from postback_client.spans import Submitted, submission
 from producers.sharding import shard_of
 from schemas import signature
 from schemas.event import event_body
 from schemas.outcome import Outcome
 from schemas.result import Result as FleetResult
 from telemetry.hand_clock import HandClock
+from telemetry.traces import parse_traceparent
+from tests.drawn import drawn
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "producers" / "postback_client"
@@ -54,10 +65,11 @@ JSON = st.recursive(
 RESULT = FleetResult(job_id="job_1", outcome=Outcome.SUCCEEDED, text="Rayleigh", created_at=NOW)
 
 
+Answer = tuple[int, dict[str, str], bytes]
+
+
 @contextmanager
-def scripted(
-    *answers: tuple[int, dict[str, str], bytes],
-) -> Iterator[tuple[str, list[tuple[str, dict[str, str], bytes]]]]:
+def scripted(*answers: Answer) -> Iterator[tuple[str, list[tuple[str, dict[str, str], bytes]]]]:
     """The URL of a server and the requests it got; the server gives these answers in turn, and repeats the last."""
     got: list[tuple[str, dict[str, str], bytes]] = []
 
@@ -104,10 +116,7 @@ def test_a_repeat_sends_the_same_request_with_the_same_key_after_the_pause_that_
     assert len({headers["idempotency-key"] for _, headers, _ in got}) == 1
     assert {headers["authorization"] for _, headers, _ in got} == {"Bearer secret"}
     assert clock.time() - NOW >= 7
-
-
-def test_a_pause_of_hours_is_shortened_and_repeats_end() -> None:
-    clock = HandClock(NOW)
+    clock.now = NOW  # a pause of hours is shortened, and repeats end
     with (
         scripted((429, {"retry-after": "86400"}, refusal("rate_limited"))) as (url, got),
         HttpClient(url, "k", clock=clock, patience_seconds=100) as client,
@@ -117,25 +126,20 @@ def test_a_pause_of_hours_is_shortened_and_repeats_end() -> None:
     assert (error.value.code, len(got), clock.time() - NOW) == ("rate_limited", 2, 60)
 
 
-def test_an_answer_that_forbids_repeats_is_final() -> None:
-    with (
-        scripted((429, {"x-should-retry": "false"}, refusal("quota_exceeded"))) as (url, got),
-        HttpClient(url, "k") as client,
-        pytest.raises(SubmitFailed) as failed,
-    ):
-        client.submit([Job(prompt="q")])
-    assert (len(got), failed.value.accepted, failed.value.doubtful) == (1, [], [])
+def test_a_failed_submission_names_the_jobs_that_were_accepted_and_is_final_if_repeats_are_forbidden() -> None:
+    def failed(*answers: Answer) -> tuple[SubmitFailed, int]:
+        jobs = [{"prompt": "q", "job_id": name} for name in "abcde"]
+        with scripted(*answers) as (url, got), HttpClient(url, "k", jobs_together=2) as client:
+            with pytest.raises(SubmitFailed) as error:
+                client.submit(jobs)
+            return error.value, len(got)
 
-
-def test_a_failed_submission_names_the_jobs_that_were_accepted() -> None:
-    with (
-        scripted((202, {}, b"{}"), (202, {}, b"{}"), (409, {}, refusal("job_exists", param="job_id"))) as (url, _),
-        HttpClient(url, "k", jobs_together=2) as client,
-        pytest.raises(SubmitFailed) as failed,
-    ):
-        client.submit([{"prompt": "q", "job_id": name} for name in "abcde"])
-    assert failed.value.accepted == ["a", "b", "c", "d"]
-    assert isinstance(failed.value.__cause__, Conflict)
+    taken: Answer = (202, {}, b"{}")
+    error, asked = failed(taken, taken, (409, {}, refusal("job_exists", param="job_id")))
+    assert (error.accepted, asked) == (["a", "b", "c", "d"], 3)
+    assert isinstance(error.__cause__, Conflict)
+    error, asked = failed((429, {"x-should-retry": "false"}, refusal("quota_exceeded")))
+    assert (error.accepted, error.doubtful, asked) == ([], [], 1)
 
 
 def test_a_stream_that_is_cut_off_before_its_first_event_goes_on_at_its_position() -> None:
@@ -168,12 +172,11 @@ def test_an_idempotency_key_gives_the_same_ids_in_every_process() -> None:
     assert got[0][2] == got[1][2]
 
 
-@pytest.mark.parametrize(
-    "url", ["http://postback.example", "ftp://127.0.0.1", "https://h/path", "https://h/?q", "https://u:p@h", "", "//"]
-)
-def test_a_key_does_not_travel_to_an_unsafe_url(url: str) -> None:
-    with pytest.raises(ValueError):
-        HttpClient(url, "k")
+def test_a_key_does_not_travel_to_an_unsafe_url() -> None:
+    hosts = ("http://postback.example", "ftp://127.0.0.1", "https://h/path", "https://h/?q", "https://u:p@h", "", "//")
+    for url in hosts:
+        with pytest.raises(ValueError):
+            HttpClient(url, "k")
 
 
 @given(content=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
@@ -182,6 +185,9 @@ def test_any_answer_gives_a_result_or_an_error_of_the_library(content: bytes) ->
         read(Result, parsed(content))
     except UnreadableAnswer as error:
         assert len(str(error)) < 200
+    newer = json.loads(RESULT.model_dump_json()) | {"mood": "good"}
+    result = read(Result, newer)
+    assert (result.job_id, result.text, result.succeeded, result.raw["mood"]) == ("job_1", "Rayleigh", True, "good")
 
 
 @given(name=st.sampled_from(sorted(FleetResult.model_fields)), value=JSON)
@@ -197,19 +203,14 @@ def test_a_member_of_another_type_is_refused(name: str, value: Any) -> None:
     assert name not in texts or value is None or isinstance(value, str)
 
 
-def test_a_result_keeps_members_that_this_version_does_not_know() -> None:
-    document = json.loads(RESULT.model_dump_json()) | {"mood": "good"}
-    result = read(Result, document)
-    assert (result.job_id, result.text, result.succeeded, result.raw["mood"]) == ("job_1", "Rayleigh", True, "good")
-
-
 @given(
     events=st.lists(st.tuples(st.integers(1, 10**9), JSON.map(lambda value: json.dumps(value).encode())), max_size=4),
     cuts=st.lists(st.integers(1, 40), min_size=1),
     line_end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    noise=st.lists(st.binary()),
 )
-def test_events_are_read_in_pieces_of_any_size(
-    events: list[tuple[int, bytes]], cuts: list[int], line_end: bytes
+def test_events_are_read_in_pieces_of_any_size_and_any_other_bytes_may_come(
+    events: list[tuple[int, bytes]], cuts: list[int], line_end: bytes, noise: list[bytes]
 ) -> None:
     stored = [StoredEvent(number, "batch.completed", data) for number, data in events]
     content = b"".join(map(event_text, stored)).replace(b"\n", line_end) + b": heartbeat\n\n"
@@ -219,19 +220,9 @@ def test_events_are_read_in_pieces_of_any_size(
         found += parser.feed(content[place : place + size])
         place += size
     assert [(each.id, each.data.encode()) for each in found] == [(str(number), data) for number, data in events]
-
-
-@given(pieces=st.lists(st.binary()))
-def test_any_bytes_can_come_as_events(pieces: list[bytes]) -> None:
     parser = ServerSentParser()
-    for piece in pieces:
+    for piece in noise:
         parser.feed(piece)
-
-
-@given(tenant=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True), partitions=st.integers(1, 60))
-def test_a_tenant_has_the_same_partitions_as_in_other_producers(tenant: str, partitions: int) -> None:
-    assert partitions_of(tenant, partitions) == shard_of(tenant, partitions)
-    assert partitions_of("default", partitions) == shard_of("default", partitions)
 
 
 SECRETS = [signature.generate_secret() for _ in range(2)]
@@ -278,7 +269,7 @@ def test_a_callback_is_trusted_exactly_if_the_fleets_own_check_trusts_it(
         assert (callback.id, callback.tenant, callback.result.text) == ("msg_1", "acme", "Rayleigh")
 
 
-def test_a_signature_is_refused_if_its_last_byte_is_moved_into_the_content() -> None:
+def test_a_signature_is_refused_if_its_last_byte_is_moved_into_the_content_or_for_another_tenant() -> None:
     entry = signature.Signer([], SIGNING_KEYS[:1]).sign("msg_1", NOW, BODY)
     whole = base64.b64decode(entry.removeprefix("v1a,"))
     headers = {
@@ -289,9 +280,6 @@ def test_a_signature_is_refused_if_its_last_byte_is_moved_into_the_content() -> 
     with pytest.raises(CallbackRefused) as refused:
         verify(headers, BODY, public_keys=[signature.public_key_of(SIGNING_KEYS[0])], clock=HandClock(NOW))
     assert refused.value.reason == "no_matching_signature"
-
-
-def test_an_event_of_another_tenant_is_refused() -> None:
     headers = signature.Signer(SECRETS).headers("msg_1", NOW, BODY)
     assert verify(headers, BODY, secrets=SECRETS, tenant="acme", clock=HandClock(NOW)).type == "inference.succeeded"
     with pytest.raises(CallbackRefused) as refused:
@@ -350,8 +338,231 @@ def test_the_two_wheels_have_no_file_in_common(tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in client} == {"postback_client", "postback_client-0.1.0.dist-info"}
     assert {"postback_client/py.typed", "postback_client-0.1.0.dist-info/licenses/LICENSE"} <= client
     assert not [name for name in fleet if "postback_client" in name]
-
-
-def test_the_two_packages_have_one_version() -> None:
     versions = {tomllib.loads((each / "pyproject.toml").read_text())["project"]["version"] for each in (ROOT, FOLDER)}
     assert len(versions) == 1
+
+
+# -- uploads -----------------------------------------------------------------------------------------------------------
+
+
+CONTENT = b"0123456789abcdefghijXYZ"
+MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+PARTS = {"part_ids": ["part_1", "part_2", "part_3"], "md5": MD5}
+FILE = {"id": "file-1", "bytes": len(CONTENT), "filename": "in.bin", "purpose": "batch", "created_at": NOW}
+DONE: Answer = (200, {}, json.dumps({"id": "upload_1", "file": FILE}).encode())
+ENDED: Answer = (409, {"x-should-retry": "false"}, refusal("upload_not_pending"))
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("parts", "files"):
+        monkeypatch.setattr(f"postback_client.{module}.PART_BYTES", 10)
+
+
+def created(number: int = 1) -> Answer:
+    return 200, {}, json.dumps({"id": f"upload_{number}", "expires_at": NOW + 3600}).encode()
+
+
+def part(number: int) -> Answer:
+    return 200, {}, json.dumps({"id": f"part_{number}"}).encode()
+
+
+def file_in(folder: Path) -> Path:
+    path = folder / "in.bin"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def data_of(body: bytes) -> bytes:
+    """The content of a form's only part."""
+    return body.split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n--", 1)[0]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_file_goes_in_parts_and_a_part_without_an_answer_is_sent_again(tmp_path: Path) -> None:
+    seen: list[int] = []
+    answers = [created(), part(1), (503, {}, b""), part(2), part(3), DONE]
+    with scripted(*answers) as (url, got), HttpClient(url, "k", clock=HandClock(NOW)) as client:
+        made = client.files.upload(file_in(tmp_path), on_bytes=seen.append)
+    assert (made.id, seen) == ("file-1", [0, 10, 20, 23])
+    terms = {"bytes": 23, "filename": "in.bin", "purpose": "batch"}
+    assert json.loads(got[0][2]) | {"mime_type": ""} == {**terms, "mime_type": ""}
+    pieces = [data_of(body) for path, _, body in got if path.endswith("/parts")]
+    assert pieces == [CONTENT[:10], CONTENT[10:20], CONTENT[10:20], CONTENT[20:]]
+    assert json.loads(got[-1][2]) == PARTS
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def cut_off(client: HttpClient, source: Path, state: Path, after: int) -> None:
+    """Upload until `after` bytes are sent, and then raise an error as if the process were killed."""
+
+    def on_bytes(sent: int) -> None:
+        if sent >= after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        client.files.upload(source, state=state, on_bytes=on_bytes)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_another_process_sends_only_the_parts_that_are_missing(tmp_path: Path) -> None:
+    source, state, seen = file_in(tmp_path), tmp_path / "state", list[int]()
+    with scripted(created(), part(1), part(2), part(3), DONE) as (url, got):
+        with HttpClient(url, "k", clock=HandClock(NOW)) as client:
+            cut_off(client, source, state, 20)
+        with HttpClient(url, "k", clock=HandClock(NOW)) as client:
+            client.files.upload(source, state=state, on_bytes=seen.append)
+    assert seen == [20, 23]
+    assert [path for path, _, _ in got].count("/v1/uploads") == 1
+    assert json.loads(got[-1][2]) == PARTS
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("change", ["other content", "other purpose", "other gateway", "an hour later"])
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_does_not_fit_is_started_again(tmp_path: Path, change: str) -> None:
+    source, state, clock, purpose = file_in(tmp_path), tmp_path / "state", HandClock(NOW), "batch"
+    answers = [created(), part(1), created(2), part(4), part(5), part(6), DONE]
+    with scripted(*answers) as (url, got):
+        with HttpClient(url, "k", clock=clock) as client:
+            cut_off(client, source, state, 10)
+        if change == "other content":
+            source.write_bytes(CONTENT[::-1])
+        elif change == "an hour later":
+            clock.now += 3600
+        elif change == "other purpose":
+            purpose = "user_data"
+        else:
+            state.write_text(state.read_text().replace(url, "https://other.example"))
+        with HttpClient(url, "k", clock=clock) as client:
+            client.files.upload(source, purpose=purpose, state=state)
+    assert json.loads(got[-1][2])["part_ids"] == ["part_4", "part_5", "part_6"]
+    assert got[-1][0] == "/v1/uploads/upload_2/complete"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_has_ended_is_started_again_but_not_for_ever(tmp_path: Path) -> None:
+    answers = [created(), part(1), ENDED, created(2), part(2), part(3), part(4), DONE]
+    with scripted(*answers) as (url, got), HttpClient(url, "k", clock=HandClock(NOW)) as client:
+        assert client.files.upload(file_in(tmp_path)).id == "file-1"
+    assert json.loads(got[-1][2])["part_ids"] == ["part_2", "part_3", "part_4"]
+    with (
+        scripted(created(), ENDED, created(), ENDED, created(), ENDED, created()) as (url, got),
+        HttpClient(url, "k", clock=HandClock(NOW)) as client,
+        pytest.raises(Conflict),
+    ):
+        client.files.upload(file_in(tmp_path))
+    assert len(got) == 6
+
+
+@pytest.mark.parametrize(
+    ("refused", "is_kept"),
+    [((400, {}, refusal("checksum_mismatch")), False), ((413, {}, refusal("storage_full")), True)],
+)
+@pytest.mark.usefixtures("small_parts")
+def test_the_state_is_kept_unless_the_parts_are_of_another_file(tmp_path: Path, refused: Answer, is_kept: bool) -> None:
+    state = tmp_path / "state"
+    with (
+        scripted(created(), part(1), part(2), part(3), refused) as (url, _),
+        HttpClient(url, "k", clock=HandClock(NOW)) as client,
+        pytest.raises(InvalidRequest),
+    ):
+        client.files.upload(file_in(tmp_path), state=state)
+    assert state.exists() is is_kept
+
+
+STATE = {
+    "gateway": "URL",
+    "upload_id": "upload_0",
+    "expires_at": NOW + 60,
+    "bytes": 23,
+    "modified_ns": 0,
+    "purpose": "batch",
+    "part_bytes": 10,
+    "part_ids": ["part_0"],
+}
+VALUES = st.none() | st.integers() | st.text() | st.lists(st.text())
+
+
+@given(
+    st.binary() | st.fixed_dictionaries({}, optional={name: st.just(value) | VALUES for name, value in STATE.items()})
+)
+@example(STATE | {"part_bytes": 0})
+@example(STATE | {"part_bytes": 30, "part_ids": ["a", "b"]})
+@settings(deadline=None, max_examples=drawn(60), suppress_health_check=list(HealthCheck))
+@pytest.mark.usefixtures("small_parts")
+def test_a_state_of_any_content_leads_to_the_whole_file(tmp_path: Path, found: bytes | dict[str, Any]) -> None:
+    source, state = file_in(tmp_path), tmp_path / "state"
+    with scripted(created(), part(1), part(2), part(3), DONE) as (url, got):
+        if isinstance(found, dict):
+            of_file = {"gateway": url, "modified_ns": source.stat().st_mtime_ns}
+            found = json.dumps({name: of_file.get(name, value) for name, value in found.items()}).encode()
+        state.write_bytes(found)
+        with HttpClient(url, "k", clock=HandClock(NOW)) as client:
+            client.files.upload(source, state=state)
+    sent = b"".join(data_of(body) for path, _, body in got if path.endswith("/parts"))
+    assert CONTENT.endswith(sent)
+    assert not state.exists()
+
+
+# -- spans -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_header_names_the_exported_span_if_there_is_an_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    with submission("job_1") as submitted:
+        assert submitted.headers == {}
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    accepted, refused = Submitted("job_1"), Submitted("job_2")
+    accepted.end()
+    refused.end(failed=True)
+    with pytest.raises(ValueError, match="hush"), submission(None):
+        raise ValueError("hush: the prompt")
+    spans = exporter.get_finished_spans()
+    assert [(span.name, span.status.status_code.name, dict(span.attributes or {})) for span in spans] == [
+        ("submit", "UNSET", {"job_id": "job_1"}),
+        ("submit", "ERROR", {"job_id": "job_2"}),
+        ("submit", "ERROR", {}),
+    ]
+    context, own = parse_traceparent(accepted.headers["traceparent"]), spans[0].context
+    assert context is not None
+    assert (int(context.trace_id, 16), int(context.span_id, 16)) == (own.trace_id, own.span_id)
+    assert "hush" not in spans[2].to_json()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: TracerProvider(sampler=ALWAYS_OFF))
+    unsampled = parse_traceparent(Submitted().headers["traceparent"])
+    assert unsampled is not None
+    assert not unsampled.sampled
+
+
+# -- partitions of tenants ---------------------------------------------------------------------------------------------
+
+
+def test_a_tenants_shard_never_changes() -> None:
+    # These shards stay the same, because every tenant's queue would move if a new version chose other shards.
+    assert shard_of("acme", 12) == (0, 1, 3, 10)
+    assert shard_of("globex", 12) == (0, 2, 3, 9)
+    for tenant in (f"t{number}" for number in range(200)):
+        assert len(set(shard_of(tenant, 12)) - set(shard_of(tenant, 13))) <= 1
+    # Tenants are spread evenly, and seldom share a whole shard.
+    shards = [shard_of(f"t{number}", 12) for number in range(1200)]
+    load = Counter(partition for shard in shards for partition in shard)
+    assert min(load.values()) > 0.8 * 400
+    assert max(load.values()) < 1.2 * 400
+    assert Counter(shards).most_common(1)[0][1] <= 12
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True), st.integers(1, 64))
+def test_a_shard_holds_a_third_of_the_partitions_in_the_library_as_in_other_producers(
+    tenant: str, partitions: int
+) -> None:
+    shard = shard_of(tenant, partitions)
+    assert list(shard) == sorted(set(shard))
+    assert set(shard) <= set(range(partitions))
+    assert partitions_of(tenant, partitions) == shard
+    assert partitions_of("default", partitions) == shard_of("default", partitions) == tuple(range(partitions))
+    sizes = {1: 1, 2: 2, 4: 2, 12: 4, 100: 33}
+    assert {size: len(shard_of("acme", size)) for size in sizes} == sizes

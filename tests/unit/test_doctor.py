@@ -27,7 +27,7 @@ from gateway.store.store import Store
 from operators.doctor.access import NEEDED
 from operators.doctor.brokers import parsed_addresses, settings_findings, version_finding
 from operators.doctor.files import check_certificates
-from operators.doctor.findings import Check, Finding, FindingLevel, examine, fault
+from operators.doctor.findings import Check, Finding, FindingLevel, examine, fault, in_words
 from telemetry.clock import SystemClock
 from tests.drawn import drawn
 from tests.http_handler import handling
@@ -57,33 +57,37 @@ def told(found: list[tuple[str, str]], problem: str, fix: str) -> bool:
 @pytest.mark.parametrize(
     ("variable", "value", "check", "problem", "fix"),
     [
-        ("POSTBACK_KEYRINGS", "x", "settings-names", "POSTBACK_KEYRINGS is ignored", "rename it to POSTBACK_KEYRING"),
-        ("POSTBACK_COLOUR", "x", "settings-names", "POSTBACK_COLOUR is ignored", "docs/reference/settings.md"),
-        ("POSTBACK_KAFKA__PARTITIONS", "many", "settings-values", "POSTBACK_KAFKA__PARTITIONS: ", "correct it"),
-        ("POSTBACK_DELIVERY__JITTER", "9", "settings-values", "POSTBACK_DELIVERY__JITTER: ", "correct it"),
-        ("POSTBACK_KEYRING", "/nowhere/k.json", "keyring", "no keyring at /nowhere/k.json", "`postback keys init`"),
+        ("KEYRINGS", "x", "settings-names", "POSTBACK_KEYRINGS is ignored", "rename it to POSTBACK_KEYRING"),
+        ("COLOUR", "x", "settings-names", "POSTBACK_COLOUR is ignored", "docs/reference/settings.md"),
+        ("KAFKA__PARTITIONS", "many", "settings-values", "POSTBACK_KAFKA__PARTITIONS: ", "correct it"),
+        ("DELIVERY__JITTER", "9", "settings-values", "POSTBACK_DELIVERY__JITTER: ", "correct it"),
+        ("KEYRING", "/nowhere/k.json", "keyring", "no keyring at /nowhere/k.json", "`postback keys init`"),
+        ("TRUST__SECRET_FILE", "/none", "secret-files", "POSTBACK_TRUST__SECRET_FILE cannot", "correct the"),
+        ("DELIVERY__CA_FILE", __file__, "certificates", "holds no certificate in PEM", "correct the path"),
+        ("ACCESS__REDIS_URL", f"redis://{NO_KAFKA}/0", "redis-access", "fails (ConnectionError)", "start it"),
+        ("CACHE__REDIS_URL", "http://x", "redis-cache", "POSTBACK_CACHE__REDIS_URL is no URL", "redis://HOST"),
+        ("STORE__URL", "mysql://x", "store", "the store's URL cannot be used", "write sqlite:///FILE"),
         (
-            "POSTBACK_TRUST__SECRET_FILE",
-            "/nowhere",
-            "secret-files",
-            "POSTBACK_TRUST__SECRET_FILE cannot",
-            "correct the",
+            *("STORE__URL", f"postgresql+psycopg://a:{SECRET}@{NO_KAFKA}/x", "store"),
+            *("the store cannot be opened: it cannot be reached", "start the database"),
         ),
-        ("POSTBACK_DELIVERY__CA_FILE", __file__, "certificates", "holds no certificate in PEM", "correct the path"),
-        ("POSTBACK_ACCESS__REDIS_URL", f"redis://{NO_KAFKA}/0", "redis-access", "fails (ConnectionError)", "start it"),
-        ("POSTBACK_CACHE__REDIS_URL", "http://x", "redis-cache", "POSTBACK_CACHE__REDIS_URL is no URL", "redis://HOST"),
-        ("POSTBACK_STORE__URL", "mysql://x", "store", "the store's URL cannot be used", "write sqlite:///FILE"),
+        ("STORE__URL", "sqlite:////nowhere/at/all.db", "store", "the store's folder is missing", "make it"),
         (
-            *("POSTBACK_STORE__URL", f"postgresql+psycopg://a:{SECRET}@{NO_KAFKA}/x", "store"),
-            *("the store cannot be opened (OperationalError)", "start the database"),
+            *("ENRICHMENT__ENTAILMENT", "/nowhere", "entailment"),
+            *("POSTBACK_ENRICHMENT__ENTAILMENT names no file or folder", "set it to engine"),
         ),
-        ("POSTBACK_STORE__URL", "sqlite:////nowhere/at/all.db", "store", "the store's folder is missing", "make it"),
-        ("POSTBACK_ENRICHMENT__OCR", "xyz", "ocr", "POSTBACK_ENRICHMENT__OCR ", "install "),
+        ("ENRICHMENT__OCR", "xyz", "ocr", "POSTBACK_ENRICHMENT__OCR ", "install "),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_fix(variable: str, value: str, check: str, problem: str, fix: str) -> None:
-    found = findings(check, **{variable: value})
+    found = findings(check, **{f"POSTBACK_{variable}": value})
     assert told(found, problem, fix), found
+
+
+def test_a_worker_without_a_judge_is_told_which_profiles_it_cannot_answer() -> None:
+    found = findings("entailment", "--role", "worker")
+    assert told(found, "finance and medical fail as profile_unavailable", "a cross-encoder's folder or to engine")
+    assert findings("entailment", "--role", "worker", POSTBACK_ENRICHMENT__ENTAILMENT="engine") == []
 
 
 def test_a_keyring_that_others_may_read_or_that_is_invalid_is_named(tmp_path: Path) -> None:
@@ -177,13 +181,20 @@ def test_an_engine_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyP
 
 
 class Models(BaseHTTPRequestHandler):
-    """A server that lists one model for the right key, answers 403 to a restricted key, and 401 to all others."""
+    """A server with models for the right key. Some paths redirect, answer without HTTP, or with too deep JSON."""
+
+    keys: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
-        is_known = self.headers["Authorization"] == f"Bearer {SECRET}"
-        body = json.dumps({"data": [{"id": "small"}]}).encode()
-        is_restricted = self.headers["Authorization"] == "Bearer restricted"
-        self.send_response(200 if is_known else 403 if is_restricted else 401)
+        key = self.headers["Authorization"]
+        Models.keys.append(key)
+        if self.path == "/raw/models":
+            self.wfile.write(b"no status line\r\n")
+            return
+        statuses = {f"Bearer {SECRET}": 200, "Bearer restricted": 403}
+        body = b"[" * 100_000 if self.path == "/deep/models" else json.dumps({"data": [{"id": "small"}]}).encode()
+        self.send_response({"/moved/models": 302, "/deep/models": 200}.get(self.path, statuses.get(key or "", 401)))
+        self.send_header("Location", "/thief")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -199,43 +210,31 @@ def server() -> Iterator[str]:
 
 
 def test_a_server_of_models_that_is_away_or_refuses_is_named(server: str) -> None:
-    def asked(model: str, url: str, key: str) -> list[tuple[str, str]]:
-        settings = {"BASE_URL": url, "API_KEY": key}
+    away = f"http://{NO_KAFKA}"
+    for model, url, key, problem, fix in (
+        ("big", server, SECRET, "does not serve the model big", "one of its models: small"),
+        ("small", server, "other", f"{server} refuses the key (401)", "OPENAI__API_KEY"),
+        ("small", server, "restricted", "does not let this key list its models (403)", "that right"),
+        ("small", away, SECRET, f"{away} does not answer", "OPENAI__BASE_URL"),
+        ("small", server, SECRET, None, ""),
+    ):
+        settings = {"BASE_URL": f"{url}/v1", "API_KEY": key}
         variables = {f"POSTBACK_ENGINE__OPENAI__{name}": value for name, value in settings.items()}
-        return findings("engine", "--engine", "openai", "--model", model, **variables)
-
-    assert asked("small", f"{server}/v1", SECRET) == []
-    assert told(asked("big", f"{server}/v1", SECRET), "does not serve the model big", "one of its models: small")
-    assert told(asked("small", f"{server}/v1", "other"), f"{server} refuses the key (401)", "OPENAI__API_KEY")
-    assert told(
-        asked("small", f"{server}/v1", "restricted"), "does not let this key list its models (403)", "that right"
-    )
-    assert told(
-        asked("small", f"http://{NO_KAFKA}/v1", SECRET), f"http://{NO_KAFKA} does not answer", "OPENAI__BASE_URL"
-    )
+        found = findings("engine", "--engine", "openai", "--model", model, **variables)
+        assert found == [] if problem is None else told(found, problem, fix), found
 
 
-@pytest.mark.parametrize(
-    ("url", "problem", "fix"),
-    [
-        (
-            "https://10.1.2.3/hook?t=token",
-            "callbacks to https://10.1.2.3: the address is not public",
-            "ALLOW_CALLBACKS",
-        ),
+def test_a_callback_that_delivery_would_not_reach_is_named_without_its_path() -> None:
+    for url, problem, fix in (
+        ("https://10.1.2.3/hook?t=token", "callbacks to https://10.1.2.3: the address is not public", "CALLBACKS"),
         ("http://example.com/", "callbacks to http://example.com: https is required", "POSTBACK_ENV=development"),
         ("https://example.com:22/", "this port is not allowed", "POSTBACK_EGRESS__PORTS"),
         ("https://nowhere.invalid/hook", "the name of https://nowhere.invalid does not resolve", "this machine's DNS"),
         ("ftp://x", "the guard refuses callbacks to", "https"),
-    ],
-)
-def test_a_callback_that_delivery_would_not_reach_is_named_without_its_path(url: str, problem: str, fix: str) -> None:
-    found = findings("callback-1", "--callback-url", url)
-    assert told(found, problem, fix), found
-    assert "hook" not in str(found)
-
-
-def test_a_callback_that_is_allowed_is_reached_or_named() -> None:
+    ):
+        found = findings("callback-1", "--callback-url", url)
+        assert told(found, problem, fix), found
+        assert "hook" not in str(found)
     allowed = {"POSTBACK_EGRESS__ALLOW_CALLBACKS": "127.0.0.1/32"}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
@@ -246,17 +245,13 @@ def test_a_callback_that_is_allowed_is_reached_or_named() -> None:
 
 def test_low_limits_of_the_machine_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(check_memory()) == []
-    group = tmp_path / "sys/fs/cgroup/memory.max"
-    group.parent.mkdir(parents=True)
-    group.write_text(str(128 * 1024 * 1024))
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
-    assert [found.problem for found in check_memory(tmp_path)] == [
-        "the memory limit is 128 MiB, and a process needs 320 MiB"
-    ]
+    for name, content in (("sys/fs/cgroup/memory.max", str(128 * 1024 * 1024)), ("proc/self/cgroup", "0::/\n")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(content)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
-    assert [found.problem for found in check_files_limit()] == [
-        "a process here may open 1024 files, and 4096 are needed"
+    assert [found.problem for found in (*check_memory(tmp_path), *check_files_limit())] == [
+        "the memory limit is 128 MiB, and a process needs 320 MiB",
+        "a process here may open 1024 files, and 4096 are needed",
     ]
     for free, level in ((100, FindingLevel.FAULT), (1024, FindingLevel.WARNING)):
         bytes_free = free * 1024 * 1024
@@ -343,48 +338,21 @@ def test_noise_in_variables_and_files_is_a_finding_and_never_a_defect(
     assert not [problem for problem in problems if "this check" in problem]
 
 
-@given(NOISE)
-def test_any_text_of_addresses_is_read_or_refused(text: str) -> None:
-    for address in parsed_addresses(text) or []:
-        assert 0 < address.port < 65_536
+def test_the_key_of_an_engine_does_not_follow_a_redirect_and_any_answer_is_a_finding(server: str) -> None:
+    Models.keys.clear()
+    [moved] = server_findings(f"{server}/moved", "key-1", "m")
+    assert (Models.keys, moved.problem) == (["Bearer key-1"], f"the server at {server} lists no models (302)")
+    for path, error in (("deep", "RecursionError"), ("raw", "BadStatusLine")):
+        [finding] = server_findings(f"{server}/{path}", None, "m")
+        assert finding.problem == f"the server at {server} does not answer ({error})"
 
 
-class Elsewhere(BaseHTTPRequestHandler):
-    """Redirects a request for models; answers other paths without HTTP, or with JSON that is nested too deeply."""
-
-    keys: ClassVar[list[str | None]] = []
-
-    def do_GET(self) -> None:
-        Elsewhere.keys.append(self.headers["Authorization"])
-        if self.path == "/moved/models":
-            self.send_response(302)
-            self.send_header("Location", "/thief")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        elif self.path == "/deep/models":
-            self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000)
-        else:
-            self.wfile.write(b"no status line\r\n")
-
-    def log_message(self, *args: Any) -> None:
-        """Write no line for a request."""
-
-
-def test_the_key_of_an_engine_does_not_follow_a_redirect_and_any_answer_is_a_finding() -> None:
-    with handling(Elsewhere) as url:
-        [moved] = server_findings(f"{url}/moved", "key-1", "m")
-        assert (Elsewhere.keys, moved.problem) == (["Bearer key-1"], f"the server at {url} lists no models (302)")
-        for path, error in (("deep", "RecursionError"), ("raw", "BadStatusLine")):
-            [finding] = server_findings(f"{url}/{path}", None, "m")
-            assert finding.problem == f"the server at {url} does not answer ({error})"
-
-
-@pytest.mark.parametrize("engine", ["anthropic", "gemini", "responses"])
-def test_an_online_service_without_a_key_is_named(engine: str) -> None:
-    found = findings("engine", "--engine", engine, "--model", "some")
-    assert told(found, f"the engine {engine} has no key", f"POSTBACK_ENGINE__{engine.upper()}__API_KEY"), found
-    key = {f"POSTBACK_ENGINE__{engine.upper()}__API_KEY": SECRET}
-    assert findings("engine", "--engine", engine, "--model", "some", **key) == []
+def test_an_online_service_without_a_key_is_named() -> None:
+    for engine in ("anthropic", "gemini", "responses"):
+        variable = f"POSTBACK_ENGINE__{engine.upper()}__API_KEY"
+        found = findings("engine", "--engine", engine, "--model", "some")
+        assert told(found, f"the engine {engine} has no key", variable), found
+        assert findings("engine", "--engine", engine, "--model", "some", **{variable: SECRET}) == []
 
 
 def test_each_mistake_of_a_model_registry_is_named(tmp_path: Path) -> None:
@@ -396,3 +364,17 @@ def test_each_mistake_of_a_model_registry_is_named(tmp_path: Path) -> None:
     path.write_text('[engines.here]\nkind = "echo"\n[models.small]\nengine = "here"\n')
     assert findings("models", POSTBACK_WORKER__REGISTRY=path) == []
     assert told(findings("models", POSTBACK_WORKER__REGISTRY=tmp_path / "none"), "cannot be read", "correct the file")
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_length_of_time_has_the_unit_that_shows_it() -> None:
+    words = {0.2: "0 s", 59.0: "59 s", 60.0: "1.0 min", 3590.0: "59.8 min", 9000.0: "2.5 h"}
+    assert {seconds: in_words(seconds) for seconds in words} == words
+
+
+@given(NOISE)
+def test_any_text_of_addresses_is_read_or_refused(text: str) -> None:
+    for address in parsed_addresses(text) or []:
+        assert 0 < address.port < 65_536

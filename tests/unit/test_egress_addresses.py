@@ -1,7 +1,8 @@
-"""The guard's verdict on addresses and URLs by their text alone."""
+"""Addresses and URLs outside: which may be reached, a proxy's answers, and URLs in texts."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from contextlib import suppress
@@ -9,10 +10,15 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from yarl import URL
 
+from producers.selection import is_at
+from schemas.settings import SettingsRefused, read_settings
 from telemetry.logs import origin_of
 from workers.egress import (
     SPECIAL_IPV4,
@@ -20,6 +26,7 @@ from workers.egress import (
     EgressPolicy,
     EgressRefused,
     EgressSettings,
+    ProxyFailed,
     Refusal,
     check_reference,
     check_url,
@@ -27,7 +34,10 @@ from workers.egress import (
     is_named,
     is_public_address,
 )
+from workers.egress.proxy import MAX_HEAD_BYTES, read_credentials, status_in
+from workers.enrichment.cache.entry import CacheEntry, Key, target_of_host, target_of_url
 
+# -- egress addresses ------------------------------------------------------------------------------------------------
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "ssrf_vectors.json").read_text())
 SPELLINGS: list[str] = json.loads((Path(__file__).parent / "data" / "url_spellings.json").read_text())["loopback"]
 PRODUCTION = EgressPolicy()
@@ -35,38 +45,26 @@ ANY_PORT = EgressPolicy(development=True, ports=frozenset(range(1, 65536)))
 DEVELOPMENT = EgressPolicy(development=True)
 
 
-@pytest.mark.parametrize("address", VECTORS["deny"])
-def test_an_address_of_the_deny_list_is_not_public(address: str) -> None:
-    assert not is_public_address(address)
-    assert not is_public_address(ip_address(address))
+def test_the_addresses_of_the_lists_are_public_or_not_as_they_say_and_no_registry_row_is_public() -> None:
+    """Each list is judged as texts and as parsed addresses, and each registry row by both of its ends."""
+    for listed, is_public in (("deny", False), ("allow", True)):
+        judged = {
+            address: (is_public_address(address), is_public_address(ip_address(address))) for address in VECTORS[listed]
+        }
+        assert judged == dict.fromkeys(VECTORS[listed], (is_public, is_public))
+    ends = [end for cidr, _ in SPECIAL_IPV4 + SPECIAL_IPV6 for end in (ip_network(cidr)[0], ip_network(cidr)[-1])]
+    assert [str(end) for end in ends if is_public_address(end)] == []
 
 
-@pytest.mark.parametrize("address", VECTORS["allow"])
-def test_an_address_of_the_allow_list_is_public(address: str) -> None:
-    assert is_public_address(address)
-    assert is_public_address(ip_address(address))
-
-
-@pytest.mark.parametrize("cidr", [cidr for cidr, _ in SPECIAL_IPV4 + SPECIAL_IPV6])
-def test_both_ends_of_every_registry_row_are_refused(cidr: str) -> None:
-    network = ip_network(cidr)
-    assert not is_public_address(network[0])
-    assert not is_public_address(network[-1])
-
-
-@pytest.mark.parametrize("cidr", [cidr for cidr, _ in SPECIAL_IPV4])
 @pytest.mark.parametrize(
     "form", ["::ffff:{0}", "64:ff9b::{0}", "::{0}", "2a00:1450::5efe:{0}", "2a00:1450::200:5efe:{0}"]
 )
-def test_an_embedded_ipv4_address_is_judged_too(cidr: str, form: str) -> None:
+def test_an_embedded_ipv4_address_is_judged_too(form: str) -> None:
     """Forms: mapped, NAT64, compatible, and ISATAP with both of its identifiers."""
-    for address in (IPv4Network(cidr)[0], IPv4Network(cidr)[-1]):
-        assert not is_public_address(form.format(address))
-
-
-@pytest.mark.parametrize("form", ["::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2a00:1450::5efe:8.8.8.8"])
-def test_a_public_ipv4_address_stays_public_inside_ipv6(form: str) -> None:
-    assert is_public_address(form)
+    ends = [end for cidr, _ in SPECIAL_IPV4 for end in (IPv4Network(cidr)[0], IPv4Network(cidr)[-1])]
+    assert [str(end) for end in ends if is_public_address(form.format(end))] == []
+    if form in ("::ffff:{0}", "64:ff9b::{0}", "2a00:1450::5efe:{0}"):
+        assert is_public_address(form.format("8.8.8.8"))
 
 
 @given(st.integers(0, 2**128 - 1).map(IPv6Address))
@@ -80,19 +78,13 @@ def test_an_address_that_python_calls_private_is_never_public(address: IPv4Addre
     assert not is_public_address(address) or address.is_global
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "8.8.2056", "134744072", "0x8080808", "010.8.8.8",
-     "8.8.8.8.", " 8.8.8.8", "8.8.8.8\n", "8.8.8.8/32", "[2606:4700::1]", "2606:4700::1%eth0", "fe80::1%1", "٨.8.8.8",
-     "example.com", ""],
-)  # fmt: skip
-def test_a_spelling_that_is_no_address_is_not_public(spelling: str) -> None:
-    assert not is_public_address(spelling)
-
-
-@pytest.mark.parametrize("value", [134744072, b"\x08\x08\x08\x08", None, 8.8])
-def test_a_value_that_is_no_address_is_not_public(value: Any) -> None:
-    assert not is_public_address(value)
+def test_a_spelling_or_a_value_that_is_no_address_is_not_public() -> None:
+    spellings: tuple[Any, ...] = (
+        "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "8.8.2056", "134744072", "0x8080808", "010.8.8.8",
+        "8.8.8.8.", " 8.8.8.8", "8.8.8.8\n", "8.8.8.8/32", "[2606:4700::1]", "2606:4700::1%eth0", "fe80::1%1",
+        "٨.8.8.8", "example.com", "", 134744072, b"\x08\x08\x08\x08", None, 8.8,
+    )  # fmt: skip
+    assert [value for value in spellings if is_public_address(value)] == []
 
 
 def test_azures_host_service_is_refused_although_its_address_is_public_space() -> None:
@@ -178,10 +170,18 @@ def test_a_url_is_refused_with_its_reason(url: str, reason: Refusal) -> None:
     assert refused.value.reason is reason
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_no_spelling_of_a_loopback_address_passes(spelling: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(spelling.replace("{port}", "8080") for spelling in SPELLINGS),
+        *("https://１２７.0.0.1/", "https://127。0。0。1/"),  # noqa: RUF001 - full-width digits
+        *("https://[cafe.cc:443]/", "https://[8.8.8.8:443]/", "https://[8.8.8.8]/"),  # no IPv6 address in brackets
+        *(f"https://example.org:{port}/" for port in ("٣", "1_0", "+1")),  # no ASCII digits
+    ],
+)
+def test_no_spelling_of_a_loopback_address_and_no_malformed_host_or_port_passes(url: str) -> None:
     with pytest.raises(EgressRefused):
-        check_url(spelling.replace("{port}", "8080"), ANY_PORT)
+        check_url(url, ANY_PORT)
 
 
 PIECES = st.sampled_from(
@@ -222,13 +222,6 @@ def test_wherever_a_redirect_leads_it_passes_or_is_refused(reference: str, polic
 def _is_a_target(text: str) -> bool:
     """True if the text is the path and query of a request line (RFC 9112, section 3.2.1)."""
     return re.fullmatch(r"/([A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*", text) is not None
-
-
-def test_fullwidth_digits_do_not_hide_an_address() -> None:
-    with pytest.raises(EgressRefused):
-        check_url("https://１２７.0.0.1/", PRODUCTION)  # noqa: RUF001 - the point of the test
-    with pytest.raises(EgressRefused):
-        check_url("https://127。0。0。1/", PRODUCTION)
 
 
 @pytest.mark.parametrize(
@@ -291,19 +284,23 @@ def test_the_ports_are_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.value.reason is Refusal.PORT
 
 
+BAD_NAMES = ("10.0.0.1", "*", "*.", "*.10", "a b", "https://wiki", "wiki:80", "a..b", "*wiki", "-a")
+
+
 @pytest.mark.parametrize(
-    "value", ["10.0.0.1", "*", "*.", "*.10", "a b", "https://wiki", "wiki:80", "a..b", "*wiki", "-a"]
+    ("setting", "value", "problem"),
+    [
+        *(("ALLOW_CALLBACK_NAMES", value, "allow_callback_names") for value in BAD_NAMES),
+        *(("PORTS", value, "ports") for value in ("0", "65536", "https", "80-90")),
+        ("ALLOW_FETCH", "10.0.0.0/8,everything", "allow_fetch"),
+        *(("DENY", value, "neither a network") for value in ("10.0.0.1/8", "10.0.0", "https://wiki", "*", "a b")),
+    ],
 )
-def test_an_invalid_name_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES", value)
-    with pytest.raises(ValueError, match="allow_callback_names"):
-        EgressSettings()
-
-
-@pytest.mark.parametrize("value", ["0", "65536", "https", "80-90"])
-def test_an_invalid_port_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("POSTBACK_EGRESS__PORTS", value)
-    with pytest.raises(ValueError, match="ports"):
+def test_a_setting_with_an_invalid_part_is_refused(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str, problem: str
+) -> None:
+    monkeypatch.setenv(f"POSTBACK_EGRESS__{setting}", value)
+    with pytest.raises(ValueError, match=problem):
         EgressSettings()
 
 
@@ -344,13 +341,6 @@ def test_networks_and_names_are_denied_in_one_list_for_callbacks_and_fetches(mon
         assert policy.denied_names == {"lb.corp.example", "*.internal"}
 
 
-@pytest.mark.parametrize("value", ["10.0.0.1/8", "10.0.0", "https://wiki", "*", "a b"])
-def test_a_text_that_is_neither_network_nor_name_cannot_be_denied(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("POSTBACK_EGRESS__DENY", value)
-    with pytest.raises(ValueError, match="neither a network"):
-        EgressSettings()
-
-
 NAMES = EgressPolicy(names=frozenset({"receiver", "*.svc.cluster.local"}))
 
 
@@ -377,7 +367,183 @@ def test_localhost_can_be_listed_and_an_address_cannot() -> None:
     assert not is_named("10.0.0.1", EgressPolicy(names=frozenset({"10.0.0.1", "*.0.0.1"})))
 
 
-def test_an_allow_list_with_an_error_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_FETCH", "10.0.0.0/8,everything")
-    with pytest.raises(ValueError, match="allow_fetch"):
-        EgressSettings()
+# -- proxy answers ---------------------------------------------------------------------------------------------------
+STATUSES = st.integers(100, 999)
+PHRASES = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
+FIELDS = st.lists(st.tuples(st.from_regex(r"[A-Za-z-]{1,20}", fullmatch=True), PHRASES), max_size=5)
+
+
+def head(status: int, phrase: str, fields: list[tuple[str, str]]) -> bytes:
+    """The head of an answer with this status and these fields, by RFC 9112."""
+    lines = [f"HTTP/1.1 {status} {phrase}", *(f"{name}: {value}" for name, value in fields), "", ""]
+    return "\r\n".join(lines).encode()
+
+
+@given(STATUSES, PHRASES, FIELDS, st.data())
+def test_the_status_of_every_head_is_read_once_the_head_is_complete(
+    status: int, phrase: str, fields: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    whole = head(status, phrase, fields)
+    assert status_in(whole) == status
+    assert status_in(whole[: data.draw(st.integers(0, len(whole) - 2))]) is None
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda noise: b"HTTP/1.1 2" + noise + b"\r\n\r\n"))
+def test_any_bytes_of_a_proxy_raise_only_the_proxy_s_own_errors(noise: bytes) -> None:
+    try:
+        status = status_in(noise)
+    except ProxyFailed:
+        return
+    assert status is None or 100 <= status <= 999
+
+
+@given(STATUSES, st.binary(min_size=1))
+def test_bytes_after_the_head_of_an_open_tunnel_are_refused(status: int, more: bytes) -> None:
+    whole = head(status, "", []) + more
+    if 200 <= status <= 299:
+        with pytest.raises(ProxyFailed):
+            status_in(whole)
+    else:
+        assert status_in(whole) == status
+
+
+def test_a_head_without_an_end_is_refused_beyond_the_limit() -> None:
+    endless = b"HTTP/1.1 200 OK\r\nA: " + b"a" * MAX_HEAD_BYTES
+    assert status_in(endless[:MAX_HEAD_BYTES]) is None
+    with pytest.raises(ProxyFailed):
+        status_in(endless)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [("http://proxy.corp.example:3128", ("proxy.corp.example", 3128)), ("http://[fd00::7]:80/", ("fd00::7", 80))],
+)
+def test_a_proxy_is_set_by_its_address(value: str, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__PROXY", value)
+    found = EgressSettings().fetch_proxy()
+    assert found is not None
+    assert (found.host, found.port) == place
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["proxy:3128", "https://proxy:3128", "http://proxy", "http://user:s3cret@proxy:3128", "http://proxy:0",
+     "http://proxy:65536", "http://[fd00:::7]:80", "http://proxy:3128/path", "socks5://proxy:1080", "",
+     "http://proxy..example:3128", f"http://{'a' * 64}:3128"],
+)  # fmt: skip
+def test_any_other_value_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_EGRESS__PROXY", value)
+    with pytest.raises(SettingsRefused, match=r"^POSTBACK_EGRESS__PROXY: ") as refused:
+        read_settings(EgressSettings)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"user", b":password", b"user:pass\nsecond:line", b"\xff:\xfe", b"a:b" * 2000]
+)
+def test_a_file_without_one_line_of_credentials_is_refused_at_the_start(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_bytes(content)
+    monkeypatch.setenv("POSTBACK_EGRESS__PROXY_CREDENTIALS", str(file))
+    with pytest.raises(SettingsRefused, match="credentials of the operator's proxy"):
+        read_settings(EgressSettings)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_password_may_end_with_a_space(end: str, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_bytes(f"fleet: a password {end}".encode())
+    assert read_credentials(tmp_path / "credentials") == "fleet: a password "
+
+
+# -- url texts -------------------------------------------------------------------------------------------------------
+JOB_SCHEMA = json.loads(Path("schemas/published/job.json").read_text())
+PATTERN = next(one["pattern"] for one in JOB_SCHEMA["properties"]["callback_url"]["anyOf"] if "pattern" in one)
+_HEX = "0123456789abcdefABF:."
+HOSTS = st.one_of(
+    st.text(_HEX, min_size=1, max_size=24).map("[{}]".format),
+    st.ip_addresses(v=6).map("[{}]".format),
+    st.ip_addresses(v=6).map("[{}%25eth0]".format),
+    st.ip_addresses(v=4).map(str),
+    st.text("ab1.-_é日‎İß@$&'();,=~`^|{}*+!\uff05。­😀%", min_size=1, max_size=12),
+    st.text(min_size=1, max_size=12),
+    st.sampled_from(["a[]", "[", "]", "[]", "[v1.a]", "[v1.a:b]", "xn--", "xn--a", "a..b", "0x7f.1", "%31", "a%2eb"]),
+)
+PORTS = st.one_of(
+    st.just(""), st.integers(-1, 99999).map(":{}".format), st.sampled_from([":", ":00443", ":٣", ":1_0", ":+1"])
+)
+RESTS = st.one_of(st.just(""), st.text("/?#%é;[]@:\\ az2F\x00\n", max_size=12), st.text(max_size=12))
+BUILT = st.builds("{}://{}{}{}".format, st.sampled_from(["https", "http", "HTTPS", "ftp"]), HOSTS, PORTS, RESTS)
+PUBLISHED: SearchStrategy[str] = st.from_regex(PATTERN, fullmatch=True)
+URL_TEXTS = st.one_of(PUBLISHED, BUILT, st.text())
+SPELLED_POLICIES = st.sampled_from(
+    [
+        EgressPolicy(),
+        EgressPolicy(development=True, ports=frozenset(range(1, 65536))),
+        EgressPolicy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")), names=frozenset({"a"})),
+    ]
+)
+
+
+def passing(text: str, policy: EgressPolicy) -> URL | None:
+    """The URL if the guard allows it, else None."""
+    with suppress(EgressRefused):
+        return check_url(text, policy)
+    return None
+
+
+@example("https://[2001:db8::1::2]/hook", EgressPolicy())
+@example("https://[B9.eF..:73598]/", EgressPolicy())
+@example("https://[beef.ac:8080]:443/x", EgressPolicy())
+@example("HTTP://[::]:٣", EgressPolicy(allow=(ip_network("::/0"),)))
+@given(URL_TEXTS, SPELLED_POLICIES)
+def test_the_guard_passes_or_refuses_any_text_and_each_part_of_a_passed_url_can_be_read(
+    text: str, policy: EgressPolicy
+) -> None:
+    url = passing(text, policy)
+    if url is None:
+        return
+    assert url.raw_host
+    assert url.host
+    assert url.port is not None
+    assert str(url) == str(check_url(str(url), policy))
+    assert origin_of(str(url)) == origin_of(text)
+    assert str(url.origin())
+    with suppress(EgressRefused):
+        check_reference(url, text, policy)
+
+
+@given(URL_TEXTS, SPELLED_POLICIES)
+def test_a_parsed_url_is_judged_like_a_text(text: str, policy: EgressPolicy) -> None:
+    with suppress(ValueError, TypeError, LookupError):
+        url = URL(text)
+        with suppress(EgressRefused):
+            check_url(url, policy)
+
+
+@given(URL_TEXTS, SPELLED_POLICIES)
+def test_a_client_makes_a_request_for_every_url_that_passed(text: str, policy: EgressPolicy) -> None:
+    url = passing(text, policy)
+    if url is None:
+        return
+
+    async def request() -> aiohttp.ClientRequest:
+        return aiohttp.ClientRequest("POST", url, loop=asyncio.get_running_loop())
+
+    made = asyncio.run(request())
+    assert made.url.raw_host == url.raw_host
+    assert f"{url.raw_path_qs} {url.host_port_subcomponent}".isascii()
+
+
+@example("https://a[]@/")
+@example("https://[2001:db8::1::2]/hook")
+@given(URL_TEXTS)
+def test_every_text_gives_an_origin_a_filter_and_a_name_in_the_cache(text: str) -> None:
+    assert origin_of(text)
+    assert is_at(text, text)
+    assert not is_at(text, "https://another.example")
+    assert target_of_url(text).startswith("u:")
+    assert target_of_host(text).startswith("h:")
+    assert Key.of(text, "public")
+    assert len(list(CacheEntry(0.0, 0.0, 0.0, text, text).targets)) == 4

@@ -1,24 +1,43 @@
-"""A new engine takes one module and one line: everything else follows from the registry."""
+"""The engines of the registry and their settings, and the echo engine."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from console import engine_names, publish
 from console import worker as worker_command
+from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.process_state import state_kept
 from workers.engines import ENGINES
+from workers.engines.address import AddressEngine
+from workers.engines.base import (
+    Completion,
+    EngineFailed,
+    EngineLoad,
+    EngineUnavailable,
+    GenerationRequest,
+    PromptTooLong,
+    RequestRejected,
+)
+from workers.engines.echo import EchoEngine, EchoSettings
+from workers.engines.prompts import plain_text
 from workers.engines.registry import create, engine_settings
+from workers.engines.sampling_fields import NAMES
+from workers.engines.vllm.settings import VllmSettings
 
+# -- engine registry -------------------------------------------------------------------------------------------------
 FAKE = '''
 from pydantic import Field
 
@@ -96,3 +115,219 @@ def test_a_file_without_a_place_for_the_names_is_an_error(tmp_path: Path, monkey
     monkeypatch.setattr(engine_names, "PLACES", (place,))
     with pytest.raises(engine_names.PlaceGone, match=r"values\.yaml has 0 lines"):
         engine_names.documents()
+
+
+# -- engine models ---------------------------------------------------------------------------------------------------
+def test_a_model_has_the_settings_name_unless_the_command_line_names_another(tmp_path: Path) -> None:
+    """A model's folder is called by its name, and may be called by its path. Echo has a model only if one is named."""
+    (tmp_path / "small").mkdir()
+    path = f"{tmp_path}/small/"
+    named = {"vllm": {"model": "acme/small"}, "openai": {"model": "acme/small"}}
+    for kind, values, model, models in (
+        *((kind, named, None, ("acme/small",)) for kind in named),
+        *((kind, named, "big", ("big",)) for kind in named),
+        ("echo", {}, None, ()),
+        ("echo", {}, "big", ("big",)),
+        ("vllm", {}, path, ("small", path)),
+    ):
+        settings = engine_settings().model_validate(values)
+        assert create(kind, settings, Metrics(), SystemClock(), model=model).models == models
+
+
+def request(prompt: str | None, request_id: str = "r1", **fields: object) -> GenerationRequest:
+    values: dict[str, object] = {"messages": None, "max_tokens": 8, "temperature": 0.0, **fields}
+    values["sampling"] = {name: values.pop(name) for name in NAMES if name in values}
+    return GenerationRequest(request_id=request_id, prompt=prompt, **values)  # type: ignore[arg-type] # by name
+
+
+@pytest.fixture
+def engine() -> EchoEngine:
+    return EchoEngine(EchoSettings(), Metrics())
+
+
+def said(*turns: tuple[str, str]) -> dict[str, object]:
+    return {
+        "prompt": None,
+        "messages": tuple(Message.model_validate({"role": role, "content": text}) for role, text in turns),
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "completion"),
+    [
+        # The answer is the question, tokens are words, and the answer is cut to `max_tokens`.
+        ({"prompt": "who wrote  the\nbook?"}, Completion("who wrote the book?", "stop", 4, 4, 1.0)),
+        ({"prompt": "a b c d", "max_tokens": 2}, Completion("a b", "length", 4, 2, 1.0)),
+        # Of messages the user's last one is echoed, or else the last one.
+        (said(("user", "a"), ("user", "b c"), ("assistant", "d")), Completion("b c", "stop", 2, 2, 1.0)),
+        (said(("system", "be brief")), Completion("be brief", "stop", 2, 2, 1.0)),
+        # A prompt that is too long keeps its end, and one that may not be cut fits as a whole.
+        ({"prompt": "a b c d e f", "max_tokens": 20, "context_window": 23}, Completion("d e f", "stop", 3, 3, 1.0)),
+        (
+            {"prompt": "a b c", "max_tokens": 20, "context_window": 23, "is_whole": True},
+            Completion("a b c", "stop", 3, 3, 1.0),
+        ),
+        *(
+            # A short sleep ends with the answer, and text that only looks like a directive is text.
+            ({"prompt": text}, Completion(text, "stop", len(text.split()), len(text.split()), 1.0))
+            for text in (
+                "wait [[sleep 0.01]]",
+                "[[sleep]]",
+                "[[sleep -1]]",
+                "[[sleep 1e9]]",
+                "[[ sleep 600 ]]",
+                "[[x]]",
+            )
+        ),
+    ],
+)
+async def test_the_echo_engine_answers_with_the_question(
+    engine: EchoEngine, asked: dict[str, Any], completion: Completion
+) -> None:
+    assert await engine.generate(request(**asked)) == completion
+
+
+async def test_a_prompt_that_is_too_long_and_may_not_be_cut_is_not_answered(engine: EchoEngine) -> None:
+    with pytest.raises(PromptTooLong) as long:
+        await engine.generate(request("a b c d e f", max_tokens=20, context_window=23, is_whole=True))
+    assert long.value.fits == 0.5
+
+
+async def test_a_json_object_is_json(engine: EchoEngine) -> None:
+    completion = await engine.generate(request('say "hello"', response_format=ResponseFormat(type="json_object")))
+    assert json.loads(completion.text) == {"text": 'say "hello"'}
+
+
+async def test_a_schema_is_rejected_since_echo_cannot_follow_one(engine: EchoEngine) -> None:
+    wanted = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"schema": {"type": "object"}}})
+    with pytest.raises(RequestRejected) as rejected:
+        await engine.generate(request("hello", response_format=wanted))
+    assert rejected.value.field == "response_format"
+
+
+async def test_a_sleeping_request_is_aborted_at_once(engine: EchoEngine) -> None:
+    generating = asyncio.create_task(engine.generate(request("wait [[sleep 600]]")))
+    await asyncio.sleep(0)
+    assert engine.load() == EngineLoad(running=1, waiting=0, free=1023)
+    await engine.abort("r1")
+    assert await generating == Completion("", "abort", 3, 0)
+    assert engine.load() == EngineLoad(running=0, waiting=0, free=1024)
+
+
+async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_is_free() -> None:
+    engine = EchoEngine(EchoSettings(latency_seconds=600, places=2), Metrics())
+    tasks = {f"r{n}": asyncio.create_task(engine.generate(request("hello", request_id=f"r{n}"))) for n in range(5)}
+    await asyncio.sleep(0)
+    assert engine.load() == EngineLoad(running=2, waiting=3, free=0)
+    await engine.abort("r2")  # r2 is still waiting in the queue
+    assert (await tasks["r2"]).finish_reason == "abort"
+    assert engine.load() == EngineLoad(running=2, waiting=2, free=0)
+    for name in ("r0", "r1", "r3"):
+        await engine.abort(name)
+        await tasks[name]
+    assert engine.load() == EngineLoad(running=1, waiting=0, free=1)
+    await engine.close()
+    await tasks["r4"]
+    assert engine.load() == EngineLoad(running=0, waiting=0, free=2)
+
+
+async def test_the_latency_is_that_of_every_answer() -> None:
+    engine = EchoEngine(EchoSettings(latency_seconds=600), Metrics())
+    generating = asyncio.create_task(engine.generate(request("hello")))
+    await asyncio.sleep(0)
+    assert engine.load().running == 1
+    await engine.close()
+    assert (await generating).finish_reason == "abort"
+
+
+class Failing(EchoEngine):
+    """An engine that answers each question with its text, or fails at it."""
+
+    def __init__(self) -> None:
+        super().__init__(EchoSettings(), Metrics())
+        self.fails = {"poison": EngineFailed("status 500", wasted_tokens=3)}
+        self.asked: list[str | None] = []
+        self.answered: asyncio.Event | None = None
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        self.asked.append(request.prompt)
+        if request.prompt == "slow" and self.answered is not None:
+            await self.answered.wait()
+        if request.prompt in self.fails:
+            raise self.fails[request.prompt]
+        if request.prompt == "aborted":
+            return Completion("", "abort", 1, 0)
+        return await super().generate(request)
+
+
+async def error_of(engine: AddressEngine, prompt: str, request_id: str = "r1") -> EngineUnavailable:
+    with pytest.raises(EngineUnavailable) as failed:
+        await engine.generate(request(prompt, request_id))
+    return failed.value
+
+
+async def test_a_failure_is_the_request_s_fault_only_while_the_engine_answers_a_small_request() -> None:
+    inner = Failing()
+    engine = AddressEngine(inner, None)
+    assert isinstance(await error_of(engine, "poison"), EngineFailed)
+    assert isinstance(await error_of(engine, "aborted"), EngineFailed)
+    inner.fails["Hello."] = EngineFailed("status 500")
+    error = await error_of(engine, "poison")
+    assert (type(error), str(error), error.wasted_tokens) == (EngineUnavailable, "status 500", 3)
+    assert inner.asked == ["poison", "Hello.", "aborted", "Hello.", "poison", "Hello."]
+
+
+async def test_a_timeout_is_the_request_s_fault_only_if_a_later_request_was_answered_meanwhile() -> None:
+    """A slow server answers a small request, too, only later than the requests before it."""
+    inner = Failing()
+    inner.fails["slow"] = EngineFailed("too slow", took_too_long=True)
+    engine = AddressEngine(inner, None)
+    await engine.generate(request("early"))
+    assert type(await error_of(engine, "slow")) is EngineUnavailable
+    inner.answered = asyncio.Event()
+    failing = asyncio.create_task(error_of(engine, "slow", "r2"))
+    await asyncio.sleep(0)
+    await engine.generate(request("late", "r3"))
+    inner.answered.set()
+    assert isinstance(await failing, EngineFailed)
+    assert "Hello." not in inner.asked
+
+
+def test_a_conversation_names_its_speakers_where_a_model_has_no_chat_template_and_one_message_stands_alone() -> None:
+    assert plain_text([Message(role="user", content="Sources …\nAnswer:")]) == "Sources …\nAnswer:"
+    messages = [
+        Message(role="developer", content="Be brief."),
+        Message(role="user", content="Who?"),
+        Message(role="assistant", content="She."),
+        Message(role="user", content="Why?"),
+    ]
+    assert plain_text(messages) == "System: Be brief.\n\nUser: Who?\n\nAssistant: She.\n\nUser: Why?\n\nAssistant:"
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_ENGINE__ECHO__LATENCY_SECONDS", "0.5")
+    monkeypatch.setenv("POSTBACK_ENGINE__VLLM__STOP", '["\\n"]')
+    monkeypatch.setenv("POSTBACK_ENGINE__VLLM__EXTRA", '{"tensor_parallel_size": 2}')
+    monkeypatch.setenv("POSTBACK_ENGINE__OPENAI__API_KEY", "sk-private")
+    settings = engine_settings()()
+    assert settings.section("echo") == EchoSettings(latency_seconds=0.5)
+    assert settings.section("vllm") == VllmSettings(stop=("\n",), extra={"tensor_parallel_size": 2})
+    assert "sk-private" not in repr(settings)
+
+
+def test_a_refused_setting_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBACK_ENGINE__OPENAI__BASE_URL", "user:sk-private@host")
+    with pytest.raises(ValidationError) as refused:
+        engine_settings()()
+    assert "sk-private" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_an_engine_without_a_model_says_so(kind: str) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        create(kind, engine_settings()(), Metrics(), SystemClock())
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        VllmSettings.model_validate({"modle": "x"})

@@ -1,4 +1,4 @@
-"""`/v1/events` and `/v1/models`: streams that lose no event, and the models that a tenant may use."""
+"""`/v1/events`, `/v1/models` and `/v1/webhook_endpoints`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,52 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json
+from sqlalchemy import Row, select
 
+from gateway.accept.outbox import unpacked
+from gateway.access import Scope
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import put_tenant
+from gateway.door.app import create_app
 from gateway.door.event_stream import READ_TOGETHER, event_text
-from gateway.door.fleet_models import FRESH_SECONDS, FleetModels, ModelsUnknown
-from gateway.store.tables import events
+from gateway.door.fleet_models import (
+    FRESH_SECONDS,
+    KNOWN_SECONDS,
+    SOON_SECONDS,
+    Announcements,
+    FleetModels,
+    ModelsUnknown,
+)
+from gateway.store.tables import events, outbox
+from gateway.view.results import StoredResult
 from gateway.view.stored_events import StoredEvent
+from gateway.webhooks.fan_out import batch_ended, fanning_out
+from gateway.webhooks.sending import Sending
 from producers.errors import BrokerUnreachable
-from producers.workers import Announced
+from schemas import topics as names
+from schemas.codec import write_result
+from schemas.outcome import Outcome
+from schemas.result import Result
+from schemas.topics import Topics
 from schemas.worker import LIVE_SECONDS
 from telemetry.hand_clock import HandClock
-from tests.unit.gateway_rig import Rig, gateway_rig
+from tests.drawn import JSON, drawn
+from tests.unit.gateway_rig import NOW, Rig, gateway_rig
+from workers.delivery.endpoint_events import read_endpoint_event
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
 
 TENANT = "acme"
 SUCCEEDED, FAILED, DONE = "inference.succeeded", "inference.failed", "batch.completed"
@@ -144,18 +171,12 @@ async def test_a_stream_reads_all_of_many_events_and_those_of_its_types(rig: Rig
         await batches.until([*range(2, many, 2), many + 2])
 
 
-async def test_a_quiet_stream_sends_comments(rig: Rig) -> None:
+async def test_a_quiet_stream_sends_comments_and_is_a_whole_response_once_the_server_ends_it(rig: Rig) -> None:
     async with reading(rig, rig.key(TENANT)) as reader:
         while b": heartbeat\n\n" not in reader.content:
             rig.clock.sleep(rig.door.settings.heartbeat_seconds)
             await asyncio.sleep(0.01)
         assert reader.numbers == []
-
-
-async def test_a_stream_that_the_server_ends_is_a_whole_response(rig: Rig) -> None:
-    async with reading(rig, rig.key(TENANT)) as reader:
-        while not reader.content:
-            await asyncio.sleep(0.001)
         assert reader.task is not None
         reader.task.cancel()
         await asyncio.wait([reader.task])
@@ -177,11 +198,10 @@ async def test_a_tenant_has_a_limited_number_of_streams(rig: Rig) -> None:
         await again.until([1])
 
 
-@pytest.mark.parametrize(
-    "query", ["after=-1", "after=x", "after=9999999999999999999", "types=A", "types=a..b", "from=1"]
-)
-async def test_a_stream_that_cannot_begin_is_refused(rig: Rig, query: str) -> None:
-    assert (await rig.request("GET", f"/v1/events?{query}", rig.key(TENANT))).status_code == 400
+async def test_a_stream_that_cannot_begin_is_refused(rig: Rig) -> None:
+    key = rig.key(TENANT)
+    for query in ("after=-1", "after=x", "after=9999999999999999999", "types=A", "types=a..b", "from=1"):
+        assert (await rig.request("GET", f"/v1/events?{query}", key)).status_code == 400, query
 
 
 @given(st.integers(1, 10**18), st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3), st.booleans())
@@ -191,8 +211,8 @@ def test_any_event_is_read_back(number: int, content: dict[str, str], spaced: bo
     assert (read["id"], read["event"], json.loads(read["data"])) == (str(number), DONE, content)
 
 
-async def test_a_tenant_sees_the_announced_models_that_it_may_use(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.door.routes.models.announced_models", lambda *_: Announced(("b/large", "a"), False))
+async def test_a_tenant_sees_the_announced_models_that_it_may_use(rig: Rig) -> None:
+    rig.door.models._ask = lambda: Announcements(("b/large", "a"), {"b/large": NOW - 60, "a": NOW})
     key, limited = rig.key(TENANT), rig.key("limited")
     settings = TenantSettings(models=["a", "gone"])
     rig.store.submit(lambda connection: put_tenant(connection, rig.clock, "limited", settings)).result()
@@ -201,16 +221,17 @@ async def test_a_tenant_sees_the_announced_models_that_it_may_use(rig: Rig, monk
         return [model["id"] for model in (await rig.request("GET", "/v1/models", key)).json()["data"]]
 
     assert (await names(key), await names(limited)) == (["a", "b/large"], ["a"])
-    assert (await rig.request("GET", "/v1/models/b%2Flarge", key)).json()["id"] == "b/large"
+    one = {"id": "b/large", "object": "model", "created": int(NOW) - 60, "owned_by": "postback"}
+    assert (await rig.request("GET", "/v1/models/b%2Flarge", key)).json() == one
     assert (await rig.request("GET", "/v1/models/b%2Flarge", limited)).status_code == 404
     assert (await rig.request("GET", "/v1/models/nope", key)).json()["error"]["code"] == "model_not_found"
 
 
-async def test_models_are_asked_once_for_all_and_kept_while_kafka_is_away() -> None:
-    clock, answers = HandClock(), iter([Announced(("a",), False), None])
+async def test_models_are_asked_once_for_all_and_kept_while_kafka_is_away(rig: Rig) -> None:
+    clock, answers = HandClock(), iter([Announcements(("a",)), Announcements()])
     asked = 0
 
-    def ask() -> Announced | None:
+    def ask() -> Announcements:
         nonlocal asked
         asked += 1
         try:
@@ -218,7 +239,7 @@ async def test_models_are_asked_once_for_all_and_kept_while_kafka_is_away() -> N
         except StopIteration:
             raise BrokerUnreachable("away") from None
 
-    fleet = FleetModels(ask, clock)
+    fleet = FleetModels(ask, rig.store, clock)
     assert set(await asyncio.gather(*(fleet.names() for _ in range(9)))) == {("a",)}
     assert asked == 1
     clock.sleep(FRESH_SECONDS + 1)
@@ -228,3 +249,235 @@ async def test_models_are_asked_once_for_all_and_kept_while_kafka_is_away() -> N
     clock.sleep(LIVE_SECONDS)
     with pytest.raises(ModelsUnknown):
         await fleet.names()
+
+
+async def test_a_model_that_nothing_announced_within_a_day_is_refused_at_once(rig: Rig) -> None:
+    key, said = rig.key(TENANT), Announcements()
+    rig.door.models._ask = lambda: said
+
+    async def answer(model: str, url: str = "/v1/jobs") -> tuple[int, str | None]:
+        body = {"prompt": "a", "model_id": model} if url == "/v1/jobs" else {"input": "a", "model": model}
+        got = await rig.request("POST", url, key, json=body | ({"background": True} if "model" in body else {}))
+        return got.status_code, got.json().get("error", {}).get("code")
+
+    assert await answer("small") == (202, None)  # a fleet that was never seen
+    said = Announcements((), {"small": NOW})
+    rig.clock.sleep(SOON_SECONDS + 1)
+    assert await answer("nope") == (404, "model_not_found")
+    assert await answer("nope", "/v1/responses") == (404, "model_not_found")
+    assert (await answer("small"), await answer("a/path")) == ((202, None), (202, None))
+    said = Announcements()
+    rig.clock.sleep(KNOWN_SECONDS - 60)
+    rig.door.models._kept = None  # as after the gateway's start: the store knows what Kafka has forgotten
+    assert (await answer("small"), await answer("nope")) == ((202, None), (404, "model_not_found"))
+    said = Announcements((), {"new": rig.clock.time()})
+    rig.clock.sleep(120)
+    assert (await answer("small"), await answer("new")) == ((404, "model_not_found"), (202, None))
+    said = Announcements((), {"new": rig.clock.time()}, more=True)
+    rig.clock.sleep(SOON_SECONDS + 1)
+    assert await answer("unlisted") == (202, None)
+
+
+# -- webhook endpoints -------------------------------------------------------------------------------------------------
+
+
+TOPICS = Topics()
+PATH = "/v1/webhook_endpoints"
+TERMS = {"name": "mine", "url": "https://hooks.example/in", "event_types": ["batch.completed", "response.failed"]}
+MEMBERS = st.sampled_from(["name", "url", "event_types", "headers", "enabled", "event_type", "object"])
+
+
+@pytest.fixture(scope="module")
+def sending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A door with the keyring of webhook endpoints."""
+    folder = tmp_path_factory.mktemp("door")
+    with gateway_rig(folder) as made:
+        keyring = Keyring.create(folder / "keyring.json", made.clock)
+        poster = Poster(DeliverySettings(), EgressPolicy(), made.clock)
+        door = replace(made.door, webhooks=Sending(keyring, poster, made.clock))
+        yield replace(made, door=door, app=create_app(door))
+
+
+class Owner:
+    """A tenant's client of webhook endpoints."""
+
+    def __init__(self, rig: Rig, tenant: str, *scopes: Scope) -> None:
+        self.rig, self.tenant, self.key = rig, tenant, rig.key(tenant, *scopes)
+
+    def ask(self, method: str, rest: str = "", **arguments: Any) -> httpx.Response:
+        return asyncio.run(self.rig.request(method, f"{PATH}{rest}", self.key, **arguments))
+
+    def terms(self, **changed: Any) -> httpx.Response:
+        """Ask for an endpoint with these terms."""
+        return self.ask("POST", json={**TERMS, **changed})
+
+    def made(self, **changed: Any) -> dict[str, Any]:
+        answer = self.terms(**changed)
+        assert answer.status_code == 200, answer.text
+        created: dict[str, Any] = answer.json()
+        return created
+
+    def headers(self) -> list[tuple[Row[Any], list[tuple[str, bytes]]]]:
+        """The rows of this tenant's events in the outbox, with their headers."""
+        rows = self.rig.store.read_now(lambda connection: connection.execute(select(outbox)).all())
+        found = [(row, list(unpacked(row.headers))) for row in rows]
+        return [(row, headers) for row, headers in found if dict(headers)[names.TENANT] == self.tenant.encode()]
+
+    def announced(self, *results: StoredResult) -> list[tuple[str, str]]:
+        """The endpoint and the type of each event that the fan-out puts into the outbox."""
+        fan_out = fanning_out(TOPICS, self.rig.clock)
+        self.rig.store.submit(lambda connection: fan_out(connection, results)).result()
+        told = self.headers()
+        assert {row.topic for row, _ in told} <= {TOPICS.events}
+        bodies = [from_json(row.value) for row, _ in told]
+        assert [body["id"].encode() for body in bodies] == [dict(headers)[names.WEBHOOK_ID] for _, headers in told]
+        endpoints = [read_endpoint_event(headers).endpoint_id for _, headers in told]
+        return [(str(body["type"]), endpoint) for body, endpoint in zip(bodies, endpoints, strict=True)]
+
+    def stored(self, **changed: Any) -> StoredResult:
+        result = Result(job_id="job-1", outcome=Outcome.FAILED, created_at=1)
+        known: dict[str, Any] = {"url": "/v1/responses", "has_callback": False, "first": True, **changed}
+        return StoredResult(
+            tenant=self.tenant,
+            job_id=result.job_id,
+            batch_id=None,
+            line=None,
+            result=result,
+            value=write_result(result),
+            webhook_id="msg_job-1",
+            at_ms=1_000,
+            **known,
+        )
+
+
+def test_the_secret_is_shown_at_create_and_at_rotate_only(sending: Rig) -> None:
+    owner = Owner(sending, "secrets")
+    created = owner.made()
+    path = f"/{created['id']}"
+    read = owner.ask("GET", path).json()
+    assert "signing_secret" not in read
+    assert created["signing_secret"].startswith("whsec_")
+    assert read["signing_secret_hint"].endswith(created["signing_secret"][-4:])
+
+    rotated = owner.ask("POST", f"{path}/rotate_secret").json()
+    assert rotated["signing_secret"] != created["signing_secret"]
+    assert rotated["signing_secret_hint"] == owner.ask("GET", path).json()["signing_secret_hint"]
+
+
+def test_an_update_replaces_the_named_members_only(sending: Rig) -> None:
+    owner = Owner(sending, "updates")
+    path = f"/{owner.made(headers={'X-Team': 'a'})['id']}"
+    changed = owner.ask("POST", path, json={"event_types": ["inference.failed"], "enabled": False}).json()
+    assert (changed["name"], changed["url"]) == (TERMS["name"], TERMS["url"])
+    assert (changed["event_types"], changed["enabled"]) == (["inference.failed"], False)
+    assert changed["headers"] == {"x-team": "…"}
+
+
+def test_a_tenant_has_at_most_twenty_endpoints_and_a_list_has_each_once(sending: Rig) -> None:
+    owner = Owner(sending, "lists")
+    created = []
+    for _ in range(20):
+        sending.clock.sleep(1)
+        created.append(owner.made()["id"])
+    assert owner.terms().status_code == 409
+    found: list[str] = []
+    more = True
+    while more:
+        page = owner.ask("GET", params={"limit": 7, **({"after": found[-1]} if found else {})}).json()
+        found += [each["id"] for each in page["data"]]
+        more = page["has_more"]
+    assert found == created[::-1]
+
+
+def test_another_tenants_endpoint_looks_absent_and_a_key_without_the_scope_changes_nothing(sending: Rig) -> None:
+    path = f"/{Owner(sending, 'owner').made()['id']}"
+    other, reader = Owner(sending, "stranger"), Owner(sending, "scoped", Scope.READ)
+    for method, rest in (("GET", ""), ("POST", ""), ("DELETE", ""), ("POST", "/rotate_secret"), ("POST", "/test")):
+        body = {"json": {"event_type": "batch.completed"} if rest == "/test" else {}} if method == "POST" else {}
+        assert other.ask(method, path + rest, **body).status_code == 404
+    assert other.ask("GET").json()["data"] == []
+    assert (reader.terms().status_code, reader.ask("GET").status_code) == (403, 200)
+
+
+def test_terms_that_cannot_be_kept_are_refused_by_name(sending: Rig) -> None:
+    owner = Owner(sending, "refused")
+    urls = ("http://hooks.example/in", "https://10.0.0.1/in", "https://user:secret@hooks.example/")
+    headers = ({"Host": "other.example"}, {"webhook-signature": "v1,forged"}, {"X-A": "b\r\nX-C: d"})
+    refused: dict[str, tuple[object, ...]] = {
+        "url": (*urls, "https://[2001:db8::1::2]/", 7),
+        "event_types": ([], ["eval.run.succeeded"], [["batch.completed"]]),
+        "name": ("",),
+        "enabled": ("yes",),
+        "headers": (*headers, {"X-A": "1", "x-a": "2"}, {f"x-{number}": "1" for number in range(17)}),
+        "secret": ("mine",),
+    }
+    for member, values in refused.items():
+        for value in values:
+            answer = owner.terms(**{member: value})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, member), value
+            assert "secret@" not in answer.text
+
+
+@settings(max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=40) | st.dictionaries(MEMBERS, JSON, max_size=4).map(lambda body: json.dumps(body).encode()))
+def test_any_body_is_answered_without_a_failure(sending: Rig, body: bytes) -> None:
+    owner = Owner(sending, "noise")
+    page = owner.ask("GET").json()["data"]
+    endpoint = page[0]["id"] if page else owner.made()["id"]
+    for rest in (f"/{endpoint}", f"/{endpoint}/rotate_secret", f"/{endpoint}/test", ""):
+        assert owner.ask("POST", rest, content=body).status_code < 500
+
+
+def test_each_endpoint_gets_the_events_that_it_takes_once(sending: Rig) -> None:
+    owner = Owner(sending, "taker")
+    one = owner.made()["id"]
+    two = owner.made(event_types=["inference.failed", "response.completed"])["id"]
+    owner.made(enabled=False)
+    Owner(sending, "bystander").made()
+    assert owner.announced(owner.stored(first=False)) == []  # an operator put this result back
+    assert sorted(owner.announced(owner.stored())) == sorted([("response.failed", one), ("inference.failed", two)])
+
+
+def test_a_job_with_a_callback_of_its_own_is_not_announced_as_inference_too(sending: Rig) -> None:
+    owner = Owner(sending, "own")
+    owner.made(event_types=["inference.failed", "response.failed"])
+    assert [kind for kind, _ in owner.announced(owner.stored(has_callback=True))] == ["response.failed"]
+
+
+def test_a_batch_that_ends_is_announced_and_stored_as_an_event(sending: Rig) -> None:
+    owner = Owner(sending, "batcher")
+    endpoint = owner.made()["id"]
+    ended = partial(batch_ended, topics=TOPICS, clock=sending.clock, tenant="batcher", batch_id="batch_1")
+    for status in ("completed", "failed"):
+        sending.store.submit(partial(ended, status=status)).result()
+    assert owner.announced() == [("batch.completed", endpoint)]
+
+
+def test_an_old_secret_signs_for_a_day_where_the_tenant_asks_for_it(sending: Rig) -> None:
+    owner = Owner(sending, "overlap")
+    kept = {"keep_old_secret_active_for_24_hours": True}
+    assert owner.ask("POST", f"/{owner.made()['id']}/rotate_secret", json=kept).status_code == 200
+
+    def versions() -> set[tuple[int, ...]]:
+        owner.announced(owner.stored())
+        return {read_endpoint_event(headers).versions for _, headers in owner.headers()}
+
+    assert versions() == {(2, 1)}
+    sending.clock.sleep(24 * 3600 + 1)
+    assert versions() == {(2, 1), (2,)}
+
+
+def test_without_a_keyring_the_refusal_names_the_setting(rig: Rig) -> None:
+    answer = Owner(rig, "bare").terms()
+    assert answer.status_code == 409
+    assert "POSTBACK_KEYRING" in answer.text
+
+
+def test_an_endpoint_obeys_its_tenants_callback_domains(sending: Rig) -> None:
+    rules = TenantSettings(callback_domains=["*.example.org"])
+    sending.store.submit(lambda connection: put_tenant(connection, sending.clock, "limited", rules)).result()
+    owner, evil = Owner(sending, "limited"), {"url": "https://example.org.evil.example/"}
+    path = f"/{owner.made(url='https://a.example.org/')['id']}"
+    for answer in (owner.terms(**evil), owner.ask("POST", path, json=evil)):
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403, "url")
+    assert owner.ask("GET", path).json()["url"] == "https://a.example.org/"

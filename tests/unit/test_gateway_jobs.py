@@ -1,31 +1,72 @@
-"""`/v1/jobs`: accepting, refusing, reading, listing and cancelling."""
+"""Jobs at the door: accepted once, screened, read, listed and cancelled; responses, completions and embeddings."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-from collections.abc import Iterator
-from typing import Any
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionChunk
+from openai.types.responses import Response
+from pydantic_core import from_json
+from sqlalchemy import Connection, Engine, event, func, select
 
-from gateway.access import Scope
-from tests.drawn import drawn
+from gateway.accept.events import NewEvent, write_events
+from gateway.accept.idempotency import KeyReused, StoredAnswer, once
+from gateway.accept.jobs import JobExists, NewJob, accept_jobs
+from gateway.accept.outbox import put_record, unpacked
+from gateway.access import Principal, Scope
+from gateway.access.principal import DEFAULT_SCOPES
+from gateway.access.tenant_settings import TenantSettings
+from gateway.access.tenants import put_tenant
+from gateway.door.app import create_app
+from gateway.door.body import MOST_VALUES
+from gateway.door.settings import GatewaySettings
+from gateway.door.streamed import chat_events, response_events
+from gateway.store.store import Store, StoreAway
+from gateway.store.tables import batches, idempotency, jobs, outbox, tenants, view_offsets
+from gateway.view.offsets import HELD
+from gateway.view.records import ResultRecord
+from gateway.view.stored_events import EventPage, events_after, last_number
+from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, delete_job, find_job, list_jobs
+from gateway.view.writing import write_results
+from schemas.codec import read_result, write_result
+from schemas.event import event_body
+from schemas.kind_bodies import EMBEDDINGS
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.openai_answers import answer_body
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError, Usage
+from schemas.screening import read_findings
+from schemas.tools import CalledFunction, ToolCall
+from schemas.topics import SCREENING, Topics
+from screening.screen import Screen
+from telemetry.audit import Audit
+from tests.conftest import DATABASES
+from tests.drawn import JSON, drawn
 from tests.unit.gateway_rig import Rig, gateway_rig
 
+TENANT = "acme"
 JOB = {"prompt": "Why is the sky blue?"}
-NOISE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=9), some, max_size=3),
-    max_leaves=8,
-)
 FIELDS = st.sampled_from(["prompt", "messages", "job_id", "custom_id", "callback_url", "metadata", "sources", "body"])
-BODIES = st.binary(max_size=40) | st.dictionaries(FIELDS, NOISE, max_size=4).map(lambda job: json.dumps(job).encode())
-SEVERAL = settings(max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+BODIES = st.binary(max_size=40) | st.dictionaries(FIELDS, JSON, max_size=4).map(lambda job: json.dumps(job).encode())
+SEVERAL = settings(
+    max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +77,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture(scope="module")
 def key(rig: Rig) -> str:
-    return rig.key("jobs")
+    return rig.key(TENANT)
 
 
 def ask(rig: Rig, method: str, path: str, key: str, **arguments: Any) -> httpx.Response:
@@ -52,16 +93,20 @@ def refused(answer: httpx.Response, status: int) -> dict[str, Any]:
     return error
 
 
-def test_a_job_is_accepted_and_can_be_read(rig: Rig, key: str) -> None:
-    asked = {**JOB, "metadata": {"team": "a"}, "custom_id": "row 1"}
+def test_a_job_is_accepted_read_and_cancelled_once_whatever_characters_its_id_has(rig: Rig, key: str) -> None:
+    name = "a/b/cancel?c#%2F%~"
+    asked = {**JOB, "metadata": {"team": "a"}, "custom_id": "row 1", "job_id": name}
     accepted = ask(rig, "POST", "/v1/jobs", key, json=asked)
-    assert accepted.status_code == 202
-    job = accepted.json()
-    assert job["status"] == "queued"
+    path = f"/v1/jobs/{quote(name, safe='')}"
+    assert (accepted.status_code, accepted.json()["status"]) == (202, "queued")
 
-    read = ask(rig, "GET", f"/v1/jobs/{job['id']}", key).json()
-    assert read.items() >= {**job, "result": None, "batch_id": None, "url": "/v1/jobs"}.items()
-    assert read["submitted_by"].startswith("key:")
+    read = ask(rig, "GET", path, key).json()
+    assert read.items() >= {**accepted.json(), "result": None, "batch_id": None, "url": "/v1/jobs"}.items()
+    assert (read["id"], read["submitted_by"][:4]) == (name, "key:")
+    for _ in range(2):
+        answer = ask(rig, "POST", f"{path}/cancel", key)
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelling")
+    assert ask(rig, "GET", path, key).json()["status"] == "cancelling"
 
 
 def test_an_array_is_accepted_whole_or_not_at_all(rig: Rig, key: str) -> None:
@@ -69,10 +114,7 @@ def test_an_array_is_accepted_whole_or_not_at_all(rig: Rig, key: str) -> None:
     assert [job["id"] for job in accepted.json()["data"]] == ["whole-0", "whole-1", "whole-2"]
 
     error = refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {"promt": "q"}]), 400)
-    assert (error["param"], error["message"].partition(";")[0]) == (
-        "1.promt",
-        "1.promt: is unknown; did you mean `prompt`?".partition(";")[0],
-    )
+    assert (error["param"], error["message"].partition(";")[0]) == ("1.promt", "1.promt: is unknown")
     assert error["problems"][0] == {"index": 1, "field": "promt", "reason": "is unknown; did you mean `prompt`?"}
     refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {**JOB, "job_id": "whole-1"}]), 409)
     refused(ask(rig, "GET", "/v1/jobs/part-0", key), 404)
@@ -80,23 +122,22 @@ def test_an_array_is_accepted_whole_or_not_at_all(rig: Rig, key: str) -> None:
     assert repeated["message"] == "1.job_id: is also the id of job 0"
 
 
-@pytest.mark.parametrize(
-    ("job", "param", "reason"),
-    [
+def test_a_job_that_no_worker_would_run_or_whose_id_is_taken_is_refused_with_its_field(rig: Rig, key: str) -> None:
+    for job, param, reason in (
         ({"callback_url": "https://10.1.2.3/hook?token=t0ken"}, "callback_url", "the address is not public"),
         ({"callback_url": "https://[::ffff:10.1.2.3]/"}, "callback_url", "the address is not public"),
         ({"job_id": "batch_0a.7"}, "job_id", "has the form of a batch line's id"),
         ({"prompt": "q" * 600_000}, None, "more than 524288 bytes"),
         ({"temperature": 9}, "temperature", "less than or equal to 2"),
-    ],
-)
-def test_a_job_that_no_worker_would_run_is_refused_with_its_field(
-    rig: Rig, key: str, job: dict[str, object], param: str | None, reason: str
-) -> None:
-    error = refused(ask(rig, "POST", "/v1/jobs", key, json={**JOB, **job}), 400)
-    assert error["param"] == param
-    assert reason in error["message"]
-    assert "t0ken" not in error["message"]
+    ):
+        error = refused(ask(rig, "POST", "/v1/jobs", key, json={**JOB, **job}), 400)
+        assert error["param"] == param
+        assert reason in error["message"]
+        assert "t0ken" not in error["message"]
+    first, again = (ask(rig, "POST", "/v1/jobs", key, json={**JOB, "job_id": "only-one"}) for _ in range(2))
+    assert first.status_code == 202
+    assert refused(again, 409)["code"] == "job_exists"
+    assert again.headers["x-should-retry"] == "false"
 
 
 def test_a_repeat_with_one_idempotency_key_gets_the_first_answer(rig: Rig, key: str) -> None:
@@ -114,14 +155,6 @@ def test_a_repeat_with_one_idempotency_key_gets_the_first_answer(rig: Rig, key: 
     refused(ask(rig, "POST", "/v1/jobs", key, json=JOB, headers={"idempotency-key": "a b"}), 400)
     another = ask(rig, "POST", "/v1/jobs", rig.key("jobs-other"), json=JOB, headers=once)
     assert another.json()["id"] != first.json()["id"]
-
-
-def test_a_second_job_with_one_id_is_a_conflict(rig: Rig, key: str) -> None:
-    named = {**JOB, "job_id": "only-one"}
-    assert ask(rig, "POST", "/v1/jobs", key, json=named).status_code == 202
-    again = ask(rig, "POST", "/v1/jobs", key, json=named)
-    assert refused(again, 409)["code"] == "job_exists"
-    assert again.headers["x-should-retry"] == "false"
 
 
 def test_lists_page_to_their_end_and_every_filter_counts(rig: Rig) -> None:
@@ -150,46 +183,16 @@ def test_lists_page_to_their_end_and_every_filter_counts(rig: Rig) -> None:
     assert ids(after="n-6") == []
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "limit=0",
-        "limit=101",
-        "limit=٣",
-        "order=up",
-        "statuss=queued",
-        "status=done",
-        "created_after=soon",
-        'metadata."=a',
-    ],
-)
-def test_a_filter_that_cannot_be_read_is_refused(rig: Rig, key: str, query: str) -> None:
-    refused(ask(rig, "GET", f"/v1/jobs?{query}", key), 400)
-
-
-def test_a_cursor_that_is_unknown_is_not_found(rig: Rig, key: str) -> None:
+def test_a_filter_that_cannot_be_read_is_refused_and_an_unknown_cursor_is_not_found(rig: Rig, key: str) -> None:
+    pages = ("limit=0", "limit=101", "limit=٣", "order=up")
+    for query in (*pages, "statuss=queued", "status=done", "created_after=soon", 'metadata."=a'):
+        refused(ask(rig, "GET", f"/v1/jobs?{query}", key), 400)
     refused(ask(rig, "GET", "/v1/jobs?after=nowhere", key), 404)
-
-
-def test_a_job_without_a_result_is_cancelled_once(rig: Rig, key: str) -> None:
-    job = ask(rig, "POST", "/v1/jobs", key, json=JOB).json()["id"]
-    for _ in range(2):
-        answer = ask(rig, "POST", f"/v1/jobs/{job}/cancel", key)
-        assert (answer.status_code, answer.json()["status"]) == (200, "cancelling")
-    assert ask(rig, "GET", f"/v1/jobs/{job}", key).json()["status"] == "cancelling"
-
-
-def test_a_jobs_id_may_have_any_character_that_ids_have(rig: Rig, key: str) -> None:
-    name = "a/b/cancel?c#%2F%é".replace("é", "~")
-    ask(rig, "POST", "/v1/jobs", key, json={**JOB, "job_id": name})
-    path = f"/v1/jobs/{quote(name, safe='')}"
-    assert ask(rig, "GET", path, key).json()["id"] == name
-    assert ask(rig, "POST", f"{path}/cancel", key).json()["status"] == "cancelling"
 
 
 def test_jobs_need_their_scope_and_their_tenant(rig: Rig, key: str) -> None:
     job = ask(rig, "POST", "/v1/jobs", key, json=JOB).json()["id"]
-    other, reader = rig.key("jobs-stranger"), rig.key("jobs", Scope.READ)
+    other, reader = rig.key("jobs-stranger"), rig.key(TENANT, Scope.READ)
     refused(ask(rig, "GET", f"/v1/jobs/{job}", other), 404)
     refused(ask(rig, "POST", f"/v1/jobs/{job}/cancel", other), 404)
     assert ask(rig, "GET", "/v1/jobs", other).json()["data"] == []
@@ -219,3 +222,927 @@ def test_any_unknown_id_is_not_found(rig: Rig, key: str, name: str, cancelled: b
     answer = ask(rig, "POST", f"{path}/cancel", key) if cancelled else ask(rig, "GET", path, key)
     assert answer.status_code in (400, 404), answer.text
     refused(answer, answer.status_code)
+
+
+# -- stored jobs and events --------------------------------------------------------------------------------------------
+
+
+TEAMS = ["a", "it's", 'ü"', "\\", "%", ""]
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def history(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A history with 30 jobs, created three at a time; every job has a team and a model of its own."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
+    else:
+        url = request.getfixturevalue("postgres").new_database()
+    opened = Store.open(url)
+    opened.submit(lambda connection: connection.execute(jobs.insert(), [row(n) for n in range(30)]) and None).result()
+    yield opened
+    opened.close()
+
+
+def row(number: int, tenant: str = TENANT) -> dict[str, Any]:
+    return {
+        "tenant": tenant,
+        "job_id": f"job-{number * 7 % 30:02}",
+        "url": "/v1/jobs",
+        "model_id": f"m{number % 2}",
+        "status": "succeeded" if number % 5 else "queued",
+        "created_at": 1000 * (number // 3),
+        "metadata": {"team": TEAMS[number % len(TEAMS)], "a.b c": str(number)},
+        "result": b"{}",
+    }
+
+
+def ids(found: Sequence[StoredJob]) -> list[str]:
+    return [job.job_id for job in found]
+
+
+@settings(max_examples=drawn(25))
+@given(
+    limit=st.integers(1, 12),
+    ascending=st.booleans(),
+    status=st.none() | st.sampled_from(["queued", "succeeded", "failed"]),
+    model=st.none() | st.sampled_from(["m0", "m1", "m'--"]),
+    team=st.none() | st.sampled_from([*TEAMS, "\0", "\ud800"]),
+    after_ms=st.none() | st.integers(-1, 11_000),
+    before_ms=st.none() | st.integers(-1, 11_000),
+)
+def test_pages_hold_each_job_of_a_filter_once_and_in_order(
+    history: Store,
+    limit: int,
+    ascending: bool,
+    status: str | None,
+    model: str | None,
+    team: str | None,
+    after_ms: int | None,
+    before_ms: int | None,
+) -> None:
+    wanted = JobFilter(status, None, model, after_ms, before_ms, {} if team is None else {"team": team})
+    seen: list[str] = []
+    more = True
+    while more:
+        read = partial(list_jobs, tenant=TENANT, wanted=wanted, limit=limit, after=seen[-1] if seen else None)
+        page, more = history.read_now(partial(read, ascending=ascending))
+        assert len(page) == limit or not more
+        seen += ids(page)
+
+    expected = [
+        one
+        for one in map(row, range(30))
+        if status in (None, one["status"])
+        and model in (None, one["model_id"])
+        and team in (None, one["metadata"]["team"])
+        and (after_ms is None or one["created_at"] > after_ms)
+        and (before_ms is None or one["created_at"] < before_ms)
+    ]
+    expected.sort(key=lambda one: (one["created_at"], one["job_id"]), reverse=not ascending)
+    assert seen == [one["job_id"] for one in expected]
+
+
+def test_a_key_of_the_metadata_may_have_dots_and_spaces(history: Store) -> None:
+    wanted = JobFilter(metadata={"a.b c": "4"})
+    page, more = history.read_now(lambda at: list_jobs(at, TENANT, wanted, 5, None, ascending=True))
+    assert (ids(page), more) == ([row(4)["job_id"]], False)
+
+
+@given(st.text(max_size=20))
+def test_any_id_that_no_job_of_the_tenant_has_is_not_found(history: Store, job_id: str) -> None:
+    assert history.read_now(lambda at: find_job(at, TENANT, f"x{job_id}")) is None
+    strange = ((TENANT, after) for after in ("nowhere", "", "\0", "job-00\ud800"))
+    for tenant, after in (*strange, ("another", "job-00")):
+        with pytest.raises(NoSuchCursor):
+            history.read_now(
+                partial(list_jobs, tenant=tenant, wanted=JobFilter(), limit=5, after=after, ascending=True)
+            )
+
+
+def test_a_line_without_a_result_has_the_state_of_its_batch(history: Store) -> None:
+    made = {"tenant": TENANT, "endpoint": "/v1/responses", "input_file_id": "file-1", "created_at": 5000}
+    counts = {"total": 3, "completed": 0, "failed": 0, "claimed_until": 0, "expires_at": 6000}
+    states = {"validating": "queued", "in_progress": "queued", "cancelling": "cancelling", "expired": "expired"}
+    for status, line_status in states.items():
+        batch = f"batch_{status.encode().hex()}"
+        one = {**made, **counts, "id": batch, "status": status}
+        history.submit(lambda at, one=one: at.execute(batches.insert(), one) and None).result()  # type: ignore[misc]
+
+        found = history.read_now(partial(find_job, tenant=TENANT, job_id=f"{batch}.2"))
+        assert found is not None
+        assert (found.status, found.batch_id, found.line, found.url) == (line_status, batch, 2, "/v1/responses")
+        for tenant, name in ((TENANT, f"{batch}.3"), (TENANT, f"{batch}.02"), ("another", f"{batch}.2")):
+            assert history.read_now(partial(find_job, tenant=tenant, job_id=name)) is None
+
+
+def test_a_deleted_job_is_in_no_list_and_its_events_are_gone(history: Store) -> None:
+    tenant = "deleting"
+    ours, another = told(history, tenant, 1), told(history, tenant, 2)
+    assert told_of(history, tenant) == [ours["job_id"], another["job_id"]]
+    history.submit(lambda at: delete_job(at, tenant, ours["job_id"], 7)).result()
+
+    assert history.read_now(lambda at: find_job(at, tenant, ours["job_id"])) is None
+    page, _ = history.read_now(lambda at: list_jobs(at, tenant, JobFilter(), 5, None, ascending=True))
+    assert ids(page) == told_of(history, tenant) == [another["job_id"]]
+
+
+def test_a_further_result_of_a_deleted_job_is_not_kept(history: Store) -> None:
+    """Its owner deleted the answer; a redriven job or a reading of the topic from its start must not restore it."""
+    tenant = "deleted for good"
+    deleted, kept = told(history, tenant, 1), told(history, tenant, 2)
+    history.submit(lambda at: delete_job(at, tenant, deleted["job_id"], 7)).result()
+    values = [result_bytes(made["job_id"], Outcome.FAILED) for made in (deleted, kept)]
+    again = [ResultRecord(tenant, read_result(value), value, None, 9, has_callback=False) for value in values]
+    history.submit(lambda at: write_results(at, again) and None).result()
+
+    asked = select(jobs.c.job_id, jobs.c.status, jobs.c.deleted_at, jobs.c.result).where(jobs.c.tenant == tenant)
+    found = history.read_now(lambda at: {row.job_id: tuple(row)[1:] for row in at.execute(asked)})
+    assert found == {deleted["job_id"]: ("failed", 7, None), kept["job_id"]: ("failed", None, values[1])}
+    assert history.read_now(lambda at: find_job(at, tenant, deleted["job_id"])) is None
+
+
+def told(history: Store, tenant: str, number: int, outcome: Outcome = Outcome.SUCCEEDED) -> dict[str, Any]:
+    """Store a job with a result and its event, as the view does; return the job's row."""
+    made = row(number, tenant)
+    made |= {"status": str(outcome), "result": result_bytes(made["job_id"], outcome)}
+    event = NewEvent(tenant, f"inference.{outcome}", made["job_id"], 1, webhook_id=f"msg_{number}")
+
+    def change(at: Connection) -> None:
+        at.execute(jobs.insert(), made)
+        write_events(at, [event])
+
+    history.submit(change).result()
+    return made
+
+
+def result_bytes(job_id: str, outcome: Outcome) -> bytes:
+    return write_result(Result(job_id=job_id, outcome=outcome, text="the answer", created_at=1))
+
+
+def told_of(history: Store, tenant: str) -> list[str]:
+    """The ids of the jobs that a tenant's events name."""
+    return [from_json(each.data)["data"]["id"] for each in page_of(history, tenant).events]
+
+
+def page_of(history: Store, tenant: str) -> EventPage:
+    return history.read_now(lambda at: events_after(at, tenant, 0, (), 9))
+
+
+@pytest.mark.parametrize("result", [b"", b"{}", b"{", result_bytes("job", Outcome.FAILED), None])
+def test_an_event_is_the_webhooks_body_and_is_left_out_if_its_result_is_gone_or_replaced(
+    history: Store, result: bytes | None
+) -> None:
+    tenant = f"gone{len(result or ())}{result is None}"
+    gone, kept = told(history, tenant, 1), told(history, tenant, 2)
+    this = (jobs.c.tenant == tenant) & (jobs.c.job_id == gone["job_id"])
+    history.submit(lambda at: at.execute(jobs.update().where(this).values(result=result)) and None).result()
+    (event,) = page_of(history, tenant).events
+    assert event.data == event_body(kept["result"], "msg_2", tenant)
+    history.submit(lambda at: at.execute(jobs.delete().where(this)) and None).result()
+    assert told_of(history, tenant) == [kept["job_id"]]
+    assert page_of(history, tenant).read_to == history.read_now(lambda at: last_number(at, tenant))
+
+
+def test_events_wait_while_the_rows_of_results_are_rebuilt(history: Store) -> None:
+    job_id = told(history, "waiting", 4)["job_id"]
+    held = {"topic": "t", "partition": 0, "topic_id": "", "next_offset": HELD}
+    history.submit(lambda at: at.execute(view_offsets.insert(), held) and None).result()
+    assert page_of(history, "waiting") == EventPage((), 0)
+    history.submit(lambda at: at.execute(view_offsets.delete()) and None).result()
+    assert told_of(history, "waiting") == [job_id]
+
+
+@given(
+    kinds=st.lists(
+        st.sampled_from(["batch.completed", "batch_x.failed", "batchyx.failed", "inference.failed"]), max_size=9
+    ),
+    chosen=st.sampled_from([(), ("batch_x.*",), ("batch.*", "inference.failed"), ("nothing",)]),
+    limit=st.integers(1, 4),
+    name=st.integers(0, 10**9),
+)
+@settings(max_examples=drawn(25))
+def test_reading_in_pages_finds_each_event_of_the_chosen_types_once(
+    history: Store, kinds: list[str], chosen: tuple[str, ...], limit: int, name: int
+) -> None:
+    tenant = f"t{name}"
+    history.submit(lambda at: write_events(at, [NewEvent(tenant, kind, "o", 1, b"{}") for kind in kinds])).result()
+    start = history.read_now(lambda at: events_after(at, tenant, 0, (), 100)).events
+    seen: list[tuple[int, str]] = []
+    number, read_to = -1, 0
+    while number < read_to:
+        number = read_to
+        page = history.read_now(partial(events_after, tenant=tenant, number=number, types=chosen, limit=limit))
+        seen += [(event.number, event.type) for event in page.events]
+        read_to = page.read_to
+
+    def is_chosen(kind: str) -> bool:
+        return not chosen or any(kind in (name, name.replace("*", kind.partition(".")[2])) for name in chosen)
+
+    assert seen == [(event.number, event.type) for event in start if is_chosen(event.type)]
+
+
+# -- acceptance --------------------------------------------------------------------------------------------------------
+
+
+PRINCIPAL = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
+
+
+def accept(store: Store, *job_ids: str) -> None:
+    new = [NewJob(job_id, "/v1/jobs", b"{}") for job_id in job_ids]
+    store.submit(lambda connection: accept_jobs(connection, PRINCIPAL, new, Topics())).result()
+
+
+def kept(store: Store) -> tuple[set[str], int]:
+    """The ids of all jobs, and the number of records on their way to Kafka."""
+    ids = set(store.read_now(lambda connection: connection.scalars(select(jobs.c.job_id)).all()))
+    return ids, store.read_now(lambda at: at.scalar(select(func.count()).select_from(outbox)) or 0)
+
+
+def test_an_accepted_job_has_a_row_and_a_record_and_one_with_a_taken_id_is_refused_with_all_of_its_request(
+    store: Store,
+) -> None:
+    accept(store, "one")
+    for again in (("one",), ("two", "one")):
+        with pytest.raises(JobExists, match="'one'"):
+            accept(store, *again)
+    assert kept(store) == ({"one"}, 1)
+    accept(store, "two", "three")
+    assert kept(store) == ({"one", "two", "three"}, 3)
+
+
+@pytest.mark.parametrize(
+    ("reason", "others_wait"), [("full", False), ("unknown", True)], ids=["a full outbox", "an unknown position"]
+)
+def test_a_hold_of_the_store_refuses_jobs_and_without_a_position_every_record(
+    store: Store, reason: str, others_wait: bool
+) -> None:
+    """A record that takes a number which Kafka knows already would be deleted as done."""
+    setattr(store.hold, reason, "why")
+    with pytest.raises(StoreAway, match="why"):
+        accept(store, "one")
+    cancelling = store.submit(lambda connection: put_record(connection, Topics().control, b"k", b"v"))
+    assert isinstance(cancelling.exception(), StoreAway) == others_wait
+    assert kept(store) == (set(), 0 if others_wait else 1)
+    setattr(store.hold, reason, None)
+    accept(store, "one")
+    assert kept(store)[0] == {"one"}
+
+
+# -- idempotency keys --------------------------------------------------------------------------------------------------
+
+
+def test_a_repeat_with_the_same_key_gets_the_first_answer_and_work_that_fails_leaves_its_key_free(store: Store) -> None:
+    made: list[int] = []
+
+    def fail() -> StoredAnswer:
+        raise ValueError
+
+    def answer() -> StoredAnswer:
+        made.append(1)
+        return StoredAnswer(200, b"answer %d" % len(made))
+
+    def ask(fingerprint: bytes, work: Callable[[], StoredAnswer] = answer) -> StoredAnswer:
+        return store.submit(lambda connection: once(connection, "acme", "key", fingerprint, work)).result()
+
+    with pytest.raises(ValueError):
+        ask(b"b", fail)
+    assert ask(b"a") == ask(b"a") == StoredAnswer(200, b"answer 1")
+    with pytest.raises(KeyReused):
+        ask(b"b")
+    assert made == [1]
+
+
+NUMBERS = count()
+
+
+class Asked(NamedTuple):
+    """One request. Its work writes a row, and then fails or answers. If `is_known`, the answer precedes the work."""
+
+    tenant: str
+    key: str | None
+    fingerprint: bytes
+    fails: bool
+    is_known: bool
+    process: int
+
+
+REQUESTS = st.lists(
+    st.builds(
+        Asked,
+        st.sampled_from(["acme", "globex"]),
+        st.sampled_from(["one", "two", None]),
+        st.sampled_from([b"a", b"b"]),
+        st.booleans(),
+        st.booleans(),
+        st.integers(0, 1),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@pytest.fixture
+def stores(store_url: str) -> Iterator[list[Store]]:
+    """The stores of two processes over one database."""
+    opened = [Store.open(store_url) for _ in range(2)]
+    yield opened
+    for store in opened:
+        store.close()
+
+
+def submitted(store: Store, asked: Asked, example: int, number: int) -> Future[StoredAnswer]:
+    answer = StoredAnswer(200, str(number).encode())
+    known = answer if asked.is_known else None
+
+    def change(connection: Connection) -> StoredAnswer:
+        def work() -> StoredAnswer:
+            connection.execute(tenants.insert(), {"tenant": f"{example}-{number}", "settings": {}, "created_at": 0})
+            if asked.fails:
+                raise ZeroDivisionError
+            return answer
+
+        return once(connection, f"{asked.tenant}-{example}", asked.key, asked.fingerprint, work, known=known)
+
+    return store.submit(change)
+
+
+def said(future: Future[StoredAnswer]) -> str:
+    """The number of the request whose work gave this answer, or the error's name."""
+    error = future.exception(60)
+    return type(error).__name__ if error is not None else future.result().body.decode()
+
+
+def made(store: Store, example: int) -> set[str]:
+    """The numbers of the example's requests whose rows were committed."""
+    rows = store.read_now(lambda connection: connection.scalars(select(tenants.c.tenant)).all())
+    return {row.partition("-")[2] for row in rows if row.startswith(f"{example}-")}
+
+
+@given(REQUESTS)
+@settings(max_examples=drawn(25), deadline=None, suppress_health_check=list(HealthCheck))
+def test_each_key_has_one_answer_and_one_work(stores: list[Store], requests: list[Asked]) -> None:
+    example = next(NUMBERS)
+    futures = [submitted(stores[asked.process], asked, example, number) for number, asked in enumerate(requests)]
+    answers = [said(future) for future in futures]
+
+    by_key: defaultdict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for number, asked in enumerate(requests):
+        by_key[asked.tenant, asked.key].append(number)
+    done = set[str]()
+    for (_, key), numbers in by_key.items():
+        winners = {answers[number] for number in numbers} - {"KeyReused", "ZeroDivisionError"}
+        done |= winners
+        if key is None:
+            assert [answers[number] for number in numbers] == [
+                "ZeroDivisionError" if requests[number].fails else str(number) for number in numbers
+            ]
+            continue
+        assert len(winners) == any(not requests[number].fails for number in numbers)
+        for number in numbers:
+            assert answers[number] in allowed(requests[number], requests, winners)
+    assert made(stores[0], example) == done
+
+
+def allowed(asked: Asked, requests: list[Asked], winners: set[str]) -> set[str]:
+    """The answers that a request with a key may get.
+
+    A failing request that comes before the winner fails; after the winner, it is answered like any other request.
+    """
+    of_its_own = {"ZeroDivisionError"} if asked.fails else set[str]()
+    for winner in winners:
+        same = requests[int(winner)].fingerprint == asked.fingerprint
+        of_its_own |= {winner} if same else {"KeyReused"}
+    return of_its_own
+
+
+def test_a_new_key_takes_no_query_if_its_answer_is_known(store_url: str) -> None:
+    queries: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        queries.extend([statement] if statement.startswith("SELECT idempotency") else [])
+
+    asked = Asked("acme", "one", b"a", fails=False, is_known=True, process=0)
+    store, example = Store.open(store_url), next(NUMBERS)
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        first = submitted(store, asked, example, 1).result(60)
+        assert queries == []
+        assert submitted(store, asked, example, 2).result(60) == first
+        assert len(queries) == 1
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+        store.close()
+
+
+# -- responses and their kin -------------------------------------------------------------------------------------------
+
+
+REQUESTED: dict[str, dict[str, Any]] = {
+    CHAT_COMPLETIONS: {"model": "small", "messages": [{"role": "user", "content": "Why?"}]},
+    COMPLETIONS: {"model": "small", "prompt": "Why?"},
+    RESPONSES: {"model": "small", "input": "Why?"},
+    EMBEDDINGS: {"model": "small", "input": "Why?"},
+    "/v1/rerank": {"model": "small", "query": "Why?", "documents": ["So."]},
+    "/v1/score": {"model": "small", "queries": "Why?", "documents": ["So."]},
+    "/v1/classify": {"model": "small", "input": "Why?"},
+}
+BACKGROUND = {**REQUESTED[RESPONSES], "background": True}
+USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
+
+
+def finish(rig: Rig, job_id: str, outcome: Outcome = Outcome.SUCCEEDED, **more: Any) -> None:
+    """Write a job's result as the view does, and wake its waiters."""
+    text = {"text": "Because.", "usage": USAGE, "finish_reason": "stop"} if outcome is Outcome.SUCCEEDED else {}
+    result = Result(job_id=job_id, outcome=outcome, created_at=1_800_000_001, **{**text, **more})
+    row = {"status": str(outcome), "finished_at": 1_800_000_001_000, "result": write_result(result)}
+    update = jobs.update().where(jobs.c.tenant == TENANT, jobs.c.job_id == job_id).values(row)
+    rig.store.submit(lambda connection: connection.execute(update) and None).result()
+    rig.door.waiting.announce([(TENANT, job_id)])
+
+
+def known(rig: Rig) -> set[str]:
+    """The ids of all jobs."""
+    found = select(jobs.c.job_id).where(jobs.c.tenant == TENANT)
+    return set(rig.store.read_now(lambda connection: connection.execute(found).scalars().all()))
+
+
+async def asked(rig: Rig, key: str, url: str, **arguments: Any) -> tuple[asyncio.Task[httpx.Response], str]:
+    """Send a request that waits for its job's result; return the request's task and the job's id."""
+    before = known(rig)
+    asking = again(rig, key, url, **arguments)
+    while not (made := known(rig) - before):
+        assert not asking.done(), asking.result().text
+        await asyncio.sleep(0.001)
+    return asking, made.pop()
+
+
+def again(rig: Rig, key: str, url: str, **arguments: Any) -> asyncio.Task[httpx.Response]:
+    body = {**REQUESTED[url], **arguments.pop("json", {})}
+    return asyncio.create_task(rig.request("POST", url, key, json=body, **arguments))
+
+
+def records_of(rig: Rig, topic: str) -> list[dict[str, Any]]:
+    found = select(outbox.c.value).where(outbox.c.topic == topic).order_by(outbox.c.number)
+    return [json.loads(value) for value in rig.store.read_now(lambda connection: connection.execute(found).scalars())]
+
+
+async def out_waited(rig: Rig, asking: asyncio.Task[httpx.Response]) -> httpx.Response:
+    """Move the clock until the request's patience is over; return its answer."""
+    while not asking.done():
+        rig.clock.sleep(rig.door.settings.await_seconds)
+        await asyncio.sleep(0.01)
+    return await asking
+
+
+ANSWERS: dict[str, tuple[Any, ...]] = {
+    EMBEDDINGS: ("data", 0, "embedding", [0.5, -1.0]),
+    "/v1/rerank": ("results", 0, "relevance_score", 2.0),
+    "/v1/score": ("data", 0, "score", 3.0),
+    "/v1/classify": ("data", 0, "label", "calm"),
+    CHAT_COMPLETIONS: ("choices", 0, "message", "content", "Because."),
+    COMPLETIONS: ("choices", 0, "text", "Because."),
+    RESPONSES: ("output_text", "Because."),
+}
+"""The place of the answer in each body, and the answer."""
+
+
+@pytest.mark.parametrize("url", REQUESTED)
+async def test_a_request_waits_for_its_answer(rig: Rig, key: str, url: str) -> None:
+    tuned = {"presence_penalty": 1} if url == CHAT_COMPLETIONS else {}
+    asking, job = await asked(rig, key, url, json=tuned)
+    labels = [{"label": "calm", "probabilities": [1.0]}]
+    finish(rig, job, embeddings=[[0.5, -1.0]], ranks=[{"index": 0, "score": 2.0}], scores=[3.0], labels=labels)
+    answer = await asking
+
+    assert answer.status_code == 200
+    found, (*steps, wanted) = answer.json(), ANSWERS[url]
+    notes = found["postback"].get("notes", [])
+    for step in steps:
+        found = found[step]
+    assert found == wanted
+    sent = records_of(rig, rig.door.fleet.kafka.topics.requests())[-1]
+    assert sent["ttl_seconds"] == rig.door.settings.await_seconds
+    assert notes == ["ignored, since no engine here has it: `presence_penalty`"] * len(tuned)
+
+
+@pytest.mark.parametrize("url", [CHAT_COMPLETIONS, RESPONSES])
+async def test_a_stream_has_comments_until_its_answer_or_its_failure_comes(
+    rig: Rig, key: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.door.streamed.HEAD_SECONDS", 0.001)
+    patient = replace(rig.door, settings=GatewaySettings(heartbeat_seconds=0.1))
+    slow = replace(rig, app=create_app(patient))
+    asking, job = await asked(slow, key, url, json={"stream": True})
+    await asyncio.sleep(0.15)
+    finish(rig, job)
+    answer = await asking
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert (answer.text.startswith(": waiting"), "Because." in answer.text) == (True, True)
+
+    asking, job = await asked(slow, key, url, json={"stream": True})
+    await asyncio.sleep(0.15)
+    finish(rig, job, Outcome.FAILED, error=ResultError(code="not_json", message="No JSON."))
+    answer = await asking
+    assert (answer.status_code, '"not_json"' in answer.text) == (200, True)
+
+    monkeypatch.setattr("gateway.door.streamed.HEAD_SECONDS", 30)
+    asking, job = await asked(rig, key, url, json={"stream": True})
+    finish(rig, job, Outcome.FAILED, error=ResultError(code="not_json", message="No JSON."))
+    assert refused(await asking, 422)["code"] == "not_json"
+
+
+def test_the_events_of_a_tool_call_and_of_several_choices_are_those_of_the_sdk() -> None:
+    call = ToolCall(id="call_1", function=CalledFunction(name="look", arguments='{"a": 1}'))
+    result = Result(job_id="j", outcome=Outcome.SUCCEEDED, created_at=1, text="", tool_calls=[call], model_id="m")
+    chunks = [
+        ChatCompletionChunk.model_validate_json(event.removeprefix(b"data: "))
+        for event in chat_events(answer_body(result, CHAT_COMPLETIONS), with_usage=False)[:-1]
+    ]
+    [called] = [each for chunk in chunks for choice in chunk.choices for each in choice.delta.tool_calls or ()]
+    assert called.function is not None
+    assert (called.index, called.id, called.function.name, called.function.arguments) == (
+        *(0, "call_1", "look"),
+        '{"a": 1}',
+    )
+    body = answer_body(result, RESPONSES)
+    kinds = [event.partition(b"\n")[0].decode() for event in response_events(body, body)]
+    assert kinds == [
+        f"event: response.{kind}"
+        for kind in (
+            *("created", "in_progress", "output_item.added", "function_call_arguments.delta"),
+            *("function_call_arguments.done", "output_item.done", "completed"),
+        )
+    ]
+
+
+async def test_embeddings_come_in_the_form_that_openai_s_sdk_asks_for(rig: Rig, key: str) -> None:
+    asking, job = await asked(rig, key, EMBEDDINGS, json={"encoding_format": "base64"})
+    finish(rig, job, embeddings=[[0.5, -1.0], [3.4028234663852886e38, 1e-60]])
+    packed = [base64.b64decode(each["embedding"]) for each in (await asking).json()["data"]]
+    assert [struct.unpack("<2f", each) for each in packed] == [(0.5, -1.0), (3.4028234663852886e38, 0.0)]
+    other = await again(rig, key, EMBEDDINGS, json={"encoding_format": "hex"})
+    assert refused(other, 400)["param"] == "encoding_format"
+
+
+async def test_a_job_that_did_not_succeed_is_an_error_that_no_client_repeats(rig: Rig, key: str) -> None:
+    for outcome, code, status in (
+        (Outcome.REJECTED, "invalid_job", 400),
+        (Outcome.FAILED, "no_sources", 422),
+        (Outcome.FAILED, "engine_error", 500),
+        (Outcome.EXPIRED, "expired", 504),
+        (Outcome.CANCELLED, "cancelled", 409),
+    ):
+        asking, job = await asked(rig, key, CHAT_COMPLETIONS)
+        finish(rig, job, outcome, error=ResultError(code=code, message="So it ended."))
+        answer = await asking
+        error = refused(answer, status)
+        assert (error["code"], error["message"]) == (code, f"So it ended. (job {job})")
+        assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_a_job_whose_time_is_over_is_cancelled(rig: Rig, key: str) -> None:
+    asking, job = await asked(rig, key, CHAT_COMPLETIONS)
+    answer = await out_waited(rig, asking)
+
+    assert job in refused(answer, 504)["message"]
+    assert answer.headers["x-should-retry"] == "false"
+    rig.store.submit(lambda _connection: None).result()  # the writer has also made the earlier cancellation
+    assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "cancelling"
+    assert records_of(rig, rig.door.fleet.kafka.topics.control)[-1]["job_id"] == job
+
+
+async def test_a_repeated_request_gets_the_answer_of_the_first_even_after_the_gateways_stop(rig: Rig, key: str) -> None:
+    once = {"idempotency-key": "chat-1"}
+    asking, job = await asked(rig, key, CHAT_COMPLETIONS, headers=once)
+    asking.cancel()  # a stopping server cancels waiting requests like this
+    stopped = await asking
+    assert (refused(stopped, 503)["code"], stopped.headers["retry-after"]) == ("stopping", "1")
+    assert (await rig.request("GET", f"/v1/jobs/{job}", key)).json()["status"] == "queued"
+
+    second, third = (again(rig, key, CHAT_COMPLETIONS, headers=once) for _ in range(2))
+    finish(rig, job)
+    assert (await second).json() == (await third).json()
+    assert (await second).json()["id"] == f"chatcmpl-{job}"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "more", "status"),
+    [
+        (Outcome.SUCCEEDED, {}, "completed"),
+        (Outcome.SUCCEEDED, {"finish_reason": "length"}, "incomplete"),
+        (Outcome.FAILED, {"error": ResultError(code="not_json", message="No JSON.")}, "failed"),
+        (Outcome.REJECTED, {}, "failed"),
+        (Outcome.EXPIRED, {}, "failed"),
+        (Outcome.CANCELLED, {}, "cancelled"),
+    ],
+)
+def test_a_background_response_is_queued_and_then_has_its_end(
+    rig: Rig, key: str, outcome: Outcome, more: dict[str, Any], status: str
+) -> None:
+    metadata = {"team": "a", "webhook_url": "https://c.example/?token=t0ken"}
+    body = {**BACKGROUND, "instructions": "Be brief.", "metadata": metadata}
+    created = ask(rig, "POST", RESPONSES, key, json=body)
+    assert created.status_code == 200
+    first = Response.model_validate(created.json())
+    assert (first.status, first.background, first.instructions, first.output) == ("queued", True, "Be brief.", [])
+    assert ask(rig, "GET", f"{RESPONSES}/{first.id}", key).json() == created.json()
+
+    this = select(jobs).where(jobs.c.job_id == first.id.removeprefix("resp_"))
+    row = rig.store.read_now(lambda connection: connection.execute(this).one())
+    assert "t0ken" not in f"{row.request!r} {row.metadata!r}"
+    finish(rig, first.id.removeprefix("resp_"), outcome, **more)
+    ended = Response.model_validate(ask(rig, "GET", f"{RESPONSES}/{first.id}", key).json())
+    assert (ended.id, ended.status, ended.metadata) == (first.id, status, {"team": "a"})
+    assert ended.output_text == ("Because." if outcome is Outcome.SUCCEEDED else "")
+    assert (ended.error is not None) == (status == "failed")
+    assert (ended.completed_at is not None) == (status == "completed")
+
+
+def test_a_response_is_cancelled_once_and_a_finished_one_is_a_conflict(rig: Rig, key: str) -> None:
+    made = ask(rig, "POST", RESPONSES, key, json=BACKGROUND).json()["id"]
+    cancelled = cancel_response(rig, key, made)
+    assert (cancelled["status"], cancelled["postback"]) == ("in_progress", {"status": "cancelling"})
+    finish(rig, made.removeprefix("resp_"), Outcome.CANCELLED)
+    assert cancel_response(rig, key, made)["status"] == "cancelled"
+
+    other = ask(rig, "POST", RESPONSES, key, json=BACKGROUND).json()["id"]
+    finish(rig, other.removeprefix("resp_"))
+    answer = ask(rig, "POST", f"{RESPONSES}/{other}/cancel", key)
+    assert refused(answer, 409)["code"] == "job_finished"
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def cancel_response(rig: Rig, key: str, response_id: str) -> dict[str, Any]:
+    async def run() -> httpx.Response:
+        asking = asyncio.create_task(rig.request("POST", f"{RESPONSES}/{response_id}/cancel", key))
+        return await out_waited(rig, asking)
+
+    answer = asyncio.run(run())
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def test_a_response_that_is_not_to_be_stored_leaves_no_text_in_the_store(rig: Rig, key: str) -> None:
+    once = {"idempotency-key": "unstored"}
+    body = {**BACKGROUND, "store": False, "instructions": "Keep the s3cret.", "temperature": 0.5}
+    answer = ask(rig, "POST", RESPONSES, key, json=body, headers=once).json()
+    assert (answer["instructions"], answer["store"], answer["temperature"]) == (None, False, 0.5)
+    assert answer == ask(rig, "POST", RESPONSES, key, json=body, headers=once).json()
+    rows = rig.store.read_now(lambda c: [*c.execute(select(jobs)), *c.execute(select(idempotency))])
+    assert "s3cret" not in str(rows)
+
+
+def test_a_line_of_a_batch_is_not_deleted_as_a_response(rig: Rig, key: str) -> None:
+    name = f"batch_{'0' * 32}.0"
+    row = {"url": "/v1/batches", "status": "succeeded", "created_at": 1, "finished_at": 1, "metadata": {}}
+    content = write_result(Result(job_id=name, outcome=Outcome.SUCCEEDED, text="a", created_at=1))
+    rig.store.write_now(
+        lambda c: c.execute(jobs.insert(), {"tenant": TENANT, "job_id": name, "result": content, **row}) and None
+    )
+    assert refused(ask(rig, "DELETE", f"{RESPONSES}/resp_{name}", key), 409)["code"] == "response_of_batch"
+    assert ask(rig, "GET", f"/v1/jobs/{name}", key).json()["result"]["text"] == "a"
+
+
+def test_a_rejected_job_keeps_the_model_that_it_named(rig: Rig, key: str) -> None:
+    made = ask(rig, "POST", "/v1/jobs", key, json={**JOB, "model_id": "small"}).json()["id"]
+    result = Result(job_id=made, outcome=Outcome.REJECTED, created_at=1)
+    record = ResultRecord(TENANT, result, write_result(result), None, 1, has_callback=False)
+    rig.store.write_now(lambda c: write_results(c, [record]) and None)
+    assert ask(rig, "GET", f"/v1/jobs/{made}", key).json()["model_id"] == "small"
+
+
+def test_the_lane_is_a_part_of_a_repeated_request(rig: Rig, key: str) -> None:
+    def post(lane: str) -> httpx.Response:
+        headers = {"idempotency-key": "lane", "x-postback-lane": lane}
+        return ask(rig, "POST", "/v1/jobs", key, json=JOB, headers=headers)
+
+    assert (post("bulk").status_code, post("bulk").status_code) == (202, 202)
+    assert refused(post("default"), 409)["code"] == "idempotency_key_reused"
+
+
+def test_work_that_its_tenants_quota_can_never_hold_is_refused_for_good(rig: Rig) -> None:
+    settings = TenantSettings(queued_lines=2, queued_tokens=5000)
+    rig.store.write_now(lambda c: put_tenant(c, rig.clock, "narrow", settings))
+    narrow = rig.key("narrow")
+    assert refused(ask(rig, "POST", "/v1/jobs", narrow, json=[JOB] * 3), 400)["code"] == "quota_too_small"
+    long = {**JOB, "max_tokens": 6000}
+    assert refused(ask(rig, "POST", "/v1/jobs", narrow, json=long), 400)["code"] == "quota_too_small"
+
+
+@pytest.mark.parametrize("url", ["/v1/jobs", RESPONSES, "/v1/chat/completions"])
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(rig: Rig, key: str, url: str) -> None:
+    content = b'{"prompt": "a", "x": [' + b"[]," * MOST_VALUES + b"[]]}"
+    assert refused(ask(rig, "POST", url, key, content=content), 400)["code"] == "too_many_values"
+
+
+def test_bodies_beyond_the_budget_of_all_requests_are_refused_until_others_end(rig: Rig, key: str) -> None:
+    few = replace(rig, app=create_app(replace(rig.door, settings=GatewaySettings(bodies_bytes=1024))))
+    for _ in range(3):
+        answer = ask(few, "POST", "/v1/jobs", key, json={"prompt": "a" * 1100})
+        assert (refused(answer, 503)["code"], answer.headers["retry-after"]) == ("busy", "5")
+        assert ask(few, "POST", "/v1/jobs", key, json={"prompt": "a" * 700}).status_code == 202
+
+
+def test_a_finished_response_is_deleted_with_its_answer_and_its_input(rig: Rig, key: str) -> None:
+    made = ask(rig, "POST", RESPONSES, key, json=BACKGROUND).json()["id"]
+    path, job_id = f"{RESPONSES}/{made}", made.removeprefix("resp_")
+    assert refused(ask(rig, "DELETE", path, key), 409)["code"] == "response_unfinished"
+    finish(rig, job_id)
+
+    assert ask(rig, "DELETE", path, key).json() == {"id": made, "object": "response", "deleted": True}
+    for method, gone in (("GET", path), ("DELETE", path), ("POST", f"{path}/cancel"), ("GET", f"/v1/jobs/{job_id}")):
+        refused(ask(rig, method, gone, key), 404)
+    row = rig.store.read_now(lambda connection: connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one())
+    assert (row.result, row.request) == (None, None)
+    assert refused(ask(rig, "POST", "/v1/jobs", key, json={"prompt": "q", "job_id": job_id}), 409)
+
+
+def test_the_input_of_a_response_is_listed_in_pages(rig: Rig, key: str) -> None:
+    items = [{"role": "user", "content": f"{n}?"} for n in range(2)] + [{"role": "assistant", "content": "Two."}]
+    made = ask(rig, "POST", RESPONSES, key, json={**BACKGROUND, "input": items}).json()["id"]
+    path = f"{RESPONSES}/{made}/input_items"
+
+    page = ask(rig, "GET", f"{path}?limit=2&order=asc", key).json()
+    assert [item["content"] for item in page["data"]] == [[{"type": "input_text", "text": f"{n}?"}] for n in range(2)]
+    assert page["has_more"] is True
+    rest = ask(rig, "GET", f"{path}?order=asc&after={page['last_id']}", key).json()
+    assert [item["role"] for item in rest["data"]] == ["assistant"]
+    assert rest["has_more"] is False
+    refused(ask(rig, "GET", f"{path}?after=elsewhere", key), 404)
+
+    forgotten = ask(rig, "POST", RESPONSES, key, json={**BACKGROUND, "store": False}).json()["id"]
+    assert refused(ask(rig, "GET", f"{RESPONSES}/{forgotten}/input_items", key), 404)["code"] == "input_not_stored"
+
+
+def test_a_response_continues_an_earlier_one_and_lists_its_whole_input(rig: Rig, key: str) -> None:
+    first = ask(rig, "POST", RESPONSES, key, json=BACKGROUND).json()["id"]
+    going_on = {**BACKGROUND, "input": "And then?", "previous_response_id": first}
+    assert refused(ask(rig, "POST", RESPONSES, key, json=going_on), 400)["code"] == "previous_response_not_found"
+    call = ToolCall(id="call_1", function=CalledFunction(name="look", arguments="{}"))
+    finish(rig, first.removeprefix("resp_"), tool_calls=[call])
+
+    second = ask(rig, "POST", RESPONSES, key, json=going_on).json()
+    assert second["previous_response_id"] == first
+    sent = records_of(rig, rig.door.fleet.kafka.topics.requests())[-1]["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "assistant", "user"]
+    assert (sent[1]["content"], sent[-1]["content"]) == ("Because.", "And then?")
+    listed = ask(rig, "GET", f"{RESPONSES}/{second['id']}/input_items?order=asc", key).json()["data"]
+    assert [(item["type"], item.get("role")) for item in listed] == [
+        *(("message", "user"), ("message", "assistant"), ("function_call", None), ("message", "user"))
+    ]
+    assert (listed[2]["call_id"], listed[2]["name"], listed[2]["arguments"]) == ("call_1", "look", "{}")
+    other = rig.key("another")
+    assert refused(ask(rig, "POST", RESPONSES, other, json=going_on), 400)["param"] == "previous_response_id"
+
+
+def test_a_request_that_no_engine_can_fulfil_is_refused_by_its_member(rig: Rig, key: str) -> None:
+    before = known(rig)
+    for url, param, wrong in (
+        (RESPONSES, "previous_response_id", "resp_1"),
+        (RESPONSES, "max_tokens", 5),
+        (RESPONSES, "metadata.webhook_url", {"webhook_url": "https://10.0.0.1/"}),
+        (CHAT_COMPLETIONS, "n", 17),
+        (COMPLETIONS, "prompt", ["a", "b"]),
+    ):
+        body = {**REQUESTED[url], param.partition(".")[0]: wrong}
+        assert refused(ask(rig, "POST", url, key, json=body), 400)["param"] == param
+    assert known(rig) == before
+    refused(ask(rig, "GET", f"{RESPONSES}/resp_1?stream=true", key), 400)
+
+
+@settings(max_examples=drawn(60))
+@given(
+    url=st.sampled_from(list(REQUESTED)),
+    body=st.binary(max_size=40) | JSON.map(json.dumps).map(str.encode),
+)
+@example(url=RESPONSES, body=b'{"input":[{"role":"user","content":[]}]}')
+@example(url=RESPONSES, body=b'{"input":[{"role":[],"content":[{"type":"input_text"}]}]}')
+@example(url=CHAT_COMPLETIONS, body=b'{"messages":{},"metadata":[],"stop":{}}')
+def test_any_body_that_is_no_request_is_refused(rig: Rig, key: str, url: str, body: bytes) -> None:
+    refused(ask(rig, "POST", url, key, content=body), 400)
+
+
+@settings(max_examples=drawn(60))
+@given(name=st.text(max_size=20), method=st.sampled_from(["GET", "POST", "DELETE"]), prefixed=st.booleans())
+def test_any_unknown_response_is_not_found(rig: Rig, key: str, name: str, method: str, prefixed: bool) -> None:
+    path = f"{RESPONSES}/{'resp_' if prefixed else 'x'}{quote(name.encode('utf-8', 'replace'), safe='')}"
+    answer = ask(rig, method, f"{path}/cancel" if method == "POST" else path, key)
+    refused(answer, 404)
+
+
+# -- the input filter --------------------------------------------------------------------------------------------------
+
+
+SECRET = "hunter2-launch-code"
+CARD = "4111 1111 1111 1111"
+RULES = f"""
+[[rule]]
+name = "launch"
+kind = "regex"
+verdict = "reject"
+patterns = ["{SECRET}"]
+
+[[rule]]
+name = "cards"
+kind = "pii"
+verdict = "redact"
+find = ["card"]
+
+[[rule]]
+name = "codename"
+kind = "regex"
+verdict = "flag"
+patterns = ["falcon"]
+"""
+
+
+@pytest.fixture
+def screened(tmp_path: Path) -> Iterator[Rig]:
+    file = tmp_path / "rules.toml"
+    file.write_text(RULES)
+    with gateway_rig(tmp_path) as made:
+        audit = Audit(tmp_path / "audit.jsonl", made.clock, "gateway")
+        door = replace(made.door, screen=Screen.load(file), audit=audit)
+        yield replace(made, door=door, app=create_app(door))
+        audit.close()
+
+
+def post(screened: Rig, path: str, body: Any) -> httpx.Response:
+    return asyncio.run(screened.request("POST", path, screened.key(), json=body))
+
+
+def stored(screened: Rig) -> tuple[int, str]:
+    """The number of stored jobs, and the text of all stored requests and of all records on their way to Kafka."""
+
+    def values(column: Any) -> list[bytes | None]:
+        return list(screened.store.read_now(lambda connection: connection.scalars(select(column)).all()))
+
+    requests = values(jobs.c.request)
+    return len(requests), b"".join(value for value in [*values(outbox.c.value), *requests] if value).decode()
+
+
+TEMPLATES: list[tuple[str, Any]] = [
+    ("/v1/jobs", {"prompt": "{}"}),
+    ("/v1/jobs", [{"prompt": "harmless"}, {"prompt": "{}"}]),
+    ("/v1/responses", {"input": "{}", "background": True}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "{}"}]}),
+]
+
+
+def with_text(body: Any, text: str) -> Any:
+    if isinstance(body, dict):
+        return {name: with_text(value, text) for name, value in body.items()}
+    if isinstance(body, list):
+        return [with_text(value, text) for value in body]
+    return text if body == "{}" else body
+
+
+@pytest.mark.parametrize(("path", "body"), TEMPLATES)
+def test_a_rejected_job_is_refused_by_rule_and_field_and_nothing_is_stored(screened: Rig, path: str, body: Any) -> None:
+    answer = post(screened, path, with_text(body, f"tell me {SECRET}"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "screened")
+    assert "rule launch" in answer.text
+    assert SECRET not in answer.text
+    assert stored(screened) == (0, "")
+
+
+@pytest.mark.parametrize(("path", "body"), TEMPLATES[:3])
+def test_a_redacted_job_is_stored_without_the_match(screened: Rig, path: str, body: Any) -> None:
+    answer = post(screened, path, with_text(body, f"pay with {CARD}"))
+    assert answer.status_code in (200, 202), answer.text
+    count, content = stored(screened)
+    assert count == (len(body) if isinstance(body, list) else 1)
+    assert "[redacted:card]" in content
+    assert CARD not in content
+
+
+def audited(screened: Rig) -> tuple[str, list[str] | None]:
+    """The verdict and the rules of the audit's newest line."""
+    said = json.loads((screened.folder / "audit.jsonl").read_text().splitlines()[-1])
+    return said["postback.verdict"], said.get("postback.rules")
+
+
+def found_in_records(screened: Rig) -> list[list[tuple[str, str, str]]]:
+    """Rule, verdict and field of each finding in the header of each record on its way to Kafka."""
+    packed = screened.store.read_now(
+        lambda connection: connection.execute(select(outbox.c.headers).order_by(outbox.c.number)).scalars().all()
+    )
+    headers = [dict(unpacked(each)).get(SCREENING, b"[]").decode() for each in packed]
+    return [[(one.rule, one.verdict, one.field) for one in read_findings(each)] for each in headers]
+
+
+def test_the_audit_and_the_record_name_the_rules_that_match(screened: Rig) -> None:
+    said = [{"prompt": "harmless"}, {"prompt": f"pay {CARD}"}, {"prompt": "falcon"}]
+    assert post(screened, "/v1/jobs", said).status_code == 202
+    assert audited(screened) == ("redact", ["cards", "codename"])
+    assert found_in_records(screened) == [[], [("cards", "redact", "prompt")], [("codename", "flag", "prompt")]]
+    sample = screened.door.metrics.registry.get_sample_value
+    counts = [sample("postback_screened_total", {"verdict": name}) for name in ("pass", "flag", "redact")]
+    assert counts == [1, 1, 1]
+    assert post(screened, "/v1/jobs", {"prompt": "harmless"}).status_code == 202
+    assert audited(screened) == ("pass", None)
+    secret = {"messages": [{"role": "user", "content": SECRET}]}
+    assert post(screened, "/v1/chat/completions", secret).status_code == 400
+    assert audited(screened) == ("reject", ["launch"])
+    assert SECRET not in (screened.folder / "audit.jsonl").read_text()

@@ -1,24 +1,51 @@
-"""The store's writes and reads, on SQLite and on PostgreSQL."""
+"""The gateway's store on SQLite and on PostgreSQL: writes, reads, revisions, retention, and large statements."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 
+from gateway.access.quotas import Work, queued_work, release_answered, reserve
+from gateway.access.tenant_settings import TenantSettings
+from gateway.batches.counting import counting
+from gateway.store.dialects import insert, insert_new, pair_in, write_rows
+from gateway.store.engine import cause_of
 from gateway.store.examine import examine_store
 from gateway.store.meta import set_value, store_id, value_of
+from gateway.store.migrating import scripts
+from gateway.store.revision import NEWEST
+from gateway.store.schema import OtherSchema
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import idempotency, meta
+from gateway.store.tables import events, idempotency, job_attempts, jobs, meta, metadata, outbox
 from gateway.store.text import storable, to_json
+from gateway.view.records import ResultRecord
+from gateway.view.retention import TOGETHER, Retention
+from gateway.view.writing import write_results
+from gateway.webhooks.fan_out import fanning_out
+from schemas.codec import write_result
+from schemas.outcome import Outcome
+from schemas.result import Result
+from schemas.topics import Topics
+from telemetry.hand_clock import HandClock
+from tests.drawn import drawn
+from tests.postback_command import environment_of, postback_here
 from tests.postgres_server import PostgresServer
+from tests.unit.gateway_rig import empty_store
 
 
 def together(store: Store, *changes: Callable[[Connection], object]) -> list[Future[object]]:
@@ -40,40 +67,29 @@ def fail(connection: Connection) -> None:
     raise KeyError("mine")
 
 
-def double(connection: Connection) -> None:
-    for _ in range(2):
-        connection.execute(meta.insert().values(name="double", value="v"))
-
-
 def names(store: Store) -> set[str]:
     found = set(store.read_now(lambda connection: connection.scalars(select(meta.c.name)).all()))
     return found - {"store"}
 
 
-def test_a_change_that_raises_takes_back_its_own_rows_only(store: Store) -> None:
-    first, failing, last = together(store, put("a"), fail, put("b"))
-    assert (first.result(), last.result()) == (None, None)
-    with pytest.raises(KeyError, match="mine"):
-        failing.result()
-    assert names(store) == {"a", "b"}
+def test_a_change_that_raises_takes_back_its_own_rows_only_and_cannot_end_the_writer(store: Store) -> None:
+    def double(connection: Connection) -> None:
+        for _ in range(2):
+            connection.execute(meta.insert().values(name="double", value="v"))
 
-
-def test_a_change_that_breaks_a_rule_of_its_table_takes_back_its_own_rows_only(store: Store) -> None:
-    first, failing, last = together(store, put("a"), double, put("b"))
-    assert (first.result(), last.result()) == (None, None)
-    with pytest.raises(DBAPIError):
-        failing.result()
-    assert names(store) == {"a", "b"}
-
-
-def test_a_change_cannot_end_the_writer(store: Store) -> None:
     def leave(connection: Connection) -> None:
         raise SystemExit
 
+    first, failing, breaking, last = together(store, put("a"), fail, double, put("b"))
+    assert (first.result(), last.result()) == (None, None)
+    with pytest.raises(KeyError, match="mine"):
+        failing.result()
+    with pytest.raises(DBAPIError):
+        breaking.result()
     with pytest.raises(SystemExit):
         store.submit(leave).result(30)
-    store.write_now(put("a"))
-    assert names(store) == {"a"}
+    store.write_now(put("c"))
+    assert names(store) == {"a", "b", "c"}
 
 
 def test_a_waiter_that_gives_up_does_not_end_the_writer(store: Store) -> None:
@@ -92,6 +108,7 @@ def test_two_stores_of_one_database_never_write_at_once(store: Store, store_url:
         set_value(connection, "count", str(int(value_of(connection, "count") or 0) + 1))
 
     other = Store.open(store_url)
+    assert other.read_now(store_id) == store.read_now(store_id)
     both = [each.submit(count) for _ in range(100) for each in (store, other)]
     for future in both:
         future.result()
@@ -109,18 +126,10 @@ def test_a_read_goes_on_beside_a_write(store: Store) -> None:
     held.result()
 
 
-def test_every_copy_of_a_store_has_its_uuid(store: Store, store_url: str) -> None:
-    again = Store.open(store_url)
-    assert again.read_now(store_id) == store.read_now(store_id)
-    again.close()
-
-
-@pytest.mark.parametrize(
-    "url", ["", "nothing", "mysql://host/name", "sqlite:////no/such/folder/file.db", "sqlite://x/y"]
-)
-def test_a_url_that_cannot_be_used_is_refused_in_words(url: str) -> None:
-    with pytest.raises(StoreAway, match="the store"):
-        Store.open(url)
+def test_a_url_that_cannot_be_used_is_refused_in_words() -> None:
+    for url in ("", "nothing", "mysql://host/name", "sqlite:////no/such/folder/file.db", "sqlite://x/y"):
+        with pytest.raises(StoreAway, match="the store"):
+            Store.open(url)
 
 
 @pytest.mark.postgresql
@@ -167,3 +176,283 @@ def test_json_has_no_nul_and_no_lone_surrogate(value: object) -> None:
     text = to_json(value)
     assert text.encode()
     assert "\\u0000" not in text
+
+
+# -- revisions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(store_url: str) -> Iterator[Engine]:
+    made = create_engine(store_url)
+    yield made
+    made.dispose()
+
+
+def test_the_revisions_make_the_tables_that_the_code_declares(store_url: str, engine: Engine) -> None:
+    assert scripts().get_current_head() == NEWEST
+    assert Store.upgrade(store_url) == (None, "0001")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    Store.open(store_url).close()
+    assert Store.upgrade(store_url) == ("0001", "0001")
+
+
+def test_the_outbox_never_gives_a_number_twice_in_a_store_of_either_origin(store_url: str) -> None:
+    Store.upgrade(store_url)
+    store = Store.open(store_url)
+    row = {"size": 0, "topic": "t", "headers": b"[]"}
+    for number in (1, 2):
+        store.write_now(lambda connection: connection.execute(outbox.insert(), row))
+        found = store.read_now(lambda connection: connection.execute(outbox.select()).one())
+        assert found.number == number
+        store.write_now(lambda connection: connection.execute(outbox.delete()))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("UPDATE alembic_version SET version_num = '0000'", "older than this program; .*postback store upgrade"),
+        ("UPDATE alembic_version SET version_num = '9999'", "newer than this program"),
+        ("DROP TABLE alembic_version", "older than this program"),
+    ],
+)
+def test_a_store_of_another_schema_is_refused_with_the_fix(
+    store_url: str, engine: Engine, change: str, reason: str
+) -> None:
+    Store.open(store_url).close()
+    with engine.begin() as connection:
+        connection.execute(text(change))
+    with pytest.raises(OtherSchema, match=reason):
+        Store.open(store_url)
+
+
+def test_a_command_that_opens_a_current_store_imports_no_alembic(store_url: str) -> None:
+    Store.open(store_url).close()
+    code = (
+        "import sys; from gateway.store.store import Store; Store.open(sys.argv[1]).close();"
+        "print(*(name for name in sys.modules if name.partition('.')[0] in ('alembic', 'mako')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, store_url], env=environment_of(), capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_the_command_upgrades_an_empty_database_once_and_refuses_a_newer_one(store_url: str, engine: Engine) -> None:
+    env = environment_of(POSTBACK_STORE__URL=store_url)
+    first, second = (postback_here("store", "upgrade", env=env) for _ in range(2))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    refused = postback_here("store", "upgrade", env=env)
+    assert [done.returncode for done in (first, second, refused)] == [0, 0, 1]
+    assert "from schema nothing to 0001" in first.stderr
+    assert "the store is at schema 0001" in second.stderr
+    assert "another program" in refused.stderr
+
+
+# -- retention ---------------------------------------------------------------------------------------------------------
+
+
+DAY_MS = 24 * 3600 * 1000
+NOW_MS = 100 * DAY_MS
+
+
+def fill(store: Store) -> None:
+    """Write rows that are older than they are kept, and younger ones."""
+
+    def job(job_id: str, created_days: int, finished_days: int | None) -> dict[str, Any]:
+        finished_at = None if finished_days is None else NOW_MS - finished_days * DAY_MS
+        return row_of("acme", job_id, created_at=NOW_MS - created_days * DAY_MS, finished_at=finished_at)
+
+    old_jobs = [job(f"old{number}", 31, 31) for number in range(TOGETHER + 10)]
+    others = [job("young", 31, 29), job("waiting", 37, None), job("lost", 39, None)]
+    old, young = NOW_MS - 31 * DAY_MS, NOW_MS - 29 * DAY_MS
+    told = {"tenant": "acme", "type": "t", "object_id": "o", "data": b""}
+    attempt = {"topic_partition": 0, "tenant": "acme", "job_id": "j", "webhook_id": "w", "details": {}}
+    key = {"tenant": "acme", "fingerprint": b"", "status": 200, "response": b""}
+    keys = {"old": NOW_MS - 3 * DAY_MS, "young": NOW_MS - DAY_MS - 1}
+    rows: list[tuple[Table, list[dict[str, Any]]]] = [
+        (jobs, [*old_jobs, *others]),
+        (events, [{**told, "number": 1, "at": old}, {**told, "number": 2, "at": young}]),
+        (job_attempts, [{**attempt, "topic_offset": 1, "at": old}, {**attempt, "topic_offset": 2, "at": young}]),
+        (idempotency, [{**key, "key": name, "created_at": at} for name, at in keys.items()]),
+    ]
+    for table, values in rows:
+        store.write_now(lambda connection, table=table, values=values: connection.execute(table.insert(), values))  # type: ignore[misc]
+
+
+def count(store: Store, table: Table) -> int:
+    return store.read_now(lambda connection: connection.scalar(select(func.count()).select_from(table)) or 0)
+
+
+def test_old_rows_are_removed_and_young_ones_stay(store: Store) -> None:
+    fill(store)
+    retention = Retention(store, 30, HandClock(NOW_MS / 1000))
+    assert retention.remove_old() == TOGETHER + 10 + 1 + 1 + 1 + 1
+    kept = set(store.read_now(lambda connection: connection.scalars(select(jobs.c.job_id)).all()))
+    assert kept == {"young", "waiting"}
+    assert [count(store, table) for table in (events, job_attempts, idempotency)] == [1, 1, 1]
+    assert retention.remove_old() == 0
+
+
+def test_an_unfinished_job_that_is_removed_gives_its_quota_back(store: Store) -> None:
+    limits = TenantSettings(queued_lines=2)
+
+    def accept(connection: Connection) -> None:
+        reserve(connection, "acme", limits, Work(1, 50))
+        lost = row_of("acme", "lost", created_at=NOW_MS - 39 * DAY_MS, reserved_tokens=50)
+        connection.execute(jobs.insert(), lost)
+
+    store.write_now(accept)
+    assert Retention(store, 30, HandClock(NOW_MS / 1000)).remove_old() == 1
+    assert store.read_now(lambda connection: queued_work(connection, "acme")) == Work(0, 0)
+
+
+class RefusingError(Exception):
+    """A driver's error with a code."""
+
+    def __init__(self, **code: object) -> None:
+        super().__init__("secret")
+        vars(self).update(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ({"sqlite_errorcode": 8}, "it is read-only"),
+        ({"sqlite_errorcode": 778}, "its disk fails"),
+        ({"sqlite_errorcode": 13}, "its disk is full"),
+        ({"sqlite_errorcode": 99}, "SQLite's error 99"),
+        ({"sqlstate": "25006"}, "it is read-only, as a standby is"),
+        ({"sqlstate": "53100"}, "its disk is full"),
+        ({"sqlstate": "57P03"}, "it is stopping or starting"),
+        ({"sqlstate": "XX000"}, "PostgreSQL's error XX000"),
+        ({"sqlstate": None}, "it cannot be reached"),
+    ],
+)
+def test_the_text_of_a_failure_names_its_cause(code: dict[str, object], cause: str) -> None:
+    assert cause_of(OperationalError("INSERT", {}, RefusingError(**code))) == cause
+
+
+def test_a_store_that_is_read_only_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    file.write_bytes(empty_store())
+    store = Store.open(f"sqlite:///{file}")
+    store.write_now(lambda connection: connection.exec_driver_sql("PRAGMA query_only=ON") and None)
+    with pytest.raises(StoreAway, match="did not take a change: it is read-only"):
+        store.write_now(lambda connection: set_value(connection, "a", "b"))
+    assert store.problem(0.0) == "the store did not take a change: it is read-only"
+    store.close()
+
+
+# -- statements over many rows -----------------------------------------------------------------------------------------
+
+
+ANY_TEXT = st.text(st.characters(codec=None), max_size=8)
+BATCH = f"batch_{'0' * 32}"
+
+
+def row_of(tenant: str, job_id: str, **others: Any) -> dict[str, Any]:
+    base = {"url": "u", "status": "succeeded", "created_at": 1, "finished_at": None, "metadata": {}, "result": None}
+    return {"tenant": tenant, "job_id": job_id, **base, **others}
+
+
+def write(store: Store, rows: list[dict[str, Any]]) -> int:
+    return store.write_now(lambda connection: write_rows(connection, insert(connection, jobs), rows))
+
+
+def clear(store: Store) -> None:
+    store.write_now(lambda connection: connection.execute(jobs.delete()))
+
+
+@settings(max_examples=drawn(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(ANY_TEXT.map(storable), st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=2), min_size=1, max_size=5),
+    st.none() | st.binary(max_size=8),
+    st.none() | st.text(st.characters(codec=None), min_size=510, max_size=514),
+)
+def test_rows_written_together_equal_rows_written_one_by_one(
+    store: Store, found: dict[str, dict[str, str]], result: bytes | None, name: str | None
+) -> None:
+    def written() -> list[tuple[Any, ...]]:
+        ordered = select(jobs).order_by(jobs.c.job_id)
+        return store.read_now(lambda connection: [tuple(each) for each in connection.execute(ordered)])
+
+    rows = [row_of("acme", key, metadata=value, result=result, custom_id=name) for key, value in found.items()]
+    clear(store)
+    for row in rows:
+        store.write_now(lambda connection, row=row: connection.execute(jobs.insert(), row))  # type: ignore[misc]
+    one_by_one = written()
+    clear(store)
+    assert write(store, rows) == len(rows)
+    assert written() == one_by_one
+    new = {**rows[0], "job_id": "another" * 8}
+    assert store.write_now(lambda connection: insert_new(connection, jobs, [*rows, new])) == 1
+    assert store.write_now(lambda connection: insert_new(connection, jobs, [new])) == 0
+
+
+@settings(max_examples=drawn(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sets(st.tuples(st.sampled_from(["a", "b", "c"]), ANY_TEXT.map(storable)), min_size=1, max_size=9),
+    st.sets(st.tuples(st.sampled_from(["a", "b", "c"]), ANY_TEXT.map(storable)), max_size=9),
+    st.data(),
+)
+def test_wanted_pairs_are_found(
+    store: Store, kept: set[tuple[str, str]], others: set[tuple[str, str]], data: Any
+) -> None:
+    clear(store)
+    write(store, [row_of(*pair) for pair in kept])
+    asked = others | data.draw(st.sets(st.sampled_from(sorted(kept))))
+    columns = (jobs.c.tenant, jobs.c.job_id)
+    found = store.read_now(
+        lambda connection: connection.execute(select(*columns).where(pair_in(connection, columns, asked))).all()
+    )
+    assert sorted(map(tuple, found)) == sorted(kept & asked)
+
+
+@contextmanager
+def statements() -> Iterator[dict[str, Any]]:
+    """The statements that are executed, each with the parameters of one row."""
+    seen: dict[str, Any] = {}
+
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
+        seen[statement] = values[0] if many else values
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def record(job_id: str) -> ResultRecord:
+    found = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="", created_at=1)
+    return ResultRecord("acme", found, write_result(found), None, 1, has_callback=False)
+
+
+FEW = ("SCAN writers", "VIRTUAL TABLE", "CONSTANT ROW")
+"""Scans that a plan may contain: of tables with few rows, and of parameters that SQLite reads as a table."""
+
+
+def test_neither_a_page_of_results_nor_the_retention_reads_a_whole_table(tmp_path: Path) -> None:
+    clock = HandClock(10**9)
+    hooks = (counting(clock), release_answered, fanning_out(Topics(), clock))
+
+    def page(connection: Connection) -> None:
+        stored = write_results(connection, [record("a"), record("b"), record(f"{BATCH}.0")])
+        for hook in hooks:
+            hook(connection, stored)
+
+    def plan(statement: str, values: Any) -> list[str]:
+        asked = f"EXPLAIN QUERY PLAN {statement}"
+        return store.read_now(lambda connection: [row[3] for row in connection.exec_driver_sql(asked, values)])
+
+    store = Store.open(f"sqlite:///{tmp_path}/store.db")
+    with statements() as seen:
+        store.write_now(page)
+        Retention(store, 30, clock).remove_old()
+    plans = {statement: plan(statement, values) for statement, values in seen.items() if "BEGIN" not in statement}
+    store.close()
+    assert len(plans) > 10
+    scans = [step for steps in plans.values() for step in steps if step.startswith("SCAN ")]
+    first_by_number = ["SCAN events"]
+    assert [step for step in scans if not any(name in step for name in FEW)] == first_by_number

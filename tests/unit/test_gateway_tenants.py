@@ -1,20 +1,28 @@
-"""Allow-lists and quotas of tenants, and `postback tenants`."""
+"""Tenants at the door: allow-lists, quotas, rates, the admin's routes, and the audit of requests."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import httpx
 import pytest
-from hypothesis import example, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from yarl import URL
 
+from gateway.access import Scope
 from gateway.access.allowed import OF_A_BODY, OF_A_JOB, OF_A_LINE, check_job, may_call
+from gateway.access.key_text import id_of
+from gateway.access.keys import revoke_key
+from gateway.access.principal import DEFAULT_SCOPES
 from gateway.access.quotas import (
     QuotaExceeded,
     Work,
@@ -25,14 +33,21 @@ from gateway.access.quotas import (
     reserve,
     tokens_of,
 )
+from gateway.access.rates import AWAY_SECONDS, Rates, RateWindows, network_of, per_minute, per_second
+from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant, listed_tenants, put_tenant, remove_tenant
-from gateway.store.store import Store
+from gateway.door.app import create_app
+from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batches, jobs, tenants
 from schemas.job import Job
+from telemetry.audit import Audit, AuditEvent
+from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
-from tests.drawn import drawn
+from tests.drawn import JSON, drawn
 from tests.postback_command import environment_of, postback_here
+from tests.redis_server import RedisServer
+from tests.unit.gateway_rig import Rig, gateway_rig
 
 CLOCK = HandClock()
 HOSTS = TenantSettings(callback_domains=["hooks.example.com", "*.Bücher.example", "192.0.2.7", "2001:db8::1"])
@@ -48,57 +63,25 @@ def store(tmp_path: Path) -> Iterator[Store]:
 # -- allow-lists ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://hooks.example.com/in?token=1",
-        "https://HOOKS.Example.com:8443/",
-        "https://hooks.example.com./",
-        "https://\uff48ooks.example.com/",
-        "https://hooks。example。com/",
-        "http://hooks.example.com",
-        "https://a.bücher.example/",
-        "https://a.b.xn--bcher-kva.example/",
-        "https://192.0.2.7/",
-        "https://[2001:DB8:0::1]/",
-    ],
-)
-def test_a_callback_to_an_allowed_host_is_taken_in_every_spelling(url: str) -> None:
-    assert may_call(HOSTS, url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://example.com/",
-        "https://hooks.example.com.evil.example/",
-        "https://evil-hooks.example.com/",
-        "https://a.hooks.example.com/",
-        "https://hooks.example.com@evil.example/",
-        "https://hooks.example.com%2f@evil.example/",
-        "https://hooks.example.com%00.evil.example/",
-        "https://evil.example\\@hooks.example.com/",
-        "https://evil.example#@hooks.example.com/",
-        "https://evil.example/hooks.example.com",
-        "https://evil.example?hooks.example.com",
-        "https://user@hooks.example.com/",
-        "https://bücher.example/",
-        "https://xn--bcher-kva.example/",
-        "https://notbücher.example/",
-        "https://192.0.2.70/",
-        "https://192.0.2.7.evil.example/",
-        "https://3221225991/",
-        "https://0300.0.2.7/",
-        "https://[2001:db8::2]/",
-        "https://[::ffff:192.0.2.7]/",
-        "https://hooks.example.com../",
-        "https:///hooks.example.com",
-        "hooks.example.com",
-        "",
-    ],
-)
-def test_no_spelling_of_another_host_passes_for_an_allowed_one(url: str) -> None:
-    assert not may_call(HOSTS, url)
+def test_a_callback_to_an_allowed_host_is_taken_in_every_spelling_and_to_no_other_host() -> None:
+    allowed = """
+        https://hooks.example.com/in?token=1 https://HOOKS.Example.com:8443/ https://hooks.example.com./
+        https://\uff48ooks.example.com/ https://hooks。example。com/ http://hooks.example.com
+        https://a.bücher.example/ https://a.b.xn--bcher-kva.example/ https://192.0.2.7/ https://[2001:DB8:0::1]/
+    """
+    refused = """
+        https://example.com/ https://hooks.example.com.evil.example/ https://evil-hooks.example.com/
+        https://a.hooks.example.com/ https://hooks.example.com@evil.example/
+        https://hooks.example.com%2f@evil.example/ https://hooks.example.com%00.evil.example/
+        https://evil.example\\@hooks.example.com/ https://evil.example#@hooks.example.com/
+        https://evil.example/hooks.example.com https://evil.example?hooks.example.com
+        https://user@hooks.example.com/ https://bücher.example/ https://xn--bcher-kva.example/
+        https://notbücher.example/ https://192.0.2.70/ https://192.0.2.7.evil.example/ https://3221225991/
+        https://0300.0.2.7/ https://[2001:db8::2]/ https://[::ffff:192.0.2.7]/ https://hooks.example.com../
+        https:///hooks.example.com hooks.example.com
+    """
+    assert [url for url in allowed.split() if not may_call(HOSTS, url)] == []
+    assert [url for url in (*refused.split(), "") if may_call(HOSTS, url)] == []
 
 
 @example("https://hooks.example.com:80@evil.example/")
@@ -126,27 +109,6 @@ def test_a_refusal_names_the_field_as_the_author_of_the_job_knows_it(names: tupl
     assert all("evil" not in problem.reason for problem in problems)
 
 
-@pytest.mark.parametrize(
-    "domain",
-    [
-        "",
-        "*",
-        "*.",
-        "https://a.example",
-        "a.example/",
-        "a.example:443",
-        "a@b.example",
-        "a b",
-        "*.*.example",
-        "*.1.2.3.4",
-        "1.2",
-    ],
-)
-def test_a_domain_that_is_no_host_is_refused(domain: str) -> None:
-    with pytest.raises(ValidationError):
-        TenantSettings(callback_domains=[domain])
-
-
 @given(st.text(max_size=30))
 def test_any_domain_is_refused_or_kept_in_one_spelling(domain: str) -> None:
     try:
@@ -154,6 +116,13 @@ def test_any_domain_is_refused_or_kept_in_one_spelling(domain: str) -> None:
     except ValidationError:
         return
     assert TenantSettings(callback_domains=settings.callback_domains) == settings
+
+
+def test_a_domain_that_is_no_host_is_refused() -> None:
+    wrong = ("", "*", "*.", "https://a.example", "a.example/", "a.example:443", "a@b.example", "a b", "*.*.example")
+    for domain in (*wrong, "*.1.2.3.4", "1.2"):
+        with pytest.raises(ValidationError):
+            TenantSettings(callback_domains=[domain])
 
 
 # -- settings in the store ---------------------------------------------------------------------------------------------
@@ -178,7 +147,7 @@ def test_settings_of_a_later_version_admit_nothing(store: Store) -> None:
     assert len(check_job(found, Job(prompt="x", model_id="a", callback_url="https://a.example/"))) == 2
 
 
-def test_the_command_writes_and_shows_settings(tmp_path: Path) -> None:
+def test_the_command_writes_and_shows_settings_and_names_a_wrong_field(tmp_path: Path) -> None:
     env = environment_of(POSTBACK_STORE__URL=f"sqlite:///{tmp_path / 'store.db'}")
     settings = {"callback_domains": ["*.example.com"], "requests_per_second": 5}
     assert postback_here("tenants", "put", "acme", json.dumps(settings), env=env).returncode == 0
@@ -188,21 +157,12 @@ def test_the_command_writes_and_shows_settings(tmp_path: Path) -> None:
     assert postback_here("tenants", "remove", "acme", env=env).returncode == 0
     for words in (("show", "acme"), ("remove", "acme")):
         assert postback_here("tenants", *words, env=env).returncode == 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "place"),
-    [
-        ("{", "the settings"),
-        ("[]", "the settings"),
-        ('{"model": []}', "model"),
+    for wrong, place in (
+        *(("{", "the settings"), ("[]", "the settings"), ('{"model": []}', "model")),
         ('{"callback_domains": ["*"]}', "callback_domains.0"),
-    ],
-)
-def test_the_command_names_the_wrong_field(settings: str, place: str, tmp_path: Path) -> None:
-    env = environment_of(POSTBACK_STORE__URL=f"sqlite:///{tmp_path / 'store.db'}")
-    done = postback_here("tenants", "put", "acme", settings, env=env)
-    assert (done.returncode, done.stderr.startswith(f"postback: {place}: ")) == (2, True)
+    ):
+        done = postback_here("tenants", "put", "acme", wrong, env=env)
+        assert (done.returncode, done.stderr.startswith(f"postback: {place}: ")) == (2, True)
 
 
 # -- quotas --------------------------------------------------------------------------------------------------------
@@ -270,6 +230,10 @@ def test_the_lines_of_a_batch_give_all_of_it_back_and_no_more(store: Store) -> N
     reserved(store, TenantSettings(queued_lines=9), Work(4, 107))
     release(store, *(Answered("acme", f"batch_1.{line}", "batch_1") for line in range(2)))
     assert queued(store) == Work(2, 41)
+    release(store, Answered("acme", "batch_1.0", "batch_1", first=False))  # a redriven line's further result
+    assert queued(store) == Work(2, 41)
+    release(store, Answered("acme", "batch_1.0", "batch_1", first=False))  # a redriven line's further result
+    assert queued(store) == Work(2, 41)
     release(store, *(Answered("acme", f"batch_1.{line}", "batch_1") for line in range(5)))
     release(store, Answered("globex", "batch_2.0", "batch_2"))
     assert queued(store) == Work(1, 7)
@@ -281,7 +245,7 @@ def test_the_lines_of_a_batch_give_all_of_it_back_and_no_more(store: Store) -> N
 STEPS = st.lists(st.tuples(st.sampled_from(["job", "batch", "answer", "line", "end", "recount"]), st.integers(0, 3)))
 
 
-@hypothesis_settings(max_examples=drawn(20))
+@settings(max_examples=drawn(20))
 @given(steps=STEPS)
 def test_counts_are_the_reservations_of_the_rows_after_any_steps(
     steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
@@ -310,3 +274,390 @@ def test_counts_are_the_reservations_of_the_rows_after_any_steps(
 
 def test_the_tokens_of_a_job_are_its_text_and_its_longest_answer() -> None:
     assert [tokens_of(size, 100) for size in (0, 1, 4, 5)] == [100, 101, 101, 102]
+
+
+# -- rates -------------------------------------------------------------------------------------------------------------
+
+
+FEW = AccessSettings(requests_per_second=1_000_000, failures_per_minute=3, key_cache_seconds=0)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with gateway_rig(tmp_path, FEW) as made:
+        yield made
+
+
+def limit(rig: Rig, settings: TenantSettings, tenant: str = "acme") -> None:
+    rig.store.submit(lambda connection: put_tenant(connection, rig.clock, tenant, settings)).result()
+
+
+async def models(rig: Rig, key: str | None) -> httpx.Response:
+    return await rig.request("GET", "/v1/jobs", key)
+
+
+async def statuses(rig: Rig, key: str | None, requests: int) -> list[int]:
+    return [(await models(rig, key)).status_code for _ in range(requests)]
+
+
+def wait_hint(response: httpx.Response) -> int:
+    return int(response.headers["retry-after"])
+
+
+async def test_requests_are_counted_without_a_thread_and_any_number_of_addresses_takes_bounded_memory() -> None:
+    clock = HandClock(0.0)
+    rates, windows, before = Rates(None, clock), RateWindows(clock, most=100), threading.active_count()
+    assert [(await rates.take(per_minute(2), "one")).allowed for _ in range(3)] == [True, True, False]
+    assert threading.active_count() == before
+    for number in range(1_000):
+        windows.take("busy", windows.window("busy", 60))
+        windows.take(str(number), windows.window(str(number), 60))
+    assert windows.window("0", 60).count == 0
+    assert windows.window("busy", 60).count == 1_000
+    clock.sleep(60)
+    assert windows.window("busy", 60).count == 0
+
+
+async def test_requests_above_the_rate_of_the_whole_door_are_refused(tmp_path: Path) -> None:
+    with gateway_rig(tmp_path, AccessSettings(requests_per_second=2)) as rig:
+        key = rig.key()
+        answers = [await rig.request("GET", path, key) for path in ("/v1/jobs", "/nowhere", "/v1/files") * 20]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    error = refused[0].json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert all(1 <= wait_hint(answer) <= 60 and "x-request-id" in answer.headers for answer in refused)
+
+
+async def test_strangers_use_up_the_rate_of_their_own_address_only(tmp_path: Path) -> None:
+    with gateway_rig(tmp_path, AccessSettings(requests_per_second=3, stranger_requests_per_second=2)) as rig:
+        key = rig.key()
+        paths = ("/docs", "/openapi.json", "/nowhere", "/v1/jobs", "/console/sign-in")
+        strange = [(await rig.request("GET", path)).status_code for path in paths * 4]
+        assert {200, 401, 404, 429} == set(strange)
+        assert await statuses(rig, key, 3) == [200, 200, 200]
+
+
+async def test_a_key_is_valid_although_the_store_cannot_note_its_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gateway_rig(tmp_path) as rig:
+        key = rig.key()
+
+        def behind(_: object) -> None:
+            raise StoreAway("too many changes wait")
+
+        monkeypatch.setattr(rig.store, "submit", behind)
+        assert await statuses(rig, key, 1) == [200]
+
+
+async def test_the_rate_of_a_tenant_is_shared_by_its_credentials_and_that_of_a_credential_is_its_own(rig: Rig) -> None:
+    limit(rig, TenantSettings(requests_per_second=3))
+    limit(rig, TenantSettings(key_requests_per_second=3, requests_per_second=1_000_000), "initech")
+    keys, other = [rig.key(), rig.key()], rig.key("globex")
+    first = await models(rig, keys[0])
+    assert first.headers["x-ratelimit-limit-requests"] == "3"
+    assert first.headers["x-ratelimit-remaining-requests"] == "2"
+    assert first.headers["x-ratelimit-reset-requests"].endswith("s")
+    seen = [await statuses(rig, key, 30) for key in keys]
+    assert all(429 in each for each in seen)
+    assert await statuses(rig, other, 20) == [200] * 20
+    assert "x-ratelimit-limit-requests" not in (await models(rig, other)).headers
+    busy, idle = rig.key("initech"), rig.key("initech")
+    assert 429 in await statuses(rig, busy, 40)
+    answer = await models(rig, idle)
+    assert (answer.status_code, answer.headers["x-ratelimit-limit-requests"]) == (200, "3")
+
+
+async def test_guessing_of_keys_is_slowed_by_address_and_known_keys_still_work(rig: Rig) -> None:
+    known, unknown, guess = rig.key(), rig.key("globex"), rig.key()
+    rig.store.write_now(
+        lambda connection: connection.exec_driver_sql("DELETE FROM api_keys WHERE id = ?", (guess[3:19],))
+    )
+    assert await statuses(rig, known, 1) == [200]
+    # A credential that lacks only the scope is known, and so no guess.
+    assert await statuses(rig, rig.key("acme", Scope.SUBMIT), 6) == [403] * 6
+    assert await statuses(rig, guess, 5) == [401, 401, 401, 429, 429]
+    assert await statuses(rig, None, 1) == [429]
+    assert await statuses(rig, unknown, 1) == [200]  # a valid key is never refused for the bad ones of others
+    assert await statuses(rig, known, 2) == [200, 200]
+    refused = await models(rig, guess)
+    assert 1 <= wait_hint(refused) <= 60
+
+
+@given(st.text(max_size=50))
+def test_an_address_is_counted_with_its_network(address: str) -> None:
+    assert network_of(address)
+    networks = {"192.0.2.1": "192.0.2.1", "::ffff:192.0.2.1": "192.0.2.1", "testclient": "unknown"}
+    networks |= dict.fromkeys(("2001:db8::1", "2001:db8::ffff:1"), "2001:db8::/64")
+    assert {each: network_of(each) for each in networks} == networks
+    assert network_of(None) == "unknown"
+
+
+async def test_gateways_count_together_in_redis_and_each_by_itself_while_it_is_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    clock, item = HandClock(SystemClock().time()), per_minute(3)
+    with RedisServer(tmp_path) as redis:
+        first, second = Rates(redis.url, clock), Rates(redis.url, clock)
+        counts = [(await each.take(item, "a")).remaining for each in (first, second, first)]
+        assert counts == [2, 1, 0]
+        taken = await second.take(item, "a")
+        assert (taken.allowed, 1 <= taken.reset_seconds <= 60) == (False, True)
+        assert await second.is_spent(item, "a") is not None
+        assert await second.is_spent(item, "b") is None
+
+        redis.kill()
+        alone = [(await first.take(item, "a")).allowed for _ in range(4)]
+        assert alone == [True, True, True, False]
+        assert await first.is_spent(item, "a") is not None
+        assert (await second.take(per_second(1), "a")).allowed
+        assert caplog.text.count("Redis does not answer") == 2
+
+        redis.start()
+        clock.now += AWAY_SECONDS
+        assert (await first.take(item, "a")).remaining == 2
+        assert "Redis answers again" in caplog.text
+        await first.close()
+        await second.close()
+
+
+# -- the admin's routes ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Admin:
+    """A client with the scope of admins."""
+
+    rig: Rig
+    key: str
+
+    async def ask(self, method: str, path: str, json: object = None, **arguments: object) -> httpx.Response:
+        return await self.rig.request(method, f"/v1/admin{path}", self.key, json=json, **arguments)
+
+    async def put(self, tenant: str, **settings: object) -> httpx.Response:
+        return await self.ask("PUT", f"/tenants/{tenant}", settings)
+
+
+@pytest.fixture(scope="module")
+def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
+    with gateway_rig(tmp_path_factory.mktemp("admin")) as made:
+        yield Admin(made, made.key("operators", Scope.ADMIN))
+
+
+async def test_no_tenants_credential_reaches_the_admins_routes(admin: Admin) -> None:
+    key = admin.rig.key("acme", *DEFAULT_SCOPES)
+    for method, path in (
+        *(("POST", "api_keys"), ("GET", "api_keys"), ("DELETE", "api_keys/0123456789abcdef"), ("GET", "tenants")),
+        *((method, "tenants/acme") for method in ("GET", "PUT", "DELETE")),
+    ):
+        for credential, status in ((key, 403), (None, 401)):
+            answer = await admin.rig.request(method, f"/v1/admin/{path}", credential, content=b"{}")
+            assert answer.status_code == status, path
+
+
+async def test_a_created_key_works_is_listed_and_stops_when_it_is_revoked(admin: Admin) -> None:
+    asked = {"tenant": "initech", "scopes": ["read"], "label": "ci", "expires_in_seconds": 60}
+    made = (await admin.ask("POST", "/api_keys", asked)).json()
+    assert id_of(made["key"]) == made["id"]
+    assert (made["object"], made["status"], made["expires_at"] - made["created_at"]) == ("api_key", "valid", 60)
+    assert (await models(admin.rig, made["key"])).status_code == 200
+    assert (await admin.rig.request("GET", "/v1/admin/api_keys", made["key"])).status_code == 403
+
+    listed = (await admin.ask("GET", "/api_keys?tenant=initech")).json()
+    assert [(each["id"], each["scopes"], each["label"]) for each in listed["data"]] == [(made["id"], ["read"], "ci")]
+    assert made["key"] not in json.dumps(listed)
+
+    assert (await admin.ask("DELETE", f"/api_keys/{made['id']}")).json()["status"] == "revoked"
+    assert (await models(admin.rig, made["key"])).status_code == 401
+    assert (await admin.ask("DELETE", "/api_keys/unknown")).json()["error"]["code"] == "api_key_not_found"
+
+
+async def test_lists_of_admins_are_paged_to_their_end(admin: Admin) -> None:
+    for number in range(3):
+        await admin.ask("POST", "/api_keys", {"tenant": "paged"})
+        await admin.put(f"paged-{number}")
+    for path in ("/api_keys?tenant=paged&limit=2", "/tenants?limit=2"):
+        seen: list[str] = []
+        page: dict[str, Any] = {"has_more": True, "last_id": ""}
+        while page["has_more"]:
+            after = f"&after={page['last_id']}" if page["last_id"] else ""
+            page = (await admin.ask("GET", f"{path}{after}")).json()
+            seen += [each["id"] for each in page["data"]]
+        assert len(seen) == len(set(seen)) >= 3
+
+
+async def test_settings_of_a_tenant_are_written_shown_and_removed(admin: Admin) -> None:
+    assert (await admin.ask("GET", "/tenants/hooli")).json()["error"]["code"] == "tenant_not_found"
+    put = await admin.put("hooli", callback_domains=["HOOKS.example.com."])
+    assert put.json()["settings"]["callback_domains"] == ["hooks.example.com"]
+    assert (await admin.ask("GET", "/tenants/hooli")).json() == put.json()
+    assert (await admin.ask("DELETE", "/tenants/hooli")).json()["deleted"] is True
+    assert (await admin.ask("DELETE", "/tenants/hooli")).status_code == 404
+
+
+async def test_a_wrong_field_is_named(admin: Admin) -> None:
+    acme = {"tenant": "acme"}
+    for method, path, body, param in (
+        ("POST", "/api_keys", {}, "tenant"),
+        ("POST", "/api_keys", {"tenant": "-x"}, "tenant"),
+        ("POST", "/api_keys", {**acme, "scopes": []}, "scopes"),
+        ("POST", "/api_keys", {**acme, "scopes": ["all"]}, "scopes.0"),
+        ("POST", "/api_keys", {**acme, "expires_in_seconds": 0}, "expires_in_seconds"),
+        ("POST", "/api_keys", {**acme, "key": "mine"}, None),
+        ("PUT", "/tenants/acme", {"models": "echo"}, "models"),
+        ("PUT", "/tenants/acme", {"queued_lines": -1}, "queued_lines"),
+        ("PUT", "/tenants/acme", {"callback_domains": ["a", "*"]}, "callback_domains.1"),
+        ("PUT", "/tenants/-acme", {}, "tenant"),
+        ("GET", "/api_keys?limit=0", None, "limit"),
+        ("GET", "/api_keys?tenants=acme", None, "tenants"),
+    ):
+        answer = await admin.ask(method, path, body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), body
+
+
+BODIES = st.binary(max_size=60) | st.dictionaries(
+    st.sampled_from(["tenant", "scopes", "label", "expires_in_seconds", "models", "callback_domains", "queued_tokens"]),
+    JSON | st.just("acme") | st.just(["read"]),
+).map(lambda body: json.dumps(body).encode())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=drawn(50))
+@given(body=BODIES, name=st.text(max_size=20))
+async def test_no_body_or_name_makes_an_admins_route_fail(body: bytes, name: str, admin: Admin) -> None:
+    for method, path in (("POST", "/api_keys"), ("PUT", "/tenants/noise"), ("PUT", f"/tenants/{name!r}")):
+        assert (await admin.ask(method, path, content=body)).status_code < 500
+
+
+async def test_a_job_outside_the_allow_lists_is_refused_by_field(admin: Admin) -> None:
+    await admin.put("umbrella", models=["echo"], callback_domains=["example.com"])
+    key = admin.rig.key("umbrella")
+    good = {"prompt": "Hello", "model_id": "echo", "callback_url": "https://example.com/in"}
+    evil = {**good, "callback_url": "https://example.com.evil.example/"}
+    assert (await admin.rig.request("POST", "/v1/jobs", key, json=good)).status_code == 202
+    for body, param in (
+        ({**good, "model_id": "gpt"}, "model_id"),
+        (evil, "callback_url"),
+        ([good, evil], "1.callback_url"),
+        ({"prompt": "Hello"}, "model_id"),
+    ):
+        answer = await admin.rig.request("POST", "/v1/jobs", key, json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403, param)
+        assert (answer.json()["error"]["code"], answer.headers["x-should-retry"]) == ("not_allowed", "false")
+
+
+async def test_jobs_beyond_the_quota_are_refused_together_and_a_repeat_counts_once(admin: Admin) -> None:
+    await admin.put("vandelay", queued_lines=3)
+    rig, key, job = admin.rig, admin.rig.key("vandelay"), {"prompt": "Hello"}
+    for _ in range(3):
+        once = {"idempotency-key": "one"}
+        assert (await rig.request("POST", "/v1/jobs", key, json=[job, job], headers=once)).status_code == 202
+    refused = await rig.request("POST", "/v1/jobs", key, json=[job, job])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "quota_exceeded")
+    assert (refused.headers["x-should-retry"], int(refused.headers["retry-after"]) <= 60) == ("false", True)
+    assert len((await models(rig, key)).json()["data"]) == 2
+    assert (await rig.request("POST", "/v1/jobs", key, json=job)).status_code == 202
+
+
+# -- the audit ---------------------------------------------------------------------------------------------------------
+
+
+PROMPT = "Why is the secret sky blue?"
+EVENT = AuditEvent("createJobs", "creation", succeeded=True, user="key:1", tenant="acme")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def audited(tmp_path: Path, file: Path) -> Iterator[Rig]:
+    with gateway_rig(tmp_path) as made:
+        audit = Audit(file, made.clock, "gateway")
+        door = replace(made.door, audit=audit)
+        yield replace(made, door=door, app=create_app(door))
+        audit.close()
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def test_each_request_is_a_line_with_the_credential_and_its_objects(audited: Rig, file: Path) -> None:
+    key, job = audited.key("acme"), {"prompt": PROMPT, "job_id": "job-1"}
+    answer = await audited.request("POST", "/v1/jobs", key, json=job)
+    uploaded = (await audited.upload(b'{"custom_id": "1"}\n', key)).json()["id"]
+    await audited.request("GET", "/v1/jobs/job-1", key)
+    await audited.request("POST", "/v1/jobs/job-1/cancel", key)
+    await audited.request("DELETE", f"/v1/files/{uploaded}", key)
+    made, *later = lines(file)
+    assert made["user.id"] == f"key:{key.split('_')[1]}"
+    assert (made["organization.id"], made["event.outcome"], made["event.type"]) == ("acme", "success", ["creation"])
+    assert (made["postback.objects"], made["http.request.id"]) == (["job-1"], answer.headers["x-request-id"])
+    assert len(made["postback.prompt_sha256"][0]) == hashlib.sha256().digest_size * 2
+    assert [(line["event.type"][0], line["postback.objects"]) for line in later] == [
+        *(("creation", [uploaded]), ("access", ["job-1"]), ("change", ["job-1"]), ("deletion", [uploaded]))
+    ]
+    assert PROMPT not in file.read_text()
+    assert key not in file.read_text()
+
+
+async def test_refusals_are_lines_too_and_a_repeat_claims_no_new_job(audited: Rig, file: Path) -> None:
+    await audited.request("GET", "/v1/jobs")
+    await audited.request("POST", "/v1/jobs", audited.key("acme", Scope.READ), json={"prompt": PROMPT})
+    key, once = audited.key("acme"), {"idempotency-key": "once"}
+    for _ in range(2):
+        await audited.request("POST", "/v1/jobs", key, json={"prompt": PROMPT}, headers=once)
+    unknown, unscoped, first, second = lines(file)
+    assert (unknown["event.type"], unknown["http.response.status_code"]) == (["denied"], 401)
+    assert "user.id" not in unknown
+    assert (unknown["error.code"], unscoped["error.code"]) == ("invalid_api_key", "insufficient_permissions")
+    assert "error.code" not in first
+    assert (unscoped["organization.id"], unscoped["event.outcome"]) == ("acme", "failure")
+    assert len(first["postback.objects"]) == 1
+    assert "postback.objects" not in second
+
+
+async def test_the_line_of_a_refused_key_has_its_id(audited: Rig, file: Path) -> None:
+    revoked = audited.key("acme")
+    identifier = revoked.split("_")[1]
+    audited.store.write_now(lambda connection: revoke_key(connection, audited.clock, identifier))
+    await audited.request("GET", "/v1/jobs", revoked)
+    [line] = lines(file)
+    assert (line["user.id"], line["error.code"]) == (f"key:{identifier}", "invalid_api_key")
+
+
+def test_a_rotated_file_is_replaced_by_a_new_one_and_a_line_that_cannot_be_written_is_reported(
+    tmp_path: Path, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = HandClock()
+    audit = Audit(file, clock, "gateway")
+    audit.record(EVENT)
+    file.rename(tmp_path / "audit.1")
+    clock.sleep(2)
+    audit.record(EVENT)
+    assert (len(lines(tmp_path / "audit.1")), len(lines(file))) == (1, 1)
+    assert file.stat().st_mode & 0o777 == 0o600
+    audit.close()
+    audit.record(EVENT)
+    assert "audit line cannot be written" in caplog.text
+
+
+def test_lines_of_many_threads_do_not_mix(file: Path) -> None:
+    audit = Audit(file, SystemClock(), "gateway")
+    event = replace(EVENT, objects=[f"job-{number}" for number in range(200)])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: audit.record(event), range(200)))
+    audit.close()
+    assert len(lines(file)) == 200
+
+
+@settings(max_examples=drawn(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_text_is_one_line(file: Path, user: str, identifier: str) -> None:
+    audit = Audit(file, SystemClock(), "gateway")
+    audit.record(replace(EVENT, user=user, objects=[identifier]))
+    audit.close()
+    assert lines(file)[-1]["postback.objects"] == [identifier]

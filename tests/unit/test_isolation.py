@@ -1,12 +1,83 @@
-"""Crash isolation in a partition that was left open: suspects, the cohorts of their trials, and condemned records."""
+"""Isolation of records that kill their worker, or their engine, in one worker and in a fleet."""
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import dataclass, field
+from typing import Literal
 
-from tests.unit.isolation_rig import FIRST_WINDOW, NO_BOUND, acquitted, crashed, dispatched, opened, reopened, taken
-from workers.stage.isolation import ATTEMPTS_ALLOWED, Isolation
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.drawn import drawn
+from workers.stage.isolation import ATTEMPTS_ALLOWED, DEATHS_IN_A_ROW, MAX_ATTEMPTED, Isolation
+from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_SUSPECTS, Progress, Suspect
+from workers.stage.record import Record
+
+FIRST_WINDOW = 1000
+NO_BOUND = 1 << 30
+
+
+def opened(number: int = 0, progress: Progress | None = None, window: int = FIRST_WINDOW) -> Partition:
+    partition = Partition("requests", number, 1, 0.0)
+    partition.open(progress or Progress(0), window)
+    return partition
+
+
+def record(offset: int, partition: Partition | None = None) -> Record:
+    return Record("requests", partition.number if partition else 0, offset, b"")
+
+
+def taken(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> list[int]:
+    """Take these records; return those that are not suspects."""
+    free = []
+    for offset in offsets:
+        partition.ledger.take(offset)
+        if not isolation.suspect(partition, record(offset, partition)):
+            free.append(offset)
+    return free
+
+
+def crashed(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> None:
+    """Report these records as running in the process or engine that died."""
+    for offset in offsets:
+        partition.ledger.take(offset)
+    isolation.crashed([(partition, record(offset, partition)) for offset in offsets])
+
+
+def dispatched(isolation: Isolation) -> list[int]:
+    """Mark the next cohort as committed and dispatched; return the offsets of its records."""
+    cohort = isolation.next_cohort(NO_BOUND)
+    if cohort is None:
+        return []
+    cohort.committed = cohort.dispatched = True
+    return [member.offset for _, member in cohort.members]
+
+
+def acquitted(isolation: Isolation, partition: Partition) -> None:
+    """Settle all records of the cohorts under trial."""
+    offsets = [member.offset for cohort in isolation.cohorts for _, member in cohort.members]
+    partition.settle(offsets, partition.progress(offsets))
+    for offset in offsets:
+        isolation.settled(partition, offset)
+
+
+def answered(isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
+    """Complete and settle these records."""
+    isolation.completed()
+    partition.settle(offsets, partition.progress(offsets))
+    for offset in offsets:
+        isolation.settled(partition, offset)
+
+
+def reopened(partition: Partition) -> Partition:
+    """The partition as its next owner opens it, after its worker was killed."""
+    committed = partition.progress([])
+    return opened(partition.number, Progress.decode(committed.base, committed.encode()))
+
+
+# -- a partition that was left open: suspects, the cohorts of their trials, and condemned records --------------------
 
 
 def test_nothing_is_suspected_in_a_partition_that_was_left_cleanly() -> None:
@@ -240,3 +311,380 @@ def test_partitions_that_open_together_are_halved_together() -> None:
         isolation.opened(partitions[-1])
     taken(isolation, partitions[0], range(2))
     assert dispatched(isolation) == [0]
+
+
+# -- an engine that died -------------------------------------------------------------------------------------------
+def test_records_of_an_engine_that_died_are_halved_until_one_is_alone() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(8))
+    sizes = []
+    for _ in range(4):
+        cohort = dispatched(isolation)
+        sizes.append(len(cohort))
+        crashed(isolation, partition, cohort)
+    assert sizes == [4, 2, 1, 1]
+    assert [partition.suspects[offset].attempts for offset in (0, 1)] == [1, 1]
+
+
+def test_one_killer_among_many_is_found_by_halving_its_cohorts_and_no_others() -> None:
+    """In an earlier version, each later cohort was as small as the killer's: a thousand jobs ran one by one."""
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(1000))
+    sizes = []
+    while cohort := dispatched(isolation):
+        sizes.append(len(cohort))
+        if 500 in cohort:
+            crashed(isolation, partition, cohort)
+        else:
+            answered(isolation, partition, cohort)
+        if isolation.needs_others:
+            isolation.completed()  # a new job comes and is answered
+    assert [(one.offset, attempts) for _, one, attempts in isolation.condemned] == [(500, ATTEMPTS_ALLOWED)]
+    assert sum(size >= MAX_SUSPECTS - 1 for size in sizes) >= 27  # the killer's attempts take one place of a commit
+    assert len(sizes) <= 1000 // MAX_SUSPECTS + 2 * MAX_SUSPECTS.bit_length() + ATTEMPTS_ALLOWED
+
+
+def test_a_suspect_that_retention_removed_is_no_longer_awaited() -> None:
+    suspects = {offset: Suspect(running=True) for offset in range(8)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects), window=0)
+    isolation.opened(partition)
+    partition.ledger.reach(10)
+    assert isolation.involves(partition)
+    partition.settle([], partition.progress([]))
+    assert (partition.suspects, isolation.involves(partition)) == ({}, False)
+
+
+def test_a_suspect_that_killed_alone_lets_the_others_go_first_and_is_given_up_after_three_attempts() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(4))
+    tried = []
+    while cohort := dispatched(isolation):
+        tried += [cohort]
+        if 0 in cohort:
+            crashed(isolation, partition, cohort)
+        else:
+            answered(isolation, partition, cohort)
+        if not isolation.exclusive and partition.suspects.get(0) == Suspect(2):
+            assert isolation.needs_others or isolation.next_cohort(NO_BOUND) is not None
+            isolation.completed()  # an unsuspected record completes, since such records run while a suspect waits
+    assert tried == [[0, 1], [0], [1], [2, 3], [0], [0]]
+    assert [(one.offset, attempts) for _, one, attempts in isolation.condemned] == [(0, 3)]
+
+
+# -- a machine on which everything dies ----------------------------------------------------------------------------
+def test_a_machine_that_kills_at_every_record_is_sick_and_condemns_no_record() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(40))
+    deaths = 0
+    while not isolation.sick:
+        crashed(isolation, partition, dispatched(isolation))
+        deaths += 1
+    assert deaths == 6 + DEATHS_IN_A_ROW  # cohorts of 20, 10, 5, 3, 2, 1, 1, 2, 1 and 1 records
+    assert isolation.condemned == []
+
+
+def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, [0])
+    for _ in range(2):
+        crashed(isolation, partition, dispatched(isolation))
+    assert isolation.needs_others
+    isolation.try_anyway()  # the stage calls this if no other record comes for a while
+    sick_before = isolation.sick
+    crashed(isolation, partition, dispatched(isolation))
+    assert (sick_before, isolation.sick) == (False, True)
+    assert (isolation.condemned, partition.suspects) == ([], {0: Suspect(2)})
+
+
+def test_a_completion_before_a_death_proves_nothing_about_the_time_after_it() -> None:
+    isolation, partition = Isolation(), opened()
+    isolation.completed()
+    crashed(isolation, partition, [0])
+    for _ in range(2):
+        crashed(isolation, partition, dispatched(isolation))
+    assert dispatched(isolation) == []
+    assert isolation.needs_others
+    assert not isolation.exclusive, "others are held up by a suspect that waits for them"
+
+
+def test_the_last_attempt_is_no_attempt_where_the_process_had_completed_nothing_since_it_began() -> None:
+    """Attempts count across restarts, so a machine on which every worker dies would otherwise condemn all records."""
+    isolation = Isolation()
+    partition = opened(progress=Progress(0, open=True, suspects={0: Suspect(2)}), window=0)
+    for healthy, attempts in ((False, 2), (False, 2), (True, 3)):
+        isolation = Isolation()
+        isolation.opened(partition)
+        taken(isolation, partition, [0])
+        assert dispatched(isolation) == []
+        if healthy:
+            isolation.completed()
+        else:
+            isolation.try_anyway()
+        assert dispatched(isolation) == [0]
+        partition = reopened(partition)
+        Isolation().opened(partition)
+        assert partition.suspects[0].attempts == attempts
+        partition.suspects[0] = Suspect(attempts)
+
+
+def test_a_sick_machines_restarts_leave_a_progress_that_can_be_read_and_a_healthy_one_answers_everything() -> None:
+    jobs = 300
+    found = opened(window=64)
+    for restart in range(80):
+        isolation = Isolation()
+        isolation.opened(found)
+        taken(isolation, found, [offset for offset in range(jobs) if offset not in found.suspects])
+        taken(isolation, found, sorted(found.suspects))
+        crashed(isolation, found, range(restart, restart + 40))
+        while not isolation.sick and (cohort := dispatched(isolation)):
+            crashed(isolation, found, cohort)
+        assert isolation.condemned == []
+        attempted = {offset: suspect for offset, suspect in reopened(found).suspects.items() if suspect.attempts}
+        assert len(attempted) <= MAX_ATTEMPTED
+        found = opened(progress=Progress(0, suspects=attempted), window=64)
+    assert len(found.suspects) == MAX_ATTEMPTED
+    isolation = Isolation()
+    isolation.opened(found)
+    taken(isolation, found, range(jobs))
+    isolation.completed()
+    tried = []
+    while cohort := dispatched(isolation):
+        tried += cohort
+        answered(isolation, found, cohort)
+    assert isolation.idle
+    assert set(tried) >= found.suspects.keys()
+    assert isolation.condemned == []
+
+
+def test_after_a_crash_nothing_runs_even_beside_the_last_suspects() -> None:
+    """If the suspects kill again, a record beside them would become a suspect too, and be tried with these suspects."""
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, range(8))
+    while cohort := dispatched(isolation):
+        assert isolation.exclusive, f"others may run beside {cohort}"
+        acquitted(isolation, partition)
+    assert (isolation.idle, isolation.exclusive) == (True, False)
+
+
+@pytest.mark.parametrize("formed", ["first window", "after a crash"])
+def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_tried(formed: str) -> None:
+    """A cohort waits for its commit, or until running records end; such a record may kill the engine meanwhile."""
+    left_open = formed == "first window"
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=left_open), window=3)
+    isolation.opened(partition)
+    if left_open:
+        taken(isolation, partition, range(3))
+    else:
+        crashed(isolation, partition, range(3))
+    assert isolation.next_cohort(NO_BOUND) is not None  # the cohort is formed, but not dispatched
+    crashed(isolation, partition, [10, 11])
+    tried: set[int] = set()
+    while cohort := dispatched(isolation):
+        tried.update(cohort)
+        acquitted(isolation, partition)
+    assert tried == {0, 1, 2, 10, 11}
+
+
+def test_suspicion_starts_over_once_all_suspects_are_settled() -> None:
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, [0])
+    assert dispatched(isolation) == [0]
+    acquitted(isolation, partition)
+    crashed(isolation, partition, range(10, 20))
+    assert len(dispatched(isolation)) == 5
+
+
+@pytest.mark.parametrize("casualties", [MAX_SUSPECTS + 1, 100, 300])
+def test_progress_after_a_crash_can_be_read_however_many_records_ran(casualties: int) -> None:
+    """With undecodable metadata no record above base counts as done, so each done record there would run twice."""
+    isolation = Isolation()
+    partitions = [opened(0), opened(1)]
+    for partition in partitions:
+        for offset in range(casualties):
+            partition.ledger.take(offset)
+    isolation.crashed(
+        [(partition, record(offset, partition)) for partition in partitions for offset in range(casualties)]
+    )
+    assert isolation.next_cohort(NO_BOUND) is not None
+    for partition in partitions:
+        assert reopened(partition).phase is Phase.OPEN
+
+
+def test_a_commit_has_room_for_a_cohort_beside_records_with_attempts() -> None:
+    attempted = {offset: Suspect(1) for offset in range(500, 504)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=attempted))
+    isolation.opened(partition)
+    taken(isolation, partition, range(100))
+    dispatched(isolation)
+    found = reopened(partition).suspects
+    assert {offset: found[offset] for offset in attempted} == attempted
+
+
+# -- partitions that go --------------------------------------------------------------------------------------------
+def test_a_partition_that_goes_takes_its_untried_suspects_with_it_and_leaves_the_others() -> None:
+    isolation, going, staying = Isolation(), opened(0), opened(1)
+    isolation.crashed([(going, record(1, going)), (staying, record(2, staying)), (going, record(3, going))])
+    assert sorted(untried.offset for untried in isolation.forget(going)) == [1, 3]
+    assert dispatched(isolation) == [2]
+    acquitted(isolation, staying)
+    assert isolation.idle
+
+
+def test_a_cohort_dispatched_when_its_partition_goes_is_not_given_back_and_delays_no_other() -> None:
+    isolation, going, staying = Isolation(), opened(0), opened(1)
+    isolation.crashed([(owner, record(offset, owner)) for owner in (going, staying) for offset in range(2)])
+    assert dispatched(isolation) == [0, 1]  # both records are of the revoked partition
+    assert isolation.forget(going) == []
+    assert dispatched(isolation) == [0, 1]
+    assert {owner for cohort in isolation.cohorts for owner, _ in cohort.members} == {staying}
+
+
+def test_a_dispatched_cohort_of_a_partition_that_drains_keeps_others_from_beginning_until_it_is_settled() -> None:
+    """In an earlier version, a revocation let other records begin beside a suspect that ran alone."""
+    isolation, going, staying = Isolation(), opened(0), opened(1)
+    isolation.crashed([(owner, record(offset, owner)) for owner in (going, staying) for offset in range(2)])
+    assert dispatched(isolation) == [0, 1]  # both records are of the revoked partition
+    assert isolation.forget(going, draining=True) == []
+    assert dispatched(isolation) == []
+    acquitted(isolation, going)
+    assert dispatched(isolation) == [0, 1]
+
+
+def test_a_cohort_that_loses_a_partition_before_its_dispatch_gives_those_members_back() -> None:
+    isolation, going, staying = Isolation(), opened(0), opened(1)
+    for owner in (going, staying):
+        owner.careful_records = 2
+        taken(isolation, owner, range(2))
+    assert isolation.next_cohort(NO_BOUND) is not None
+    assert [untried.offset for untried in isolation.forget(going)] == [0, 1]
+    assert dispatched(isolation) == [0, 1]
+    acquitted(isolation, staying)
+    assert isolation.idle
+
+
+def test_a_condemned_record_goes_with_its_partition() -> None:
+    killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=True)}
+    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, alone=True, suspects=killer))
+    isolation.opened(partition)
+    taken(isolation, partition, [0])
+    assert [untried.offset for untried in isolation.forget(partition)] == [0]
+    assert (isolation.condemned, isolation.idle) == ([], True)
+
+
+# -- isolation fleet -------------------------------------------------------------------------------------------------
+@dataclass
+class Fleet:
+    """Successive workers on the same partitions, each of which uses Isolation like the stage."""
+
+    jobs: list[int]
+    """Number of jobs by partition."""
+    killers: set[tuple[int, int]]
+    delay: int
+    """Number of turns from a killer's dispatch until the killer kills."""
+    slow: set[tuple[int, int]]
+    """Records that run until no other record can run, or until a killer kills the process."""
+    window: int
+    kills: Literal["worker", "engine"]
+    committed: dict[int, Progress] = field(default_factory=dict)
+    outcomes: dict[tuple[int, int], str] = field(default_factory=dict)
+    deaths: int = 0
+    passers_by: int = 0
+
+    def run(self, most_deaths: int) -> None:
+        while len(self.outcomes) < sum(self.jobs):
+            assert self.deaths <= most_deaths, "it does not come to an end"
+            self._life()
+
+    def _life(self) -> None:
+        isolation = Isolation()
+        partitions = {n: opened(n, self.committed.get(n), self.window) for n, jobs in enumerate(self.jobs) if jobs}
+        parked: list[tuple[Partition, Record]] = []
+        for partition in partitions.values():
+            isolation.opened(partition)
+            self._commit(isolation, partition, [])
+        for partition in partitions.values():
+            offsets = [o for o in range(self.jobs[partition.number]) if (partition.number, o) not in self.outcomes]
+            free = set(taken(isolation, partition, offsets))
+            parked += [(partition, record(offset, partition)) for offset in free]
+        running: list[tuple[Partition, Record]] = []
+        fuses: dict[tuple[int, int], int] = {}
+        while len(self.outcomes) < sum(self.jobs):
+            before = len(self.outcomes)
+            batch = self._batch(isolation, parked, beside=len(running))
+            if isolation.needs_others and not (batch or running or parked):
+                self.passers_by += 1
+                assert self.passers_by <= 2 * len(self.killers), "others complete, and a suspect goes on waiting"
+                isolation.completed()  # this call stands for a new job that comes and is answered
+                continue
+            assert not isolation.sick
+            assert batch or running or len(self.outcomes) > before, "nothing runs, and not everything is done"
+            running += batch
+            fuses = {place: turns - 1 for place, turns in fuses.items()}
+            places = ((partition.number, one.offset) for partition, one in batch)
+            fuses |= {place: self.delay for place in places if place in self.killers}
+            if 0 in fuses.values():
+                self.deaths += 1
+                fuses.clear()
+                if self.kills == "worker":
+                    return
+                isolation.crashed(running)
+                running = []
+                continue
+            going_on = fuses.keys() | (self.slow if batch else set())
+            ended = [(owner, one) for owner, one in running if (owner.number, one.offset) not in going_on]
+            running = [entry for entry in running if entry not in ended]
+            for partition, one in ended:
+                self._end(isolation, partition, one.offset, "answered")
+
+    def _batch(
+        self, isolation: Isolation, parked: list[tuple[Partition, Record]], beside: int
+    ) -> list[tuple[Partition, Record]]:
+        """Give up condemned records, then return the records to dispatch. `beside` records run already."""
+        batch: list[tuple[Partition, Record]] = []
+        if not isolation.idle:
+            condemned, isolation.condemned = isolation.condemned, []
+            for partition, one, attempts in condemned:
+                self._end(isolation, partition, one.offset, f"given up after {attempts}")
+            cohort = isolation.next_cohort(NO_BOUND)
+            if cohort is not None and not (cohort.alone and beside):
+                for partition in {owner for owner, _ in cohort.members}:
+                    self._commit(isolation, partition, [])
+                cohort.committed = cohort.dispatched = True
+                batch += cohort.members
+        if not isolation.exclusive:
+            free = max(0, self.window - len(batch) - beside)
+            batch += parked[:free]
+            del parked[:free]
+        return batch
+
+    def _end(self, isolation: Isolation, partition: Partition, offset: int, outcome: str) -> None:
+        place = (partition.number, offset)
+        assert place not in self.outcomes, "handled twice"
+        self.outcomes[place] = outcome
+        if outcome == "answered":
+            isolation.completed()
+        self._commit(isolation, partition, [offset])
+
+    def _commit(self, isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
+        progress = partition.progress(offsets)
+        self.committed[partition.number] = Progress.decode(progress.base, progress.encode())
+        partition.settle(offsets, partition.progress(offsets))
+        for offset in offsets:
+            isolation.settled(partition, offset)
+
+
+@settings(max_examples=drawn(150))
+@given(data=st.data(), kills=st.sampled_from(["worker", "engine"]))
+def test_every_killer_is_given_up_after_three_attempts_and_no_other_record(
+    data: st.DataObject, kills: Literal["worker", "engine"]
+) -> None:
+    jobs = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=3), label="jobs")
+    places = [(number, offset) for number, count in enumerate(jobs) for offset in range(count)]
+    killers = data.draw(st.sets(st.sampled_from(places), max_size=3) if places else st.just(set()), label="killers")
+    slow = data.draw(st.sets(st.sampled_from(places), max_size=40) if places else st.just(set()), label="slow")
+    delay = data.draw(st.integers(0, 4), label="delay")
+    fleet = Fleet(jobs, killers, delay, slow, data.draw(st.integers(1, 200), label="window"), kills)
+    fleet.run(most_deaths=12 * len(killers))
+    assert fleet.outcomes == {
+        place: f"given up after {ATTEMPTS_ALLOWED}" if place in killers else "answered" for place in places
+    }

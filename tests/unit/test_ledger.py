@@ -107,6 +107,17 @@ def test_a_new_owner_may_take_each_hole_of_the_previous_owner() -> None:
     assert not ledger.fits(MAX_SPAN)
 
 
+def test_a_new_owner_takes_nothing_above_the_previous_owners_span_while_this_span_is_full_of_holes() -> None:
+    """Done offsets that the new owner has not seen make no room: its next commit could not name one more hole."""
+    end = MAX_HOLES + MAX_BITMAP
+    ledger = Ledger(Progress(0, (2**MAX_BITMAP - 1) << MAX_HOLES))
+    for offset in range(MAX_HOLES):
+        assert ledger.take(offset)
+    assert (ledger.holes, ledger.fits(end - 1), ledger.fits(end)) == (MAX_HOLES, True, False)
+    ledger.settle([MAX_HOLES - 1])
+    assert ledger.fits(end)
+
+
 @pytest.mark.parametrize(
     ("done", "suspects_from"),
     [
@@ -170,22 +181,24 @@ def test_a_commit_unknown_to_us_is_adopted() -> None:
     assert ledger.base == 4
 
 
+MARK = topic_mark("any")
+
 UNDECODABLE = [
     base64.b85encode(data).decode()
     for data in (
         b"\x00\x00\x00",  # the format's number has never been used
-        b"\x05\x00\x00",  # the format's number is that of a later version
+        b"\x05\x00\x00" + MARK,  # the format's number is that of a later version
         b"\x03\x00\x00\x01\x02\x03",  # half a mark
-        b"\x04\x00\x01\x01\x02\x03\x04",  # a mark in place of a suspect
-        b"\x01\x00\x21",  # more suspects than allowed
-        b"\x01\x00\x01\x00",  # fewer suspects than stated
-        b"\x01\x00\x00" + bytes(MAX_BITMAP // 8 + 1),
-        b"\x02\x00\x00\x08",  # half a width
-        b"\x02\x00\x00\x02\x00\x00",  # done offsets directly at base
-        b"\x02\x00\x00\x02\x00\x00\x07",  # the same, with a hole after the done offsets
-        b"\x02\x00\x00\x01\x00\x00\x03",  # a hole with nothing done after it
-        b"\x02\x00\x00\x08\x00\x00\x03\x80",  # half a number
-        b"\x02\x00\x00\x01\x00\x02\x03",  # more offsets than allowed
+        b"\x04\x00\x01" + MARK,  # a mark in place of a suspect
+        b"\x03\x00\x21" + MARK,  # more suspects than allowed
+        b"\x03\x00\x01" + MARK + b"\x00",  # fewer suspects than stated
+        b"\x03\x00\x00" + MARK + bytes(MAX_BITMAP // 8 + 1),
+        b"\x04\x00\x00" + MARK + b"\x08",  # half a width
+        b"\x04\x00\x00" + MARK + b"\x02\x00\x00",  # done offsets directly at base
+        b"\x04\x00\x00" + MARK + b"\x02\x00\x00\x07",  # the same, with a hole after the done offsets
+        b"\x04\x00\x00" + MARK + b"\x01\x00\x00\x03",  # a hole with nothing done after it
+        b"\x04\x00\x00" + MARK + b"\x08\x00\x00\x03\x80",  # half a number
+        b"\x04\x00\x00" + MARK + b"\x01\x00\x02\x03",  # more offsets than allowed
     )
 ]
 
@@ -246,9 +259,9 @@ def test_every_progress_survives_the_round_trip(
 @pytest.mark.parametrize(
     ("data", "done", "is_open", "suspects"),
     [
-        (b"\x01\x01\x00\x06", 0b110, True, {}),
-        (b"\x01\x02\x01\x02\x00\x83\x02", 0b10, False, {7: Suspect(3, running=True)}),
-        (b"\x02\x00\x00\x02\x00\x00\x03", 0b10, False, {}),
+        (b"\x03\x01\x00" + bytes(4) + b"\x06", 0b110, True, {}),
+        (b"\x03\x02\x01" + bytes(4) + b"\x02\x00\x83\x02", 0b10, False, {7: Suspect(3, running=True)}),
+        (b"\x04\x00\x00" + bytes(4) + b"\x02\x00\x00\x03", 0b10, False, {}),
     ],
     ids=["bitmap", "bitmap and suspect", "holes"],
 )

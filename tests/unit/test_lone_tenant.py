@@ -1,31 +1,43 @@
-"""A lone tenant floods an engine of any pace; a whole stage goes through its rounds, without Kafka."""
+"""Fairness between tenants: costs of jobs, and a tenant that is alone."""
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from schemas.job import DEFAULT_TTL_SECONDS
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
+from tests.unit.echo_worker import record, working
 from tests.unit.one_party import OneParty
-from workers.stage.batch import Batch
-from workers.stage.dispatching import MOST_DEFERRED
-from workers.stage.intake import Committed, Contact, PartitionId
+from tests.unit.test_fair_queue import always
+from tests.unit.test_fair_queue import partition as a_partition
+from workers.inference.tenants import BYTES_A_TOKEN, MOST_TENANTS, AnswerTokens
+from workers.stage.dispatcher import MOST_DEFERRED
+from workers.stage.fair_queue import OWN_BYTES, QUEUE_BYTES, FairQueue
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Handled, Runner
 from workers.stage.settings import StageSettings
-from workers.stage.settler_state import SettlerState
+from workers.stage.settler import Batch, SettlerState
+from workers.stage.source import Committed, Contact, PartitionId
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
 
+# -- lone tenant -----------------------------------------------------------------------------------------------------
 JOBS = 3_000
 """Jobs in each partition: six times the number that may be parked."""
 PARTITIONS = 2
+ROOM = 512
+"""Number of records that fit into the queue."""
 MORE_THAN_ARE_PARKED = 5_000
 FETCHED = 400
 """Records of one fetch from a partition."""
@@ -139,8 +151,8 @@ class Loop:
             self.stage.proxy.runner.begun += len(batch)
         ended = self.deferred if deferred else self.done
         ended += [(record.partition, record.offset) for _, record in batch]
-        for partition, record in batch:
-            self.stage.transactions.completions.put(Handled(partition, record, (), 0.0, deferred=deferred))
+        for where, taken in batch:
+            self.stage.transactions.completions.put([Handled(where, taken, (), 0.0, deferred=deferred)])
 
 
 class Flood:
@@ -151,7 +163,7 @@ class Flood:
         log: Any = Log(self.clock)
         self.settler = Settler()
         settler: Any = self.settler
-        settings = StageSettings("requests", Limits(records=512))
+        settings = StageSettings("requests", Limits(records=512, bytes=3 * ROOM * OWN_BYTES))
         self.stage = Stage(settings, Handler(), log, settler, self.clock, Metrics(), self.engine, OneParty())
         told: Any = self.loop
         self.stage.proxy.loop, self.loop.stage = told, self.stage
@@ -187,8 +199,8 @@ def test_each_job_is_handled_or_deferred_once_whatever_the_engines_pace(paces: l
 def test_a_flood_before_a_slow_engine_is_read_to_its_end_at_once() -> None:
     flood = Flood()
     flood.run(200, 1)
-    assert len(flood.loop.deferred) == len(EACH) - len(flood.loop.done) - flood.stage.dispatching.window.parked
-    assert all(partition.ledger.next_offset == JOBS for partition in flood.stage.held.partitions.values())
+    assert len(flood.loop.deferred) == len(EACH) - len(flood.loop.done) - flood.stage.dispatcher.window.queued
+    assert all(partition.ledger.next_offset == JOBS for partition in flood.stage.partitions.held.values())
     assert min(flood.loop.deferred) > max(each for each in flood.loop.done if each[0] == 0)
 
 
@@ -206,10 +218,10 @@ def test_nothing_is_fetched_and_no_more_is_deferred_until_the_loop_has_deferred_
     flood = Flood()
     flood.loop.busy = True
     flood.run(200, 1)
-    fetched = sum(partition.ledger.next_offset for partition in flood.stage.held.partitions.values())
-    parked = flood.stage.dispatching.window.parked
+    fetched = sum(partition.ledger.next_offset for partition in flood.stage.partitions.held.values())
+    parked = flood.stage.dispatcher.window.queued
     assert 0 < fetched - len(flood.loop.done) - parked <= MOST_DEFERRED
-    assert parked <= flood.stage.dispatching.window.limits.records + PARTITIONS * FETCHED
+    assert parked <= ROOM + PARTITIONS * FETCHED
     handed_over = len(flood.loop.done)
     flood.run(100, 1)
     assert len(flood.loop.done) == handed_over + 100, "the engine goes on meanwhile"
@@ -221,5 +233,112 @@ def test_deferred_jobs_that_wait_to_be_settled_keep_no_job_from_the_engine() -> 
         flood.run(1, 1)
     flood.settler.stuck, handed_over = True, len(flood.loop.done)
     flood.run(50, 1)
-    assert len(flood.stage.transactions.pending) > 3 * flood.stage.dispatching.window.limits.records
+    assert len(flood.stage.transactions.pending) > 3 * flood.stage.dispatcher.window.limits.records
     assert len(flood.loop.done) == handed_over + 50
+
+
+# -- token costs -----------------------------------------------------------------------------------------------------
+ACME, GLOBEX = ("tenant", b"acme"), ("tenant", b"globex")
+
+
+async def test_a_job_costs_the_tokens_of_its_prompt_and_its_tenants_mean_answer_and_then_its_real_ones() -> None:
+    async with working() as worker:
+        sharing = worker.handler.sharing
+        long, short = record({"prompt": "word " * 400}, ACME), record({"prompt": "word"}, GLOBEX)
+        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN)
+        for _ in range(100):
+            await worker.outputs(long)
+            await worker.outputs(short)
+        assert long.spent == 800  # the echo engine answers with the 400 words of the question
+        assert short.spent == 2
+        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN + 400, rel=0.05)
+        assert sharing.cost(short) == pytest.approx(len(short.value) / BYTES_A_TOKEN + 1, abs=5)
+
+
+async def test_a_job_that_reaches_no_engine_costs_nothing() -> None:
+    async with working() as worker:
+        for job in (record(b"no job"), record({"prompt": "x", "model_id": "absent"}), record({"prompt": ""})):
+            await worker.outputs(job)
+            assert job.spent == 0
+
+
+async def test_a_tenant_with_twice_the_weight_pays_half() -> None:
+    async with working(tenant_weights={"acme": 2.0}) as worker:
+        of_acme, of_globex = record({"prompt": "a b c"}, ACME), record({"prompt": "a b c"}, GLOBEX)
+        sharing = worker.handler.sharing
+        assert sharing.cost(of_acme) * 2 == sharing.cost(of_globex)
+        for job in (of_acme, of_globex):
+            await worker.outputs(job)
+        assert (of_acme.spent, of_globex.spent) == (3, 6)
+
+
+async def test_a_job_with_an_earlier_deadline_is_more_urgent() -> None:
+    async with working() as worker:
+        usual = round(1000 * DEFAULT_TTL_SECONDS)
+        for job, left_ms in (
+            (record({"prompt": "x"}), usual),
+            (record({"prompt": "x", "ttl_seconds": 60}), 60_000),
+            (record({"prompt": 'Say "ttl_seconds": 5'}), usual),
+            (record({"prompt": "x"}, ("deadline", b"soon")), usual),
+        ):
+            assert worker.handler.sharing.urgency(job) - job.timestamp_ms == left_ms
+        stated = record({"prompt": "x"}, ("deadline", b"1700000000000"))
+        assert worker.handler.sharing.urgency(stated) == 1_700_000_000_000
+
+
+async def test_a_job_with_a_higher_priority_is_more_urgent_whatever_its_deadline() -> None:
+    async with working() as worker:
+        urgency = worker.handler.sharing.urgency
+        jobs = [
+            record({"prompt": "x", "priority": 9}, ("deadline", b"999999999999999")),
+            record({"prompt": "x"}, ("priority", b"5"), ("deadline", b"999999999999999")),
+            record({"prompt": "x", "priority": 1}),
+            record({"prompt": "x", "ttl_seconds": 1}),
+            record({"prompt": 'Say "priority": 9'}),
+            record({"prompt": "x", "priority": 9}, ("priority", b"none"), ("deadline", b"999999999999999")),
+        ]
+        assert [urgency(job) for job in jobs] == sorted(urgency(job) for job in jobs)
+        assert urgency(jobs[2]) < urgency(jobs[3])
+
+
+@given(st.lists(st.tuples(st.binary(max_size=3), st.integers(0, 2**31 - 1)), max_size=60))
+def test_a_mean_lies_between_zero_and_its_answers(answers: list[tuple[bytes, int]]) -> None:
+    known = AnswerTokens()
+    for tenant, tokens in answers:
+        known.add(tenant, tokens)
+    lengths = [0.0, *(float(tokens) for _, tokens in answers)]
+    for tenant in {*(tenant for tenant, _ in answers), b"other"}:
+        assert min(lengths) * 0.999 <= known.mean(tenant) <= max(lengths) * 1.001
+
+
+def test_only_the_last_tenants_are_remembered() -> None:
+    known = AnswerTokens()
+    known.add(b"first", 1_000_000)
+    for number in range(MOST_TENANTS - 1):
+        known.add(b"%d" % number, 0)
+    assert known.mean(b"first") > 1000 * known.mean(b"other")
+    known.add(b"last", 0)
+    assert known.mean(b"first") == known.mean(b"other")
+
+
+async def test_a_tenant_that_comes_during_a_workers_first_answers_gets_its_share_of_the_freed_places() -> None:
+    where = a_partition()
+    flood, few = record({"prompt": "word"}, ACME), record({"prompt": "word"}, GLOBEX)
+    async with working() as worker:
+        sharing, lot = worker.handler.sharing, FairQueue(QUEUE_BYTES, 512)
+
+        def park(sent: Record) -> None:
+            lot.add(where, replace(sent, offset=next(offsets), cost=sharing.cost(sent)), sharing.party(sent.headers))
+
+        offsets = count()
+        for _ in range(300):
+            park(flood)
+        running = deque(lot.draw(64, always))
+        for _ in range(128):
+            _, ended = running.popleft()
+            await worker.outputs(ended)
+            lot.correct(sharing.party(ended.headers), (ended.spent or 0) - ended.cost)
+            park(few)
+            running += lot.draw(1, always)
+    begun_later = Counter(sharing.party(one.headers) for _, one in running)
+    assert begun_later[b"globex"] >= 16

@@ -1,4 +1,4 @@
-"""Each model family's row, and the names in it that vLLM must know."""
+"""The model families: the models that each finds, the names in its row that vLLM must know, and its quirks."""
 
 from __future__ import annotations
 
@@ -14,294 +14,239 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.job import Message, ResponseFormat
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.drawn import drawn
+from workers.engines import ENGINES
+from workers.engines.address import with_quirks, without_fence
+from workers.engines.base import Completion, GenerationRequest
 from workers.engines.families import are_read_by, families, family_of, marks_in
+from workers.engines.registry import create, engine_settings
 
-MODELS: Final[Mapping[str, Mapping[str, str | None]]] = {
-    "deepseek-v3": {
-        "deepseek-ai/DeepSeek-V3": "DeepseekV3ForCausalLM",
-        "deepseek-ai/DeepSeek-V3-0324": "DeepseekV3ForCausalLM",
-    },
-    "deepseek-v3-1": {
-        "deepseek-ai/DeepSeek-V3.1": "DeepseekV3ForCausalLM",
-        "deepseek-ai/DeepSeek-V3.1-Terminus": "DeepseekV3ForCausalLM",
-    },
-    "deepseek-r1": {
-        "deepseek-ai/DeepSeek-R1": "DeepseekV3ForCausalLM",
-        "deepseek-ai/DeepSeek-R1-0528": "DeepseekV3ForCausalLM",
-    },
-    "deepseek-r1-distill": {
-        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "LlamaForCausalLM",
-        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": "Qwen2ForCausalLM",
-        "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B": "Qwen3ForCausalLM",
-    },
-    "deepseek-v3-2": {
-        "deepseek-ai/DeepSeek-V3.2": "DeepseekV32ForCausalLM",
-        "deepseek-ai/DeepSeek-V3.2-Exp": "DeepseekV32ForCausalLM",
-    },
-    "deepseek-v4": {
-        "deepseek-ai/DeepSeek-V4-Flash": "DeepseekV4ForCausalLM",
-        "deepseek-ai/DeepSeek-V4-Pro": "DeepseekV4ForCausalLM",
-    },
-    "llama-2": {"meta-llama/Llama-2-7b-chat-hf": "LlamaForCausalLM"},
-    "llama-3": {
-        "meta-llama/Meta-Llama-3-8B-Instruct": "LlamaForCausalLM",
-        "meta-llama/Llama-3.1-8B": "LlamaForCausalLM",
-        "meta-llama/Llama-3.3-70B-Instruct": "LlamaForCausalLM",
-        "meta-llama/Llama-3.2-11B-Vision-Instruct": "MllamaForConditionalGeneration",
-    },
-    "llama-4": {"meta-llama/Llama-4-Scout-17B-16E-Instruct": "Llama4ForConditionalGeneration"},
-    "qwen-2-5": {
-        "Qwen/Qwen2.5-7B-Instruct": "Qwen2ForCausalLM",
-        "Qwen/Qwen2.5-VL-7B-Instruct": "Qwen2_5_VLForConditionalGeneration",
-        "Qwen/Qwen2.5-Omni-7B": "Qwen2_5OmniModel",
-    },
-    "qwq": {"Qwen/QwQ-32B": "Qwen2ForCausalLM"},
-    "qwen-3": {
-        "Qwen/Qwen3-8B": "Qwen3ForCausalLM",
-        "Qwen/Qwen3-30B-A3B": "Qwen3MoeForCausalLM",
-        "Qwen/Qwen3-Next-80B-A3B-Instruct": "Qwen3NextForCausalLM",
-        "Qwen/Qwen3-VL-8B-Thinking": "Qwen3VLForConditionalGeneration",
-        "Qwen/Qwen3-VL-30B-A3B-Instruct": "Qwen3VLMoeForConditionalGeneration",
-        "Qwen/Qwen3-Omni-30B-A3B-Thinking": "Qwen3OmniMoeForConditionalGeneration",
-    },
-    "qwen-3-5": {
-        "Qwen/Qwen3.5-9B": "Qwen3_5ForConditionalGeneration",
-        "Qwen/Qwen3.5-35B-A3B": "Qwen3_5MoeForConditionalGeneration",
-    },
-    "qwen-3-coder": {
-        "Qwen/Qwen3-Coder-30B-A3B-Instruct": "Qwen3MoeForCausalLM",
-        "Qwen/Qwen3-Coder-Next": "Qwen3NextForCausalLM",
-    },
-    "mistral": {
-        "mistralai/Mistral-7B-Instruct-v0.3": "MistralForCausalLM",
-        "mistralai/Ministral-8B-Instruct-2410": "MistralForCausalLM",
-        "mistralai/Mistral-Small-3.1-24B-Instruct-2503": "Mistral3ForConditionalGeneration",
-        "mistralai/Ministral-3-8B-Instruct-2512": "Mistral3ForConditionalGeneration",
-    },
-    "magistral": {
-        "mistralai/Magistral-Small-2506": "MistralForCausalLM",
-        "mistralai/Magistral-Small-2509": "Mistral3ForConditionalGeneration",
-        "mistralai/Ministral-3-8B-Reasoning-2512": "Mistral3ForConditionalGeneration",
-    },
-    "mixtral": {"mistralai/Mixtral-8x7B-Instruct-v0.1": "MixtralForCausalLM"},
-    "gemma-2": {"google/gemma-2-9b-it": "Gemma2ForCausalLM"},
-    "gemma-3": {
-        "google/gemma-3-270m-it": "Gemma3ForCausalLM",
-        "google/gemma-3-4b-it": "Gemma3ForConditionalGeneration",
-        "google/gemma-3n-E4B-it": "Gemma3nForConditionalGeneration",
-    },
-    "gemma-4": {"google/gemma-4-31b-it": "Gemma4ForConditionalGeneration"},
-    "phi-3": {
-        "microsoft/Phi-3-mini-4k-instruct": "Phi3ForCausalLM",
-        "microsoft/Phi-3.5-MoE-instruct": "PhiMoEForCausalLM",
-        "microsoft/Phi-3.5-vision-instruct": "Phi3VForCausalLM",
-    },
-    "phi-4": {"microsoft/phi-4": "Phi3ForCausalLM"},
-    "phi-4-mini": {"microsoft/Phi-4-mini-instruct": "Phi3ForCausalLM"},
-    "phi-4-reasoning": {
-        "microsoft/Phi-4-reasoning": "Phi3ForCausalLM",
-        "microsoft/Phi-4-reasoning-plus": "Phi3ForCausalLM",
-        "microsoft/Phi-4-mini-reasoning": "Phi3ForCausalLM",
-        "microsoft/Phi-4-reasoning-vision-15B": "Phi4ForCausalLMV",
-    },
-    "glm-4": {"zai-org/GLM-4-9B-0414": "Glm4ForCausalLM", "zai-org/glm-4-9b-chat-hf": "GlmForCausalLM"},
-    "glm-z1": {"zai-org/GLM-Z1-9B-0414": "Glm4ForCausalLM"},
-    "glm-4-1v": {"zai-org/GLM-4.1V-9B-Thinking": "Glm4vForConditionalGeneration"},
-    "glm-4-5": {
-        "zai-org/GLM-4.5-Air": "Glm4MoeForCausalLM",
-        "zai-org/GLM-4.5V": "Glm4vMoeForConditionalGeneration",
-        "zai-org/GLM-4.6": "Glm4MoeForCausalLM",
-        "zai-org/GLM-4.6V-Flash": "Glm4vForConditionalGeneration",
-        "zai-org/GLM-4.7": "Glm4MoeForCausalLM",
-        "zai-org/GLM-4.7-Flash": "Glm4MoeLiteForCausalLM",
-        "zai-org/GLM-5": "GlmMoeDsaForCausalLM",
-    },
-    "chatglm": {"zai-org/chatglm3-6b": "ChatGLMModel"},
-    "gpt-oss": {"openai/gpt-oss-20b": "GptOssForCausalLM"},
-    "yi": {"01-ai/Yi-1.5-9B-Chat": "LlamaForCausalLM"},
-    "internlm": {
-        "internlm/internlm2_5-7b-chat": "InternLM2ForCausalLM",
-        "internlm/internlm3-8b-instruct": "InternLM3ForCausalLM",
-    },
-    "command-r": {
-        "CohereLabs/c4ai-command-r-v01": "CohereForCausalLM",
-        "CohereLabs/c4ai-command-r7b-12-2024": "Cohere2ForCausalLM",
-        "CohereLabs/c4ai-command-a-03-2025": "Cohere2ForCausalLM",
-    },
-    "command-a-reasoning": {"CohereLabs/command-a-reasoning-08-2025": "Cohere2ForCausalLM"},
-    "command-a-plus": {"CohereLabs/command-a-plus-05-2026": "Cohere2VisionForConditionalGeneration"},
-    "granite": {"ibm-granite/granite-3.3-8b-instruct": "GraniteForCausalLM"},
-    "granite-4": {
-        "ibm-granite/granite-4.0-h-small": "GraniteMoeHybridForCausalLM",
-        "ibm-granite/granite-4.1-3b-vision": "Granite4VisionForConditionalGeneration",
-    },
-    "olmo": {"allenai/OLMo-2-1124-7B-Instruct": "Olmo2ForCausalLM"},
-    "olmo-3": {"allenai/Olmo-3-7B-Think": "Olmo3ForCausalLM"},
-    "falcon": {
-        "tiiuae/falcon-7b-instruct": "FalconForCausalLM",
-        "tiiuae/Falcon3-7B-Instruct": "LlamaForCausalLM",
-        "tiiuae/Falcon-H1-34B-Instruct": "FalconH1ForCausalLM",
-    },
-    "falcon-h1r": {"tiiuae/Falcon-H1R-7B": "FalconH1ForCausalLM"},
-    "baichuan": {"baichuan-inc/Baichuan2-7B-Chat": "BaichuanForCausalLM"},
-    "minicpm": {"openbmb/MiniCPM3-4B": "MiniCPM3ForCausalLM", "openbmb/MiniCPM-2B-sft-bf16": "MiniCPMForCausalLM"},
-    "minicpm-4-1": {"openbmb/MiniCPM4.1-8B": "MiniCPMForCausalLM"},
-    "kimi-k2": {
-        "moonshotai/Kimi-K2-Instruct": "DeepseekV3ForCausalLM",
-        "moonshotai/Kimi-K2-Thinking": "DeepseekV3ForCausalLM",
-        "moonshotai/Kimi-K2.5": "KimiK25ForConditionalGeneration",
-    },
-    "nemotron": {
-        "nvidia/NVIDIA-Nemotron-Nano-9B-v2": "NemotronHForCausalLM",
-        "nvidia/Llama-3_3-Nemotron-Super-49B-v1": "DeciLMForCausalLM",
-        "nvidia/Llama-3.1-Nemotron-Nano-8B-v1": "LlamaForCausalLM",
-    },
-    "minimax-m2": {"MiniMaxAI/MiniMax-M2": "MiniMaxM2ForCausalLM"},
-    "seed-oss": {"ByteDance-Seed/Seed-OSS-36B-Instruct": "SeedOssForCausalLM"},
-    "gpt": {"gpt-4o-mini": None, "gpt-4.1": None, "gpt-5": None, "chatgpt-4o-latest": None},
-    "o-series": {"o3": None, "o4-mini": None},
-    "claude": {"claude-sonnet-4-5": None, "claude-3-5-haiku-latest": None},
-    "gemini": {"gemini-2.5-flash": None},
-}
-"""Published models of each family, and the architecture that vLLM's list of models gives for them or their series.
-
-None for online services, which have no architecture.
+PUBLISHED: Final = """\
+deepseek-v3          DeepseekV3ForCausalLM                  deepseek-ai/DeepSeek-V3 deepseek-ai/DeepSeek-V3-0324
+deepseek-v3-1        DeepseekV3ForCausalLM                  deepseek-ai/DeepSeek-V3.1
+deepseek-v3-1        DeepseekV3ForCausalLM                  deepseek-ai/DeepSeek-V3.1-Terminus
+deepseek-r1          DeepseekV3ForCausalLM                  deepseek-ai/DeepSeek-R1 deepseek-ai/DeepSeek-R1-0528
+deepseek-r1-distill  LlamaForCausalLM                       deepseek-ai/DeepSeek-R1-Distill-Llama-8B
+deepseek-r1-distill  Qwen2ForCausalLM                       deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
+deepseek-r1-distill  Qwen3ForCausalLM                       deepseek-ai/DeepSeek-R1-0528-Qwen3-8B
+deepseek-v3-2        DeepseekV32ForCausalLM                 deepseek-ai/DeepSeek-V3.2 deepseek-ai/DeepSeek-V3.2-Exp
+deepseek-v4          DeepseekV4ForCausalLM                  deepseek-ai/DeepSeek-V4-Flash deepseek-ai/DeepSeek-V4-Pro
+llama-2              LlamaForCausalLM                       meta-llama/Llama-2-7b-chat-hf
+llama-3              LlamaForCausalLM                       meta-llama/Meta-Llama-3-8B-Instruct
+llama-3              LlamaForCausalLM                       meta-llama/Llama-3.1-8B meta-llama/Llama-3.3-70B-Instruct
+llama-3              MllamaForConditionalGeneration         meta-llama/Llama-3.2-11B-Vision-Instruct
+llama-4              Llama4ForConditionalGeneration         meta-llama/Llama-4-Scout-17B-16E-Instruct
+qwen-2-5             Qwen2ForCausalLM                       Qwen/Qwen2.5-7B-Instruct
+qwen-2-5             Qwen2_5_VLForConditionalGeneration     Qwen/Qwen2.5-VL-7B-Instruct
+qwen-2-5             Qwen2_5OmniModel                       Qwen/Qwen2.5-Omni-7B
+qwq                  Qwen2ForCausalLM                       Qwen/QwQ-32B
+qwen-3               Qwen3ForCausalLM                       Qwen/Qwen3-8B
+qwen-3               Qwen3MoeForCausalLM                    Qwen/Qwen3-30B-A3B
+qwen-3               Qwen3NextForCausalLM                   Qwen/Qwen3-Next-80B-A3B-Instruct
+qwen-3               Qwen3VLForConditionalGeneration        Qwen/Qwen3-VL-8B-Thinking
+qwen-3               Qwen3VLMoeForConditionalGeneration     Qwen/Qwen3-VL-30B-A3B-Instruct
+qwen-3               Qwen3OmniMoeForConditionalGeneration   Qwen/Qwen3-Omni-30B-A3B-Thinking
+qwen-3-5             Qwen3_5ForConditionalGeneration        Qwen/Qwen3.5-9B
+qwen-3-5             Qwen3_5MoeForConditionalGeneration     Qwen/Qwen3.5-35B-A3B
+qwen-3-coder         Qwen3MoeForCausalLM                    Qwen/Qwen3-Coder-30B-A3B-Instruct
+qwen-3-coder         Qwen3NextForCausalLM                   Qwen/Qwen3-Coder-Next
+mistral              MistralForCausalLM                     mistralai/Mistral-7B-Instruct-v0.3
+mistral              MistralForCausalLM                     mistralai/Ministral-8B-Instruct-2410
+mistral              Mistral3ForConditionalGeneration       mistralai/Mistral-Small-3.1-24B-Instruct-2503
+mistral              Mistral3ForConditionalGeneration       mistralai/Ministral-3-8B-Instruct-2512
+magistral            MistralForCausalLM                     mistralai/Magistral-Small-2506
+magistral            Mistral3ForConditionalGeneration       mistralai/Magistral-Small-2509
+magistral            Mistral3ForConditionalGeneration       mistralai/Ministral-3-8B-Reasoning-2512
+mixtral              MixtralForCausalLM                     mistralai/Mixtral-8x7B-Instruct-v0.1
+gemma-2              Gemma2ForCausalLM                      google/gemma-2-9b-it
+gemma-3              Gemma3ForCausalLM                      google/gemma-3-270m-it
+gemma-3              Gemma3ForConditionalGeneration         google/gemma-3-4b-it
+gemma-3              Gemma3nForConditionalGeneration        google/gemma-3n-E4B-it
+gemma-4              Gemma4ForConditionalGeneration         google/gemma-4-31b-it
+phi-3                Phi3ForCausalLM                        microsoft/Phi-3-mini-4k-instruct
+phi-3                PhiMoEForCausalLM                      microsoft/Phi-3.5-MoE-instruct
+phi-3                Phi3VForCausalLM                       microsoft/Phi-3.5-vision-instruct
+phi-4                Phi3ForCausalLM                        microsoft/phi-4
+phi-4-mini           Phi3ForCausalLM                        microsoft/Phi-4-mini-instruct
+phi-4-reasoning      Phi3ForCausalLM                        microsoft/Phi-4-reasoning microsoft/Phi-4-reasoning-plus
+phi-4-reasoning      Phi3ForCausalLM                        microsoft/Phi-4-mini-reasoning
+phi-4-reasoning      Phi4ForCausalLMV                       microsoft/Phi-4-reasoning-vision-15B
+glm-4                Glm4ForCausalLM                        zai-org/GLM-4-9B-0414
+glm-4                GlmForCausalLM                         zai-org/glm-4-9b-chat-hf
+glm-z1               Glm4ForCausalLM                        zai-org/GLM-Z1-9B-0414
+glm-4-1v             Glm4vForConditionalGeneration          zai-org/GLM-4.1V-9B-Thinking
+glm-4-5              Glm4MoeForCausalLM                     zai-org/GLM-4.5-Air zai-org/GLM-4.6 zai-org/GLM-4.7
+glm-4-5              Glm4vMoeForConditionalGeneration       zai-org/GLM-4.5V
+glm-4-5              Glm4vForConditionalGeneration          zai-org/GLM-4.6V-Flash
+glm-4-5              Glm4MoeLiteForCausalLM                 zai-org/GLM-4.7-Flash
+glm-4-5              GlmMoeDsaForCausalLM                   zai-org/GLM-5
+chatglm              ChatGLMModel                           zai-org/chatglm3-6b
+gpt-oss              GptOssForCausalLM                      openai/gpt-oss-20b
+yi                   LlamaForCausalLM                       01-ai/Yi-1.5-9B-Chat
+internlm             InternLM2ForCausalLM                   internlm/internlm2_5-7b-chat
+internlm             InternLM3ForCausalLM                   internlm/internlm3-8b-instruct
+command-r            CohereForCausalLM                      CohereLabs/c4ai-command-r-v01
+command-r            Cohere2ForCausalLM                     CohereLabs/c4ai-command-r7b-12-2024
+command-r            Cohere2ForCausalLM                     CohereLabs/c4ai-command-a-03-2025
+command-a-reasoning  Cohere2ForCausalLM                     CohereLabs/command-a-reasoning-08-2025
+command-a-plus       Cohere2VisionForConditionalGeneration  CohereLabs/command-a-plus-05-2026
+granite              GraniteForCausalLM                     ibm-granite/granite-3.3-8b-instruct
+granite-4            GraniteMoeHybridForCausalLM            ibm-granite/granite-4.0-h-small
+granite-4            Granite4VisionForConditionalGeneration ibm-granite/granite-4.1-3b-vision
+olmo                 Olmo2ForCausalLM                       allenai/OLMo-2-1124-7B-Instruct
+olmo-3               Olmo3ForCausalLM                       allenai/Olmo-3-7B-Think
+falcon               FalconForCausalLM                      tiiuae/falcon-7b-instruct
+falcon               LlamaForCausalLM                       tiiuae/Falcon3-7B-Instruct
+falcon               FalconH1ForCausalLM                    tiiuae/Falcon-H1-34B-Instruct
+falcon-h1r           FalconH1ForCausalLM                    tiiuae/Falcon-H1R-7B
+baichuan             BaichuanForCausalLM                    baichuan-inc/Baichuan2-7B-Chat
+minicpm              MiniCPM3ForCausalLM                    openbmb/MiniCPM3-4B
+minicpm              MiniCPMForCausalLM                     openbmb/MiniCPM-2B-sft-bf16
+minicpm-4-1          MiniCPMForCausalLM                     openbmb/MiniCPM4.1-8B
+kimi-k2              DeepseekV3ForCausalLM                  moonshotai/Kimi-K2-Instruct moonshotai/Kimi-K2-Thinking
+kimi-k2              KimiK25ForConditionalGeneration        moonshotai/Kimi-K2.5
+nemotron             NemotronHForCausalLM                   nvidia/NVIDIA-Nemotron-Nano-9B-v2
+nemotron             DeciLMForCausalLM                      nvidia/Llama-3_3-Nemotron-Super-49B-v1
+nemotron             LlamaForCausalLM                       nvidia/Llama-3.1-Nemotron-Nano-8B-v1
+minimax-m2           MiniMaxM2ForCausalLM                   MiniMaxAI/MiniMax-M2
+seed-oss             SeedOssForCausalLM                     ByteDance-Seed/Seed-OSS-36B-Instruct
+gpt                  -                                      gpt-4o-mini gpt-4.1 gpt-5 chatgpt-4o-latest
+o-series             -                                      o3 o4-mini
+claude               -                                      claude-sonnet-4-5 claude-3-5-haiku-latest
+gemini               -                                      gemini-2.5-flash
 """
-BY_ARCHITECTURE = {
-    "Gemma2ForCausalLM": "gemma-2",
-    "Qwen3VLForConditionalGeneration": "qwen-3",
-    "Qwen3_5ForConditionalGeneration": "qwen-3-5",
-    "Glm4vMoeForConditionalGeneration": "glm-4-5",
-    "GptOssForCausalLM": "gpt-oss",
-    "InternLM3ForCausalLM": "internlm",
-    "DeepseekV32ForCausalLM": "deepseek-v3-2",
-    "ChatGLMModel": "chatglm",
-    "LlamaForCausalLM": None,
-    "Glm4ForCausalLM": None,
-    "UnheardOfForCausalLM": None,
-}
+"""Each family's published models with the architecture that vLLM's list has for them or their series.
+
+Online services have no architecture.
+"""
+MODELS: Final = [
+    (family, architecture, model)
+    for family, architecture, *models in map(str.split, PUBLISHED.splitlines())
+    for model in models
+]
 READ_IMAGES = {
-    "gpt-4o-mini": True,
-    "gpt-4.1": True,
-    "gpt-5": True,
-    "gpt-3.5-turbo": False,
-    "gpt-4o-audio-preview": False,
-    "o3": True,
-    "o4-mini": True,
-    "o3-mini": False,
-    "claude-sonnet-4-5": True,
-    "gemini-2.5-flash": True,
-    "meta-llama/Llama-4-Scout-17B-16E-Instruct": True,
-    "meta-llama/Llama-3.2-11B-Vision-Instruct": True,
-    "meta-llama/Llama-3.3-70B-Instruct": False,
-    "Qwen/Qwen2.5-VL-7B-Instruct": True,
-    "Qwen/Qwen2.5-7B-Instruct": False,
+    **dict.fromkeys(
+        ("gpt-4o-mini", "gpt-4.1", "gpt-5", "o3", "o4-mini", "claude-sonnet-4-5", "gemini-2.5-flash"), True
+    ),
     "Qwen/Qwen3-VL-8B-Instruct": True,
-    "Qwen/Qwen3-8B": False,
-    "google/gemma-3-4b-it": True,
-    "google/gemma-3n-E4B-it": True,
-    "google/gemma-3-1b-it": False,
-    "google/gemma-3-270m-it": False,
-    "google/gemma-4-31b-it": True,
-    "Qwen/Qwen3.5-9B": True,
-    "microsoft/Phi-3.5-vision-instruct": True,
-    "microsoft/Phi-3-mini-4k-instruct": False,
-    "microsoft/Phi-4-reasoning-vision-15B": True,
-    "microsoft/Phi-4-reasoning": False,
-    "mistralai/Ministral-3-8B-Reasoning-2512": True,
-    "moonshotai/Kimi-K2.5": True,
-    "moonshotai/Kimi-K2-Thinking": False,
-    "zai-org/GLM-4.1V-9B-Thinking": True,
-    "CohereLabs/command-a-plus-05-2026": True,
-    "ibm-granite/granite-4.1-3b-vision": True,
-    "ibm-granite/granite-4.0-h-small": False,
-    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": True,
-    "mistralai/Mistral-7B-Instruct-v0.3": False,
-    "mistralai/Ministral-8B-Instruct-2410": False,
-    "mistralai/Magistral-Small-2509": True,
-    "mistralai/Magistral-Small-2506": False,
-    "zai-org/GLM-4.5V": True,
-    "zai-org/GLM-4.6": False,
-    "ibm-granite/granite-3.3-8b-instruct": False,
-    "ibm-granite/granite-vision-3.3-2b": False,
-    "acme/our-own-vision-model": False,
+    **dict.fromkeys(("gpt-3.5-turbo", "gpt-4o-audio-preview", "o3-mini", "google/gemma-3-1b-it"), False),
+    **dict.fromkeys(("ibm-granite/granite-vision-3.3-2b", "acme/our-own-vision-model"), False),
 }
-"""True for the models that read images, according to their makers' pages."""
+"""True for the models that read images, according to their makers' pages; vLLM's own list tells it of all others."""
+BY_ARCHITECTURE = [
+    ("acme/our-own-model", "Gemma2ForCausalLM", "gemma-2"),
+    ("acme/our-own-model", "Qwen3VLForConditionalGeneration", "qwen-3"),
+    ("acme/our-own-model", "Qwen3_5ForConditionalGeneration", "qwen-3-5"),
+    ("acme/our-own-model", "Glm4vMoeForConditionalGeneration", "glm-4-5"),
+    ("acme/our-own-model", "GptOssForCausalLM", "gpt-oss"),
+    ("acme/our-own-model", "InternLM3ForCausalLM", "internlm"),
+    ("acme/our-own-model", "DeepseekV32ForCausalLM", "deepseek-v3-2"),
+    ("acme/our-own-model", "ChatGLMModel", "chatglm"),
+    ("acme/our-own-model", "LlamaForCausalLM", None),
+    ("acme/our-own-model", "Glm4ForCausalLM", None),
+    ("acme/our-own-model", "UnheardOfForCausalLM", None),
+    ("Qwen/Qwen3-Future-8B", "Qwen3FutureForConditionalGeneration", "qwen-3"),
+    ("zai-org/GLM-4.5V", "UnheardOfForCausalLM", "glm-4-5"),
+    ("acme/llama-3-gemma-merge", "Gemma2ForCausalLM", "gemma-2"),
+    ("acme/qwen3-style-merge", "LlamaForCausalLM", None),
+    ("acme/llama-3-like-Qwen3", "Qwen3ForCausalLM", "qwen-3"),
+]
 NO_LONGER_IN_VLLM = {"MllamaForConditionalGeneration", "BaichuanForCausalLM"}
 """Architectures of published models that earlier versions of vLLM had."""
 FORMERLY_MULTIMODAL = "MllamaForConditionalGeneration"
 """The multimodal one of these architectures."""
 NOT_IN_VLLM = {"gpt", "o-series", "claude", "gemini", "baichuan"}
 """Families of online services, and a family that vLLM removed."""
+FENCE_JSON = {
+    *("deepseek-v3", "deepseek-v3-1", "deepseek-r1", "deepseek-r1-distill", "llama-2", "qwen-2-5", "qwq", "mistral"),
+    *("magistral", "mixtral", "gemma-2", "gemma-3", "phi-3", "phi-4", "phi-4-mini", "chatglm", "yi", "internlm"),
+    *("command-r", "olmo", "falcon", "falcon-h1r", "baichuan", "minicpm", "minicpm-4-1", "claude"),
+    "phi-4-reasoning",
+}
+REFUSE_SYSTEM_MESSAGES = {"gemma-2"}
+ASKED = GenerationRequest(
+    "r1",
+    None,
+    (Message(role="system", content="Be brief."), Message(role="user", content="Hello?")),
+    16,
+    None,
+    response_format=ResponseFormat(type="json_object"),
+)
+AN_ANSWER = st.text() | st.text("` \n\t\rab{}", max_size=40)
 
 
 @lru_cache
-def vllm_file(name: str) -> ast.Module:
-    """A file of the installed vLLM as a syntax tree: an import of vLLM would take half a minute."""
+def vllm_names(file: str, *dictionaries: str) -> frozenset[str]:
+    """The keys of dictionaries in a file of the installed vLLM, whose import would take half a minute."""
     found = importlib.util.find_spec("vllm")
     assert found is not None and found.submodule_search_locations is not None
-    return ast.parse((Path(found.submodule_search_locations[0]) / name).read_text())
-
-
-def keys_of(module: ast.Module, dictionary: str) -> Mapping[str, ast.expr]:
+    module = ast.parse((Path(found.submodule_search_locations[0]) / file).read_text())
+    names: dict[str, list[str]] = {}
     for node in module.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
-        if isinstance(target, ast.Name) and target.id == dictionary and isinstance(value, ast.Dict):
-            pairs = zip(value.keys, value.values, strict=True)
-            return {
-                key.value: item for key, item in pairs if isinstance(key, ast.Constant) and isinstance(key.value, str)
-            }
-    raise AssertionError(f"vLLM has no {dictionary}")
+        if isinstance(target, ast.Name) and isinstance(value, ast.Dict):
+            names[target.id] = [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
+    return frozenset(name for dictionary in dictionaries for name in names[dictionary])
 
 
-def test_the_table_has_at_least_24_families_each_with_names_that_this_test_tries() -> None:
-    assert len(families()) >= 24
-    assert {*families()} == {*MODELS}
+def architectures_of_vllm() -> frozenset[str]:
+    tables = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
+    return vllm_names("model_executor/models/registry.py", *tables)
 
 
-@pytest.mark.parametrize(
-    ("model", "architecture", "family"),
-    [(model, built, name) for name, models in MODELS.items() for model, built in models.items()],
-)
-def test_a_published_model_finds_its_family_by_its_name_with_and_without_its_architecture(
-    model: str, architecture: str | None, family: str
-) -> None:
-    by_name, by_both = family_of(model), family_of(model, [architecture] if architecture is not None else [])
-    assert by_name is not None and by_both is not None
-    assert (by_name.name, by_both.name) == (family, family)
+def name_of(model: str, architecture: str = "-") -> str | None:
+    found = family_of(model, [architecture] if architecture != "-" else [])
+    return found.name if found is not None else None
 
 
-@pytest.mark.parametrize("model", [model for models in MODELS.values() for model in models])
-def test_a_published_name_fits_one_family_alone(model: str) -> None:
-    name = model.lower().split("/")[-1]
-    assert len([each.name for each in families().values() if re.search(each.ids, name)]) == 1
+def completion(text: str) -> Completion:
+    return Completion(text, "stop", 3, 2)
 
 
-@pytest.mark.parametrize(("architecture", "family"), BY_ARCHITECTURE.items())
-def test_a_model_of_another_name_is_found_by_an_architecture_of_one_family(
-    architecture: str, family: str | None
-) -> None:
-    found = family_of("acme/our-own-model", [architecture])
-    assert (found.name if found is not None else None) == family
+def fence_removed(text: str, family: str = "gemma-2") -> str:
+    return without_fence(completion(text), ASKED, families()[family]).text
 
 
-@pytest.mark.parametrize(
-    ("model", "architecture", "family"),
-    [
-        ("Qwen/Qwen3-Future-8B", "Qwen3FutureForConditionalGeneration", "qwen-3"),
-        ("zai-org/GLM-4.5V", "UnheardOfForCausalLM", "glm-4-5"),
-        ("acme/llama-3-gemma-merge", "Gemma2ForCausalLM", "gemma-2"),
-        ("acme/qwen3-style-merge", "LlamaForCausalLM", None),
-        ("acme/llama-3-like-Qwen3", "Qwen3ForCausalLM", "qwen-3"),
-    ],
-)
-def test_an_architecture_overrules_the_name_only_if_it_is_known_as_another_familys(
-    model: str, architecture: str, family: str | None
-) -> None:
-    found = family_of(model, [architecture])
-    assert (found.name if found is not None else None) == family
+# -- finding a model's family --------------------------------------------------------------------------------------
+
+
+def test_a_published_model_finds_one_family_by_its_name_with_and_without_its_architecture() -> None:
+    found = []
+    for _, architecture, model in MODELS:
+        fits = [each.name for each in families().values() if re.search(each.ids, model.lower().split("/")[-1])]
+        found.append((model, fits, name_of(model), name_of(model, architecture)))
+    assert found == [(model, [family], family, family) for family, _, model in MODELS]
+    assert {*families()} == {family for family, _, _ in MODELS}
+
+
+def test_an_architecture_overrules_the_name_only_if_it_is_known_as_another_familys() -> None:
+    assert [(model, built, name_of(model, built)) for model, built, _ in BY_ARCHITECTURE] == BY_ARCHITECTURE
+
+
+def test_a_models_name_tells_whether_it_reads_images() -> None:
+    multimodal = vllm_names("model_executor/models/registry.py", "_MULTIMODAL_MODELS") | {FORMERLY_MULTIMODAL}
+    expected = READ_IMAGES | {model: built in multimodal for _, built, model in MODELS if built != "-"}
+    assert {model: are_read_by(family_of(model), model) for model in expected} == expected
+    reading = {name_of(model) for model, reads in expected.items() if reads}
+    assert reading == {name for name, family in families().items() if family.images is not None}
+
+
+def test_vllm_has_every_architecture_and_parser_of_a_family() -> None:
+    known = architectures_of_vllm()
+    used = {name for family in families().values() for name in family.architectures}
+    assert used - known == set()
+    assert {built for _, built, _ in MODELS} - known == NO_LONGER_IN_VLLM | {"-"}
+    assert {name for name, family in families().items() if not family.architectures} == NOT_IN_VLLM
+    reasoning = [family.reasoning for family in families().values() if family.reasoning is not None]
+    parsers = vllm_names("reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER")
+    assert {marks.parser for marks in reasoning} - parsers == set()
+    assert [marks for marks in reasoning if marks.opening == marks.closing] == []
+    callers = {family.tools for family in families().values()} - {None}
+    assert callers - vllm_names("tool_parsers/__init__.py", "_TOOL_PARSERS_TO_REGISTER") == set()
 
 
 @given(st.text(), st.text(), st.sampled_from(["<think>", "</think>"]))
@@ -314,43 +259,82 @@ def test_a_template_with_a_mark_shows_that_its_model_reasons(before: str, after:
     assert marks_in(None) is None
 
 
-@pytest.mark.parametrize(("model", "reads"), READ_IMAGES.items())
-def test_a_models_name_tells_whether_it_reads_images(model: str, reads: bool) -> None:
-    assert are_read_by(family_of(model), model) is reads
+# -- quirks --------------------------------------------------------------------------------------------------------
+
+
+def test_each_engine_of_the_command_line_has_the_family_of_its_model() -> None:
+    first: Mapping[str, str] = {family: model for family, _, model in reversed(MODELS)}
+    engines = [(kind, family) for kind in ENGINES for family in first]
+    made = [create(kind, engine_settings()(), Metrics(), SystemClock(), model=first[name]) for kind, name in engines]
+    assert [engine.family for engine in made] == [families()[name] for _, name in engines]
+
+
+def test_an_engine_whose_model_is_of_no_family_changes_nothing() -> None:
+    made = create("echo", engine_settings()(), Metrics(), SystemClock())
+    assert made.family is None
+    assert with_quirks(ASKED, None) is ASKED
+    fenced = completion("```\n{}\n```")
+    assert without_fence(fenced, ASKED, None) is fenced
+
+
+def test_only_the_families_that_fence_json_lose_the_fence_and_those_that_refuse_system_messages_the_message() -> None:
+    fenced, joined = '```json\n{"a": 1}\n```', (Message(role="user", content="Be brief.\n\nHello?"),)
+    assert {name for name in families() if fence_removed(fenced, name) == '{"a": 1}'} == FENCE_JSON
+    assert {name for name in families() if fence_removed(fenced, name) != fenced} == FENCE_JSON
+    messages = {name: with_quirks(ASKED, family).messages for name, family in families().items()}
+    assert {name for name, changed in messages.items() if changed == joined} == REFUSE_SYSTEM_MESSAGES
+    assert {name for name, changed in messages.items() if changed != ASKED.messages} == REFUSE_SYSTEM_MESSAGES
 
 
 @pytest.mark.parametrize(
-    ("model", "architecture"),
-    [(model, built) for models in MODELS.values() for model, built in models.items() if built is not None],
+    ("text", "inside"),
+    {
+        "```\n{}\n```": "{}",
+        " \n```json \r\n{}\n  ```\n": "{}",
+        "```json\n{}```": "{}",
+        "```json\n```": "",
+        '```json\n{"a": "```"}\n```': '{"a": "```"}',
+        "```json\n{}": None,
+        "```": None,
+        "```json {}```": None,
+        "Here it is:\n```json\n{}\n```": None,
+        "```json\n{}\n```\nThat is all.": None,
+        "{}": None,
+        **{f"```\n{run * 1_000_000}x": None for run in (" ", "\n", "`", "\n ", "```\n")},
+    }.items(),
+    ids=lambda text: repr(text)[:20],
 )
-def test_a_published_model_reads_images_if_vllm_lists_its_architecture_as_multimodal(
-    model: str, architecture: str
-) -> None:
-    multimodal = {*keys_of(vllm_file("model_executor/models/registry.py"), "_MULTIMODAL_MODELS"), FORMERLY_MULTIMODAL}
-    assert are_read_by(family_of(model), model) is (architecture in multimodal)
+def test_only_a_fence_around_the_whole_answer_is_removed_and_in_linear_time(text: str, inside: str | None) -> None:
+    """A regular expression that backtracks would take hours for a long run of one text."""
+    assert fence_removed(text) == (text if inside is None else inside)
 
 
-def test_each_pattern_of_images_finds_a_name_of_the_table() -> None:
-    tried = {family.name for model, reads in READ_IMAGES.items() if reads and (family := family_of(model)) is not None}
-    assert {name for name, family in families().items() if family.images is not None} == tried
+@given(AN_ANSWER, st.sampled_from(["", "json", "JSON", "c++"]))
+@settings(max_examples=drawn(100))
+def test_any_answer_comes_out_of_its_fence_and_is_a_part_of_it(text: str, language: str) -> None:
+    assert fence_removed(f"```{language}\n{text}|\n```") == f"{text}|"
+    inside = fence_removed(text)
+    assert inside == text or (text.strip().startswith("```") and inside in text)
 
 
-def architectures_of_vllm() -> set[str]:
-    registry = vllm_file("model_executor/models/registry.py")
-    tables = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
-    return {name for table in tables for name in keys_of(registry, table)}
+MESSAGES = st.lists(
+    st.builds(
+        lambda role, content: Message(role=role, content=content),
+        st.sampled_from(["system", "developer", "user", "assistant"]),
+        st.text(min_size=1),
+    ),
+    min_size=1,
+    max_size=6,
+)
 
 
-@pytest.mark.parametrize("name", families())
-def test_vllm_has_every_architecture_and_parser_of_a_family(name: str) -> None:
-    family = families()[name]
-    known = architectures_of_vllm()
-    assert {*family.architectures} <= known
-    assert {*MODELS[name].values()} - known <= NO_LONGER_IN_VLLM | {None}
-    assert bool(family.architectures) is (name not in NOT_IN_VLLM)
-    if family.reasoning is not None:
-        parsers = keys_of(vllm_file("reasoning/__init__.py"), "_REASONING_PARSERS_TO_REGISTER")
-        assert family.reasoning.parser in parsers
-        assert family.reasoning.opening != family.reasoning.closing
-    if family.tools is not None:
-        assert family.tools in keys_of(vllm_file("tool_parsers/__init__.py"), "_TOOL_PARSERS_TO_REGISTER")
+@given(MESSAGES)
+@settings(max_examples=drawn(100))
+def test_no_system_message_is_left_and_no_text_is_lost(messages: list[Message]) -> None:
+    asked = GenerationRequest("r1", None, tuple(messages), 16, None)
+    changed = with_quirks(asked, families()["gemma-2"]).messages or ()
+    roles = [message.role for message in changed]
+    assert not {"system", "developer"} & {*roles}
+    assert "user" in roles or not {"system", "developer"} & {message.role for message in messages}
+    said = "\n".join(message.text for message in changed)
+    assert all(message.text in said for message in messages)

@@ -11,12 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from telemetry.hand_clock import HandClock
+from tests.any_json import any_json
 from tests.drawn import drawn
 from workers.engines.families import families
+from workers.engines.models.entries import RateLimits
 from workers.engines.models.mistakes import RegistryRefused
 from workers.engines.models.registry_file import MOST_BYTES, ModelRegistry, read_registry
+from workers.engines.models.served_model import RateGate
 from workers.engines.registry import engine_settings
 
+# -- model registry file ---------------------------------------------------------------------------------------------
 ENGINES = '[engines.e]\nkind = "openai"\n'
 MODEL = '[models.m]\nengine = "e"\n'
 GOOD = ENGINES + MODEL
@@ -68,7 +73,6 @@ MISTAKES = {
     GOOD + "limits = { requests = 1 }\n": "line 5: models.m.limits.requests: is not known here: there are: ",
     GOOD
     + "limits = { tokens_per_minute = 0 }\n": "models.m.limits.tokens_per_minute: must be greater than or equal to 1",
-    GOOD + "circuit = { failures = 0 }\n": "models.m.circuit.failures: must be greater than or equal to 1",
     GOOD + 'escalate = { to = "m", on = ["failed"] }\n': "line 5: models.m.escalate.to: is the model itself",
     GOOD + 'escalate = { to = "k", on = ["failed"] }\n': 'models.m.escalate.to: is no model: there are: "m"',
     GOOD + 'escalate = { to = "n", on = ["failed"] }\n' + OTHER + 'lane = "l"\n': "is a model of another lane",
@@ -78,7 +82,6 @@ MISTAKES = {
     '[engines.e]\nkind = "vllm"\n' + MODEL + OTHER: "line 6: models.n.engine: is the second vLLM model in one worker",
 }
 """A file's text, and a part of its error. The test writes the text with a character beyond ASCII as Latin-1."""
-
 FULL = """
 default = "small"
 
@@ -108,7 +111,6 @@ temperature = 0.2
 profile = "medical"
 cost = { prompt = 0.15, completion = 0.6, currency = "EUR" }
 limits = { requests_per_second = 20, tokens_per_minute = 200_000 }
-circuit = { failures = 3, seconds = 10 }
 escalate = { to = "medium", on = ["failed", "low_confidence"], below = 0.4 }
 [models.small.adapters]
 law = "/adapters/law"
@@ -335,10 +337,8 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 FIELDS = st.sampled_from(
     ("default", "engines", "models", "e", "m", "kind", "addresses", "api_key", "engine", "aliases", "cost", "escalate")
 )
-VALUES = st.recursive(
-    SCALARS | st.sampled_from(("openai", "echo", "vllm", "e", "m")),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS | st.text(max_size=4), inner, max_size=4),
-    max_leaves=12,
+VALUES = any_json(
+    FIELDS | st.text(max_size=4), SCALARS | st.sampled_from(("openai", "echo", "vllm", "e", "m")), leaves=12
 )
 
 
@@ -372,3 +372,28 @@ def test_any_bytes_give_a_registry_or_a_clear_error(tmp_path: Path, content: byt
         assert refused.mistakes
         assert all(each.reason for each in refused.mistakes)
         assert "sk-secret" not in str(refused)
+
+
+# -- rate limits -----------------------------------------------------------------------------------------------------
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 500)), min_size=1, max_size=60))
+def test_requests_never_exceed_their_limits_beyond_one_burst(asked: list[tuple[float, int]]) -> None:
+    clock = HandClock()
+    gate = RateGate(RateLimits(requests_per_second=4, tokens_per_minute=6000), clock)
+    sent: list[tuple[float, int]] = []
+    for pause, tokens in asked:
+        clock.now += pause
+        sent.append((clock.now + gate.reserve(tokens), tokens))
+    for start, _ in sent:
+        within = [(at, tokens) for at, tokens in sent if start <= at < start + 60]
+        last = max(tokens for _, tokens in within)
+        assert len(within) <= 4 * 60 + 4 + 1
+        assert sum(tokens for _, tokens in within) <= 6000 + 600 + last + 1e-6
+
+
+def test_the_real_cost_of_a_request_counts_once_it_is_known() -> None:
+    clock = HandClock()
+    gate = RateGate(RateLimits(tokens_per_minute=600), clock)
+    assert gate.reserve(1000) == 0
+    assert gate.reserve(1) == pytest.approx(94)
+    gate.settle(1001, 11)
+    assert gate.reserve(1) == 0

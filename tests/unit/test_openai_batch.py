@@ -58,18 +58,13 @@ def test_a_chat_line_is_a_job_as_it_stands() -> None:
     }
 
 
-def test_a_completions_line_asks_its_prompt() -> None:
+def test_a_completions_line_asks_its_prompt_and_a_responses_line_its_input() -> None:
     for prompt in ("Why?", ["Why?"]):
         job = job_from(line({"model": "small", "prompt": prompt, "max_tokens": 9}, COMPLETIONS))
-        assert job.raw
-
-        assert (job.prompt, job.messages, job.max_tokens) == ("Why?", None, 9)
-
-
-def test_a_responses_line_asks_its_input() -> None:
+        assert (job.raw, job.prompt, job.messages, job.max_tokens) == (True, "Why?", None, 9)
     job = job_from(line({"model": "small", "input": "Why?", "max_output_tokens": 9}, RESPONSES))
-
     assert (job.messages, job.max_tokens) == ([Message(role="user", content="Why?")], 9)
+    assert job_from({**line({}), "prompt": "Why?"}).prompt == "Why?"  # a job of its own is no line
 
 
 def test_a_responses_line_brings_instructions_messages_and_a_schema() -> None:
@@ -106,20 +101,11 @@ def test_our_own_members_may_stand_in_a_lines_body() -> None:
     assert (job.priority, job.ttl_seconds, job.context_window) == (3, 60, 512)
 
 
-@pytest.mark.parametrize(("stop", "texts"), [("END", ["END"]), (["a", "b"], ["a", "b"]), ([], [])])
-def test_stop_texts_and_sampling_parameters_are_taken(stop: object, texts: list[str]) -> None:
-    job = job_from(line({**CHAT, "stop": stop, "top_p": 0.9}))
-    assert (job.stop, job.top_p) == (texts, 0.9)
-
-
-@pytest.mark.parametrize(("member", "value"), [("stop", ["a"] * 5), ("stop", [""]), ("stop", 7), ("top_p", 0)])
-def test_invalid_members_of_them_are_refused_by_their_place(member: str, value: object) -> None:
-    [problem] = refusal(line({**CHAT, member: value})).problems
-    assert problem.field.startswith(f"body.{member}")
-
-
-def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over() -> None:
-    asks_nothing = {
+def test_stop_texts_and_sampling_parameters_are_taken_and_members_that_ask_for_nothing_are_passed_over() -> None:
+    for stop, texts in (("END", ["END"]), (["a", "b"], ["a", "b"]), ([], [])):
+        job = job_from(line({**CHAT, "stop": stop, "top_p": 0.9}))
+        assert (job.stop, job.top_p) == (texts, 0.9)
+    nothing = {
         "n": 1,
         "stream": False,
         "stop": "",
@@ -128,32 +114,13 @@ def test_members_that_ask_for_nothing_or_only_tune_the_sampling_are_passed_over(
         "user": "u",
         "temperature": None,
     }
-
-    assert job_from(line({**CHAT, **asks_nothing})) == job_from(line(CHAT))
-
-
-@pytest.mark.parametrize(
-    ("member", "value"),
-    [
-        ("best_of", 2),
-        ("stream", True),
-        ("modalities", ["text", "audio"]),
-        ("previous_response_id", "resp_1"),
-    ],
-)
-def test_members_that_would_change_the_kind_of_answer_are_refused_by_name(member: str, value: object) -> None:
-    (problem,) = refusal(line({**CHAT, member: value})).problems
-    assert str(problem).startswith(f"body.{member}: is not supported here")
-
-
-AUDIO = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]
+    assert job_from(line({**CHAT, **nothing})) == job_from(line(CHAT))
 
 
 @pytest.mark.parametrize(
     ("document", "field"),
     [
-        (line(CHAT, custom_id=None), "custom_id"),
-        (line(CHAT, custom_id=""), "custom_id"),
+        *((line(CHAT, custom_id=custom_id), "custom_id") for custom_id in (None, "")),
         (line(CHAT, method="GET"), "method"),
         (line(CHAT, "/v1/moderations"), "url"),
         ({**line(CHAT), "body": []}, "body"),
@@ -161,9 +128,12 @@ AUDIO = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"
         (line({"messages": []}), "body.messages"),
         (line({"messages": [{"role": "tool", "content": "a"}]}), "body.messages.0"),
         (line({**CHAT, "model": "a b"}), "body.model"),
+        (line({**CHAT, "top_p": 0}), "body.top_p"),
+        (line({**CHAT, "stop": 7}), "body.stop"),
+        (line({**CHAT, "stop": ["a"] * 5}), "body.stop"),
+        (line({**CHAT, "stop": [""]}), "body.stop.0"),
         (line({**CHAT, "metadata": {"webhook_url": "ftp://a"}}), "body.metadata.webhook_url"),
-        (line({**CHAT, "metadata": "s3cret"}), "body.metadata"),
-        (line({**CHAT, "metadata": {"s3cret": 5}}), "body.metadata"),
+        *((line({**CHAT, "metadata": metadata}), "body.metadata") for metadata in ("s3cret", {"s3cret": 5})),
         (line({}, COMPLETIONS), "body.prompt"),
         (line({"prompt": [1, 2]}, COMPLETIONS), "body.prompt"),
         (line({"input": []}, RESPONSES), "body.input"),
@@ -173,10 +143,7 @@ AUDIO = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"
             "body.input.0.content.0",
         ),
         (line({"input": [{"role": "nobody", "content": "a"}]}, RESPONSES), "body.input.0.role"),
-        (
-            line({"instructions": "b", "input": [{"role": "nobody", "content": "a"}]}, RESPONSES),
-            "body.input.0.role",
-        ),
+        (line({"instructions": "b", "input": [{"role": "nobody", "content": "a"}]}, RESPONSES), "body.input.0.role"),
         (line({"instructions": 5, "input": "a"}, RESPONSES), "body.instructions"),
         (line({"input": "a", "max_output_tokens": 0}, RESPONSES), "body.max_output_tokens"),
         (
@@ -192,17 +159,17 @@ def test_a_line_that_is_no_job_is_refused_by_the_place_in_the_line(document: dic
     assert "s3cret" not in str(invalid)
 
 
-def test_audio_in_a_line_is_refused_and_the_refusal_reaches_the_lines_callback() -> None:
-    body = {"messages": [{"role": "user", "content": AUDIO}], "metadata": {"webhook_url": CALLBACK}}
+def test_members_that_would_change_the_kind_of_answer_are_refused_and_the_refusal_reaches_the_lines_callback() -> None:
+    kinds = {"best_of": 2, "stream": True, "modalities": ["text", "audio"], "previous_response_id": "resp_1"}
+    for member, value in kinds.items():
+        (problem,) = refusal(line({**CHAT, member: value})).problems
+        assert str(problem).startswith(f"body.{member}: is not supported here")
+    audio = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]
+    body = {"messages": [{"role": "user", "content": audio}], "metadata": {"webhook_url": CALLBACK}}
     invalid = refusal(line(body))
-
     assert invalid.problems[0].field == "body.messages.0.content.0.type"
     assert "only `text` and `image_url` parts are taken" in invalid.problems[0].reason
     assert (invalid.custom_id, invalid.callback_url) == ("row 1", CALLBACK)
-
-
-def test_a_job_with_a_prompt_of_its_own_is_no_line() -> None:
-    assert job_from({**line({}), "prompt": "Why?"}).prompt == "Why?"
 
 
 RESULT = Result(
@@ -294,24 +261,15 @@ def test_a_result_is_a_completion_or_a_response_where_its_line_asked_for_one() -
     assert completion["postback"] == response["postback"] == OURS
 
 
-@pytest.mark.parametrize(
-    ("outcome", "status", "kind"), [("rejected", 400, "invalid_request_error"), ("failed", 500, "server_error")]
-)
-def test_a_job_that_failed_is_an_http_error_in_its_line(outcome: str, status: int, kind: str) -> None:
+def test_a_job_that_failed_is_an_http_error_in_its_line_and_one_that_was_never_answered_an_error_instead() -> None:
     error = ResultError(code="why", message="Because.")
-    result = RESULT.model_copy(update={"outcome": Outcome(outcome), "error": error})
-    output = output_line(result, CHAT_COMPLETIONS)
-
-    assert output["response"]["status_code"] == status
-    assert output["response"]["body"] == {
-        "error": {"message": "Because.", "type": kind, "param": None, "code": "why"},
-    }
-    assert output["error"] is None
-
-
-@pytest.mark.parametrize("outcome", [Outcome.EXPIRED, Outcome.CANCELLED])
-def test_a_job_that_was_never_answered_has_an_error_instead_of_a_response(outcome: Outcome) -> None:
-    output = output_line(RESULT.model_copy(update={"outcome": outcome}), CHAT_COMPLETIONS)
-
-    assert output["response"] is None
-    assert output["error"] == {"code": f"batch_{outcome}", "message": f"The job was {outcome}."}
+    kinds = {"rejected": (400, "invalid_request_error"), "failed": (500, "server_error")}
+    for outcome, (status, kind) in kinds.items():
+        output = output_line(RESULT.model_copy(update={"outcome": Outcome(outcome), "error": error}), CHAT_COMPLETIONS)
+        said = {"message": "Because.", "type": kind, "param": None, "code": "why"}
+        assert (output["response"]["status_code"], output["response"]["body"]) == (status, {"error": said})
+        assert output["error"] is None
+    for unanswered in (Outcome.EXPIRED, Outcome.CANCELLED):
+        output = output_line(RESULT.model_copy(update={"outcome": unanswered}), CHAT_COMPLETIONS)
+        assert output["response"] is None
+        assert output["error"] == {"code": f"batch_{unanswered}", "message": f"The job was {unanswered}."}

@@ -23,7 +23,7 @@ from schemas.publish import FOLDER
 from schemas.strict import NotAJob, job_in
 from tests.drawn import drawn
 from tests.unit.codec_jobs import encoded, read
-from workers.inference.prompt_tokens import PAYLOAD_TOKENS, prompt_tokens
+from workers.inference.tenants import PAYLOAD_TOKENS, prompt_tokens
 
 ADDRESS = "https://files.example/question.json?signature=s3cret"
 RECORD: dict[str, Any] = {"payload_url": ADDRESS, "callback_url": "https://consumer.example/hook", "max_tokens": 7}

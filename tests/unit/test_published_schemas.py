@@ -1,3 +1,5 @@
+"""The published schemas accept what the codec accepts, and jobs' own schemas are bounded."""
+
 from __future__ import annotations
 
 import json
@@ -15,11 +17,13 @@ from schemas.outcome import Outcome
 from schemas.publish import FOLDER, documents
 from schemas.result import Citation, Result, ResultError, Support, Timings, Usage
 from schemas.topics import Topics
+from workers.engines.base import RequestRejected
+from workers.engines.vllm.schema_limits import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
+from workers.enrichment.answering.profile import Profiles
 
 PUBLISHED = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
 JSON_SCHEMAS = {name: json.loads(text) for name, text in PUBLISHED.items() if name.endswith(".json")}
 ASYNCAPI: dict[str, Any] = yaml.safe_load(PUBLISHED["asyncapi.yaml"])
-
 RESULTS = [
     Result(job_id="job_1", outcome=Outcome.FAILED, error=ResultError(code="c", message="m"), created_at=1),
     Result(
@@ -67,21 +71,28 @@ def test_the_published_files_are_fresh() -> None:
     assert documents() == PUBLISHED, "run `python -m schemas.publish`"
 
 
-@pytest.mark.parametrize("name", JSON_SCHEMAS)
-def test_each_json_schema_is_valid_and_has_a_name(name: str) -> None:
-    jsonschema.Draft202012Validator.check_schema(JSON_SCHEMAS[name])
+def test_each_json_schema_is_valid_and_has_a_name() -> None:
+    for name, schema in JSON_SCHEMAS.items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["$id"] == f"urn:postback:schema:{name.removesuffix('.json')}:1"
+        assert schema["title"]
 
-    assert JSON_SCHEMAS[name]["$id"] == f"urn:postback:schema:{name.removesuffix('.json')}:1"
-    assert JSON_SCHEMAS[name]["title"]
+
+def test_every_reference_leads_somewhere() -> None:
+    for name, document in {**JSON_SCHEMAS, "asyncapi.yaml": ASYNCAPI}.items():
+        found = list(references(document))
+        assert found or name == "worker.json"  # a flat document
+        assert all(resolve(reference, document) for reference in found), name
 
 
-@pytest.mark.parametrize(
-    "job",
-    [
+def test_the_jobs_schema_agrees_with_the_reader() -> None:
+    good = [
         {"prompt": "a"},
         {"prompt": "a", "callback_url": "https://consumer.example/hook", "messages": None, "unknown": 1},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "max_tokens": 5},
         {"prompt": "a", "sources": {"urls": ["http://facts.example:8080/a?b"]}, "metadata": {"a": "b"}},
+    ]
+    bad = [
         {},
         {"prompt": "a", "messages": [{"role": "user", "content": "a"}]},
         {"prompt": None},
@@ -92,45 +103,24 @@ def test_each_json_schema_is_valid_and_has_a_name(name: str) -> None:
         {"prompt": "a", "callback_url": "https://user:pass@consumer.example/"},
         {"prompt": "a", "callback_url": "ftp://consumer.example/"},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-    ],
-)
-def test_the_jobs_schema_agrees_with_the_reader(job: dict[str, Any]) -> None:
-    try:
+    ]
+    for job in good:
         read_job(json.dumps(job).encode(), None, Origin("topic", 0, 0), 0)
-    except InvalidJob:
-        readable = False
-    else:
-        readable = True
-
-    assert validator("job.json").is_valid(job) is readable
-
-
-@pytest.mark.parametrize("result", RESULTS)
-def test_written_results_and_events_fit_their_schemas(result: Result) -> None:
-    validator("result.json").validate(json.loads(write_result(result)))
-    validator("event.json").validate(json.loads(event_body(result, "msg_1", "acme")))
+        assert validator("job.json").is_valid(job), job
+    for job in bad:
+        with pytest.raises(InvalidJob):
+            read_job(json.dumps(job).encode(), None, Origin("topic", 0, 0), 0)
+        assert not validator("job.json").is_valid(job), job
 
 
-def test_an_event_of_another_kind_does_not_fit_the_schema() -> None:
-    event = json.loads(event_body(RESULTS[0], "msg_1", "acme"))
-
-    assert not validator("event.json").is_valid({**event, "type": "batch.completed"})
-    assert not validator("event.json").is_valid({**event, "tenant": "no tenant"})
-    assert not validator("event.json").is_valid({name: event[name] for name in event if name != "tenant"})
-    assert not validator("event.json").is_valid({**event, "data": {"id": "job_1"}})
-
-
-REFERRING = {name: document for name, document in JSON_SCHEMAS.items() if name != "worker.json"}
-"""All documents except the flat one, which has no references."""
-
-
-@pytest.mark.parametrize(("name", "document"), [*REFERRING.items(), ("asyncapi.yaml", ASYNCAPI)])
-def test_every_reference_leads_somewhere(name: str, document: dict[str, Any]) -> None:
-    found = list(references(document))
-
-    assert found, name
-    for reference in found:
-        assert resolve(reference, document)
+def test_written_results_and_events_fit_their_schemas_and_events_of_another_kind_do_not() -> None:
+    for result in RESULTS:
+        event = json.loads(event_body(result, "msg_1", "acme"))
+        validator("result.json").validate(json.loads(write_result(result)))
+        validator("event.json").validate(event)
+        for wrong in ({"type": "batch.completed"}, {"tenant": "no tenant"}, {"data": {"id": "job_1"}}):
+            assert not validator("event.json").is_valid({**event, **wrong})
+        assert not validator("event.json").is_valid({name: event[name] for name in event if name != "tenant"})
 
 
 def test_the_asyncapi_document_covers_every_topic_of_a_fleet_and_its_webhook() -> None:
@@ -161,20 +151,43 @@ def test_every_header_that_records_may_carry_is_described() -> None:
     assert constants <= described
 
 
-def test_every_operation_uses_a_message_of_its_channel() -> None:
-    for operation in ASYNCAPI["operations"].values():
-        channel = resolve(operation["channel"]["$ref"], ASYNCAPI)
-        messages = [reference["$ref"] for reference in operation["messages"]]
-
-        assert operation["action"] in ("send", "receive")
-        assert messages
-        assert all(message.startswith(f"{operation['channel']['$ref']}/messages/") for message in messages)
-        assert {message.rpartition("/")[2] for message in messages} <= set(channel["messages"])
-
-
-def test_every_channel_has_messages_with_payloads_and_known_servers() -> None:
+def test_every_channel_has_messages_with_payloads_and_every_operation_uses_one_of_them() -> None:
     for channel in ASYNCAPI["channels"].values():
         assert channel["messages"]
         for message in channel["messages"].values():
             assert "payload" in resolve(message["$ref"], ASYNCAPI)
         assert all(resolve(server["$ref"], ASYNCAPI)["protocol"] in ("kafka", "https") for server in channel["servers"])
+    for operation in ASYNCAPI["operations"].values():
+        place = operation["channel"]["$ref"]
+        messages = [reference["$ref"] for reference in operation["messages"]]
+        assert operation["action"] in ("send", "receive")
+        assert messages
+        assert all(message.startswith(f"{place}/messages/") for message in messages)
+        assert {message.rpartition("/")[2] for message in messages} <= set(resolve(place, ASYNCAPI)["messages"])
+
+
+# -- limits of jobs' schemas -------------------------------------------------------------------------------------------
+
+
+def properties(count: int, **each: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"k{n}": {"type": "string", **each} for n in range(count)}}
+
+
+def test_large_schemas_are_taken_and_those_that_would_keep_an_engine_busy_are_rejected_by_name() -> None:
+    form = Profiles.load()["finance"].response_format
+    assert form is not None
+    assert form.json_schema is not None
+    check_schema(form.json_schema.schema_)
+    check_schema({"anyOf": [properties(MAX_PROPERTIES), properties(MAX_PATTERNS, pattern="^a")]})
+    patterns = {"patternProperties": dict.fromkeys("abcdefghijklmnopqrstu")}
+    for schema, why in (
+        (properties(MAX_PROPERTIES + 1), "an object with 501 properties, and 500 are allowed"),
+        ({"items": [{"anyOf": [properties(MAX_PROPERTIES + 1)]}]}, "an object with 501 properties"),
+        ({"a": properties(30, pattern="^a"), "b": patterns}, "51"),
+        ({"const": "x" * MAX_SCHEMA_CHARS}, "characters, and 65536 are allowed"),
+        (json.loads('{"items":' * 900 + json.dumps(properties(501)) + "}" * 900), "501 properties"),
+    ):
+        with pytest.raises(RequestRejected) as rejected:
+            check_schema(schema)
+        assert rejected.value.field == "response_format.json_schema.schema"
+        assert why in rejected.value.reason

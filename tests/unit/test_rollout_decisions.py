@@ -1,8 +1,10 @@
-"""The decisions of a rollout: the e-process, its error over simulated rollouts, and the guards."""
+"""Decisions about a rollout: its facts, the judge, and the differences between answers."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,23 @@ from schemas.rollout.comparison import (
     write_comparison,
 )
 from schemas.rollout.e_process import DECIDED, EProcess
-from schemas.rollout.facts import RolloutOrder, Step
+from schemas.rollout.facts import (
+    InvalidRollout,
+    RolloutOrder,
+    RolloutStep,
+    RolloutTable,
+    Step,
+    order_record,
+    share_of,
+    step_key,
+    step_record,
+)
 from schemas.rollout.judge import MOST_DIFFERENT, Judge
+from tests.any_json import any_json
 from tests.drawn import drawn
+from workers.inference.rollout.difference import Said, Thresholds, difference, similarity, words
 
+# -- rollout decisions -----------------------------------------------------------------------------------------------
 ID = "ro_0123456789abcdef"
 ORDER = RolloutOrder(id=ID, alias="a", candidate="c", canary_jobs=5, max_jobs=400, at=0)
 VALUES = st.lists(st.floats(-1, 1), max_size=300)
@@ -49,8 +64,6 @@ def decided(judge: Judge, said: Comparison, most: int, step: Step = Step.SHADOW)
 
 
 # -- the e-process -------------------------------------------------------------------------------------------------
-
-
 @given(st.floats(-0.9, 0.9), VALUES)
 def test_e_values_are_never_negative_and_begin_at_one(bound: float, values: list[float]) -> None:
     evidence = EProcess(bound)
@@ -82,16 +95,12 @@ def test_a_fair_game_gains_nothing_on_average(bound: float, values: list[float],
         assert mean == pytest.approx(now, rel=1e-6)
 
 
-@pytest.mark.parametrize("value", [-1.01, 1.01, float("nan")])
-def test_a_value_out_of_range_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="from -1 to 1"):
-        EProcess(0.03).take(value)
-
-
-@pytest.mark.parametrize("bound", [-1.0, 1.0, float("nan")])
-def test_a_bound_out_of_range_is_refused(bound: float) -> None:
-    with pytest.raises(ValueError, match="bound must be"):
-        EProcess(bound)
+@pytest.mark.parametrize(
+    ("bound", "value"), [*((0.03, value) for value in (-1.01, 1.01, nan)), (-1, 0), (1, 0), (nan, 0)]
+)
+def test_a_value_or_a_bound_out_of_range_is_refused(bound: float, value: float) -> None:
+    with pytest.raises(ValueError, match=r"from -1 to 1|bound must be"):
+        EProcess(bound).take(value)
 
 
 def first_crossing(values: np.ndarray[Any, Any], bound: float) -> tuple[list[str], list[int]]:
@@ -137,29 +146,24 @@ def test_the_simulation_plays_as_the_e_process_does(values: list[float]) -> None
     assert first_crossing(np.array([values]), 0.03) == ([end], [at])
 
 
-def test_a_thousand_rollouts_of_the_same_weights_are_promoted_soon() -> None:
-    ends, median = simulated(differs=0, noise=0.01)
-    assert ends["abort"] == 0
-    assert ends["promote"] >= 990
-    assert median < 250
-
-
-def test_a_thousand_rollouts_of_a_model_that_differs_by_a_tenth_are_aborted_soon() -> None:
-    ends, median = simulated(differs=0.1, noise=0.01)
-    assert ends["promote"] <= 50  # the promised rate of errors is 1 / DECIDED
-    assert ends["abort"] >= 990
-    assert median < 170
-
-
-def test_of_a_thousand_rollouts_at_the_bound_at_most_one_in_twenty_is_promoted_by_mistake() -> None:
-    ends, _ = simulated(differs=MOST_DIFFERENT, noise=0.01)
-    assert ends["promote"] <= 50
-    assert ends["abort"] <= 50
+@pytest.mark.parametrize(
+    ("differs", "promoted", "aborted", "jobs"),
+    [
+        (0, range(990, 1001), range(1), 250),  # the same weights are promoted soon
+        (0.1, range(51), range(990, 1001), 170),  # a model that differs by a tenth is aborted soon
+        (MOST_DIFFERENT, range(51), range(51), 2001),  # the promised rate of errors is 1 / DECIDED
+    ],
+)
+def test_a_thousand_rollouts_end_soon_and_at_most_one_in_twenty_by_mistake(
+    differs: float, promoted: range, aborted: range, jobs: int
+) -> None:
+    ends, median = simulated(differs=differs, noise=0.01)
+    assert ends["promote"] in promoted
+    assert ends["abort"] in aborted
+    assert median < jobs
 
 
 # -- the judge -----------------------------------------------------------------------------------------------------
-
-
 def test_equal_answers_lead_to_the_canary_and_different_ones_to_an_abort() -> None:
     assert decided(Judge(ORDER), compared(), 400) == (Step.CANARY_1, 134)
     step, number = decided(Judge(ORDER), compared(differs=1), 400)
@@ -306,3 +310,215 @@ def test_a_comparison_under_another_rollouts_key_is_refused() -> None:
 )
 def test_a_refusal_is_known_by_its_beginning(text: str, refused: bool) -> None:
     assert is_refusal(text) is refused
+
+
+# -- rollout facts ---------------------------------------------------------------------------------------------------
+ROLLOUT_ID, OTHER = "ro_0123456789abcdef", "ro_ffffffffffffffff"
+FACT_ORDER = RolloutOrder(id=ROLLOUT_ID, alias="a", candidate="c", at=0)
+STEPS: list[Step] = [step for step in Step if step is not Step.SHADOW]
+
+
+def step(name: Step, rollout: str = ROLLOUT_ID) -> RolloutStep:
+    return RolloutStep(alias="a", rollout=rollout, step=name, why="because", by="w1", at=1)
+
+
+def table(*records: tuple[bytes, bytes | None]) -> RolloutTable:
+    made = RolloutTable()
+    for key, value in records:
+        made.apply(key, value)
+    return made
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=8), st.randoms())
+def test_the_present_step_does_not_depend_on_the_order_of_records(names: list[Step], shuffled: Any) -> None:
+    records = [order_record(FACT_ORDER), *(step_record(step(name)) for name in names)]
+    other = list(records)
+    shuffled.shuffle(other)
+    one, two = table(*records).by_alias["a"], table(*other).by_alias["a"]
+    assert one == two
+    assert one.step == (STEPS[max(map(STEPS.index, names))] if names else Step.SHADOW)
+
+
+def test_an_aborted_rollout_stays_aborted_and_a_step_of_an_earlier_rollout_does_not_count() -> None:
+    late = step_record(step(Step.CANARY_10))
+    assert table(order_record(FACT_ORDER), step_record(step(Step.ABORTED)), late).by_alias["a"].step is Step.ABORTED
+    assert table(order_record(FACT_ORDER), step_record(step(Step.PROMOTED, OTHER))).by_alias["a"].step is Step.SHADOW
+
+
+def test_a_deleted_step_and_a_deleted_order_are_gone() -> None:
+    key = step_key("a", ROLLOUT_ID, Step.CANARY_1)
+    known = table(order_record(FACT_ORDER), step_record(step(Step.CANARY_1)))
+    assert known.records_of("a") == [key]
+    known.apply(key, None)
+    assert known.by_alias["a"].step is Step.SHADOW
+    known.apply(order_record(FACT_ORDER)[0], None)
+    assert known.by_alias == {}
+
+
+def test_the_way_of_a_rollout_has_its_shares() -> None:
+    way, at = [], Step.SHADOW
+    while not at.is_over:
+        way.append((at.value, at.share))
+        at = at.next
+    shares = [("shadow", 0), ("canary-1", 0.01), ("canary-10", 0.1), ("canary-50", 0.5), ("canary-100", 1)]
+    assert (way, at) == (shares, Step.PROMOTED)
+    assert (Step.PROMOTED.share, Step.ABORTED.share) == (1, 0)
+
+
+def test_a_larger_share_keeps_the_jobs_of_the_smaller_one() -> None:
+    taken: set[int] = set()
+    for name in (Step.CANARY_1, Step.CANARY_10, Step.CANARY_50, Step.CANARY_100):
+        rollout = table(order_record(FACT_ORDER), step_record(step(name))).by_alias["a"]
+        jobs = {number for number in range(10_000) if rollout.takes("t", f"job-{number}")}
+        assert taken <= jobs
+        assert len(jobs) == pytest.approx(10_000 * name.share, rel=0.2)
+        taken = jobs
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
+def test_a_share_is_a_number_from_zero_to_below_one(parts: list[str]) -> None:
+    assert 0 <= share_of(*parts) < 1
+
+
+KEYS = st.sampled_from(
+    [
+        order_record(FACT_ORDER)[0],
+        step_key("a", ROLLOUT_ID, Step.ABORTED),
+        b'["a", "x"]',
+        b"[]",
+        b"",
+        None,
+    ]
+)
+NOISE = st.binary(max_size=100) | st.sampled_from(
+    [order_record(FACT_ORDER)[1], step_record(step(Step.ABORTED))[1], b"{}", b'{"step": "shadow"}', None]
+)
+
+
+@given(st.lists(st.tuples(KEYS | st.binary(max_size=50), NOISE), max_size=10))
+def test_any_record_is_applied_or_refused_and_a_refused_one_changes_nothing(
+    records: list[tuple[bytes | None, bytes | None]],
+) -> None:
+    known = RolloutTable()
+    for key, value in records:
+        before = dict(known.by_alias)
+        try:
+            known.apply(key, value)
+        except InvalidRollout:
+            assert known.by_alias == before
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        (
+            order_record(FACT_ORDER)[0],
+            order_record(FACT_ORDER.model_copy(update={"alias": "b"}))[1],
+        ),
+        (step_key("b", ROLLOUT_ID, Step.ABORTED), step_record(step(Step.ABORTED))[1]),
+        (step_key("a", OTHER, Step.ABORTED), step_record(step(Step.ABORTED))[1]),
+        (
+            step_key("a", ROLLOUT_ID, Step.SHADOW),
+            json.dumps({**step(Step.ABORTED).model_dump(), "step": "shadow"}).encode(),
+        ),
+    ],
+)
+def test_a_key_that_contradicts_its_value_is_refused(record: tuple[bytes, bytes]) -> None:
+    with pytest.raises(InvalidRollout, match="key is not the"):
+        table(record)
+
+
+# -- rollout difference ----------------------------------------------------------------------------------------------
+JSON = any_json(
+    scalars=st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=20), leaves=15
+)
+LONG = "The capital of France is Paris and it lies on the river Seine in the north of the country"
+PLAIN = Thresholds()
+
+
+def differs(
+    one: str | None, other: str | None, *, is_json: bool = False, codes: tuple[Any, Any] = (None, None)
+) -> float:
+    return difference(Said(one, codes[0]), Said(other, codes[1]), is_json=is_json, thresholds=PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("Paris", "paris.", 0),
+        ("Paris", "Rome", 1),
+        ("It is 5", "It is -5", 1),
+        ("It is 5.", "It is 5", 0),
+        ("It is 1.5", "It is 1.50", 1),
+        ("x < 3", "x > 3", 1),
+        ("\N{FULLWIDTH LATIN CAPITAL LETTER P}aris  is", "paris is", 0),
+        (LONG, LONG.replace("north", "heart"), 1),
+        (f"{LONG}. {LONG}", f"{LONG}. {LONG.replace('north', 'heart')}", 0),
+        (LONG, " ".join(reversed(LONG.split())), 1),
+        ("東京は日本の首都です", "東京は日本の首都です。", 0),
+        ("東京は日本の首都です", "大阪は日本の首都です", 1),
+        ("", "", 0),
+        ("?", "!", 1),
+        ("", "something", 1),
+    ],
+)
+def test_texts_differ_by_their_words(one: str, other: str, expected: int) -> None:
+    assert differs(one, other) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ('{"a": 1, "b": 2}', '{"b": 2, "a": 1}', 0),
+        ('{"score": 0.800}', '{"score": 0.805}', 0),
+        ('{"score": 0.80}', '{"score": 0.85}', 1),
+        ('{"a": 1}', '{"a": 1, "b": 2}', 1),
+        ('{"a": [1, 2]}', '{"a": [1, 2, 3]}', 1),
+        ('{"a": true}', '{"a": 1}', 1),
+        ('{"a": "Low"}', '{"a": "low"}', 0),
+        ('{"a": "low"}', '{"a": "high"}', 1),
+        ('{"a": null}', '{"a": 0}', 1),
+        ("{broken", "{broken too", 1),
+        ("9" * 5000, "9" * 5000 + "9", 0),
+    ],
+)
+def test_json_differs_by_its_fields(one: str, other: str, expected: int) -> None:
+    assert differs(one, other, is_json=True) == expected
+
+
+@given(JSON)
+def test_json_equals_itself_in_another_form(value: Any) -> None:
+    assert differs(json.dumps(value), json.dumps(value, indent=3, ensure_ascii=False), is_json=True) == 0
+
+
+@given(st.text(max_size=300), st.text(max_size=300), st.booleans())
+def test_any_two_texts_have_a_difference_that_is_the_same_both_ways(one: str, other: str, is_json: bool) -> None:
+    assert differs(one, other, is_json=is_json) == differs(other, one, is_json=is_json)
+    assert differs(one, one, is_json=is_json) == 0
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 900 + "]" * 900])
+def test_deeply_nested_answers_are_compared_as_text_or_by_their_fields(text: str) -> None:
+    assert differs(text, text + " ", is_json=True) in (0, 1)
+
+
+def test_failures_with_one_code_are_equal_and_a_failure_differs_from_an_answer() -> None:
+    assert differs(None, None, codes=("not_json", "not_json")) == 0
+    assert differs(None, None, codes=("not_json", "unsupported")) == 1
+    assert differs("text", None, codes=(None, "not_json")) == 1
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=30), st.lists(st.sampled_from("ab"), max_size=30))
+def test_a_similarity_is_symmetric_and_one_for_equal_words(one: list[str], other: list[str]) -> None:
+    assert 0 <= similarity(one, other) == similarity(other, one) <= 1
+    assert similarity(one, one) == 1
+
+
+def test_words_keep_numbers_whole() -> None:
+    assert words("It costs -3.50 €, i.e. 7%") == ["it", "costs", "-3.50", "i", "e", "7", "%"]
+
+
+def test_a_short_text_must_have_equal_words_even_with_a_low_threshold() -> None:
+    low = Thresholds(similarity=0.5)
+    assert difference(Said("It is safe"), Said("It is not safe"), is_json=False, thresholds=low) == 1
+    assert difference(Said(LONG), Said(LONG.replace("north", "heart")), is_json=False, thresholds=low) == 0

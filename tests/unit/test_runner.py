@@ -53,9 +53,14 @@ Resort = Sequence[Output] | Exception | None
 """The outputs of the stage's last resort, or its error; None stands for a stage without a last resort."""
 
 
+def handed_back(completions: SimpleQueue[list[Handled]]) -> list[Handled]:
+    """The completions that the Kafka thread has not collected yet."""
+    return [one for _ in range(completions.qsize()) for one in completions.get()]
+
+
 async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Handled], dict[str, float]]:
     """The completions of one record, and the number of defects for each call of the handler that raised."""
-    completions: SimpleQueue[Handled] = SimpleQueue()
+    completions: SimpleQueue[list[Handled]] = SimpleQueue()
     metrics, before = Metrics(), asyncio.all_tasks()
 
     def resort(record: Record, failure: Failure) -> Sequence[Output]:
@@ -67,9 +72,10 @@ async def run(handler: Any, last_resort: Resort = None) -> tuple[list[Handled], 
     runner = Runner(handler, completions, Defects(metrics), None, None if last_resort is None else resort)
     runner.start([(Partition("requests", 0, 1, 0.0), RECORD)], 5.0)
     await asyncio.gather(*asyncio.all_tasks() - before, return_exceptions=True)
+    await asyncio.sleep(0)
     samples = [sample for metric in metrics.handler_defects.collect() for sample in metric.samples]
     counted = {one.labels["call"]: one.value for one in samples if one.name.endswith("_total") and one.value}
-    return [completions.get() for _ in range(completions.qsize())], counted
+    return handed_back(completions), counted
 
 
 async def test_a_record_whose_handler_raises_is_given_up() -> None:
@@ -156,11 +162,11 @@ async def test_records_behind_one_that_cannot_be_given_up_are_handled() -> None:
         async def handle(self, record: Record) -> Sequence[Output]:
             return [LETTER] if record.offset else await super().handle(record)
 
-    completions: SimpleQueue[Handled] = SimpleQueue()
+    completions: SimpleQueue[list[Handled]] = SimpleQueue()
     runner = Runner(Picky(ValueError(), KeyError()), completions, Defects(Metrics()))
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 1, 2), 0.0)
     await settled()
-    found = [completions.get() for _ in range(completions.qsize())]
+    found = handed_back(completions)
     assert [(one.record.offset, one.outputs) for one in found] == [(0, ()), (1, [LETTER]), (2, [LETTER])]
 
 
@@ -171,12 +177,12 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
                 raise KeyError
             return [LETTER]
 
-    completions: SimpleQueue[Handled] = SimpleQueue()
+    completions: SimpleQueue[list[Handled]] = SimpleQueue()
     metrics = Metrics()
     runner = Runner(Handler((), KeyError()), completions, Defects(metrics), Sharing(), lambda *_: [LETTER])
     runner.defer(records_of(Partition("requests", 0, 1, 0.0), 0, 1), 0.0)
     await settled()
-    assert [completions.get().outputs for _ in range(completions.qsize())] == [[LETTER], [LETTER]]
+    assert [one.outputs for one in handed_back(completions)] == [[LETTER], [LETTER]]
     assert metrics.handler_defects.labels("defer")._value.get() == 1
 
 
@@ -189,28 +195,29 @@ class SlowSharing(OneParty):
 
 
 async def test_a_record_that_can_run_does_not_wait_until_a_whole_surplus_is_deferred() -> None:
-    completions: SimpleQueue[Handled] = SimpleQueue()
+    completions: SimpleQueue[list[Handled]] = SimpleQueue()
     runner = Runner(Handler((), ()), completions, Defects(Metrics()), SlowSharing())
     where = Partition("requests", 0, 1, 0.0)
     runner.defer(records_of(where, *range(10)), 0.0)
     runner.start(records_of(where, 10), 0.0)
-    while completions.qsize() < 11:
+    ended: list[Handled] = []
+    while len(ended) < 11:
         await asyncio.sleep(0)
-    ended = [completions.get() for _ in range(11)]
+        ended += handed_back(completions)
     assert [one.deferred for one in ended].index(False) < 5
     assert [one.record.offset for one in ended if one.deferred] == list(range(10))
     assert runner.deferred == 10
 
 
 async def test_a_surplus_of_a_partition_that_another_worker_gets_is_dropped() -> None:
-    completions: SimpleQueue[Handled] = SimpleQueue()
+    completions: SimpleQueue[list[Handled]] = SimpleQueue()
     runner = Runner(Handler((), ()), completions, Defects(Metrics()), SlowSharing())
     going, kept = Partition("requests", 0, 1, 0.0), Partition("requests", 1, 1, 0.0)
     runner.defer([*records_of(going, *range(5)), *records_of(kept, 0)], 0.0)
     runner.cancel(going)
     await settled()
     assert runner.deferred == 6
-    *earlier, last = [completions.get().partition for _ in range(completions.qsize())]
+    *earlier, last = [one.partition for one in handed_back(completions)]
     assert last is kept
     # The list is empty if the machine paused for longer than a turn when the first turn began.
     assert earlier in ([], [going])
@@ -238,8 +245,8 @@ class Waiting:
         raise AssertionError(failure.message)
 
 
-def waiting_runner() -> tuple[Runner, Waiting, SimpleQueue[Handled]]:
-    handler, completions = Waiting(), SimpleQueue[Handled]()
+def waiting_runner() -> tuple[Runner, Waiting, SimpleQueue[list[Handled]]]:
+    handler, completions = Waiting(), SimpleQueue[list[Handled]]()
     return Runner(handler, completions, Defects(Metrics())), handler, completions
 
 
@@ -260,13 +267,21 @@ async def test_records_that_need_not_wait_share_a_task_and_others_have_their_own
     runner, handler, completions = waiting_runner()
     runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 2, 1, 4, 3, 6), 0.0)
     await settled()
-    assert completions.qsize() == 4, "records behind a waiting record do not wait with it"
+    assert len(handed_back(completions)) == 4, "records behind a waiting record do not wait with it"
     assert handler.tasks[0] is handler.tasks[2]
     assert len({id(handler.tasks[offset]) for offset in (1, 3)}) == 2
     runner.start(records_of(Partition("requests", 1, 1, 0.0), 8), 0.0)
     handler.gate.set()
     await settled()
-    assert completions.qsize() == 7
+    assert len(handed_back(completions)) == 3
+
+
+async def test_completions_of_one_turn_are_handed_back_together() -> None:
+    completions = SimpleQueue[list[Handled]]()
+    runner = Runner(Waiting(), completions, Defects(Metrics()), at_a_time_seconds=60.0)
+    runner.start(records_of(Partition("requests", 0, 1, 0.0), 0, 2, 4), 0.0)
+    await settled()
+    assert (completions.qsize(), [one.record.offset for one in completions.get()]) == (1, [0, 2, 4])
 
 
 async def test_cancelling_a_partition_ends_its_records_begun_or_not_and_no_others() -> None:
@@ -281,7 +296,7 @@ async def test_cancelling_a_partition_ends_its_records_begun_or_not_and_no_other
     assert set(handler.tasks) == {1, 2, 5, 6}
     handler.gate.set()
     await settled()
-    assert [completions.get_nowait().record.offset for _ in range(completions.qsize())] == [2, 6, 5]
+    assert [one.record.offset for one in handed_back(completions)] == [2, 6, 5]
 
 
 async def test_a_dispatched_record_counts_as_begun_once_it_begins_or_is_cancelled() -> None:
@@ -304,7 +319,7 @@ async def test_many_records_that_need_not_wait_leave_turns_to_the_event_loop(mos
             time.sleep(most / 2)  # blocking work also keeps the loop from running
             return await super().handle(record)
 
-    handler, completions = Slow(), SimpleQueue[Handled]()
+    handler, completions = Slow(), SimpleQueue[list[Handled]]()
     offsets, partition = range(0, 40, 2), Partition("requests", 0, 1, 0.0)
     Runner(handler, completions, Defects(Metrics()), at_a_time_seconds=most).start(records_of(partition, *offsets), 0.0)
     seen = [0]
@@ -312,7 +327,8 @@ async def test_many_records_that_need_not_wait_leave_turns_to_the_event_loop(mos
         await asyncio.sleep(0)
         seen.append(len(handler.tasks))
     assert max(after - before for before, after in pairwise(seen)) <= 2
-    assert completions.qsize() == len(offsets)
+    await settled()
+    assert len(handed_back(completions)) == len(offsets)
 
 
 async def test_a_record_waits_for_no_more_than_a_slice_of_another_stages_paced_records() -> None:
@@ -322,20 +338,11 @@ async def test_a_record_waits_for_no_more_than_a_slice_of_another_stages_paced_r
             return await super().handle(record)
 
     handler, defects = Slow(), Defects(Metrics())
-    tiers = Runner(handler, SimpleQueue[Handled](), defects, at_a_time_seconds=PACED_AT_A_TIME_SECONDS)
+    tiers = Runner(handler, SimpleQueue[list[Handled]](), defects, at_a_time_seconds=PACED_AT_A_TIME_SECONDS)
     tiers.start(records_of(Partition("tier", 0, 1, 0.0), *range(0, 80, 2)), 0.0)
     await asyncio.sleep(0)
     begun = len(handler.tasks)
-    Runner(handler, SimpleQueue[Handled](), defects).start(records_of(Partition("results", 0, 1, 0.0), 100), 0.0)
+    Runner(handler, SimpleQueue[list[Handled]](), defects).start(records_of(Partition("results", 0, 1, 0.0), 100), 0.0)
     while len(handler.tasks) < 41:
         await asyncio.sleep(0)
     assert (begun, list(handler.tasks).index(100)) == (1, 2)
-
-
-async def test_cancelling_a_partition_ends_its_records_and_no_others() -> None:
-    runner, handler, _ = waiting_runner()
-    gone, kept = (Partition("tier", number, 1, 0.0) for number in range(2))
-    runner.start([*records_of(gone, 0, 2), *records_of(kept, 4)], 0.0)
-    runner.cancel(gone)
-    await settled()
-    assert (runner.begun, set(handler.tasks)) == (3, {4})

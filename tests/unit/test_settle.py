@@ -1,8 +1,10 @@
-"""Commits, sweeps and failures of the settler, against a client whose calls succeed unless a test says otherwise."""
+"""Settling a batch: the states of a transaction, and its repair."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -10,17 +12,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from tests.drawn import drawn
 from tests.unit.settle_rig import Client, WatchedSettler, batch_of, client, landed, repaired
-from workers.stage import transactional_producer
+from workers.stage import producer
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
-from workers.stage.settle import FATAL_ERRORS_ALLOWED, FATAL_PAUSE_SECONDS, IdentityShared
-from workers.stage.settler_state import SettlerState
+from workers.stage.settler import FATAL_ERRORS_ALLOWED, FATAL_PAUSE_SECONDS, IdentityShared, SettlerState
 from workers.stage.sweep import AGAIN_SECONDS, SWEEP_PARTITIONS, Layout, LeaderMissing, Sweeps
 
 
+# -- settle ----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def settler() -> WatchedSettler:
     return WatchedSettler()
@@ -97,7 +100,7 @@ def test_a_call_that_is_overdue_is_never_followed_by_its_commit(
     repaired(settler, partition)
     settler.settle(batch_of(partition, 5))
     repaired(settler, partition)
-    monkeypatch.setattr(transactional_producer, "SEND_SECONDS", -0.9)  # the producer adds a margin of one second
+    monkeypatch.setattr(producer, "SEND_SECONDS", -0.9)  # the producer adds a margin of one second
     first = client(settler)
     first.sent.clear()
     settler.settle(batch_of(partition, 5))
@@ -140,6 +143,86 @@ def test_a_shared_identity_is_named_and_a_burst_of_fatal_errors_is_none(partitio
     with pytest.raises(IdentityShared, match="POSTBACK_REPLICA"):
         repair_for(60)
     assert clock.now - begun > 3 * FATAL_PAUSE_SECONDS
+
+
+class Refusing(Client):
+    """A client whose next calls of these names fail: with an error that is retriable, or that requires an abort."""
+
+    refused: dict[str, KafkaError]
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.refused = {}
+
+    def produce(self, *args: Any, **options: Any) -> None:
+        self._refuse("produce")
+        super().produce(*args, **options)
+
+    def send_offsets_to_transaction(self, positions: list[Any], metadata: Any, timeout: float) -> None:
+        self.sent.wait(10)
+        self._refuse("offsets")
+        super().send_offsets_to_transaction(positions, metadata, timeout)
+
+    def commit_transaction(self, timeout: float) -> None:
+        self._refuse("commit")
+        super().commit_transaction(timeout)
+
+    def _refuse(self, call: str) -> None:
+        if (error := self.refused.pop(call, None)) is not None:
+            raise KafkaException(error)
+
+
+RETRIABLE = KafkaError(KafkaError._TRANSPORT, "try again", retriable=True)
+REFUSED = KafkaError(KafkaError.ILLEGAL_GENERATION, "rebalanced", txn_requires_abort=True)
+
+
+@pytest.mark.parametrize(
+    ("refused", "seen", "asked"),
+    [
+        ({"produce": REFUSED}, SettlerState.ABORTING, ["begin", "abort"]),
+        ({"offsets": REFUSED}, SettlerState.ABORTING, ["begin", "results[0] output", "abort"]),
+        ({"offsets": REFUSED}, None, ["begin", "results[0] output", "abort"]),
+        (
+            {"commit": RETRIABLE},
+            SettlerState.COMMITTING,
+            ["begin", "results[0] output", "offsets requests[0]@6", "commit"],
+        ),
+        ({}, None, ["begin", "results[0] output", "offsets requests[0]@6", "commit"]),
+        ({}, SettlerState.READY, ["begin", "results[0] output", "offsets requests[0]@6", "commit"]),
+    ],
+    ids=["not produced", "to be aborted", "refused while it closes", "to be repeated", "under way", "committed"],
+)
+def test_a_settler_that_closes_leaves_no_transaction_open(
+    refused: dict[str, KafkaError], seen: SettlerState | None, asked: list[str], partition: Partition
+) -> None:
+    """Readers of the outputs would wait for 5 s, and a commit under way is lost with the process.
+
+    `seen` is the state in which the settler is closed; None means that the transaction is under way until then.
+    """
+
+    class Releasing(SystemClock):
+        """Lets the offsets through once the settler waits."""
+
+        def sleep(self, seconds: float) -> None:
+            client(closing).sent.set()
+            super().sleep(seconds)
+
+    closing = WatchedSettler(Refusing, ["results"], Releasing())
+    repaired(closing, partition)
+    used = client(closing)
+    assert isinstance(used, Refusing)
+    used.refused = dict(refused)
+    before = len(used.asked)
+    if seen is None:
+        used.sent.clear()
+    closing.settle(batch_of(partition, 5))
+    if seen is not None:
+        landed(closing)
+    assert closing.state is (seen or SettlerState.SETTLING)
+    closing.close()
+    closed = [each for each in used.asked[before:] if each != "purge"]  # another thread purges the client
+    used.sent.set()
+    assert (closed, len(closing.clients)) == (asked, 1)
 
 
 class Copied(Client):
@@ -212,6 +295,26 @@ def test_many_partitions_are_swept_in_bounded_steps_and_the_offsets_with_the_las
     assert len({each for step in steps for each in step if each.endswith("sweep")}) == 2 * SWEEP_PARTITIONS + 1
 
 
+def test_a_sweep_that_fails_begins_anew_with_the_next_producer(partition: Partition) -> None:
+    """The failed step may itself have left leftovers, and another topic may have come under doubt meanwhile."""
+
+    class Many(Client):
+        def __init__(self, config: dict[str, Any]) -> None:
+            super().__init__(config)
+            self.sizes["results"] = [1] * (2 * SWEEP_PARTITIONS)
+
+        def abort_transaction(self, timeout: float) -> None:
+            super().abort_transaction(timeout)
+            if len(sweeping.clients) == 1 and self.asked.count("abort") == 2:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    sweeping = WatchedSettler(Many, ["results"])
+    repaired(sweeping, partition)
+    first, second = ({each for each in one.asked if each.endswith("sweep")} for one in sweeping.clients)
+    assert len(first) == 2 * SWEEP_PARTITIONS
+    assert second == first
+
+
 @pytest.mark.parametrize(("copies", "doubted"), [(1, {"a", "b"}), (2, {"a"})])
 def test_a_failure_casts_doubt_on_topics_with_one_copy_and_on_others_only_if_it_wrote_to_them(
     copies: int, doubted: set[str]
@@ -275,3 +378,112 @@ class Sweeping(RuleBasedStateMachine):
 
 TestSweeping = Sweeping.TestCase
 TestSweeping.settings = settings(max_examples=drawn(60), stateful_step_count=25)
+
+
+# -- settle faults ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def held() -> Partition:
+    partition = Partition("requests", 0, 1, 0.0)
+    partition.open(Progress(5), 0)
+    partition.ledger.take(5)
+    return partition
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """The event for which hanging calls wait; it is set at the test's end at the latest."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def settled(settler: WatchedSettler, partition: Partition) -> object:
+    """Settle a batch, after a sweep of the topics; return None if it failed."""
+    repaired(settler, partition)
+    settler.settle(batch_of(partition, 5))
+    if settler.state is not SettlerState.SETTLING:
+        repaired(settler, partition)
+        settler.settle(batch_of(partition, 5))
+    return landed(settler)
+
+
+@pytest.mark.parametrize(
+    ("error", "next_state"),
+    [
+        (KafkaError(KafkaError._TIMED_OUT), SettlerState.REBUILDING),
+        (KafkaError(KafkaError.ILLEGAL_GENERATION, "rebalanced", txn_requires_abort=True), SettlerState.ABORTING),
+        (KafkaError(KafkaError._FENCED, "another one came", fatal=True), SettlerState.REBUILDING),
+        (KafkaError(KafkaError._TRANSPORT, "try again", retriable=True), SettlerState.COMMITTING),
+        (KafkaError(KafkaError.INVALID_TXN_STATE, "refused for good"), SettlerState.ABORTING),
+    ],
+    ids=["timed out", "to be aborted", "fatal", "retriable", "refused for good"],
+)
+def test_a_commit_that_fails_is_no_commit(held: Partition, error: KafkaError, next_state: SettlerState) -> None:
+    class Failing(Client):
+        failed = False
+
+        def commit_transaction(self, timeout: float) -> None:
+            if not Failing.failed:
+                Failing.failed = True
+                raise KafkaException(error)
+            super().commit_transaction(timeout)
+
+    settler = WatchedSettler(Failing)
+    assert settled(settler, held) is None
+    assert settler.state is next_state
+    assert (len(settler.clients) == 2) == (next_state is SettlerState.REBUILDING)
+    batch = settler.repair([held])
+    assert (batch is not None) == (next_state is SettlerState.COMMITTING), (
+        "only a commit that was called again comes through"
+    )
+    committed = [each for each in settler.clients for asked in each.asked if asked == "commit"]
+    assert len(committed) == (1 if batch else 0), "a batch counts as committed only if Kafka was told to commit it"
+    repaired(settler, held)
+    last = settler.clients[-1].asked
+    swept = ["begin", "results[0] sweep", "results[1] sweep", "offsets requests[0]@5", "abort"]
+    assert (last[-len(swept) :] == swept) == (batch is None), "a failed transaction may leave leftovers"
+
+
+def test_a_call_that_hangs_is_left_behind_with_its_producer(
+    held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call may hang beyond librdkafka's own timeout. An earlier version heard no rebalance while a call hung."""
+
+    class Hanging(Client):
+        def abort_transaction(self, timeout: float) -> None:
+            released.wait(5)
+
+    settler = WatchedSettler(Hanging)
+    settler.repair([held])
+    before = settler.state
+    monkeypatch.setattr(producer, "ABORT_SECONDS", -0.9)  # the producer adds a margin of one second
+    settler.repair([held])
+    assert (before, settler.state) == (SettlerState.SWEEPING, SettlerState.REBUILDING)
+    assert len(settler.clients) == 2
+
+
+def test_progress_is_sent_with_the_member_that_it_belongs_to(held: Partition) -> None:
+    """The broker refuses an expelled member's progress, so a partition's old owner cannot settle beside the new one."""
+    members = []
+
+    class Noting(Client):
+        def send_offsets_to_transaction(self, positions: list[Any], metadata: Any, timeout: float) -> None:
+            members.append(metadata)
+            super().send_offsets_to_transaction(positions, metadata, timeout)
+
+    assert settled(WatchedSettler(Noting), held) is not None
+    assert set(members) == {"member"}
+
+
+def test_a_sweep_is_aborted_only_once_all_of_it_is_written(held: Partition) -> None:
+    """An abort drops the sweep's unsent records, so their partitions would get no end marker."""
+    unsent = []
+
+    class Noting(Client):
+        def abort_transaction(self, timeout: float) -> None:
+            unsent.append(len(self))
+            super().abort_transaction(timeout)
+
+    assert settled(WatchedSettler(Noting), held) is not None
+    assert unsent
+    assert set(unsent) == {0}

@@ -1,21 +1,48 @@
-"""The rounds of the Kafka thread, step by step, without Kafka, and with an event loop that never runs."""
+"""The stage: consuming, pacing, gaps, and its parts as the roles build them."""
 
 from __future__ import annotations
 
+import asyncio
+import struct
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
 
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from tests.drawn import drawn
 from tests.unit.one_party import OneParty
-from tests.unit.stage_rig import Desk, Intake, Settler, ended, reread, stage_with
-from workers.stage.partition import Phase
-from workers.stage.progress import Progress, Suspect
+from tests.unit.stage_rig import Desk, Intake, Settler, bare_stage, ended, reread, stage_with
+from workers.delivery.settings import DeliverySettings
+from workers.delivery.tier_pace import TierPace
+from workers.roles.delivery import stages_of
+from workers.stage import build
+from workers.stage.due_queue import AHEAD_RECORDS, LOOK_AGAIN_SECONDS
+from workers.stage.fetching import STALL_SECONDS
+from workers.stage.ledger import Ledger
+from workers.stage.partition import LEAST_MARGIN, MOST_MARGIN, Partition, Phase, undone_below
+from workers.stage.progress import Progress, Suspect, begun_of
 from workers.stage.record import Headers, Output, Record
 from workers.stage.runner import Handled
-from workers.stage.settler_state import SettlerState
-from workers.stage.sharing import Place
+from workers.stage.settings import StageSettings
+from workers.stage.settler import Batch, SettlerState
+from workers.stage.settler import Settler as RealSettler
+from workers.stage.sharing import Place, Unpaced
+from workers.stage.source import Contact, GroupRefused, GroupSource, Listener, PartitionId, is_admitted
+from workers.stage.stage import IDLE_SECONDS, Stage
+from workers.stage.watch import LOOK_SECONDS
+from workers.stage.window import Limits
+from workers.system.memory_limit import MIB
 
 
+# -- stage -----------------------------------------------------------------------------------------------------------
 def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_record_run() -> None:
     class Raising(Desk):
         later_share = 0.5
@@ -82,21 +109,21 @@ def test_a_long_drain_does_not_look_like_a_thread_that_hangs() -> None:
 
 def test_no_record_begins_while_too_many_wait_to_be_settled() -> None:
     stage, loop, partition = stage_with(Intake(), HandClock(), parked=3_000, pace=Desk(1 << 30))
-    window = stage.dispatching.window.limits.records
+    window = stage.dispatcher.window.limits.records
     for start in (0, window, 2 * window):  # the handler answers a window at once each time, and nothing is settled
         stage.dispatch()
-        ended(stage, partition, *range(start, start + stage.held.load.running))
+        ended(stage, partition, *range(start, start + stage.partitions.load.running))
     assert sum(len(batch) for batch, _ in loop.calls) == 2 * window
     stage.transactions.pending = stage.transactions.pending[:window]
     stage.dispatch()
-    assert stage.held.load.running == 3_000 - 2 * window
+    assert stage.partitions.load.running == 3_000 - 2 * window
 
 
 def test_a_partition_whose_progress_could_not_be_read_is_fetched_again_and_opened() -> None:
     intake, settler = Intake(), Settler()
     stage, _, _ = stage_with(intake, HandClock(), settler=settler)
     stage.assigned([("requests", 1)])
-    new = stage.held.partitions["requests", 1]
+    new = stage.partitions.held["requests", 1]
     new.paused, intake.away = False, True
     stage.take([Record("requests", 1, 0, b""), Record("requests", 1, 1, b"")], [])
     assert settler.state is SettlerState.SWEEPING
@@ -112,7 +139,7 @@ def test_an_end_after_refetched_records_marks_none_of_them_as_done() -> None:
     intake = Intake()
     stage, _, _ = stage_with(intake, HandClock())
     stage.assigned([("requests", 1)])
-    new = stage.held.partitions["requests", 1]
+    new = stage.partitions.held["requests", 1]
     new.paused, intake.away = False, True
     stage.take([Record("requests", 1, 0, b"")], [])
     intake.away = False
@@ -132,7 +159,7 @@ def test_a_partition_starts_over_if_kafka_has_undone_confirmed_progress() -> Non
     assert partition.ledger.taken == {2}
     intake.progress = Progress(1, open=True, suspects={2: Suspect(running=True)})
     reread(stage, settler)
-    anew = stage.held.partitions[partition.id]
+    anew = stage.partitions.held[partition.id]
     assert (partition.phase, anew.phase) == (Phase.GONE, Phase.ASSIGNED)
     for _ in range(2):
         stage.regulate()
@@ -160,7 +187,7 @@ def test_a_leaving_partition_is_dropped_if_its_confirmed_progress_is_undone() ->
     partition.settle([0], partition.progress([0]))
     partition.close()
     reread(stage, settler)
-    assert (partition.phase, stage.held.partitions) == (Phase.GONE, {})
+    assert (partition.phase, stage.partitions.held) == (Phase.GONE, {})
 
 
 def test_the_drain_of_a_stop_ends_with_its_time_also_where_it_begins_late() -> None:
@@ -185,10 +212,98 @@ def test_the_drain_of_revoked_partitions_may_be_shorter_than_the_drain_of_a_stop
     assert 104.0 <= clock.now <= 100.0 + 10.0  # the drain has four seconds, and the farewell five
     assert (going,) in loop.calls  # running records were cancelled; the next owner repeats them
     assert going.phase is Phase.GONE
-    assert list(stage.held.partitions) == [("requests", 1)]
+    assert list(stage.partitions.held) == [("requests", 1)]
     stage.stop()
     assert stage.stopping is not None
     assert stage.stopping.remaining == 30.0
+
+
+@pytest.mark.parametrize("defect", [None, RuntimeError("a defect")])
+async def test_a_stage_that_ends_closes_its_settler_before_it_leaves_the_group(defect: RuntimeError | None) -> None:
+    """A transaction that stays open holds up the readers of its outputs. Once the member has left, none can commit."""
+    steps: list[str] = []
+
+    class Group(Intake):
+        def join(self, listener: Listener) -> None:
+            steps.append("join")
+
+        def consume(self, most: int, seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
+            stage.error = defect
+            stage.stop()
+            return [], []
+
+        def contact(self) -> Contact:
+            return Contact(member=True, silent_seconds=0.0)
+
+        def leave(self) -> None:
+            steps.append("leave")
+
+    class Closing(Settler):
+        def close(self) -> None:
+            steps.append("close")
+
+    stage, _ = bare_stage(Group(), HandClock(), settler=Closing())
+    async with asyncio.timeout(60):
+        if defect is None:
+            await stage.run()
+        else:
+            with pytest.raises(RuntimeError, match="a defect"):
+                await stage.run()
+    assert steps == ["join", "close", "leave"]
+
+
+@pytest.mark.parametrize("leaving_fails", [False, True])
+def test_a_stage_whose_round_raises_closes_its_settler_and_leaves_the_group_and_commits_nothing(
+    leaving_fails: bool,
+) -> None:
+    """Otherwise its open transaction holds up readers, and its partitions wait for the session timeout."""
+    steps: list[str] = []
+
+    class Group(Intake):
+        def join(self, listener: Listener) -> None:
+            stage.assigned([("requests", 0)])
+
+        def consume(self, most: int, seconds: float) -> tuple[list[Record], list[tuple[str, int, int]]]:
+            raise RuntimeError("a defect")
+
+        def leave(self) -> None:
+            steps.append(f"leave with {len(stage.partitions.held)} partitions")
+            if leaving_fails:
+                raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    class Closing(Settler):
+        def close(self) -> None:
+            steps.append("close")
+
+    stage, _ = bare_stage(Group(), HandClock(), settler=Closing())
+    with pytest.raises(RuntimeError, match="a defect"):
+        stage.live()
+    assert steps == ["close", "leave with 0 partitions"]
+
+
+def test_the_kafka_thread_makes_no_rounds_of_a_millisecond_while_a_transaction_is_under_way() -> None:
+    clock, settler = HandClock(), Settler()
+    stage, _, partition = stage_with(Intake(), clock, settler=settler, pace=Desk(1_000))
+    waits = []
+    for _ in range(30):
+        stage.take([Record("requests", 0, partition.ledger.next_offset, b"")], [])
+        stage.dispatch()
+        ended(stage, partition, partition.ledger.next_offset - 1)
+        clock.now += 1.0  # the record has waited for others
+        settler.state, settler.resting = SettlerState.READY, False
+        batches: list[Batch] = []
+        settler.settle, settler.settled = batches.append, batches.pop  # type: ignore[attr-defined]
+        stage.settle(0)
+        (batch,) = batches
+        batch.progress = {partition: partition.progress(batch.offsets[partition])}
+        settler.state = SettlerState.SETTLING
+        waits.append(stage.patience())
+        clock.now += 0.008
+        batches.append(batch)
+        stage.settle(0)
+    assert (waits[0], round(waits[-1], 3)) == (0.001, 0.008)
+    stage.take([Record("requests", 0, partition.ledger.next_offset, b"")], [])
+    assert stage.patience() == 0.001, "a queued record may get room at once"
 
 
 class Tenants(OneParty):
@@ -212,8 +327,509 @@ def test_a_tenant_whose_records_cost_more_than_estimated_waits_for_the_others() 
     assert [record.offset for _, record in batch] == [*range(10)]
     for _, record in batch:
         record.spent = 50.0 if record.offset % 2 else 10.0
-        stage.transactions.completions.put(Handled(partition, record, (), 0.0))
+        stage.transactions.completions.put([Handled(partition, record, (), 0.0)])
     stage.proxy.runner.begun += len(batch)
     stage.collect()
     stage.dispatch()
     assert [record.offset % 2 for _, record in loop.calls[1][0]] == [0] * 10
+
+
+# -- stage build -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("paced", [False, True])
+def test_less_is_fetched_ahead_of_tiers_whose_records_may_be_given_back(
+    paced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    kafka, clock = KafkaSettings(), SystemClock()
+
+    def intake(*args: Any, **options: Any) -> Any:
+        found.update(options)
+        return GroupSource(*args, **options)
+
+    monkeypatch.setattr(build, "GroupSource", intake)
+    pace = TierPace(kafka.topics, clock) if paced else Unpaced()
+    read = [kafka.topics.results, *kafka.topics.tiers.values()]
+    handler: Any = None
+    build.group_stage(StageSettings("some"), kafka, read, "a", handler, clock, Metrics(), pace)
+    assert found["prefetch_records"] == (build.AHEAD_OF_PACED if paced else 2048)
+
+
+def test_results_and_tiers_have_stages_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If one stage read results and tiers, new results would wait behind tiers' records, which come due in crowds."""
+    kafka, clock, metrics = KafkaSettings(topic_prefix="a."), SystemClock(), Metrics()
+    settings = DeliverySettings(window_bytes=64 * MIB)
+    read: list[list[str]] = []
+    identities: list[str] = []
+
+    def intake(config: Any, group: str, topics: list[str], **options: Any) -> Any:
+        assert group == "a.delivery"
+        read.append(topics)
+        return GroupSource(config, group, topics, **options)
+
+    def settler(config: Any, identity: str, *parts: Any) -> Any:
+        identities.append(identity)
+        return RealSettler(config, identity, *parts)
+
+    monkeypatch.setattr(build, "GroupSource", intake)
+    monkeypatch.setattr(build, "Settler", settler)
+    pace: Any = TierPace(kafka.topics, clock)
+    results, tiers = stages_of(pace, settings, kafka, "d0", clock, metrics, ["a.callback_retries.7s"])
+    assert read == [
+        [kafka.topics.results, kafka.topics.events],
+        [*kafka.topics.tiers.values(), "a.callback_retries.7s"],
+    ]
+    assert identities == ["a.delivery.d0", "a.delivery.d0.tiers"]
+    limits = [stage.dispatcher.window.limits for stage in (results, tiers)]
+    assert [(each.records, each.bytes) for each in limits] == [(settings.window_records, 32 * MIB)] * 2
+
+
+# -- stage pacing ----------------------------------------------------------------------------------------------------
+def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than_an_idle_one() -> None:
+    pace = Desk()
+    pace.due_at_ms = 1 << 60
+    clock = HandClock()
+    stage, loop, _ = stage_with(Intake(), clock, parked=5, pace=pace)
+    stage.dispatch()
+    stage.regulate()
+    assert (loop.calls, waiting(stage), stage.patience()) == ([], 5, IDLE_SECONDS)
+    pace.due_at_ms = 0  # the records are due now, as if the wall clock had been set forward
+    clock.now += LOOK_AGAIN_SECONDS
+    stage.dispatch()
+    assert [len(batch) for batch, _ in loop.calls] == [5]
+
+
+def waiting(stage: Stage) -> int:
+    """The number of records that are not due, or wait for the window."""
+    assert stage.dispatcher.due is not None
+    return len(stage.dispatcher.due) + stage.dispatcher.window.queued
+
+
+class Tier(Desk):
+    """A pace by which each record is due five seconds after it was appended."""
+
+    def due_ms(self, record: Record) -> int | None:
+        return record.timestamp_ms + 5_000
+
+
+def appended(offset: int, at: float) -> Record:
+    return Record("requests", 0, offset, b"", timestamp_ms=round(at * 1000))
+
+
+def test_records_of_a_tier_are_fetched_once() -> None:
+    """Each record waits five seconds and ten come each second, so about fifty wait."""
+    clock, intake = HandClock(), Intake()
+    stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    for offset in range(300):
+        clock.now += 0.1
+        stage.take([appended(offset, clock.now)], [])
+        stage.dispatch()
+        stage.regulate()
+    assert (intake.paused, partition.ledger.next_offset) == ([], 300)
+    sent = [record.offset for batch, _ in loop.calls for _, record in batch]
+    assert sent == list(range(len(sent)))
+    assert abs(waiting(stage) - 50) <= 1
+
+
+def test_records_that_do_not_fit_are_fetched_a_few_times_and_all_go_in_order() -> None:
+    clock, intake = HandClock(), Intake()
+    stage, loop, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    # The window gets room for all records, because nothing is settled here.
+    stage.dispatcher.window.limits = Limits(records=1 << 30)
+    log = [appended(offset, 100.0 + offset / 100) for offset in range(4_000)]
+    position, fetched = 0, 0
+    while waiting(stage) or position < len(log):
+        clock.now += 0.1
+        if not partition.paused:
+            came = log[position : position + 1_000]
+            position, fetched = position + len(came), fetched + len(came)
+            stage.take(came, [])
+        stage.dispatch()
+        stage.regulate()
+        if intake.resumed:
+            *_, sought = intake.resumed.pop()
+            position = position if sought is None else sought
+    assert [record.offset for batch, _ in loop.calls for _, record in batch] == list(range(len(log)))
+    assert fetched < 5 * len(log)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_returned_records_are_fetched_again_although_the_partition_looks_stalled(resumed: bool) -> None:
+    """In an earlier version, returned records were not fetched again, and the partition stalled for this process."""
+    clock, intake = HandClock(), Intake()
+    stage, _, partition = stage_with(intake, clock, pace=Tier(1 << 30))
+    # The window gets room for all records, because nothing is settled here.
+    stage.dispatcher.window.limits = Limits(records=1 << 30)
+    count = 2 * AHEAD_RECORDS - 24
+    stage.take([appended(offset, 100.0 + offset / 1000) for offset in range(count)], [("requests", 0, count)])
+    stage.dispatch()
+    if resumed:
+        stage.regulate()
+        clock.now += 5.0 + (AHEAD_RECORDS - 112) / 1000
+        stage.dispatch()
+        stage.regulate()
+        assert (intake.resumed, waiting(stage), partition.paused) == ([("requests", 0, AHEAD_RECORDS)], 111, False)
+    clock.now += STALL_SECONDS
+    for _ in range(2):
+        stage.regulate()
+    assert intake.paused == [partition.id] * (1 + resumed)
+    assert [offset for *_, offset in intake.resumed] == [AHEAD_RECORDS] * (2 * resumed)
+    assert partition.rewind_to == (None if resumed else AHEAD_RECORDS)
+
+
+# -- stage backlog ---------------------------------------------------------------------------------------------------
+class Log(Intake):
+    """A partition with ten records."""
+
+    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
+        return 0, 10
+
+    def contact(self) -> Contact:
+        return Contact(member=True, silent_seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    ("done", "backlog"),
+    [([], 10), (list(range(1, 10)), 1), ([0, 1, 5], 7), (list(range(10)), 0), (list(range(1, 12)), 1)],
+)
+def test_the_backlog_leaves_out_records_done_behind_a_slow_one(done: list[int], backlog: int) -> None:
+    """In an earlier version, the done records behind a slow record were part of the backlog too."""
+    clock, metrics = HandClock(), Metrics()
+    stage, _, partition = stage_with(Log(), clock, metrics=metrics)
+    partition.open(Progress(0), 0)
+    for offset in range(max(done, default=-1) + 1):
+        partition.ledger.take(offset)
+    partition.ledger.settle(done)
+    clock.now += LOOK_SECONDS
+    stage.watch.look([partition])
+
+    labels = {"topic": "requests", "partition": "0"}
+    assert metrics.registry.get_sample_value("postback_backlog_records", labels) == backlog
+
+
+# -- intake ----------------------------------------------------------------------------------------------------------
+def intake_over(consumer: Any) -> GroupSource:
+    return GroupSource({}, "group", ["requests"], on_error=lambda _: None, make_consumer=lambda _: consumer)
+
+
+class Unseekable:
+    """A consumer that is still setting up one of its fetches."""
+
+    def __init__(self) -> None:
+        self.paused: list[TopicPartition] = []
+
+    def assignment(self) -> list[TopicPartition]:
+        return [TopicPartition("requests", 0), TopicPartition("requests", 1)]
+
+    def seek(self, partition: TopicPartition) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self.paused += partitions
+
+
+def test_a_refused_pause_is_reported_and_pauses_nothing() -> None:
+    consumer: Any = Unseekable()
+    intake = intake_over(consumer)
+    assert not intake.flow([("requests", 0)], [("requests", 1, 7)])
+    assert consumer.paused == []
+
+
+class Ended:
+    """A consumer whose client gave up: librdkafka reports this error once, with a code of its own and no fatal flag."""
+
+    def poll(self, timeout: float) -> Any:
+        return self
+
+    def consume(self, count: int, timeout: float) -> list[Any]:
+        return []
+
+    def error(self) -> KafkaError:
+        return KafkaError(KafkaError._FATAL, "ConsumerGroupHeartbeat fatal error: Broker: API version not supported")
+
+
+def test_a_client_that_gave_up_ends_the_stage_and_the_text_says_what_an_old_kafka_lacks() -> None:
+    """A client that gave up returns no more records. An earlier version of the worker kept polling in vain."""
+    consumer: Any = Ended()
+    intake = intake_over(consumer)
+    with pytest.raises(GroupRefused, match=r"API version not supported.*4\.0 or newer") as refused:
+        intake.consume(10, 0.1)
+    assert not isinstance(refused.value, KafkaException)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "admitted"),
+    [
+        (b"CGMDv2:" + struct.pack("=i", 2) + b"group", True),
+        (b"CGMDv2:" + struct.pack("=i", 0) + b"group", False),
+        (b"CGMDv2:" + struct.pack("=i", -1) + b"group", False),
+        (b"CGMDv3:" + struct.pack("=i", -1) + b"group", True),  # a form that is not known
+        (b"CGMDv2:", True),
+        (b"", True),
+    ],
+)
+def test_a_member_is_admitted_by_its_epoch_and_wherever_that_cannot_be_read(metadata: bytes, admitted: bool) -> None:
+    assert is_admitted(metadata) is admitted
+
+
+# -- gaps ------------------------------------------------------------------------------------------------------------
+class Trimmed(Intake):
+    """A log whose first offset is `low`, in fetches and in answers to queries."""
+
+    low = 0
+    asked = 0
+
+    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
+        self.asked += not cached
+        return self.low, 10_000
+
+
+@pytest.mark.parametrize(
+    ("progress", "steps", "base", "gaps", "lost", "is_asked"),
+    [
+        # A loss of a few records in the middle of work is counted without a question to the broker.
+        (Progress(0), [0, [0, 1], 7, [7, 8]], 0, 5, 5, False),
+        # Records removed before the first commit are lost too.
+        (Progress(0), [30, [30]], 30, 30, 30, True),
+        # A loss with no record after it yet is counted at the end of the partition, and once.
+        (Progress(20), [50, "50", "50"], 50, 30, 30, True),
+        # Markers are gaps and no loss, although the log's start moves over done records.
+        (Progress(0), [0, [0, 2, 4], "6", 4, [6, 8]], 0, 4, 0, False),
+        # Records that an earlier owner had done are not lost.
+        (Progress(10, 0b111_1111_0000), [30, [30]], 30, 20, 13, True),
+    ],
+)
+def test_skipped_offsets_are_counted_and_those_of_removed_records_as_lost(
+    progress: Progress, steps: list[int | str | list[int]], base: int, gaps: int, lost: int, is_asked: bool
+) -> None:
+    """A step is the log's new first offset, the offsets of fetched records, or the partition's end as text."""
+    intake, metrics = Trimmed(), Metrics()
+    stage, _, partition = stage_with(intake, HandClock(), metrics=metrics)
+    partition.open(progress, 0)
+    for step in steps:
+        if isinstance(step, int):
+            intake.low = step
+        else:
+            offsets, end = ([], [int(step)]) if isinstance(step, str) else (step, [])
+            stage.take(
+                [Record("requests", 0, offset, b"") for offset in offsets], [("requests", 0, each) for each in end]
+            )
+    value = metrics.registry.get_sample_value
+    assert value("postback_gap_offsets_total") == gaps
+    assert value("postback_retention_loss_total") == lost
+    assert (partition.ledger.base, intake.asked > 0) == (base, is_asked)
+
+
+@given(st.integers(0, 20), st.sets(st.integers(0, 40)), st.lists(st.integers(0, 40), max_size=3), st.integers(0, 60))
+def test_records_that_are_not_done_are_counted_as_plain_sets_count_them(
+    base: int, done: set[int], seen: list[int], before: int
+) -> None:
+    ledger = Ledger(Progress(*Ledger(Progress(base)).after(done)))
+    for offset in sorted(seen):
+        ledger.take(offset)
+    unseen = range(ledger.next_offset, before)
+    assert ledger.undone_before(before) == sum(not ledger.is_done(offset) for offset in unseen)
+
+
+def test_a_gap_of_any_length_is_counted_at_once() -> None:
+    assert Ledger(Progress(5, 0b110)).undone_before(10**15) == 10**15 - 5 - 2
+
+
+# -- offsets behind the end ------------------------------------------------------------------------------------------
+FAR = 1_000_000
+
+
+class LostLog(Intake):
+    """A log as librdkafka reads it from a position on: batches with their stated offsets; a marker has None.
+
+    A fetch returns whole batches without offsets below the position, and moves the position past the highest offset.
+    A position beyond the log's end is reset to its start.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[int | None]]) -> None:
+        super().__init__()
+        self.batches: list[tuple[int, list[int]]] = []
+        self.end = self.position = 0
+        for deltas in batches:
+            stated = [self.end + delta for delta in deltas if delta is not None]
+            self.end += len(deltas)
+            self.batches.append((self.end, stated))
+
+    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
+        return 0, self.end
+
+    def fetch(self, count: int) -> tuple[list[int], bool]:
+        """The stated offsets of the next batches, and whether they reach the end."""
+        if self.position > self.end:
+            self.position = 0
+        found: list[int] = []
+        given = [each for each in self.batches if each[0] > self.position][:count]
+        for _, stated in given:
+            found += [offset for offset in stated if offset >= self.position]
+        if given:
+            self.position = max(given[-1][0], found[-1] + 1 if found else 0)
+        return found, self.position == self.end
+
+
+def read_to_end(log: LostLog, per_fetch: int, given_back: set[int]) -> Partition:
+    """The partition of a stage that has taken this whole log and settled nothing.
+
+    After each round in `given_back` the stage gives the first record of that round back, as when the window is full.
+    """
+    stage, _, partition = stage_with(log, HandClock())
+    partition.open(Progress(0), 0)
+    partition.paused = False
+    for turn in range(1_000):
+        offsets, ended = log.fetch(per_fetch)
+        stage.take([Record("requests", 0, offset, b"") for offset in offsets], [("requests", 0, log.end)] * ended)
+        if turn in given_back and partition.ledger.taken:
+            partition.give_back([Record("requests", 0, min(partition.ledger.taken), b"")])
+        if partition.rewind_to is not None:
+            log.position = partition.rewind_to
+            partition.resume(0.0)
+        elif ended:
+            return partition
+    raise AssertionError("the stage does not come to the end")
+
+
+HONEST = st.integers(1, 3).map(lambda count: list(range(count)))
+MARKER = st.just([None])
+FORGED = st.integers(1, 4).map(lambda count: [FAR] * count)
+
+
+@example([[0], [FAR], [0], [FAR, FAR], [None], [FAR], [0]], 2, set())
+@example([[0], [FAR], [0], [0], [FAR], [0]], 1, {3})
+@given(
+    st.lists(HONEST | MARKER | FORGED, min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 9), max_size=3),
+)
+def test_all_other_records_are_taken_and_nothing_past_the_end_is_committed(
+    batches: list[list[int | None]], per_fetch: int, given_back: set[int]
+) -> None:
+    log = LostLog(batches)
+    honest = [o for end, stated in log.batches for o in stated if o < log.end]
+    partition = read_to_end(log, per_fetch, given_back)
+    assert sorted(partition.ledger.taken) == honest
+    assert partition.ledger.after(honest) == (log.end, 0)
+
+
+# -- horizon ---------------------------------------------------------------------------------------------------------
+def records(*offsets: int) -> list[Record]:
+    return [Record("requests", 0, offset, b"") for offset in offsets]
+
+
+def opened_run(progress: Progress | None = None) -> Partition:
+    """A partition whose first commit has returned."""
+    partition = Partition("requests", 0, 1, 0.0)
+    partition.open(progress, 1024)
+    partition.settle([], partition.progress([]))
+    return partition
+
+
+def begun(partition: Partition, offsets: range) -> list[int]:
+    """Take these records and begin as many as allowed; return the begun offsets."""
+    waiting = records(*offsets)
+    for record in waiting:
+        partition.ledger.take(record.offset)
+    allowed = list(takewhile(partition.bound.allows, waiting))
+    for record in allowed:
+        partition.bound.begun(record.offset)
+    return [record.offset for record in allowed]
+
+
+def test_before_the_next_commit_only_a_margin_of_records_is_begun() -> None:
+    partition = opened_run()
+    assert begun(partition, range(100)) == list(range(LEAST_MARGIN))
+    assert partition.bound.held_back
+
+
+def test_the_margin_grows_with_the_pace_and_shrinks_again() -> None:
+    partition, at, sizes = opened_run(), 0, []
+    for _ in range(12):
+        sizes.append(len(begun(partition, range(at, at + MOST_MARGIN + 1))))
+        at += sizes[-1]
+        partition.settle([], partition.progress([]))
+    assert sizes[:6] == [32, 32, 64, 128, 256, 512]
+    assert sizes[-1] == MOST_MARGIN
+    first = at
+    for _ in range(400):  # thirty records begin after a commit, and the next commit settles all
+        assert len(begun(partition, range(at, at + 30))) == 30
+        recent = list(range(at, at + 30)) if at > first else list(range(at + 30))
+        partition.settle(recent, partition.progress(recent))
+        at += 30
+    assert partition.progress([]).begun <= 64
+
+
+def test_a_record_far_beyond_a_gap_is_allowed_by_the_next_commit() -> None:
+    """Compaction leaves gaps of any width, so a fixed margin above the begun records might never reach the next one."""
+    partition, (far,) = opened_run(), records(5_000_000)
+    assert not partition.bound.allows(far)
+    partition.ledger.reach(5_000_000)
+    partition.settle([], partition.progress([]))
+    assert partition.bound.allows(far)
+
+
+def test_a_commit_names_at_most_the_running_records_and_the_margin_as_begun() -> None:
+    partition = opened_run()
+    begun(partition, range(LEAST_MARGIN))
+    done = [offset for offset in range(LEAST_MARGIN) if offset != 3]
+    progress = partition.progress(done)
+    assert Progress.decode(progress.base, progress.encode()).begun == begun_of(1 + LEAST_MARGIN)
+
+
+def test_the_next_owner_of_an_open_partition_suspects_as_many_as_may_have_been_begun() -> None:
+    """In an earlier version, the next owner of twelve partitions suspected a whole window of records in each."""
+    partition = opened_run()
+    begun(partition, range(20))
+    committed = partition.progress(list(range(10)))
+    found = Partition("requests", 0, 2, 0.0)
+    found.open(Progress.decode(committed.base, committed.encode()), 1024)
+    assert found.careful_records == begun_of(10 + LEAST_MARGIN) == 64
+    found.open(Progress(0, open=True), 1024)
+    assert found.careful_records == 1024, "an owner of an earlier release said nothing"
+
+
+@settings(max_examples=drawn(60), deadline=None)
+@given(st.data())
+def test_begun_records_are_always_among_the_first_undone_ones_of_the_last_commit(data: st.DataObject) -> None:
+    """Records begin and end in any order, some commits never return, and the owner dies at any point."""
+    partition = opened_run()
+    committed = partition.confirmed
+    taken, ran, ended, waiting = 0, set[int](), set[int](), list[Record]()
+    for _ in range(data.draw(st.integers(1, 15), label="steps")):
+        for record in records(*range(taken, taken + data.draw(st.integers(0, 80), label="come"))):
+            partition.ledger.take(record.offset)
+            waiting.append(record)
+            taken += 1
+        parties = data.draw(st.sampled_from([1, 3]), label="parties")
+        for party in range(parties):  # each party has its own queue, so a later record may go first
+            mine = [record for record in waiting if record.offset % parties == party]
+            room = data.draw(st.integers(0, 60), label="room")
+            for record in takewhile(partition.bound.allows, mine[:room]):
+                partition.bound.begun(record.offset)
+                ran.add(record.offset)
+                waiting.remove(record)
+        ended |= set(data.draw(st.lists(st.sampled_from(sorted(ran)), max_size=40)) if ran else ())
+        settled = sorted(ended & partition.ledger.taken)
+        progress = partition.progress(settled)
+        fate = data.draw(st.sampled_from(["returned", "applied", "lost"]), label="commit")
+        if fate != "lost":
+            committed = Progress.decode(progress.base, progress.encode())
+        if fate == "returned":
+            partition.settle(settled, progress)
+        undone = [offset for offset in range(committed.base, taken) if not _is_done(committed, offset)]
+        assert {offset for offset in ran if not _is_done(committed, offset)} <= set(undone[: committed.begun])
+
+
+def _is_done(progress: Progress, offset: int) -> bool:
+    return offset < progress.base or bool(progress.done >> (offset - progress.base) & 1)
+
+
+def test_only_undone_offsets_below_the_limit_are_counted() -> None:
+    assert undone_below(110, 100, 0b1010) == 8
+    assert undone_below(102, 100, 0b1010) == 1
+    assert undone_below(100, 100, 0b1010) == undone_below(90, 100, 0) == 0
+
+
+def test_a_number_of_records_is_written_as_the_next_power_of_two() -> None:
+    assert [begun_of(records) for records in (0, 1, 2, 3, 33, 64, 65, 1 << 20)] == [2, 2, 2, 4, 64, 64, 128, 1 << 15]

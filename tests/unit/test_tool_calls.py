@@ -1,38 +1,60 @@
-"""Jobs with tools: fields, messages of calls, requests to each engine, calls in answers and results, OpenAI's forms."""
+"""What engines answer: tool calls, several answers, log-probabilities, reasoning, JSON, and the end of generation."""
 
 from __future__ import annotations
 
 import json
+import math
+import tracemalloc
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from console.job_examples import CALLED, CALLING
 from schemas.codec import InvalidJob, Origin, read_job, read_result, write_job, write_result
-from schemas.job import Job, Message
-from schemas.openai import CHAT_COMPLETIONS, RESPONSES
-from schemas.openai_answers import output_line
-from schemas.result import ResultError
-from schemas.strict import NotAJob, body_job, job_in
+from schemas.job import MAX_TOKENS, Job, Message, Reasoning, ResponseFormat
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, LOGPROBS_INCLUDED, RESPONSES
+from schemas.openai_answers import answer_body, output_line
+from schemas.outcome import Outcome
+from schemas.result import Result, ResultError, Usage
+from schemas.strict import NotAJob, body_job, ignored_members, job_in
 from schemas.tools import CalledFunction, Tool, ToolCall
 from screening.texts import texts_of, with_texts
+from tests.any_json import any_json
 from tests.unit.echo_worker import record, working
-from workers.engines.base import Completion, GenerationRequest, RequestRejected
-from workers.engines.families import families
-from workers.engines.families.quirks import with_quirks
+from workers.engines.address import with_quirks, without_fence
+from workers.engines.base import (
+    Completion,
+    EngineError,
+    EngineFailed,
+    FinishReason,
+    GenerationRequest,
+    RequestRejected,
+    token_logprob,
+)
+from workers.engines.families import ReasoningMarks, families
+from workers.engines.finish import finish_reason, is_failure
 from workers.engines.online.anthropic import MessagesApi
 from workers.engines.online.gemini import GenerateContentApi
 from workers.engines.online.responses import ResponsesApi
+from workers.engines.openai_http.answers import ServerAnswer, completion_of
 from workers.engines.openai_http.dialect import Dialect
+from workers.engines.openai_http.server import ServerProblem, TryAgain, outcome
 from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.reasoning import Parted, parted
 from workers.engines.vllm.calling import calls_of
-from workers.inference.choices import ReadAnswer, read_answers
+from workers.engines.vllm.sampling import completion_of as vllm_completion
+from workers.inference import generate as generating
+from workers.inference.answer_form import UNCHECKED, NotJson, require_form, require_json
 from workers.inference.ground import GroundedRequest
+from workers.inference.model_rules import Escalate
+from workers.inference.results import ReadAnswer, notes_on, read_answers
 
+# -- tool calls ------------------------------------------------------------------------------------------------------
 PLACE = Origin("topic-uuid", 3, 7)
 SCHEMA = {"type": "object", "properties": {"day": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "clock", "description": "The time.", "parameters": SCHEMA}}
@@ -44,11 +66,8 @@ CHAT: list[dict[str, Any]] = [
     {"role": "tool", "tool_call_id": "c1", "content": "9:41"},
     {"role": "user", "content": "So?"},
 ]
-NOISE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=12,
-)
+NOISE = any_json(leaves=12)
+DIALECT = Dialect("m1", OpenAISettings())
 
 
 def job(**fields: Any) -> Job:
@@ -188,8 +207,6 @@ def test_a_refusal_names_the_members_of_a_response_s_tools_as_they_were_sent(
 
 
 # -- the whole way -----------------------------------------------------------------------------------------------------
-
-
 async def test_a_worker_returns_the_demanded_call_and_openai_s_answers_have_it() -> None:
     async with working() as worker:
         result = await worker.result(record({"messages": CHAT, "tools": [TOOL], "tool_choice": "required"}))
@@ -236,8 +253,6 @@ def test_a_family_without_system_messages_keeps_what_tools_returned() -> None:
 
 
 # -- requests and answers ----------------------------------------------------------------------------------------------
-
-
 def test_a_server_of_openai_s_protocol_gets_tools_and_calls_as_they_are() -> None:
     dialect = Dialect("m1", OpenAISettings())
     body = dialect.body(request(tool_choice="required", parallel_tool_calls=False))
@@ -249,7 +264,7 @@ def test_a_server_of_openai_s_protocol_gets_tools_and_calls_as_they_are() -> Non
 
 
 def test_anthropic_gets_blocks_of_calls_and_their_results() -> None:
-    body = MessagesApi("m", "2023-06-01").body(request(tool_choice="required"), with_temperature=False)
+    body = MessagesApi("m", "2023-06-01").body(request(tool_choice="required"))
     assert body["tools"] == [{"name": "clock", "description": "The time.", "input_schema": SCHEMA}]
     assert body["tool_choice"] == {"type": "any"}
     assert body["messages"] == [
@@ -285,17 +300,17 @@ def test_each_service_has_its_own_words_for_the_tool_choice(
     choice: object, single: bool | None, anthropic: object, gemini: object
 ) -> None:
     asked = request(tool_choice=job(tool_choice=choice).tool_choice if choice else None, parallel_tool_calls=single)
-    assert MessagesApi("m", "2023-06-01").body(asked, with_temperature=False)["tool_choice"] == anthropic
+    assert MessagesApi("m", "2023-06-01").body(asked)["tool_choice"] == anthropic
     api = GenerateContentApi("m")
     if gemini is None:
         with pytest.raises(RequestRejected, match="parallel_tool_calls: "):
-            api.body(asked, with_temperature=False)
+            api.body(asked)
     else:
-        assert api.body(asked, with_temperature=False)["toolConfig"] == {"functionCallingConfig": gemini}
+        assert api.body(asked)["toolConfig"] == {"functionCallingConfig": gemini}
 
 
 def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None:
-    body = GenerateContentApi("m").body(request(), with_temperature=False)
+    body = GenerateContentApi("m").body(request())
     assert body["tools"] == [
         {"functionDeclarations": [{"name": "clock", "description": "The time.", "parametersJsonSchema": SCHEMA}]}
     ]
@@ -315,7 +330,7 @@ def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None
 def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_results() -> None:
     """A job without `strict` is not strict, but the Responses API is strict unless the request says otherwise."""
     named = job(tool_choice=NAMED).tool_choice
-    body = ResponsesApi("m").body(request(tool_choice=named, parallel_tool_calls=False), with_temperature=False)
+    body = ResponsesApi("m").body(request(tool_choice=named, parallel_tool_calls=False))
     function = {"type": "function", "name": "clock", "description": "The time.", "parameters": SCHEMA, "strict": False}
     assert (body["tools"], body["parallel_tool_calls"]) == ([function], False)
     assert body["tool_choice"] == {"type": "function", "name": "clock"}
@@ -327,7 +342,7 @@ def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_resu
         {"type": "message", "role": "user", "content": "So?"},
     ]
     bare = (Tool.model_validate({"type": "function", "function": {"name": "now", "strict": True}}),)
-    assert ResponsesApi("m").body(request(tools=bare), with_temperature=False)["tools"] == [
+    assert ResponsesApi("m").body(request(tools=bare))["tools"] == [
         {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}, "strict": True}
     ]
 
@@ -345,10 +360,10 @@ def test_arguments_that_are_no_object_are_refused_by_the_services_that_want_one(
     )
     for api in (MessagesApi("m", "2023-06-01"), GenerateContentApi("m")):
         if not arguments:
-            api.body(request(messages=(called,)), with_temperature=False)
+            api.body(request(messages=(called,)))
             continue
         with pytest.raises(RequestRejected, match="messages: "):
-            api.body(request(messages=(called,)), with_temperature=False)
+            api.body(request(messages=(called,)))
 
 
 @pytest.mark.parametrize(
@@ -374,4 +389,792 @@ def test_a_call_in_a_model_s_text_that_a_result_cannot_hold_is_no_call(wrong: di
 def test_a_result_of_an_unknown_call_is_refused_where_the_service_wants_the_function_s_name() -> None:
     stray = Message(role="tool", tool_call_id="c9", content="9:41")
     with pytest.raises(RequestRejected, match="`tool_call_id` names no call"):
-        GenerateContentApi("m").body(request(messages=(stray,)), with_temperature=False)
+        GenerateContentApi("m").body(request(messages=(stray,)))
+
+
+# -- answered calls --------------------------------------------------------------------------------------------------
+def openai_answer(message: object, reason: object = "tool_calls") -> bytes:
+    return json.dumps({"choices": [{"message": message, "finish_reason": reason}]}).encode()
+
+
+def anthropic_answer(block: object) -> bytes:
+    return json.dumps({"content": [block], "stop_reason": "tool_use", "usage": {}}).encode()
+
+
+def gemini_answer(part: object) -> bytes:
+    return json.dumps({"candidates": [{"content": {"parts": [part]}, "finishReason": "STOP"}]}).encode()
+
+
+def response(item: object) -> bytes:
+    return json.dumps({"status": "completed", "output": [item]}).encode()
+
+
+def of_openai(body: bytes, **fields: Any) -> Any:
+    return outcome(DIALECT, request(**fields), "chat/completions", 200, {}, body, 0.0)
+
+
+def calls_in(completion: Completion) -> list[tuple[str, str, str]]:
+    assert completion.finish_reason == "tool_calls"
+    return [(call.id, call.function.name, call.function.arguments) for call in completion.tool_calls]
+
+
+def test_each_engine_s_calls_become_calls_of_one_form() -> None:
+    wanted = ("c1", "clock", '{"day": "Monday"}')
+    assert calls_in(of_openai(openai_answer({"content": None, "tool_calls": [CALL]}))) == [wanted]
+    assert calls_in(of_openai(openai_answer({"tool_calls": [CALL]}, "stop"))) == [wanted]
+    as_object = {"function": {"name": "clock", "arguments": {"day": "Monday"}}}
+    assert calls_in(of_openai(openai_answer({"tool_calls": [as_object]}))) == [("call_0", *wanted[1:])]
+    block = {"type": "tool_use", "id": "c1", "name": "clock", "input": {"day": "Monday"}}
+    assert calls_in(MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request())) == [wanted]
+    part = {"functionCall": {"name": "clock", "args": {"day": "Monday"}}}
+    assert calls_in(GenerateContentApi("m").completion(gemini_answer(part), request())) == [("call_0", *wanted[1:])]
+    item = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": wanted[2]}
+    assert calls_in(ResponsesApi("m").completion(response(item), request())) == [wanted]
+    assert calls_in(ResponsesApi("m").completion(response({**item, "call_id": None}), request()))[0][0] == "call_0"
+    assert of_openai(openai_answer({"tool_calls": [CALL]}), tools=()).tool_calls == ()
+
+
+@given(
+    NOISE
+    | st.fixed_dictionaries({"id": NOISE, "function": NOISE, "name": NOISE, "input": NOISE, "functionCall": NOISE})
+    | st.fixed_dictionaries({"name": NOISE | st.text(), "call_id": NOISE, "arguments": NOISE | st.text()})
+    | st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": st.text(), "arguments": NOISE})})
+)
+@example({"type": "tool_use", "id": "", "name": "", "input": {}})
+@example({"type": "tool_use", "id": "a" * 256, "name": "b", "input": {"a": float("nan")}})
+def test_any_call_of_a_server_becomes_a_result_or_an_engine_s_error(call: object) -> None:
+    block = {**call, "type": "tool_use"} if isinstance(call, dict) else call
+    item = {**call, "type": "function_call"} if isinstance(call, dict) else call
+    for read in (
+        lambda: of_openai(openai_answer({"tool_calls": [call]})),
+        lambda: MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request()),
+        lambda: GenerateContentApi("m").completion(gemini_answer(call), request()),
+        lambda: ResponsesApi("m").completion(response(item), request()),
+    ):
+        try:
+            completion = read()
+        except (EngineError, ValueError):
+            continue
+        assert not isinstance(completion, TryAgain)
+        for each in completion.tool_calls:
+            assert ToolCall.model_validate(each.model_dump()) == each
+
+
+# -- several answers -------------------------------------------------------------------------------------------------
+ASKED = GenerationRequest("r1", "Is it?", None, 8, 0.5, n=3, top_logprobs=2)
+
+
+def prompt_job(**fields: Any) -> Job:
+    return read_job(json.dumps({"prompt": "a", **fields}).encode(), [], PLACE, 0).job
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"n": 0}, "n: "),
+        ({"n": 17}, "n: "),
+        ({"n": 2, "temperature": 0}, "n: `n` above 1 needs a `temperature` above 0"),
+        ({"top_logprobs": 2}, "top_logprobs: `top_logprobs` goes with `logprobs`"),
+        ({"top_logprobs": 2, "logprobs": False}, "`top_logprobs` goes with `logprobs`"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: "),
+        ({"n": 2, "max_tokens": MAX_TOKENS}, "max_tokens: `max_tokens` may be 65536 at most"),
+        ({"n": 16, "logprobs": True, "top_logprobs": 20}, "`max_tokens` may be 390 at most"),
+        ({"embed": ["a"], "prompt": None, "n": 2}, "`n` goes with `prompt`"),
+        ({"embed": ["a"], "prompt": None, "logprobs": True}, "`logprobs` goes with `prompt`"),
+    ],
+)
+def test_a_job_s_answers_and_log_probabilities_have_bounds_that_name_the_field(
+    fields: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(InvalidJob, match=problem):
+        prompt_job(**fields)
+
+
+@given(st.integers(0, 20), st.none() | st.booleans(), st.none() | st.integers(-1, 25), st.integers(1, MAX_TOKENS))
+def test_no_job_asks_for_more_log_probabilities_than_the_bound(
+    n: int, logprobs: bool | None, top: int | None, most: int
+) -> None:
+    given_fields = {"n": n, "logprobs": logprobs, "top_logprobs": top, "max_tokens": most}
+    try:
+        read = prompt_job(**{name: value for name, value in given_fields.items() if value is not None})
+    except InvalidJob:
+        return
+    assert read.n * read.max_tokens * (1 + (read.top_logprobs or 0)) <= MAX_TOKENS
+
+
+@given(st.fixed_dictionaries({}, optional={"n": NOISE, "logprobs": NOISE, "top_logprobs": NOISE}))
+def test_any_members_of_a_job_or_a_body_are_taken_or_refused_by_name(members: dict[str, Any]) -> None:
+    for read in (
+        partial(prompt_job, **members),
+        partial(body_job, CHAT_COMPLETIONS, {"messages": [], **members}),
+    ):
+        try:
+            read()
+        except (InvalidJob, NotAJob) as refused:
+            assert refused.problems
+
+
+# -- OpenAI's bodies ---------------------------------------------------------------------------------------------------
+SHORT_CHAT = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "wanted"),
+    [
+        (
+            CHAT_COMPLETIONS,
+            {"messages": SHORT_CHAT, "n": 2, "logprobs": True, "top_logprobs": 3},
+            (2, True, 3),
+        ),
+        (CHAT_COMPLETIONS, {"messages": SHORT_CHAT, "logprobs": False}, (1, False, None)),
+        (COMPLETIONS, {"prompt": "a", "n": 2, "logprobs": 0}, (2, True, 0)),
+        (COMPLETIONS, {"prompt": "a", "logprobs": 5}, (1, True, 5)),
+        (RESPONSES, {"input": "a", "include": [LOGPROBS_INCLUDED]}, (1, True, None)),
+        (RESPONSES, {"input": "a", "top_logprobs": 4}, (1, True, 4)),
+        (RESPONSES, {"input": "a", "include": ["other"]}, (1, False, None)),
+    ],
+)
+def test_each_url_of_openai_s_names_these_options_differently(url: str, body: dict[str, Any], wanted: object) -> None:
+    read = body_job(url, body)
+    assert (read.n, read.logprobs, read.top_logprobs) == wanted
+    assert ("`include`" in (ignored_members(url, body) or "")) == (body.get("include") == ["other"])
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "field"),
+    [
+        (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": True}, "logprobs"),
+        (CHAT_COMPLETIONS, {"messages": SHORT_CHAT, "logprobs": 5}, "logprobs"),
+        (CHAT_COMPLETIONS, {"messages": SHORT_CHAT, "n": 17}, "n"),
+        (RESPONSES, {"input": "a", "n": 2}, "n"),
+        (RESPONSES, {"input": "a", "logprobs": True}, "logprobs"),
+    ],
+)
+def test_a_body_is_refused_by_its_own_member(url: str, body: dict[str, Any], field: str) -> None:
+    with pytest.raises(NotAJob) as refused:
+        body_job(url, body)
+    assert field in [problem.field for problem in refused.value.problems]
+
+
+# -- the whole way -----------------------------------------------------------------------------------------------------
+async def test_a_worker_gives_every_answer_with_the_log_probabilities_of_its_tokens() -> None:
+    async with working() as worker:
+        result = await worker.result(record(prompt="one two", n=3, temperature=0.5, logprobs=True, top_logprobs=1))
+        plain = await worker.result(record(prompt="one two", logprobs=True))
+    assert (result.outcome, result.text, result.logprobs) == ("succeeded", "one two", None)
+    assert result.usage is not None
+    assert result.usage.completion_tokens == 6
+    assert [(choice.index, choice.text, choice.finish_reason) for choice in result.choices or ()] == [
+        (index, "one two", "stop") for index in range(3)
+    ]
+    assert read_result(write_result(result)) == result
+    chat = output_line(result, CHAT_COMPLETIONS)["response"]["body"]["choices"]
+    assert [each["message"]["content"] for each in chat] == ["one two"] * 3
+    assert chat[2]["logprobs"]["content"][1] == {
+        "token": " two",
+        "logprob": 0.0,
+        "bytes": [*b" two"],
+        "top_logprobs": [{"token": " two", "logprob": 0.0, "bytes": [*b" two"]}],
+    }
+    completion = output_line(result, COMPLETIONS)["response"]["body"]["choices"]
+    assert completion[0]["logprobs"] == {
+        "tokens": ["one", " two"],
+        "token_logprobs": [0.0, 0.0],
+        "top_logprobs": [{"one": 0.0}, {" two": 0.0}],
+        "text_offset": [0, 3],
+    }
+    assert plain.choices is None
+    [part] = output_line(plain, RESPONSES)["response"]["body"]["output"][0]["content"]
+    assert [each["token"] for each in part["logprobs"]] == ["one", " two"]
+
+
+def test_a_token_that_is_part_of_a_character_has_no_bytes() -> None:
+    half = token_logprob("\N{REPLACEMENT CHARACTER}", -1.0)
+    result = read_result(b'{"job_id":"a","outcome":"succeeded","created_at":1}').model_copy(update={"logprobs": [half]})
+    [token] = output_line(result, CHAT_COMPLETIONS)["response"]["body"]["choices"][0]["logprobs"]["content"]
+    assert (token["bytes"], token["top_logprobs"]) == (None, [])
+
+
+async def test_an_answer_of_no_use_is_left_out_with_a_note_and_more_than_the_job_wants_are_dropped() -> None:
+    asked = GroundedRequest("a", None, None, 0.0, response_format=ResponseFormat(type="json_object"))
+    cut = Completion("", "content_filter", 0, 0)
+    good = Completion("{}", "stop", 0, 0)
+    several = replace(Completion("no", "stop", 1, 9), further=(good, cut, good, good))
+    read = await read_answers(several, asked, prompt_job(n=4, temperature=1))
+    assert [isinstance(each, ReadAnswer) for each in read] == [False, True, False, True]
+    first, _, third, _ = read
+    assert isinstance(first, ResultError)
+    assert isinstance(third, ResultError)
+    assert (first.code, third.code) == ("not_json", "unfinished")
+    notes = notes_on(read, 6)
+    assert [note.partition(":")[0] for note in notes] == [
+        "answer 1 of 6 was left out",
+        "answer 3 of 6 was left out",
+        "n",
+    ]
+
+
+def test_a_family_s_code_fence_is_removed_from_every_answer() -> None:
+    fenced = Completion("```json\n{}\n```", "stop", 0, 0)
+    request = replace(ASKED, response_format=ResponseFormat(type="json_object"))
+    completion = without_fence(replace(fenced, text="{}", further=(fenced,)), request, families()["mistral"])
+    assert (completion.text, completion.further[0].text) == ("{}", "{}")
+
+
+# -- OpenAI's protocol -------------------------------------------------------------------------------------------------
+def answered(*choices: object) -> Any:
+    body = {"choices": choices, "usage": {"prompt_tokens": 3, "completion_tokens": 7}}
+    return outcome(DIALECT, ASKED, "chat/completions", 200, {}, json.dumps(body).encode(), 0.0)
+
+
+def test_a_server_is_asked_in_the_words_of_its_two_apis_and_refuses_in_the_job_s() -> None:
+    dialect = Dialect("m1", OpenAISettings(log_probabilities=False))
+    chat, raw = dialect.body(ASKED), dialect.body(replace(ASKED, is_raw=True))
+    assert (chat["n"], chat["logprobs"], chat["top_logprobs"]) == (3, True, 2)
+    assert (raw["n"], raw["logprobs"], raw.get("top_logprobs")) == (3, 2, None)
+    assert not dialect.learns(ASKED, chat, ServerProblem(param="logprobs"))
+    assert not dialect.learns(ASKED, chat, ServerProblem(param="top_logprobs"))
+
+
+def test_a_server_s_choices_are_put_in_order_and_only_the_wanted_alternatives_are_kept() -> None:
+    likely = [{"token": token, "logprob": value} for token, value in (("y", -0.1), ("n", -2.0), ("m", -math.inf))]
+    content = [{"token": "y", "logprob": -0.1, "top_logprobs": likely}]
+    completion = answered(
+        {"index": 1, "message": {"content": "n"}, "finish_reason": "length"},
+        {"index": 0, "message": {"content": "y"}, "finish_reason": "stop", "logprobs": {"content": content}},
+    )
+    assert (completion.text, completion.prompt_tokens, completion.completion_tokens) == ("y", 3, 7)
+    assert completion.logprobs == (token_logprob("y", -0.1, [("y", -0.1), ("n", -2.0)]),)
+    [second] = completion.further
+    assert (second.text, second.finish_reason, second.logprobs) == ("n", "length", None)
+
+
+def test_log_probabilities_of_a_completion_are_paired_with_tokens() -> None:
+    logprobs = {"tokens": ["a", "b"], "token_logprobs": [None, -math.inf], "top_logprobs": [None, {"c": -3, "b": -1}]}
+    completion = answered({"text": "ab", "finish_reason": "stop", "logprobs": logprobs})
+    assert completion.logprobs == (
+        token_logprob("a", -9999.0, []),
+        token_logprob("b", -9999.0, [("b", -1.0), ("c", -3.0)]),
+    )
+
+
+LOGPROBS = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("content", "tokens", "token_logprobs", "top_logprobs"), NOISE)
+)
+TOKENS = st.lists(
+    st.fixed_dictionaries(
+        {"token": st.text(max_size=3), "logprob": st.none() | st.floats()},
+        optional={"top_logprobs": st.lists(st.fixed_dictionaries({"token": st.text(), "logprob": st.floats()}))},
+    ),
+    max_size=4,
+)
+
+
+@given(st.lists(LOGPROBS | TOKENS.map(lambda tokens: {"content": tokens}) | NOISE, min_size=1, max_size=3))
+@example([{"content": [{"token": "\ud800", "logprob": 1.0}]}])
+@example([{"tokens": ["a"], "token_logprobs": [float("nan")], "top_logprobs": []}])
+def test_any_log_probabilities_of_a_server_become_a_result_or_an_engine_s_error(found: list[object]) -> None:
+    try:
+        said = answered(*({"message": {"content": "a"}, "finish_reason": "stop", "logprobs": each} for each in found))
+    except EngineError:
+        return
+    assert not isinstance(said, TryAgain)
+    for each in (said, *said.further):
+        for token in each.logprobs or ():
+            assert -9999.0 <= token.logprob <= 0
+            assert all(-9999.0 <= top.logprob <= 0 for top in token.top_logprobs or ())
+            json.dumps(token.model_dump(), allow_nan=False)
+
+
+# -- Gemini ------------------------------------------------------------------------------------------------------------
+def test_gemini_is_asked_for_candidates_and_each_chosen_token_is_joined_with_its_alternatives() -> None:
+    api = GenerateContentApi("gemini-x")
+    options = api.body(ASKED)["generationConfig"]
+    assert {name: options[name] for name in ("candidateCount", "responseLogprobs", "logprobs")} == {
+        "candidateCount": 3,
+        "responseLogprobs": True,
+        "logprobs": 2,
+    }
+    chosen = [{"token": "y", "logProbability": -0.5}, {"token": "es", "logProbability": -1.5}]
+    top = [{"candidates": [{"token": "y", "logProbability": -0.5}, {"token": "n", "logProbability": -2}]}]
+    candidates = [
+        {"index": 1, "content": {"parts": [{"text": "no"}]}, "finishReason": "STOP"},
+        {
+            "content": {"parts": [{"text": "yes"}]},
+            "finishReason": "STOP",
+            "logprobsResult": {"chosenCandidates": chosen, "topCandidates": top},
+        },
+    ]
+    completion = api.completion(json.dumps({"candidates": candidates}).encode(), ASKED)
+    assert (completion.text, [each.text for each in completion.further]) == ("yes", ["no"])
+    assert completion.logprobs == (
+        token_logprob("y", -0.5, [("y", -0.5), ("n", -2.0)]),
+        token_logprob("es", -1.5),
+    )
+
+
+@given(NOISE | st.fixed_dictionaries({"chosenCandidates": NOISE, "topCandidates": NOISE}))
+def test_any_log_probabilities_of_gemini_are_read_or_refused(found: object) -> None:
+    candidate = {"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP", "logprobsResult": found}
+    try:
+        completion = GenerateContentApi("m").completion(json.dumps({"candidates": [candidate]}).encode(), ASKED)
+    except ValueError:
+        return
+    assert all(-9999.0 <= token.logprob <= 0 for token in completion.logprobs or ())
+
+
+# -- vLLM's outputs ----------------------------------------------------------------------------------------------------
+def vllm_answer(text: str, reason: str, *logprobs: tuple[str, float]) -> SimpleNamespace:
+    """One of vLLM's outputs with `FlatLogprobs`: at each place the chosen token and one alternative."""
+    flat = SimpleNamespace(
+        start_indices=[2 * at for at in range(len(logprobs))],
+        end_indices=[2 * at + 2 for at in range(len(logprobs))],
+        decoded_tokens=[token for chosen, _ in logprobs for token in (chosen, None)],
+        logprobs=[value for _, chosen in logprobs for value in (chosen, -7.0)],
+    )
+    total = sum(value for _, value in logprobs)
+    ids = [*range(len(logprobs))]
+    return SimpleNamespace(
+        text=text, finish_reason=reason, token_ids=ids, logprobs=flat, cumulative_logprob=total, index=0
+    )
+
+
+def test_vllm_s_answers_have_their_own_log_probabilities_and_one_abort_aborts_all() -> None:
+    first, second = vllm_answer("ab", "stop", ("a", -1.0), ("b", -math.inf)), vllm_answer("c", "length", ("c", -2.0))
+    output = SimpleNamespace(outputs=[first, second], num_cached_tokens=1)
+    completion = vllm_completion(output, ASKED, [1, 2, 3])
+    assert (completion.text, completion.finish_reason, completion.prompt_tokens) == ("ab", "stop", 3)
+    assert (completion.completion_tokens, completion.cached_tokens) == (3, 1)
+    assert completion.logprobs == (token_logprob("a", -1.0, [("", -7.0)]), token_logprob("b", -9999.0, [("", -7.0)]))
+    assert [(each.text, each.finish_reason) for each in completion.further] == [("c", "length")]
+    assert vllm_completion(output, replace(ASKED, top_logprobs=None), [1]).logprobs is None
+    second.finish_reason = "abort"
+    assert vllm_completion(output, ASKED, [1]).finish_reason == "abort"
+
+
+# -- bounds of answers -------------------------------------------------------------------------------------------------
+MANY = b",".join([b"{}"] * 100_000)
+PLACES = b",".join([b'{"top_logprobs":[' + b",".join([b"{}"] * 20) + b"]}"] * 5_000)
+PART = b'{"type":"output_text","text":"","logprobs":[%b]}'
+RESPONSE = b'{"status":"completed","output":[{"type":"message","content":[%b]}]}' % PART
+TOPS = b",".join([b'{"candidates":[' + b",".join([b"{}"] * 20) + b"]}"] * 5_000)
+
+
+@pytest.mark.parametrize(
+    ("openai", "gemini", "response"),
+    [
+        (b'{"content":[%b]}' % MANY, b'{"chosenCandidates":[%b]}' % MANY, MANY),
+        (b'{"content":[%b]}' % PLACES, b'{"chosenCandidates":[{}],"topCandidates":[%b]}' % TOPS, PLACES),
+    ],
+)
+def test_a_server_s_log_probabilities_take_little_memory(openai: bytes, gemini: bytes, response: bytes) -> None:
+    """In an earlier version each token became a pydantic model of 1.1 kB: 8 MiB of answer took 2.3 GB and a minute."""
+    asked = replace(ASKED, n=1)
+    tracemalloc.start()
+    answers = (
+        outcome(DIALECT, asked, "chat/completions", 200, {}, b'{"choices":[{"logprobs":%b}]}' % openai, 0.0),
+        GenerateContentApi("m").completion(b'{"candidates":[{"logprobsResult":%b}]}' % gemini, asked),
+        ResponsesApi("m").completion(RESPONSE % response, asked),
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 1024 * 1024
+    assert [len(each.logprobs or ()) <= asked.max_tokens for each in answers if isinstance(each, Completion)] == [
+        True
+    ] * 3
+
+
+def test_choices_and_tokens_beyond_those_of_the_request_are_left_out() -> None:
+    asked = replace(ASKED, n=2, max_tokens=3)
+    token, candidate = {"token": "a", "logprob": -1}, {"token": "a", "logProbability": -1}
+    choices = [{"index": at, "text": "a", "logprobs": {"content": [token] * 4}} for at in range(3)]
+    completions = [{"text": "a", "logprobs": {"tokens": ["a"] * 4, "token_logprobs": [-1] * 4}}] * 3
+    candidates = [{"index": at, "logprobsResult": {"chosenCandidates": [candidate] * 4}} for at in range(3)]
+    answers = (
+        outcome(DIALECT, asked, "chat/completions", 200, {}, json.dumps({"choices": choices}).encode(), 0.0),
+        outcome(DIALECT, asked, "completions", 200, {}, json.dumps({"choices": completions}).encode(), 0.0),
+        GenerateContentApi("m").completion(json.dumps({"candidates": candidates}).encode(), asked),
+    )
+    for each in answers:
+        assert isinstance(each, Completion)
+        assert [len(one.logprobs or ()) for one in (each, *each.further)] == [3, 3]
+
+
+# -- reasoning -------------------------------------------------------------------------------------------------------
+MARKS = ReasoningMarks(opening="<think>", closing="</think>", parser="qwen3", opened_by="model")
+OPEN, CLOSE = MARKS.opening, MARKS.closing
+PIECES = st.lists(st.sampled_from([OPEN, CLOSE, "<thi", "nk>", "</", "</think", "a", "b c", "\n", " "]), max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("output", "reasoning", "text"),
+    [
+        ("<think>a</think>\n\nb", "a", "b"),
+        ("\n<think>\na\n</think>b", "a", "b"),
+        ("b", None, "b"),
+        (" b", None, " b"),
+        ("<think></think>b", "", "b"),
+        ("<think>a", "a", ""),
+        ("<think>a</think>", "a", ""),
+        ("<think>a</thin", "a</thin", ""),
+        ("a</think>b", "a", "b"),
+        ("<think>a<think>b</think>c</think>d", "ab  c".replace("  ", ""), "d"),
+        ("<think>a<think> tag</think>b", "a tag", "b"),
+        ("<think>a</think>b<think>c</think>d", "ac", "bd"),
+        ("the mark <think> opens it", None, "the mark <think> opens it"),
+        ("<think>a</think>write <think> so", "a", "write <think> so"),
+        ("", None, ""),
+    ],
+)
+def test_the_reasoning_is_separated_from_the_answer(output: str, reasoning: str | None, text: str) -> None:
+    whole = parted(output, MARKS)
+    assert (whole.reasoning, whole.text) == (reasoning, text)
+
+
+def test_an_output_of_many_marks_is_read_in_one_pass() -> None:
+    """With a pass for each mark, a model that repeats its opening mark would stop the event loop for minutes."""
+    output = f"x{OPEN * 400_000}"
+    assert parted(output, MARKS) == Parted(output, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("output", "reasoning", "text"), [("a</think>b", "a", "b"), ("a", "a", ""), ("<think>a</think>b", "a", "b")]
+)
+def test_a_prompt_that_opened_the_reasoning_is_continued(output: str, reasoning: str, text: str) -> None:
+    whole = parted(output, MARKS, is_open=True)
+    assert (whole.reasoning, whole.text) == (reasoning, text)
+
+
+def own_letters(text: str) -> list[str]:
+    """The letters that occur in no mark.
+
+    Letters of a mark may vanish from the answer: if a mark is removed, the pieces around it may form another mark.
+    """
+    return sorted(each for each in text if each.isalpha() and each not in OPEN)
+
+
+@given(PIECES.map("".join), st.booleans())
+@example("<thi<think>nk>", True)
+@example("<think>a</think>b<think>c", False)
+def test_no_output_leaves_a_closing_mark_or_a_part_of_the_reasoning_in_the_answer(output: str, is_open: bool) -> None:
+    whole = parted(output, MARKS, is_open=is_open)
+    assert CLOSE not in whole.text
+    assert 0 <= whole.end <= len(output)
+    assert (whole.reasoning is None) == (whole.end == 0 and not is_open) or output == ""
+    if whole.reasoning is None:
+        assert whole == Parted(output, None, 0)
+    assert own_letters("".join([whole.text, whole.reasoning or ""])) == own_letters(output)
+
+
+@given(st.text(), st.text(), st.sampled_from([one.reasoning for one in families().values() if one.reasoning]))
+def test_the_marks_of_each_family_separate_the_thought_from_the_answer(
+    thought: str, said: str, marks: ReasoningMarks
+) -> None:
+    for mark in (marks.opening, marks.closing):
+        thought, said = thought.replace(mark[0], ""), said.replace(mark[0], "")
+    whole = parted(f"{marks.opening}{thought}{marks.closing}{said}", marks)
+    assert whole == Parted(said.lstrip(), thought.strip(), len(f"{marks.opening}{thought}{marks.closing}"))
+
+
+def server_answer(message: dict[str, object], **usage: object) -> ServerAnswer:
+    return ServerAnswer.model_validate({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+
+
+@pytest.mark.parametrize("member", ["reasoning", "reasoning_content"])
+def test_a_server_s_reasoning_is_taken_from_its_own_member(member: str) -> None:
+    details = {"reasoning_tokens": 7}
+    answer = server_answer(
+        {"content": "b </think>", member: "a"}, completion_tokens=9, completion_tokens_details=details
+    )
+    completion = completion_of(answer, MARKS)
+    assert (completion.text, completion.reasoning, completion.reasoning_tokens) == ("b </think>", "a", 7)
+
+
+def test_if_the_server_does_not_separate_the_reasoning_the_family_s_marks_do() -> None:
+    answer = server_answer({"content": "<think>a</think>b"})
+    assert (completion_of(answer, MARKS).text, completion_of(answer, MARKS).reasoning) == ("b", "a")
+    assert (completion_of(answer).text, completion_of(answer).reasoning) == ("<think>a</think>b", None)
+    assert completion_of(server_answer({"content": None, "reasoning": "a"})).text == ""
+
+
+RESULT = Result(
+    job_id="j",
+    outcome=Outcome.SUCCEEDED,
+    text="b",
+    reasoning="a",
+    usage=Usage(prompt_tokens=1, completion_tokens=9, total_tokens=10, reasoning_tokens=7),
+    created_at=1,
+)
+
+
+def test_openai_s_shapes_show_the_reasoning_beside_the_answer() -> None:
+    chat, response = answer_body(RESULT, CHAT_COMPLETIONS), answer_body(RESULT, RESPONSES)
+    message = chat["choices"][0]["message"]
+    assert (message["content"], message["reasoning"], message["reasoning_content"]) == ("b", "a", "a")
+    assert chat["usage"]["completion_tokens_details"] == {"reasoning_tokens": 7}
+    assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+    assert response["output"][0]["content"] == [{"type": "reasoning_text", "text": "a"}]
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 7}
+    without = RESULT.model_copy(update={"reasoning": None, "usage": None})
+    assert "reasoning" not in json.dumps([answer_body(without, url) for url in (CHAT_COMPLETIONS, RESPONSES)])
+
+
+CHAT_BODY = {"messages": [{"role": "user", "content": "Why?"}]}
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "asked"),
+    [
+        (CHAT_COMPLETIONS, {**CHAT_BODY, "reasoning_effort": "low"}, Reasoning(effort="low")),
+        (CHAT_COMPLETIONS, {**CHAT_BODY, "thinking_token_budget": 9}, Reasoning(max_tokens=9)),
+        (CHAT_COMPLETIONS, CHAT_BODY, None),
+        (RESPONSES, {"input": "Why?", "reasoning": {"effort": "high", "summary": "auto"}}, Reasoning(effort="high")),
+        (RESPONSES, {"input": "Why?", "reasoning": {"summary": "auto"}}, None),
+    ],
+)
+def test_openai_s_members_bound_the_reasoning(url: str, body: dict[str, object], asked: Reasoning | None) -> None:
+    assert body_job(url, body).reasoning == asked
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "field"),
+    [
+        (CHAT_COMPLETIONS, {**CHAT_BODY, "reasoning_effort": "most"}, "reasoning_effort"),
+        (CHAT_COMPLETIONS, {**CHAT_BODY, "thinking_token_budget": -1}, "thinking_token_budget"),
+        (RESPONSES, {"input": "Why?", "reasoning": {"effort": 7}}, "reasoning.effort"),
+        (RESPONSES, {"input": "Why?", "reasoning": "high"}, "reasoning"),
+    ],
+)
+def test_a_refused_bound_is_named_as_its_body_names_it(url: str, body: dict[str, object], field: str) -> None:
+    with pytest.raises(NotAJob) as refused:
+        body_job(url, body)
+    assert [problem.field for problem in refused.value.problems] == [field]
+
+
+@given(st.sampled_from(["none", "low", None]), st.none() | st.integers(0, MAX_TOKENS))
+def test_no_reasoning_is_wanted_where_the_effort_is_none_or_the_tokens_are_0(
+    effort: str | None, tokens: int | None
+) -> None:
+    job = Job.model_validate({"prompt": "a", "reasoning": {"effort": effort, "max_tokens": tokens}})
+    assert job.reasoning is not None
+    assert job.reasoning.is_wanted == (effort != "none" and tokens != 0)
+
+
+# -- finish reasons --------------------------------------------------------------------------------------------------
+WORDS: dict[str, FinishReason] = {
+    **dict.fromkeys(["stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE"], "stop"),
+    **dict.fromkeys(["length", "model_length", "max_tokens", "MAX_TOKENS"], "length"),
+    **dict.fromkeys(["content_filter", "RECITATION", "SAFETY"], "content_filter"),
+    **dict.fromkeys(["tool_calls", "function_call", "tool_use"], "tool_calls"),
+    **dict.fromkeys(["abort"], "abort"),
+    **dict.fromkeys(["repetition"], "repetition"),
+    **dict.fromkeys(["load", "pause_turn", "unknown", "halt"], "other"),
+}
+
+
+def answer_of(said: str | None) -> Completion:
+    """The completion for a server's answer with this finish reason."""
+    choice = {"message": {"content": "half a"}, "finish_reason": said}
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    return completion_of(ServerAnswer.model_validate({"choices": [choice], "usage": usage}))
+
+
+@pytest.mark.parametrize(("said", "reason"), [(None, "stop"), ("", "stop"), *WORDS.items()])
+def test_a_server_s_finish_reason_becomes_the_completion_s(said: str | None, reason: FinishReason) -> None:
+    assert answer_of(said).finish_reason == reason
+
+
+@pytest.mark.parametrize("said", ["error", "ERROR", "insufficient_system_resource"])
+def test_a_server_that_says_that_it_failed_has_not_answered(said: str) -> None:
+    with pytest.raises(EngineFailed, match="failed while it generated") as failed:
+        answer_of(said)
+    assert failed.value.wasted_tokens == 2
+
+
+@given(st.text(min_size=1))
+def test_an_unknown_finish_reason_leaves_no_answer(said: str) -> None:
+    known = said.lower() in {word.lower() for word in WORDS} | {"completed", "safety", "cancelled"}
+    assert known or is_failure(said) or finish_reason(said) == "other"
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", "repetition", "other"])
+async def test_an_answer_that_is_not_whole_is_a_failure_that_says_why_and_shows_no_text(
+    monkeypatch: pytest.MonkeyPatch, reason: FinishReason
+) -> None:
+    async def generate(request: GenerationRequest) -> Completion:
+        return Completion("half a", reason, 3, 2)
+
+    async with working() as worker:
+        monkeypatch.setattr(worker.engine, "generate", generate)
+        result = await worker.result(record())
+    assert (result.outcome, result.text, result.finish_reason) == ("failed", None, reason)
+    assert (result.error and result.error.code, result.usage and result.usage.total_tokens) == ("unfinished", 5)
+
+
+@pytest.mark.parametrize("said", ["abort", "error"])
+async def test_a_request_that_the_engine_ends_by_itself_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(generating, "FIRST_RETRY_SECONDS", 0.001)
+    words = [said, said, "stop"]
+
+    async def generate(request: GenerationRequest) -> Completion:
+        return answer_of(words.pop(0))
+
+    async with working() as worker:
+        monkeypatch.setattr(worker.engine, "generate", generate)
+        result = await worker.result(record())
+    assert (result.outcome, result.text) == ("succeeded", "half a")
+    assert worker.sample("postback_tokens_total", kind="wasted") == 4
+
+
+# -- json answers ----------------------------------------------------------------------------------------------------
+def answer(text: str, reason: Literal["stop", "length", "abort"] = "stop") -> Completion:
+    return Completion(text, reason, 1, 1)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[]", "7", f"[{'9' * 5000}]", ' {"a": null}\n'])
+def test_json_is_taken_also_where_max_tokens_fell_on_its_end(text: str) -> None:
+    require_json(answer(text), prompt_job(max_tokens=8))
+    require_json(answer(text, "length"), prompt_job(max_tokens=8))
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "", "[NaN]", "{'a': 1}", "[" * 100_000, '{"a": 1} {'])
+def test_an_answer_that_is_not_json_is_refused_with_the_fix(text: str) -> None:
+    with pytest.raises(NotJson, match=r"max_tokens: the answer's JSON was not whole after 8 tokens; raise it"):
+        require_json(answer(text, "length"), prompt_job(max_tokens=8))
+    with pytest.raises(NotJson, match="response_format: the engine's answer is not JSON"):
+        require_json(answer(text), prompt_job(max_tokens=8))
+
+
+OF_AN_A = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+BY_SCHEMA: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": {"schema": OF_AN_A}}}
+TAKING_A = {"type": "function", "function": {"name": "clock", "parameters": OF_AN_A}}
+REQUIRED: dict[str, Any] = {"tools": [TAKING_A], "tool_choice": "required"}
+GOOD, BAD, WORSE = answer('{"a": 1}'), answer('{"a": "one"}'), answer("no JSON")
+
+
+def calls(*arguments: str, name: str = "clock") -> Completion:
+    made = [
+        ToolCall(id=f"c{at}", function=CalledFunction(name=name, arguments=text)) for at, text in enumerate(arguments)
+    ]
+    return Completion("", "tool_calls", 1, 1, tool_calls=tuple(made))
+
+
+@pytest.mark.parametrize(
+    ("fields", "answers", "code", "seeds"),
+    [
+        (BY_SCHEMA, [GOOD], None, [None]),
+        (BY_SCHEMA, [BAD, GOOD], None, [None, 1]),
+        ({**BY_SCHEMA, "seed": 7}, [WORSE, GOOD], None, [7, 8]),
+        ({**BY_SCHEMA, "seed": 2**63 - 1}, [BAD, WORSE], "invalid_output", [2**63 - 1, 0]),
+        (BY_SCHEMA, [answer('{"a": ', "length")], "not_json", [None]),
+        (BY_SCHEMA, [replace(GOOD, text="", refusal="No.")], None, [None]),
+        ({"response_format": {"type": "json_object"}}, [WORSE, WORSE], "not_json", [None, 1]),
+        (REQUIRED, [answer("It is 9:41."), calls('{"a": 1}')], None, [None, 1]),
+        (REQUIRED, [calls('{"a": 1}', "[]"), calls('{"b": 1}')], "invalid_output", [None, 1]),
+        (REQUIRED, [calls('{"a": 1}', name="watch"), calls('{"a": 1}')], None, [None, 1]),
+        (REQUIRED, [replace(calls('{"a"'), finish_reason="length")], None, [None]),
+        (
+            {**REQUIRED, "parallel_tool_calls": False},
+            [calls('{"a": 1}', '{"a": 2}'), calls('{"a": 1}')],
+            None,
+            [None, 1],
+        ),
+        ({**REQUIRED, "tool_choice": "none"}, [calls('{"a": 1}'), answer("It is 9:41.")], None, [None, 1]),
+        ({**BY_SCHEMA, "n": 2, "temperature": 1}, [replace(BAD, further=(GOOD,))], None, [None]),
+    ],
+)
+async def test_an_answer_that_breaks_its_jobs_schema_or_tools_is_asked_for_once_more_with_another_seed(
+    fields: dict[str, Any], answers: list[Completion], code: str | None, seeds: list[int | None]
+) -> None:
+    """In an earlier version such an answer succeeded without a note."""
+    asked, left = list[int | None](), [*answers]
+
+    async def generate(request: GenerationRequest) -> Completion:
+        asked.append(request.sampling.get("seed"))
+        return left.pop(0)
+
+    async with working() as worker:
+        worker.engine.generate = generate  # type: ignore[method-assign]
+        result = await worker.result(record(**fields))
+        assert worker.sample("postback_job_seconds_count", phase="infer") == 1
+    assert (result.error and result.error.code, asked) == (code, seeds)
+    assert result.usage is not None
+    assert result.usage.total_tokens == 2 * len(answers)
+    assert ("the model was asked once more" in " ".join(result.notes)) == (len(answers) == 2)
+    if code == "invalid_output":
+        assert (result.text, result.tool_calls) == (answers[-1].text, [*answers[-1].tool_calls] or None)
+
+
+async def test_a_job_without_a_seed_is_not_told_that_its_service_takes_none() -> None:
+    left = [BAD, replace(GOOD, left_out=("seed",))]
+
+    async def generate(request: GenerationRequest) -> Completion:
+        return left.pop(0)
+
+    async with working() as worker:
+        worker.engine.generate = generate  # type: ignore[method-assign]
+        result = await worker.result(record(**BY_SCHEMA))
+    assert (result.outcome, len(result.notes)) == ("succeeded", 1)
+
+
+DOUBLING: dict[str, Any] = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(40)}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"$ref": "#"}, 1),
+        ({"$ref": "http://127.0.0.1:9/schema.json"}, 1),
+        ({"$ref": "#/$defs/d0", "$defs": {**DOUBLING, "d40": {}}}, 1),
+        ({"uniqueItems": True}, [{"a": number} for number in range(1000)]),
+        ({"items": {"enum": [*range(1000)]}}, [999] * 1000),
+        ({"type": 7}, 1),
+        ({"required": 7}, {}),
+    ],
+    ids=["circle", "another server", "doubling", "unique", "enum", "no type", "no list"],
+)
+def test_a_schema_that_would_hold_the_worker_up_leaves_its_answer_unchecked_with_a_note(
+    schema: dict[str, Any], value: object
+) -> None:
+    asked = prompt_job(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert require_form(answer(json.dumps(value)), asked) == [f"response_format: {UNCHECKED}"]
+
+
+def test_regular_expressions_of_a_schema_are_not_run() -> None:
+    """Python's would take longer than the universe for this text."""
+    slow = "(a+)+$"
+    schema = {"pattern": slow, "patternProperties": {slow: False}, "additionalProperties": False, "type": "object"}
+    asked = prompt_job(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert require_form(answer(json.dumps({"a" * 60 + "!": 1})), asked) == []
+
+
+# -- escalated usage -------------------------------------------------------------------------------------------------
+COUNTS = st.integers(0, 1000)
+OPTIONAL = st.none() | COUNTS
+USAGES = st.builds(
+    Usage,
+    prompt_tokens=COUNTS,
+    completion_tokens=COUNTS,
+    total_tokens=COUNTS,
+    cached_tokens=OPTIONAL,
+    reasoning_tokens=OPTIONAL,
+)
+
+
+def result(outcome: Outcome, usage: Usage) -> Result:
+    return Result(job_id="j", outcome=outcome, created_at=0, usage=usage)
+
+
+@given(USAGES, USAGES, st.sampled_from(Outcome), st.sampled_from(Outcome))
+def test_each_count_is_the_sum_of_both_tries_and_absent_only_if_neither_states_it(
+    first: Usage, second: Usage, before: Outcome, after: Outcome
+) -> None:
+    escalate = Escalate("small", "large", "not_json")
+    usage = escalate.chosen(result(before, first), result(after, second)).usage
+    assert usage is not None
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"):
+        told = [count for count in (getattr(first, name), getattr(second, name)) if count is not None]
+        assert getattr(usage, name) == (sum(told) if told else None)

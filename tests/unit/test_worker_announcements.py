@@ -31,8 +31,8 @@ from schemas.worker import (
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import SetClock
 from workers.inference.announcer import Announcer
-from workers.inference.answer_times import KEPT, AnswerTimes
-from workers.inference.registry import Registry, UnknownModel
+from workers.inference.observed import KEPT, AnswerTimes
+from workers.inference.routing import Registry, UnknownModel
 
 SINCE = 1_000
 WHOLE = {"replica": "w1", "models": ["echo"], "at": 1}

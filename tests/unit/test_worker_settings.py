@@ -1,11 +1,21 @@
-"""Allowed lanes of a worker."""
+"""Settings of the worker's rooms: lanes, enrichment, and models that read the input of others."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
 
 import pytest
 from pydantic import ValidationError
 
+from schemas.bounded import BoundedModel
+from tests.input_models import models
+from workers.engines.settings import EngineSection
+from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.settings import WorkerSettings
+
+# -- Allowed lanes of a worker.
 
 
 @pytest.mark.parametrize("lane", ["batch", "shadow", "a.b", ""])
@@ -19,3 +29,68 @@ def test_a_lane_that_is_another_topic_is_refused_where_it_is_read_and_where_jobs
 
 def test_any_other_name_can_be_a_lane_and_no_name_means_the_shared_lane() -> None:
     assert WorkerSettings(lane="gpu-1", models={"m": "batches", "n": None}).lane == "gpu-1"
+
+
+# -- Enrichment's settings in the documents, and the operator's contact in the user agent.
+
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "DEPLOY.md"
+ROW = re.compile(r"^\| `POSTBACK_ENRICHMENT__[^|]*\|[^|]*\|$", re.MULTILINE)
+
+
+def test_each_setting_of_enrichment_stands_in_a_table_with_its_default() -> None:
+    wrong, rows = [], ROW.findall(DEPLOY.read_text())
+    for name, field in EnrichmentSettings.model_fields.items():
+        own = [row for row in rows if f"__{name.upper()}`" in row]
+        shown = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        if len(own) != 1 or (field.default is not None and f"`{shown}`".lower() not in own[0].lower()):
+            wrong.append((name, shown, own))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("contact", "header"),
+    [
+        (None, "Postback/0.1"),
+        ("ops@example.com", "Postback/0.1 (ops@example.com)"),
+        ("https://example.com/bot?x=1", "Postback/0.1 (https://example.com/bot?x=1)"),
+    ],
+)
+def test_the_contact_is_part_of_how_we_name_ourselves(contact: str | None, header: str) -> None:
+    assert EnrichmentSettings(contact=contact).named == header
+
+
+@pytest.mark.parametrize(
+    "contact", ["nobody", "a b@example.com", "ftp://example.com", "x@y\r\nHost: z", "(x@y)", "ü@x.y"]
+)
+def test_a_text_that_is_no_address_is_no_contact(contact: str) -> None:
+    with pytest.raises(ValidationError):
+        EnrichmentSettings(contact=contact)
+
+
+# -- Models that read the input of others have bounded errors; an integration test measures the memory of
+
+
+OPERATORS_FILES: Final = (
+    "settings",
+    "gateway_settings",
+    "keyring",
+    "profile",
+    "rules",
+    "template",
+    "certificates",
+    "families",
+    "source_file",
+)
+"""Modules and packages with models of the operator's own files and environment."""
+
+
+def test_every_model_that_is_not_of_the_operators_files_is_bounded() -> None:
+    """Every new model of a topic, a socket or a page needs the base class with bounded errors."""
+    unbounded = [
+        model.__qualname__
+        for model in models()
+        if not issubclass(model, BoundedModel | EngineSection)
+        and not {*model.__module__.split(".")} & {*OPERATORS_FILES}
+    ]
+    assert unbounded == []

@@ -24,6 +24,8 @@ async def consumer() -> AsyncIterator[Consumer]:
         yield consumer
         if consumer.gate is not None:
             consumer.gate.set()
+        while consumer.held:
+            consumer.held.popleft().set_result(200)
 
 
 @pytest.fixture

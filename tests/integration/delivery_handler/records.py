@@ -1,11 +1,13 @@
-"""Records of results with a callback, a consumer of callbacks, and delivery handlers."""
+"""Records of results with a callback, a consumer of callbacks, and a maker of delivery handlers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
@@ -57,6 +59,8 @@ class Consumer:
     body: bytes = b""
     gate: asyncio.Event | None = None
     """If given, answers wait for this event."""
+    held: deque[asyncio.Future[int]] | None = None
+    """If given, each answer waits here for its status."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     origin: str = ""
@@ -68,10 +72,24 @@ class Consumer:
     async def answer(self, request: web.Request) -> web.Response:
         self.requests.append(({k.lower(): v for k, v in request.headers.items()}, await request.read()))
         self.arrived.set()
+        if self.held is not None:
+            self.held.append(asyncio.get_running_loop().create_future())
+            return web.Response(status=await self.held[-1])
         if self.gate is not None:
             await self.gate.wait()
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         return web.Response(status=status, headers=self.headers, body=self.body)
+
+    @asynccontextmanager
+    async def busy_with(self, handler: DeliveryHandler) -> AsyncIterator[None]:
+        """While the block runs, one callback of this handler has arrived here and waits for its answer."""
+        self.gate = gate = asyncio.Event()
+        self.arrived.clear()
+        first = asyncio.ensure_future(handler.handle(result_record(self.url)))
+        await self.arrived.wait()
+        yield
+        gate.set()
+        assert topics_of(await first) == [TOPICS.attempts]
 
 
 @dataclass

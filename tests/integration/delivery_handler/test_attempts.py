@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic_core import from_json
 from standardwebhooks import Webhook
 
+from console.deliveries import timeline
+from operators.deliveries import read_step
+from producers.scan import Stored, StoredPlace
+from schemas import topics as names
 from schemas.event import event_body
-from schemas.signature import verify
+from schemas.settings import KafkaSettings
+from schemas.signature import NoMatchingSignature, verify
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.delivery_handler.records import (
@@ -27,8 +37,13 @@ from tests.integration.delivery_handler.records import (
     result_record,
     topics_of,
 )
+from workers.delivery import outputs
+from workers.delivery.endpoint_events import UnusableRecord, read_endpoint_event
+from workers.delivery.exchange import CallbackAnswer
 from workers.delivery.keyring import Keyring
-from workers.stage.record import Failure, Output, Record
+from workers.delivery.post import FailedDelivery, FailureReason, excerpt_of
+from workers.delivery.settings import DeliverySettings
+from workers.stage.record import Failure, Header, Record
 
 
 async def test_a_result_without_a_callback_is_only_stored(make: Maker) -> None:
@@ -60,6 +75,8 @@ async def test_a_delivered_callback_leaves_one_attempt_record(
 async def test_the_callback_is_signed_so_that_either_kind_of_key_verifies_it(
     make: Maker, consumer: Consumer, keyring: Keyring, clock: JumpingClock
 ) -> None:
+    """Also the official library, which compares the timestamp with the machine's clock."""
+    clock.ms = int(SystemClock().time() * 1000)
     await make().handle(result_record(consumer.url))
     [(headers, body)] = consumer.requests
     secrets, public_keys = keyring.secrets("acme", clock.time()), keyring.public_keys("acme", clock.time())
@@ -69,15 +86,7 @@ async def test_the_callback_is_signed_so_that_either_kind_of_key_verifies_it(
     assert (headers["webhook-id"], headers["traceparent"]) == ("msg_1", TRACEPARENT)
     assert headers["content-type"] == "application/json"
     assert body == event_body(RESULT, "msg_1", "acme")
-
-
-async def test_the_official_library_verifies_a_callback(make: Maker, consumer: Consumer, keyring: Keyring) -> None:
-    handler = make()
-    # The library compares the timestamp with the machine's clock, so the handler's clock has to agree with it.
-    make.clock.ms = int(SystemClock().time() * 1000)
-    await handler.handle(result_record(consumer.url))
-    [(headers, body)] = consumer.requests
-    event = Webhook(keyring.secrets("acme", make.clock.time())[0]).verify(body, headers)
+    event = Webhook(secrets[0]).verify(body, headers)
     assert (event["type"], event["data"]["id"]) == ("inference.succeeded", "job_1")
 
 
@@ -147,12 +156,9 @@ async def test_a_record_that_is_no_result_with_a_callback_is_a_dead_letter(
 ) -> None:
     [letter] = await make().handle(record)
     assert (letter.topic, letter.value) == (TOPICS.dead_letters, record.value)
-    assert headers_of_bytes(letter)["reason"] == b"unusable_result"
-    assert detail.encode() in (headers_of_bytes(letter)["reason-detail"] or b"")
-
-
-def headers_of_bytes(output: Output) -> dict[str, bytes | None]:
-    return dict(output.headers or ())
+    said = dict(letter.headers or ())
+    assert said["reason"] == b"unusable_result"
+    assert detail.encode() in (said["reason-detail"] or b"")
 
 
 async def test_an_invalid_traceparent_is_left_out(make: Maker, consumer: Consumer) -> None:
@@ -196,3 +202,155 @@ async def test_neither_path_nor_query_of_a_callback_reaches_logs_or_attempts(
     assert "path-token" not in said
     assert "query-token" not in said
     assert "Paris" not in said
+
+
+EVENT = json.dumps({"id": "evt_1", "object": "event", "type": "batch.completed", "data": {"id": "batch_1"}}).encode()
+ENDPOINT = "we_0123456789abcdef"
+NOW = NOW_MS / 1000
+
+
+def event_record(url: str, versions: str = "1", more: Sequence[Header] = ()) -> Record:
+    headers: list[Header] = [
+        (names.TENANT, b"acme"),
+        (names.CALLBACK_URL, url.encode()),
+        (names.WEBHOOK_ID, b"evt_1"),
+        (names.JOB_ID, b"batch_1"),
+        (names.WEBHOOK_ENDPOINT, ENDPOINT.encode()),
+        (names.WEBHOOK_ENDPOINT_VERSIONS, versions.encode()),
+        *more,
+    ]
+    return Record(TOPICS.events, 0, 0, EVENT, b"batch_1", headers, NOW_MS)
+
+
+async def test_an_event_is_sent_as_it_stands_and_verifies_with_its_endpoints_secrets_only(
+    make: Maker, consumer: Consumer, keyring: Keyring
+) -> None:
+    more = [(names.WEBHOOK_HTTP_HEADER, b"Authorization: Bearer of-the-consumer")]
+    [attempt] = await make().handle(event_record(consumer.url, "2,1", more))
+    [(headers, body)] = consumer.requests
+    assert body == EVENT
+    assert headers["authorization"] == "Bearer of-the-consumer"
+    for version in (2, 1):
+        verify(headers, body, [keyring.endpoint_secret("acme", ENDPOINT, version, NOW)], [], NOW)
+    verify(headers, body, [], keyring.public_keys("acme", NOW), NOW)
+    others = [("acme", "we_fedcba9876543210", 1), ("other", ENDPOINT, 1), ("acme", ENDPOINT, 3)]
+    secrets = [keyring.endpoint_secret(*other, NOW) for other in others] + keyring.secrets("acme", NOW)
+    with pytest.raises(NoMatchingSignature):
+        verify(headers, body, secrets, [], NOW)
+    assert (attempt.topic, attempt.key) == (TOPICS.attempts, b"batch_1")
+
+
+async def test_after_a_rotation_of_the_master_old_and_new_secrets_verify_until_the_old_one_ends(
+    make: Maker, consumer: Consumer, keyring: Keyring, clock: JumpingClock
+) -> None:
+    before = keyring.endpoint_secret("acme", ENDPOINT, 1, NOW)
+    handler = make()
+    await handler.handle(event_record(consumer.url))
+    keyring.rotate_master(NOW, 3600)
+    after = keyring.endpoint_secret("acme", ENDPOINT, 1, NOW)
+    assert before != after
+    clock.ms += 2_000
+    await handler.handle(event_record(consumer.url))
+    clock.ms += 3_600_000
+    await handler.handle(event_record(consumer.url))
+    _, (both, body), (newer, _) = consumer.requests
+    for secret in (before, after):
+        verify(both, body, [secret], [], NOW + 2)
+    verify(newer, body, [after], [], NOW + 3602)
+    with pytest.raises(NoMatchingSignature):
+        verify(newer, body, [before], [], NOW + 3602)
+
+
+async def test_a_failed_event_waits_in_a_tier_with_its_endpoint_and_is_sent_again_unchanged(
+    make: Maker, consumer: Consumer, clock: JumpingClock
+) -> None:
+    consumer.statuses = [500, 200]
+    handler = make()
+    waiting = next(each for each in await handler.handle(event_record(consumer.url)) if each.topic != TOPICS.attempts)
+    assert waiting.topic == TOPICS.tiers[5]
+    clock.ms += 6_000
+    await handler.handle(delivered_from(waiting, 0, clock.ms))
+    [(first, body), (second, same)] = consumer.requests
+    assert (body, first["webhook-id"]) == (same, second["webhook-id"])
+
+
+MALFORMED: list[list[Header]] = [
+    [(names.WEBHOOK_ENDPOINT, b"we_x/../y")],
+    [(names.WEBHOOK_ENDPOINT, b"")],
+    [(names.WEBHOOK_ENDPOINT_VERSIONS, b"0")],
+    [(names.WEBHOOK_ENDPOINT_VERSIONS, b"1,2,3,4,5,6,7,8,9")],
+    [(names.WEBHOOK_ENDPOINT_VERSIONS, None)],
+    [(names.WEBHOOK_HTTP_HEADER, b"Host: other.example")],
+    [(names.WEBHOOK_HTTP_HEADER, b"Webhook-Signature: v1,forged")],
+    [(names.WEBHOOK_HTTP_HEADER, b"X-A: b\r\nX-C: d")],
+    [(names.WEBHOOK_HTTP_HEADER, b"no colon")],
+    [(names.WEBHOOK_HTTP_HEADER, None)],
+    [(names.WEBHOOK_HTTP_HEADER, b"X-A: 1"), (names.WEBHOOK_HTTP_HEADER, b"x-a: 2")],
+    [(names.WEBHOOK_HTTP_HEADER, f"X-{number}: 1".encode()) for number in range(17)],
+]
+
+
+@pytest.mark.parametrize("malformed", MALFORMED)
+async def test_an_event_with_malformed_headers_is_a_dead_letter_and_is_not_sent(
+    make: Maker, consumer: Consumer, malformed: list[Header]
+) -> None:
+    [letter] = await make().handle(event_record(consumer.url, more=malformed))
+    assert letter.topic == TOPICS.dead_letters
+    assert consumer.requests == []
+
+
+_NAMES = st.sampled_from([names.WEBHOOK_ENDPOINT, names.WEBHOOK_ENDPOINT_VERSIONS, names.WEBHOOK_HTTP_HEADER])
+_VALUES = st.none() | st.binary(max_size=80) | st.from_regex(rb"[A-Za-z-]{1,20}: ?[ -~]{0,40}", fullmatch=True)
+
+
+@given(st.lists(st.tuples(_NAMES, _VALUES), max_size=20))
+def test_any_headers_name_an_endpoint_or_are_refused(headers: list[Header]) -> None:
+    try:
+        event = read_endpoint_event(headers)
+    except UnusableRecord:
+        return
+    lines = [f"{name}: {value}" for name, value in event.http_headers.items()]
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert 1 <= len(event.versions) <= 8
+
+
+FLEET = KafkaSettings(topic_prefix="t.")
+BAD = "schöner Fehler: \x1b[31mno such column\n".encode() * 100
+
+
+@pytest.mark.parametrize("status", [200, 422, 503])
+# Without the setting there is no excerpt; a cut after four bytes would be inside the ö.
+@pytest.mark.parametrize(("limit", "length"), [(1024, 1024), (4, 3), (0, None)])
+async def test_the_beginning_of_the_answer_is_in_the_attempts_record_and_in_no_log(
+    make: Maker, consumer: Consumer, caplog: pytest.LogCaptureFixture, status: int, limit: int, length: int | None
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    consumer.statuses, consumer.body = [status], BAD
+    settings = DeliverySettings(answer_excerpt_bytes=limit) if limit else DeliverySettings()
+    written = await make(settings).handle(result_record(consumer.url))
+    attempt = attempt_of(written)
+    assert (attempt["status"], "answer" in attempt) == (status, length is not None)
+    kept = str(attempt.get("answer", "")).encode()
+    assert (len(kept), BAD.startswith(kept)) == (length or 0, True)
+    others = [output for output in written if output.topic != TOPICS.attempts]
+    assert "no such column" not in repr([headers_of(output) for output in others])
+    assert "no such column" not in caplog.text
+
+
+@given(st.binary(min_size=1, max_size=1024))
+def test_any_bytes_of_an_answer_are_one_line_of_the_timeline(body: bytes) -> None:
+    excerpt = excerpt_of(CallbackAnswer(status=500, excerpt=bytearray(body)))
+    pending = outputs.read_pending(result_record("https://hooks.example/in"))
+    assert pending is not None
+    outcome = FailedDelivery(FailureReason.SERVER_ERROR, 0.001, 500, answer_excerpt=excerpt)
+    written = outputs.attempt(pending, TOPICS, outcome, 1, 2)
+    assert from_json(written.value or b"").get("answer") == excerpt
+    step = read_step(
+        Stored(TOPICS.attempts, StoredPlace(0, 0), 1, written.key, written.value, []), KafkaSettings(topic_prefix="t.")
+    )
+    assert step is not None
+    [line] = timeline([step])
+    assert len(line.splitlines()) == 1
+    assert {unicodedata.category(character) for character in line}.isdisjoint({"Cc", "Cf", "Cs", "Zl", "Zp"})
+    assert " attempt 1 of 10 failed: server_error, status 500, 1.0 ms, 2 bytes" in line
+    assert "excerpt" not in repr(outcome)

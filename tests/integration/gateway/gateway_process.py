@@ -1,10 +1,11 @@
-"""A running `postback gateway` with a store of its own, API keys, and requests to it.
+"""A running gateway with a store of its own, API keys, and requests to it.
 
-    with gateway_process(product) as gateway:            # or the fixture `shared_gateway`
+    with running_gateway(fleet_here) as gateway:         # or the fixture `shared_gateway`
         gateway.get("/v1/models", key=gateway.key("acme"))
 
-`gateway_process(product, tls=authority)` serves over TLS with a certificate for 127.0.0.1.
-`product.worker("w", ...)` and `product.deliver("d")` start an echo worker and delivery on the same fleet.
+`running_gateway(fleet_here, tls=authority)` serves over TLS with a certificate for 127.0.0.1.
+`fleet_here.worker("w", ...)` and `fleet_here.deliver("d")` start an echo worker and delivery on the same fleet.
+With a `Product` instead of a `FleetHere`, the gateway is a process.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ import requests
 
 from tests.integration.certificates import Authority
 from tests.postback_command import environment_of, postback_here
-from tests.product import Product, Role, eventually
+from tests.product import Fleet, Role, RoleProcess, eventually
 
 START_SECONDS = 180.0
 
 
 @dataclass
 class Gateway:
-    """One gateway process.
+    """One gateway.
 
-    The store outlives the process, so that a test can start another gateway beside or after this one.
+    The store outlives the gateway, so that a test can start another gateway beside or after this one.
     """
 
     role: Role
-    product: Product
+    product: Fleet[Role]
     store: str
     tls: Authority | None = None
     client: requests.Session = field(default_factory=requests.Session)
@@ -88,23 +89,27 @@ class Gateway:
         eventually(lambda: bool(self._announced()), START_SECONDS, lambda: f"no URL is announced: {self._tail()}")
         eventually(lambda: self.role.ready()[0], START_SECONDS, lambda: f"not ready: {self._tail()}")
 
+    def kill(self) -> None:
+        """Kill the gateway's process."""
+        assert isinstance(self.role, RoleProcess)
+        self.role.kill()
+
     def _announced(self) -> list[str]:
         return re.findall(r"the API is at (https?://\S+) under /v1", self.role.said())
 
     def _tail(self) -> str:
-        ended = self.role.process.poll()
-        return f"exit status {ended}\n{self.role.said()[-3000:]}"
+        return f"exit status {self.role.ended()}\n{self.role.said()[-3000:]}"
 
 
 def start_gateway(
-    product: Product,
+    product: Fleet[Role],
     *arguments: str | Path,
     store: str | None = None,
     tls: Authority | None = None,
     replica: str = "door",
     **settings: str,
 ) -> Gateway:
-    """Start `postback gateway` on a free port, and return at once. The process ends with `product`.
+    """Start a gateway on a free port. The gateway ends with `product`, whose kind decides if it is a process.
 
     `store` is the database's URL; by default a new SQLite file. `settings` are variables of the environment.
     """
@@ -115,18 +120,18 @@ def start_gateway(
     return Gateway(product.gateway(replica, *options, **_pepper(product, url), **settings), product, url, tls)
 
 
-def _pepper(product: Product, store: str) -> dict[str, str]:
+def _pepper(product: Fleet[Role], store: str) -> dict[str, str]:
     """The setting of the pepper's file; none for SQLite, whose default is a file beside the database."""
     return {} if store.startswith("sqlite") else {"POSTBACK_ACCESS__PEPPER_FILE": str(product.folder / "pepper")}
 
 
 @contextmanager
-def gateway_process(product: Product, *arguments: str | Path, **options: Any) -> Iterator[Gateway]:
-    """A gateway that is ready; it is killed at the block's end. Takes the arguments of `start_gateway`."""
+def running_gateway(product: Fleet[Role], *arguments: str | Path, **options: Any) -> Iterator[Gateway]:
+    """A gateway that is ready and ends with the block. Takes the arguments of `start_gateway`."""
     started = start_gateway(product, *arguments, **options)
     try:
         started.wait_until_ready()
         yield started
     finally:
         started.client.close()
-        started.role.kill()
+        started.role.end()

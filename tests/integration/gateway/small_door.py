@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gateway.door.body import parse_json, read_body
-from gateway.door.door import PEER
+from gateway.door.door import PEER, address_of
 from gateway.door.handlers import add_handlers
 from gateway.door.observed import Observed
 from gateway.door.server import DoorServer
@@ -149,11 +149,15 @@ def _plain_routes() -> list[Route]:
     async def hello(request: Request) -> Response:
         return JSONResponse({"query": request.url.query, "peer": request.scope.get(PEER) is not None})
 
+    async def client(request: Request) -> Response:
+        return JSONResponse(address_of(request))
+
     async def broken(request: Request) -> Response:
         raise ValueError(f"the error repeats the body: {await request.body()!r}")
 
     return [
         Route("/hello", hello),
+        Route("/client", client),
         Route("/echo", echo, methods=["POST"]),
         Route("/json", take_json, methods=["POST"]),
         Route("/broken", broken, methods=["POST"]),

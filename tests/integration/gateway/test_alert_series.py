@@ -29,6 +29,13 @@ HOLDS: dict[str, Callable[[str, str], bool]] = {
     "=~": lambda value, pattern: re.fullmatch(pattern, value) is not None,
 }
 
+WITH_FAULTS = {
+    ("postback_peer_silent_seconds", 'peer="redis"'),
+    ("postback_peer_silent_seconds", 'peer="model_server"'),
+    ("postback_http_requests_total", 'status=~"5.."'),
+}
+"""Series of servers that this fleet does without, and of answers that it never gives; test_deaths_ring.py has them."""
+
 Series = tuple[str, dict[str, str]]
 
 
@@ -37,7 +44,7 @@ def test_each_series_that_a_rule_asks_for_exists_in_a_fleet_that_answered_one_jo
 ) -> None:
     product.callbacks.up()
     gateway = start_gateway(product, tls=Authority.create(tmp_path))
-    roles = [
+    roles: list[Role] = [
         gateway.role,
         product.worker("w1"),
         product.deliver("d1"),
@@ -45,14 +52,14 @@ def test_each_series_that_a_rule_asks_for_exists_in_a_fleet_that_answered_one_jo
     ]
     product.submit(
         [{"prompt": "Why?", "callback_url": product.callbacks.url}, {"prompt": "[[sleep 300]]"}]
-    )  # the second job runs until the end of the test
+    )  # the second job runs until the end of the test, which kills the processes
     gateway.wait_until_ready()
     gateway.get("/v1/models", gateway.key())
     product.wait_for_callbacks(1, 90)
 
     asked = {
         selector for rule in rules() for selector in SELECTOR.findall(rule["expr"]) if selector[0] not in OF_OTHERS
-    }
+    } - WITH_FAULTS
     eventually(lambda: missing(asked, roles) == [], 60, lambda: f"no series of {missing(asked, roles)}")
 
 

@@ -11,7 +11,7 @@ import requests
 
 from tests.integration.gateway.gateway_process import Gateway, start_gateway
 from tests.product import Product, eventually
-from tests.unit.batches.batch_rig import CHAT, lines
+from tests.unit.batch_rig import CHAT, lines
 
 TOTAL = 1500
 STEP_SECONDS = 120
@@ -28,7 +28,7 @@ class Killed:
 
     def again(self) -> None:
         """Kill the gateway with SIGKILL, and start another one on its store."""
-        self.now.role.kill()
+        self.now.kill()
         self.now.client.close()
         self.now = start_gateway(self._product, store=self.now.store)
         self.now.wait_until_ready()
@@ -63,7 +63,7 @@ def cut_off_upload(gateway: Gateway, key: str) -> Iterator[bytes]:
     for _ in range(20):
         yield b"x" * 65_536
     eventually(lambda: gateway.get("/v1/files", key).status_code == 200, STEP_SECONDS, "the gateway does not answer")
-    gateway.role.kill()
+    gateway.kill()
     yield b"x" * 65_536
 
 

@@ -12,19 +12,20 @@ from threading import Event
 import pytest
 
 from postback_client import Batch, HttpClient, Job, KafkaClient, NotFound, PostbackClient, StillWaiting
-from tests.integration.gateway.gateway_process import Gateway, gateway_process, start_gateway
+from tests.fleet_here import FleetHere
+from tests.integration.gateway.gateway_process import Gateway, running_gateway, start_gateway
 from tests.messages import value_of
 from tests.product import Product, eventually
-from tests.unit.batches.batch_rig import jsonl, line
+from tests.unit.batch_rig import jsonl, line
 
 TENANT = "acme"
 PATIENCE_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
-def clients(shared_gateway: Gateway, module_product: Product) -> Iterator[dict[str, PostbackClient]]:
+def clients(shared_gateway: Gateway, module_fleet_here: FleetHere) -> Iterator[dict[str, PostbackClient]]:
     """A client of each transport. Each client has a job that is cancelled before the worker starts."""
-    kafka = module_product.kafka
+    kafka = module_fleet_here.kafka
     with (
         HttpClient(shared_gateway.url, shared_gateway.key(TENANT)) as https,
         KafkaClient(kafka.bootstrap_servers, tenant=TENANT, topic_prefix=kafka.topic_prefix) as direct,
@@ -37,8 +38,8 @@ def clients(shared_gateway: Gateway, module_product: Product) -> Iterator[dict[s
             assert waiting.value.job_ids == [f"doomed-{name}"]
             client.cancel(f"doomed-{name}")
         control = kafka.topics.control
-        eventually(lambda: len(module_product.read(control)) == 2, 60, "the cancellations are not in Kafka")
-        module_product.worker("w")
+        eventually(lambda: len(module_fleet_here.read(control)) == 2, 60, "the cancellations are not in Kafka")
+        module_fleet_here.worker("w")
         yield made
 
 
@@ -115,14 +116,14 @@ def test_a_gateway_that_is_killed_amid_a_submission_doubles_no_job_and_loses_no_
                 assert killed.wait(PATIENCE_SECONDS)
             yield Job(prompt=f"question {number}")
 
-    with gateway_process(product) as first, ThreadPoolExecutor(1) as thread:
+    with running_gateway(product) as first, ThreadPoolExecutor(1) as thread:
         port, topic = str(first.port), product.kafka.topics.requests()
         with HttpClient(first.url, first.key(TENANT), jobs_together=5) as client:
             with pytest.raises(ZeroDivisionError):
                 client.files.upload(large, state=state, on_bytes=end)
             submitting = thread.submit(client.submit, jobs())
             assert begun.wait(PATIENCE_SECONDS)
-            first.role.kill()
+            first.kill()
             killed.set()
             start_gateway(product, "--port", port, store=first.store).wait_until_ready()
             job_ids = submitting.result(PATIENCE_SECONDS)

@@ -10,16 +10,16 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
-from tests.product import Product
+from tests.fleet_here import FleetHere
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
 
 REQUESTS = 150
 
 
 @pytest.fixture(scope="module")
-def documented(module_product: Product) -> Iterator[Gateway]:
+def documented(module_fleet_here: FleetHere) -> Iterator[Gateway]:
     """A gateway without a worker: requests that wait for an answer get 504 after a moment."""
-    with gateway_process(module_product, POSTBACK_GATEWAY__AWAIT_SECONDS="0.1") as started:
+    with running_gateway(module_fleet_here, POSTBACK_GATEWAY__AWAIT_SECONDS="0.1") as started:
         yield started
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from telemetry.metrics import Metrics
 from telemetry.series import ClosedCounter
+from tests.fleet_here import FleetHere
 from tests.integration.gateway.gateway_process import start_gateway
 from tests.integration.gateway.test_alert_series import Series, series
-from tests.product import Product, eventually
+from tests.product import eventually
 from tests.screening_rules import regex
 
 pytestmark = pytest.mark.broker
@@ -39,19 +40,19 @@ BEGUN = {
 }
 
 
-def test_each_role_begins_every_series_of_the_counters_that_it_counts(product: Product, tmp_path: Path) -> None:
+def test_each_role_begins_every_series_of_the_counters_that_it_counts(fleet_here: FleetHere, tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(REGISTRY)
     rules = tmp_path / "rules.toml"
     rules.write_text(f"[[rule]]\n{regex('secret')}\n")
     registry, screening = str(tmp_path / "models.toml"), str(rules)
     at = ("--host", "127.0.0.1")
-    gateway = start_gateway(product, POSTBACK_SCREENING__RULES=screening)
+    gateway = start_gateway(fleet_here, POSTBACK_SCREENING__RULES=screening)
     roles = {
-        "worker": product.worker("w1", *at, POSTBACK_WORKER__REGISTRY=registry, POSTBACK_SCREENING__RULES=screening),
-        "shadow": product.worker("w2", "--engine", "echo", "--shadow"),
-        "deliver": product.deliver("d1"),
+        "worker": fleet_here.worker("w1", *at, POSTBACK_WORKER__REGISTRY=registry, POSTBACK_SCREENING__RULES=screening),
+        "shadow": fleet_here.worker("w2", "--engine", "echo", "--shadow"),
+        "deliver": fleet_here.deliver("d1"),
         "gateway": gateway.role,
-        "exporter": product.exporter("e1"),
+        "exporter": fleet_here.exporter("e1"),
     }
     gateway.wait_until_ready()
     for role in roles.values():

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
+from tests.fleet_here import FleetHere
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
 from tests.postback_command import POSTBACK, environment_of, postback_here
-from tests.product import Product, eventually
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "certificates.md").read_text()
@@ -32,19 +33,19 @@ def run(commands: str, folder: Path, port: int = 0) -> subprocess.CompletedProce
 
 
 @pytest.fixture(scope="module")
-def folder(module_product: Product) -> Path:
+def folder(module_fleet_here: FleetHere) -> Path:
     """The folder in which an operator runs the page's commands."""
-    made = run(MAKE, module_product.folder)
+    made = run(MAKE, module_fleet_here.folder)
     assert made.returncode == 0, made.stderr
-    return module_product.folder
+    return module_fleet_here.folder
 
 
 @pytest.fixture(scope="module")
-def served(module_product: Product, folder: Path) -> Iterator[Gateway]:
+def served(module_fleet_here: FleetHere, folder: Path) -> Iterator[Gateway]:
     """The page's gateway, on a free port."""
     _, _, *options = shlex.split(SERVE)
     here = [str(folder / option) if option.startswith("ca/") else option for option in options]
-    with gateway_process(module_product, *here, POSTBACK_ENV="production") as started:
+    with running_gateway(module_fleet_here, *here, POSTBACK_ENV="production") as started:
         yield started
 
 
@@ -76,7 +77,7 @@ def test_the_commands_of_the_page_admit_a_client_and_revoke_it_while_the_gateway
     assert curl(served, folder, None)[0] == 401  # any answer shows that curl trusts the renewed server
 
 
-def test_another_authoritys_list_is_named_by_an_option(module_product: Product, folder: Path) -> None:
+def test_another_authoritys_list_is_named_by_an_option(module_fleet_here: FleetHere, folder: Path) -> None:
     issued(folder, "leaver", "acme")
     for name in ("ca.pem", "crl.pem"):
         shutil.copy(folder / "ca" / name, folder / f"clients-{name}")
@@ -85,7 +86,7 @@ def test_another_authoritys_list_is_named_by_an_option(module_product: Product, 
     files = [str(folder / option) if option.endswith((".pem", ".key")) else option for option in options]
     named = ("--client-crl", str(folder / "ca" / "crl.pem"))
     for crl, status in (((), 200), (named, 0)):
-        with gateway_process(module_product, *files, *crl, POSTBACK_ENV="production") as started:
+        with running_gateway(module_fleet_here, *files, *crl, POSTBACK_ENV="production") as started:
             assert curl(started, folder, "leaver")[0] == status
 
 

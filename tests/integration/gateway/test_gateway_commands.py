@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleet_here import FleetHere
 from tests.integration.gateway.gateway_process import Gateway
 from tests.postback_command import environment_of, postback_here, started
-from tests.product import Product, eventually
-from tests.unit.batches.batch_rig import jsonl, line
+from tests.product import eventually
+from tests.unit.batch_rig import jsonl, line
 
 pytestmark = pytest.mark.broker
 
@@ -42,9 +43,9 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def key(shared_gateway: Gateway, module_product: Product) -> str:
+def key(shared_gateway: Gateway, module_fleet_here: FleetHere) -> str:
     """A key of a gateway that has a worker behind it."""
-    module_product.worker("w")
+    module_fleet_here.worker("w")
     return shared_gateway.key()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
+from tests.fleet_here import FleetHere
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
 from tests.postback_command import POSTBACK
 from tests.postgres_server import PostgresServer
-from tests.product import Product
 
 pytestmark = pytest.mark.broker
 PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "gateway.md").read_text()
@@ -23,10 +23,10 @@ START, KEY, JOB, BATCH, EVENTS, POSTGRESQL, TRACE = re.findall(r"^```sh\n(.*?)^`
 
 
 @pytest.fixture(scope="module")
-def served(module_product: Product) -> Iterator[Gateway]:
+def served(module_fleet_here: FleetHere) -> Iterator[Gateway]:
     """The page's gateway on a free port, beside an echo worker."""
-    module_product.worker("w")
-    with gateway_process(module_product) as started:
+    module_fleet_here.worker("w")
+    with running_gateway(module_fleet_here) as started:
         yield started
 
 
@@ -53,17 +53,17 @@ def test_the_page_starts_the_gateway_that_the_contract_names() -> None:
 
 @pytest.mark.postgresql
 def test_the_gateway_starts_on_postgresql_with_the_page_s_variables(
-    module_product: Product, postgres: PostgresServer
+    module_fleet_here: FleetHere, postgres: PostgresServer
 ) -> None:
-    store, folder = postgres.new_database(), module_product.folder
+    store, folder = postgres.new_database(), module_fleet_here.folder
     page = POSTGRESQL.replace("postgresql+psycopg://postback:PASSWORD@db.example/postback", store)
     variables = dict(re.findall(r"(POSTBACK_\w+)=(\S+)", page.replace("=pepper", f"={folder / 'pepper'}")))
     assert variables["POSTBACK_STORE__URL"] == store
-    gateway = Gateway(module_product.gateway("postgresql", "--port", "0", **variables), module_product, store)
+    gateway = Gateway(module_fleet_here.gateway("postgresql", "--port", "0", **variables), module_fleet_here, store)
     gateway.wait_until_ready()
     _, read = run(gateway, KEY, JOB.replace("sky-1", "sky-2")).replace("}{", "}\n{").strip().splitlines()
     assert json.loads(read)["id"] == "sky-2"
-    gateway.role.kill()
+    gateway.role.end()
 
 
 def test_a_job_is_accepted_read_streamed_and_traced(served: Gateway) -> None:

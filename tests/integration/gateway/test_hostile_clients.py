@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.gateway.gateway_process import Gateway
+from schemas.settings import KafkaSettings
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
 from tests.integration.gateway.small_door import PATIENCE_SECONDS, received, statuses_in
-from tests.product import eventually
+from tests.product import RoleProcess, eventually, running
 
 MEMORY_BYTES = 64 * 1024 * 1024
 GET = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n"
@@ -37,9 +38,17 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.fixture(scope="module")
+def shared_gateway(module_fleet: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One gateway as a process, whose memory the tests measure."""
+    with running(module_fleet, tmp_path_factory.mktemp("product")) as product, running_gateway(product) as started:
+        yield started
+
+
 @pytest.fixture(autouse=True)
 def lives_and_answers(shared_gateway: Gateway) -> Iterator[None]:
     """Assert after each test that the process answers, has logged no defect, and kept within its memory bound."""
+    assert isinstance(shared_gateway.role, RoleProcess)
     process = psutil.Process(shared_gateway.role.process.pid)
     shared_gateway.get("/v1/models")
     before = process.memory_info().rss

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 import pytest
 
 from tests.integration.gateway.small_door import Served, received, serving, statuses_in
+from tests.product import eventually
 
 GET = b"GET /hello HTTP/1.1\r\nHost: a\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: a\r\n"
@@ -141,3 +143,58 @@ def test_every_response_forbids_sniffing_and_caching(served: Served) -> None:
         assert b"x-content-type-options: nosniff\r\n" in answer
         assert b"cache-control: no-store\r\n" in answer
         assert b"uvicorn" not in answer
+
+
+# -- clients behind proxies --------------------------------------------------------------------------------------------
+
+CLIENT = b"GET /client HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+HERE = [ip_network("127.0.0.0/8")]
+V2 = b"\r\n\r\n\0\r\nQUIT\n"
+
+
+def client_of(served: Served, sent: bytes) -> str:
+    """The client's address as the application sees it; the empty text without an answer."""
+    return served.talk(sent).rpartition(b"\r\n\r\n")[2].decode().strip('"')
+
+
+def test_only_a_trusted_proxy_is_believed_about_its_client() -> None:
+    forwarded = {
+        b"198.51.100.7": "198.51.100.7",
+        b"203.0.113.9, 198.51.100.7": "198.51.100.7",
+        b"198.51.100.7, 127.0.0.9": "198.51.100.7",
+        b"2001:db8::1": "2001:db8::1",
+        b"127.0.0.8": "127.0.0.8",
+        b"nonsense": "127.0.0.1",
+        b"198.51.100.7, nonsense": "127.0.0.1",
+    }
+    with serving(trusted_proxies=HERE) as served:
+        found = {said: client_of(served, CLIENT + b"X-Forwarded-For: %b\r\n\r\n" % said) for said in forwarded}
+        assert found == forwarded
+        assert client_of(served, CLIENT + b"\r\n") == "127.0.0.1"
+    with serving() as served:
+        assert client_of(served, CLIENT + b"X-Forwarded-For: 198.51.100.7\r\n\r\n") == "127.0.0.1"
+    with serving(trusted_proxies=HERE, connections_per_address=1) as served, served.connect(), served.connect():
+        assert client_of(served, CLIENT + b"\r\n") == "127.0.0.1"
+
+
+def test_the_proxy_protocol_names_the_client_of_a_connection() -> None:
+    v4 = bytes([198, 51, 100, 7, 127, 0, 0, 1]) + b"\0\1\0\2"
+    headers = {
+        b"PROXY TCP4 198.51.100.7 127.0.0.1 1 2\r\n": "198.51.100.7",
+        b"PROXY TCP6 2001:db8::1 ::1 1 2\r\n": "2001:db8::1",
+        b"PROXY UNKNOWN\r\n": "127.0.0.1",
+        V2 + b"\x21\x11\0\x0c" + v4: "198.51.100.7",
+        V2 + b"\x21\x11\0\x0f" + v4 + b"\4\0\0": "198.51.100.7",
+        V2 + b"\x20\0\0\0": "127.0.0.1",
+        b"": "",
+        b"PROXY TCP4 x y 1 2\r\n": "",
+        V2 + b"\x31\x11\0\x0c" + v4: "",
+    }
+    with serving(trusted_proxies=HERE, proxy_protocol=True) as served:
+        assert {header: client_of(served, header + CLIENT + b"\r\n") for header in headers} == headers
+    with serving(trusted_proxies=HERE, proxy_protocol=True, connections_per_address=1) as served:
+        first, second = b"PROXY TCP4 198.51.100.7 127.0.0.1 1 2\r\n", b"PROXY TCP4 198.51.100.8 127.0.0.1 1 2\r\n"
+        with served.connect() as held:
+            held.sendall(first + CLIENT)
+            eventually(lambda: not client_of(served, first + CLIENT + b"\r\n"), 30, "a second connection is served")
+            assert client_of(served, second + CLIENT + b"\r\n") == "198.51.100.8"

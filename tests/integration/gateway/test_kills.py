@@ -102,7 +102,7 @@ def test_kafka_that_is_killed_under_load_loses_and_doubles_nothing(
     load.ask(50)
     eventually(load.is_answered, 60, load.log)
     load.ask(500)
-    CLOCK.sleep(0.3)
+    CLOCK.sleep(0.2)
     own_broker.kill()
     load.ask(200)
     eventually(load.is_answered, 60, "work is not accepted without Kafka")

@@ -19,7 +19,7 @@ from openai.types import Batch, CreateEmbeddingResponse
 from tests.integration.certificates import Authority
 from tests.integration.gateway.gateway_process import Gateway
 from tests.node_tools import modules, node
-from tests.unit.batches.batch_rig import jsonl, line
+from tests.unit.batch_rig import jsonl, line
 
 SDK = "openai@7.59.0"
 ENDED = ("completed", "failed", "expired", "cancelled")

@@ -7,9 +7,16 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection, select
 
+from gateway.accept.acceptance import Acceptance
+from gateway.accept.outbox import put_record
+from gateway.accept.position import PositionReader, adopt
 from gateway.store.meta import set_value, value_of
+from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import meta
+from gateway.store.tables import meta, outbox
+from schemas.settings import KafkaSettings
+from telemetry.hand_clock import HandClock
+from telemetry.metrics import Metrics
 from tests.postgres_server import PostgresServer
 from tests.product import eventually
 
@@ -81,3 +88,40 @@ def test_requests_are_refused_while_postgres_is_away_and_served_afterwards() -> 
         store.write_now(put("b"))
         assert names(store) == {"b"}
         store.close()
+
+
+def test_a_standby_without_the_last_commits_gives_no_number_that_kafka_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows below Kafka's position are deleted as sent: an accepted job with such a number would be lost."""
+    position: list[int | None] = [None]
+    monkeypatch.setattr(PositionReader, "read", lambda _: position[0])
+
+    def accept(connection: Connection) -> None:
+        put_record(connection, "model_requests", b"k", b"v")
+
+    def numbers(connection: Connection) -> list[int]:
+        return list(connection.scalars(select(outbox.c.number).order_by(outbox.c.number)))
+
+    with PostgresServer() as server:
+        store = Store.open(server.new_database())
+        acceptance = Acceptance(store, KafkaSettings(), StoreSettings(), HandClock(), Metrics())
+        assert acceptance._released()
+        store.write_now(accept)
+        server.kill()
+        with server.copied() as standby:
+            server.start()
+            for _ in range(5):
+                store.write_now(accept) if acceptance._released() else None
+            relayed = store.read_now(numbers)
+            position[0] = relayed[-1] + 1  # the relay has put all rows on Kafka
+            server.kill()
+            standby.start()  # it takes over the address, and lacks five commits
+            with pytest.raises(StoreAway, match="Kafka has not yet shown"):
+                store.write_now(accept)
+            assert acceptance.reasons() != []
+            assert acceptance._released()
+            store.write_now(accept)
+            store.write_now(lambda connection: adopt(connection, position[0]) and None)
+            [kept] = store.read_now(numbers)
+            assert kept > relayed[-1]
+            assert acceptance.reasons() == []
+            store.close()

@@ -14,8 +14,8 @@ from gateway.role import Options, run_gateway
 from schemas.settings import FleetSettings
 from tests.ecs import log_lines
 from tests.integration.certificates import Authority
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
-from tests.postback_command import environment_of, postback
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
+from tests.postback_command import environment_of, postback_here
 from tests.product import Product, eventually
 from workers.roles.process import Listen
 from workers.system.errors import ProcessError
@@ -72,7 +72,7 @@ def certificate_of(gateway: Gateway, authority: Authority, most: ssl.TLSVersion 
 
 
 def test_sigterm_ends_the_process_with_status_0(product: Product) -> None:
-    with gateway_process(product) as gateway:
+    with running_gateway(product) as gateway:
         # This request leaves a connection open, which must not delay the gateway's end.
         assert gateway.get("/v1/models").status_code == 401
         assert gateway.role.terminate() == 0
@@ -112,7 +112,7 @@ async def test_a_gateway_that_cannot_serve_names_the_fix(tmp_path: Path, change:
 
 @pytest.mark.parametrize("roles", ["door,rely", "", "door;relay"])
 def test_an_unknown_role_is_refused_before_anything_starts(roles: str) -> None:
-    done = postback("gateway", "--roles", roles, env=environment_of())
+    done = postback_here("gateway", "--roles", roles, env=environment_of())
     assert done.returncode == 2
     [line] = log_lines(done.stderr)
     assert "choose from door, relay, view, expansion" in line["message"]

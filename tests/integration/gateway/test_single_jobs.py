@@ -13,7 +13,7 @@ import requests
 from openai import OpenAI
 
 from tests.integration.certificates import Authority
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
 from tests.product import Role, eventually
 
 MODEL = "small"
@@ -77,12 +77,31 @@ def test_an_awaited_answer_comes_in_the_shape_of_its_url(client: OpenAI) -> None
     assert client.responses.create(model=MODEL, input="Three?").output_text == "Three?"
 
 
+def test_an_answer_is_streamed_in_the_events_of_the_sdk(client: OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": "One?"}]}
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    said = [choice for chunk in chunks for choice in chunk.choices]
+    assert ("".join(each.delta.content or "" for each in said), said[-1].finish_reason) == ("One?", "stop")
+    assert (chunks[-1].usage is not None, [chunk.usage for chunk in chunks[:-1]]) == (True, [None] * (len(chunks) - 1))
+    with client.chat.completions.stream(**asked) as chat:
+        assert chat.get_final_completion().choices[0].message.content == "One?"
+    with client.responses.stream(model=MODEL, input="Three?") as stream:
+        kinds = [event.type for event in stream]
+        assert stream.get_final_response().output_text == "Three?"
+    assert (kinds[0], kinds[-1], kinds.count("response.output_text.delta")) == (
+        *("response.created", "response.completed"),
+        1,
+    )
+
+
 def test_a_request_that_cannot_be_answered_is_an_error_of_the_sdk(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as unknown:
+    with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="no-such-model", messages=[{"role": "user", "content": "?"}])
-    assert unknown.value.code == "invalid_job"
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="no-such-model", messages=[{"role": "user", "content": "?"}], stream=True)
     with pytest.raises(openai.BadRequestError) as streamed:
-        client.responses.create(model=MODEL, input="?", stream=True)
+        client.responses.create(model=MODEL, input="?", stream=True, background=True)
     assert streamed.value.param == "stream"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no-such-model")
@@ -162,14 +181,14 @@ def test_a_stream_of_events_ends_with_its_gateway_and_continues_at_another(
     with tls_gateway.get("/v1/events?after=0&types=inference.*", key, stream=True) as stream:
         number = next(number for number, job in events_of(stream) if job == first)
 
-    with gateway_process(tls_gateway.product, "--roles", "door", store=tls_gateway.store, replica="door-2") as other:
+    with running_gateway(tls_gateway.product, "--roles", "door", store=tls_gateway.store, replica="door-2") as other:
         stream = other.get("/v1/events?types=inference.*", key, headers={"last-event-id": str(number)}, stream=True)
         second = submitted("event-2")
         found = events_of(stream)
         assert next(found)[1] == second
-        other.role.process.terminate()
+        other.role.stop()
         assert list(found) == []
-        assert other.role.process.wait(SECONDS) == 0
+        assert other.role.ended(SECONDS) == 0
 
 
 def events_of(stream: requests.Response) -> Iterator[tuple[int, str]]:

@@ -12,9 +12,10 @@ import requests
 
 from gateway.access.key_text import checksum, new_key
 from gateway.door.app import ROUTES
-from tests.integration.gateway.gateway_process import Gateway, gateway_process
+from tests.fleet_here import FleetHere
+from tests.integration.gateway.gateway_process import Gateway, running_gateway
 from tests.postback_command import postback_here
-from tests.product import Product, eventually
+from tests.product import eventually
 from tests.unit.gateway_rig import gateway_rig
 
 pytestmark = pytest.mark.broker
@@ -38,11 +39,11 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def gateway(module_product: Product, trust: dict[str, str]) -> Iterator[Gateway]:
+def gateway(module_fleet_here: FleetHere, trust: dict[str, str]) -> Iterator[Gateway]:
     # More failures are allowed than by default, since all refused credentials of these tests come from one address.
     limits = {"POSTBACK_ACCESS__KEY_CACHE_SECONDS": "0.5", "POSTBACK_ACCESS__FAILURES_PER_MINUTE": "10000"}
-    with gateway_process(module_product, **limits, **trust) as started:
-        module_product.worker("signed", "--engine", "echo", POSTBACK_WORKER__TRUST="signed", **trust)
+    with running_gateway(module_fleet_here, **limits, **trust) as started:
+        module_fleet_here.worker("signed", "--engine", "echo", POSTBACK_WORKER__TRUST="signed", **trust)
         yield started
 
 
@@ -268,7 +269,7 @@ def test_another_tenants_events_are_not_streamed(gateway: Gateway, owned: dict[s
     assert not any(owned[kind] in read for kind in ("job", "response", "batch"))
 
 
-def test_jobs_and_batches_leave_the_door_signed(module_product: Product, owned: dict[str, str]) -> None:
-    results = {result["job_id"]: result["outcome"] for result in module_product.results()}
+def test_jobs_and_batches_leave_the_door_signed(module_fleet_here: FleetHere, owned: dict[str, str]) -> None:
+    results = {result["job_id"]: result["outcome"] for result in module_fleet_here.results()}
     assert results[owned["job"]] == results[owned["line"]] == "succeeded"
-    assert [letter["reason"] for letter in module_product.dead_letters()] == []
+    assert [letter["reason"] for letter in module_fleet_here.dead_letters()] == []

@@ -215,7 +215,7 @@ async def test_a_job_with_only_hostile_pages_ends_with_a_reason_for_each_and_ano
 ) -> None:
     """The worker has its default settings. The test checks each result in the form in which its reader sees it."""
     cases = [CASES[name] for name in list(CASES)[number::JOBS]]
-    async with AnsweringWorker(enrichment=EnrichmentSettings()) as worker, AsyncExitStack() as servers:
+    async with AnsweringWorker(enrichment=EnrichmentSettings(), confined=True) as worker, AsyncExitStack() as servers:
         origins = [await servers.enter_async_context(speaking(case.script, ROBOTS)) for case in cases]
         async with measured() as growth, asyncio.timeout(HARD_LIMIT_SECONDS):
             hostile, fine = await asyncio.gather(

@@ -45,14 +45,10 @@ _PARTS = {"input_text": {"type", "text"}, "input_image": {"type", "image_url", "
 _REASONS = {"stop": None, "length": {"reason": "max_output_tokens"}}
 
 
-def responses_error(
-    status: int, message: str, param: str | None = None, code: str | None = None, **headers: str
-) -> web.Response:
+def responses_error(status: int, message: str, param: str | None = None, code: str | None = None) -> web.Response:
     """An error in the form of OpenAI's "Error codes" page."""
     body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
-    return web.json_response(
-        body, status=status, headers={name.replace("_", "-"): value for name, value in headers.items()}
-    )
+    return web.json_response(body, status=status)
 
 
 def responses_app(*, least: int = 1, takes_temperature: bool = True) -> web.Application:
@@ -150,7 +146,6 @@ def _asked(body: Mapping[str, Any]) -> GenerationRequest:
         messages=tuple(_message(item) for item in body["input"] if item["type"] == "message"),
         max_tokens=body["max_output_tokens"],
         temperature=body.get("temperature"),
-        top_p=body.get("top_p"),
         top_logprobs=top,
     )
 

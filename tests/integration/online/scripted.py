@@ -23,15 +23,13 @@ from tests.integration.online.services import (
 )
 from tests.integration.openai_http.servers import Respond, Server, answers
 from tests.integration.openai_server import serving
-from workers.engines.base import (
-    Engine,
-)
+from workers.engines.base import Engine
 from workers.engines.registry import create, engine_settings
 
 
 def engine_of(kind: str, url: str, model: str = MODEL, **options: Any) -> Engine:
     chosen = {kind: {"base_url": url, "api_key": KEY, "attempts": 2, "start_timeout_seconds": 5, **options}}
-    return create(kind, engine_settings().model_validate(chosen), Metrics(), SystemClock(), model=model)
+    return create(kind, engine_settings().model_validate(chosen), Metrics(), SystemClock(), model=model).inner
 
 
 @dataclass
@@ -52,24 +50,26 @@ EACH = pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI, RESPONSES], ids=lambd
 
 
 @asynccontextmanager
-async def scripted(kind: OnlineKind, *responses: Respond, **options: Any) -> AsyncIterator[tuple[Engine, Server]]:
-    """A started engine whose server answers with these responses in order."""
+async def scripted(
+    kind: OnlineKind, *responses: Respond, models: Respond | None = None, **options: Any
+) -> AsyncIterator[tuple[Engine, Server]]:
+    """A started engine whose server answers with these responses in order.
+
+    `models` answers requests for the list of models or for the model's description, instead of a list of this model.
+    """
     server = Server(*responses)
 
-    async def model(_: web.Request) -> web.Response:
-        return web.json_response({"id": MODEL, "name": MODEL})
-
-    async def models(_: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+    async def described(asked: web.Request) -> web.StreamResponse:
+        model = {"id": MODEL, "name": MODEL, "object": "model"}
+        return web.json_response({"data": [model]} if asked.path == "/v1/models" else model)
 
     app = web.Application()
-    app.router.add_get("/v1/models", models)
-    app.router.add_get("/v1/models/{model}", model)
+    app.router.add_get("/v1/{path:.*}", models or described)
     app.router.add_post("/v1/{path:.*}", server.respond)
     async with serving(app) as url:
         engine = engine_of(kind.name, url, **options)
-        await engine.start()
         try:
+            await engine.start()
             yield engine, server
         finally:
             await engine.close()

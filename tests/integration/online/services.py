@@ -41,20 +41,16 @@ _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 _FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS"}
 
 
-def anthropic_error(status: int, kind: str, message: str, **headers: str) -> web.Response:
+def anthropic_error(status: int, kind: str, message: str) -> web.Response:
     """An error in the form of Anthropic's "Errors" page."""
     body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_011"}
-    return web.json_response(
-        body, status=status, headers={name.replace("_", "-"): value for name, value in headers.items()}
-    )
+    return web.json_response(body, status=status)
 
 
-def gemini_error(status: int, name: str, message: str, **headers: str) -> web.Response:
+def gemini_error(status: int, name: str, message: str) -> web.Response:
     """An error in the form of google.rpc.Status."""
     body = {"error": {"code": status, "message": message, "status": name}}
-    return web.json_response(
-        body, status=status, headers={key.replace("_", "-"): value for key, value in headers.items()}
-    )
+    return web.json_response(body, status=status)
 
 
 def anthropic_app() -> web.Application:
@@ -231,7 +227,7 @@ def _turns(turns: Sequence[tuple[str, str | list[dict[str, Any]]]], system: str 
 
 
 def _asked(messages: tuple[Message, ...], most: int, temperature: float, stop: tuple[str, ...]) -> GenerationRequest:
-    return GenerationRequest(uuid.uuid4().hex, None, messages, most, temperature, stop=stop)
+    return GenerationRequest(uuid.uuid4().hex, None, messages, most, temperature, sampling={"stop": stop})
 
 
 def message_answer(text: str, **fields: Any) -> dict[str, Any]:

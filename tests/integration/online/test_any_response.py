@@ -15,15 +15,18 @@ import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from schemas.tools import Tool, ToolCall
 from tests.drawn import drawn
 from tests.integration.online.responses_service import called, response
 from tests.integration.online.scripted import ANTHROPIC, GEMINI, RESPONSES, OnlineKind, scripted
+from tests.integration.online.services import MODEL
 from tests.integration.openai_http import servers
 from tests.integration.test_engine_contract import request
 from tests.unit.test_tool_calls import CALL, TOOL
 from workers.engines.base import Completion, EngineError
+from workers.engines.online.responses import ResponsesApi
 
 STATUSES = (200, 201, 204, 302, 400, 401, 404, 408, 413, 422, 429, 500, 503, 504, 529)
 NOISE = st.recursive(
@@ -166,3 +169,28 @@ def test_any_response_of_a_service_is_an_answer_or_an_engine_s_error(
 
 def _written(answer: Any) -> bytes:
     return json.dumps(answer).encode()
+
+
+MODELS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(("data", "id", "parent", "max_model_len")), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+ENTRIES = st.fixed_dictionaries(
+    {"id": st.just(MODEL) | st.text(max_size=5)},
+    optional={"parent": st.none() | st.just(MODEL), "max_model_len": st.none() | st.integers(-2, 2**70)},
+)
+LISTS = st.fixed_dictionaries({"data": st.lists(ENTRIES, max_size=4)})
+
+
+@settings(max_examples=drawn(200))
+@given(st.one_of((LISTS | MODELS).map(lambda body: json.dumps(body).encode()), st.binary(max_size=20)))
+def test_any_list_of_models_gives_a_window_or_an_error_that_the_start_expects(body: bytes) -> None:
+    try:
+        window = ResponsesApi(MODEL).window(body)
+    except (ValidationError, LookupError):
+        return
+    assert window is None or window > 0

@@ -1,4 +1,4 @@
-"""The engines `anthropic` and `gemini`: their requests and answers, and the errors of all online services."""
+"""The engines of online services: their starts, requests and answers, and the errors of all of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from schemas.job import Message, Reasoning, ResponseFormat
+from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.online.responses_service import responses_app
 from tests.integration.online.scripted import (
     ANTHROPIC,
@@ -31,11 +32,13 @@ from tests.integration.online.services import (
     completion_of,
     gemini_app,
 )
-from tests.integration.openai_http.servers import Respond, answers
+from tests.integration.openai_http.servers import Respond, Server, answers, lists
 from tests.integration.openai_server import serving
 from tests.integration.test_engine_contract import EngineContract, request
+from workers.engines.address import AddressEngine
 from workers.engines.base import (
     Engine,
+    EngineError,
     EngineFailed,
     EngineRefused,
     EngineUnavailable,
@@ -44,6 +47,13 @@ from workers.engines.base import (
 )
 
 APPS = {"anthropic": anthropic_app, "gemini": gemini_app, "responses": responses_app}
+
+
+async def refuses(engine: Engine, name: str, **asked: Any) -> None:
+    """Assert that the engine rejects a request with these fields, and names this one."""
+    with pytest.raises(RequestRejected) as rejected:
+        await engine.generate(request(**asked))
+    assert rejected.value.field == name
 
 
 class OnlineContract(EngineContract):
@@ -66,23 +76,114 @@ class TestAnthropic(OnlineContract):
         assert (await engine.generate(request())).confidence is None
 
     async def test_where_only_the_likeliest_token_may_be_drawn_the_seed_changes_nothing(self, engine: Engine) -> None:
-        """The API takes no seed, and temperatures up to 1."""
-        for field, value in (("seed", 7), ("temperature", 1.5)):
-            with pytest.raises(RequestRejected) as rejected:
-                await engine.generate(request(**{field: value}))  # type: ignore[arg-type] # by name
-            assert rejected.value.field == field
+        """The API takes no seed, which the result names, and temperatures up to 1."""
+        await refuses(engine, "temperature", temperature=1.5)
+        assert (await AddressEngine(engine, None).generate(request(seed=7, min_p=0.1, top_p=0.5))).left_out == (
+            "min_p",
+            "seed",
+        )
 
     async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
-        """The API gives neither several answers nor log-probabilities."""
-        for fields, field in (({"n": 2}, "n"), ({"top_logprobs": 0}, "logprobs")):
-            with pytest.raises(RequestRejected) as rejected:
-                await engine.generate(request(**fields))  # type: ignore[arg-type] # by name
-            assert rejected.value.field == field
+        """The API gives neither several answers nor log-probabilities, and the result says so."""
+        completion = await engine.generate(request(n=2, top_logprobs=0))
+        assert (completion.further, completion.logprobs) == ((), None)
 
 
 class TestGemini(OnlineContract):
     kind = "gemini"
 
+    async def test_the_window_of_the_model_is_read_at_the_start(self, engine: Engine) -> None:
+        assert engine.context_tokens == 1024
+
+
+# -- starts ------------------------------------------------------------------------------------------------------------
+
+NO_PATH = answers(404, {"detail": "Not Found"})
+
+
+async def started(kind: OnlineKind, models: Respond, *responses: Respond, **options: Any) -> tuple[int | None, Server]:
+    """Start an engine; return the model's context window, and the server, which has the engine's first requests."""
+    async with scripted(kind, *responses, models=models, **options) as (engine, server):
+        return engine.context_tokens, server
+
+
+@EACH
+@pytest.mark.parametrize(
+    "models", [NO_PATH, answers(405, {}), answers(501, {}), answers(200, [1]), answers(200, {"data": "none"})]
+)
+async def test_a_service_without_a_description_of_the_model_is_asked_for_a_few_tokens(
+    kind: OnlineKind, models: Respond, caplog: pytest.LogCaptureFixture
+) -> None:
+    window, server = await started(kind, models, problem(kind, 503), says(kind, "Hello."))
+    assert (window, len(server.bodies)) == (None, 2)
+    assert "does not list the model" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("models", "window", "first_requests"),
+    [
+        (lists({"id": "other"}, {"id": MODEL}), None, []),
+        (lists({"id": "other"}, {"id": MODEL, "max_model_len": 600}), 600, []),
+        (lists({"id": "other"}), None, [(MODEL, 16)]),
+        (lists({"id": MODEL, "more": "x" * 10_000}), None, [(MODEL, 16)]),
+    ],
+    ids=["openai", "vllm", "not listed", "too long a list"],
+)
+async def test_a_server_of_responses_that_lists_its_models_is_asked_only_if_the_list_lacks_the_model(
+    models: Respond, window: int | None, first_requests: list[tuple[str, int]]
+) -> None:
+    """In an earlier version, the engine asked for the description of one model, which only OpenAI's service has."""
+    found, server = await started(RESPONSES, models, says(RESPONSES, "Hello."), max_response_bytes=4096)
+    asked = [(body["model"], body["max_output_tokens"]) for body in server.bodies]
+    assert (found, asked) == (window, first_requests)
+
+
+async def test_a_model_that_does_not_answer_ends_the_start_with_the_names_of_the_service_s_models() -> None:
+    why = rf"does not list the model {MODEL}, but other, and .* \(.* 404.*\): \S*URL"
+    with pytest.raises(EngineRefused, match=why):
+        await started(RESPONSES, lists({"id": "other"}), problem(RESPONSES, 404, "The model 'x' does not exist"))
+
+
+@EACH
+async def test_a_key_that_may_generate_but_not_read_descriptions_starts_the_engine(kind: OnlineKind) -> None:
+    _, server = await started(kind, problem(kind, 403, "Missing scopes: api.model.read"), says(kind, "Hello."))
+    assert len(server.bodies) == 1
+
+
+LONG_DESCRIPTION = answers(200, {"data": [{"id": MODEL}], "more": "x" * 10_000})
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("models", "status", "why"),
+    [
+        (LONG_DESCRIPTION, 404, r"more than the 4096 bytes of max_response_bytes, and a first request"),
+        (NO_PATH, 401, r"API_KEY .*must be a key that may use it"),
+        (answers(403, {}), 403, r"API_KEY .*must be a key that may use it"),
+    ],
+)
+async def test_a_model_that_only_the_first_request_shows_to_be_out_of_reach_ends_the_start(
+    kind: OnlineKind, models: Respond, status: int, why: str
+) -> None:
+    with pytest.raises(EngineRefused, match=why) as refused:
+        await started(kind, models, problem(kind, status, f"{KEY} is unknown"), max_response_bytes=4096)
+    assert KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", APPS)
+async def test_a_wrong_key_and_an_unknown_model_end_the_start(kind: str) -> None:
+    async with serving(APPS[kind]()) as url:
+        with pytest.raises(EngineRefused, match=f"POSTBACK_ENGINE__{kind.upper()}__API_KEY"):
+            await engine_of(kind, url, api_key="sk-other").start()
+        lack = (
+            r"does not list the model unheard-of, but \S*" if kind == "responses" else r"answered 404 to \S*unheard-of"
+        )
+        mend = f"POSTBACK_ENGINE__{kind.upper()}__BASE_URL .* --model"
+        with pytest.raises(EngineRefused, match=rf"{lack}, and a first request failed \(.*\): {mend}"):
+            await engine_of(kind, url, model="unheard-of").start()
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
 
 CHAT = (
     Message(role="system", content="Be brief."),
@@ -169,24 +270,11 @@ async def test_the_bounds_of_reasoning_are_sent(kind: OnlineKind, asked: dict[st
         assert {name: body.get(name) for name in ("thinking", "output_config") if name in body} == sent
 
 
-async def test_reasoning_comes_apart_from_the_answer() -> None:
-    blocks = [{"type": "thinking", "thinking": "Hm.", "signature": "s"}, {"type": "text", "text": "yes"}]
-    parts = [{"text": "Hm.", "thought": True}, {"text": "yes"}]
-    for kind, fields in (
-        (ANTHROPIC, {"content": blocks}),
-        (GEMINI, {"content": {"parts": parts, "role": "model"}}),
-    ):
-        async with scripted(kind, says(kind, "", **fields)) as (engine, _):
-            completion = await engine.generate(request())
-        assert (completion.text, completion.reasoning) == ("yes", "Hm.")
-
-
 @EACH
-async def test_a_raw_prompt_is_rejected_since_the_services_answer_chats(kind: OnlineKind) -> None:
-    async with scripted(kind) as (engine, _):
-        with pytest.raises(RequestRejected) as rejected:
-            await engine.generate(request(is_raw=True))
-    assert rejected.value.field == "raw"
+async def test_reasoning_comes_apart_from_the_answer(kind: OnlineKind) -> None:
+    async with scripted(kind, says(kind, "yes")) as (engine, _):
+        completion = await engine.generate(request())
+    assert (completion.text, completion.reasoning) == ("yes", "Hm.")
 
 
 @EACH
@@ -197,57 +285,70 @@ async def test_system_messages_without_a_question_are_sent_as_the_question(kind:
     assert "Say yes." in json.dumps([body.get(name) for name in ("messages", "contents", "input")])
 
 
+def cut(body: bytes, length: int) -> Respond:
+    async def respond(asked: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(length), "Content-Type": "application/json"})
+        await response.prepare(asked)
+        await response.write(body)
+        assert asked.transport is not None
+        asked.transport.close()
+        return response
+
+    return respond
+
+
 @EACH
-@pytest.mark.parametrize("status", [429, 529, 503, 502, 500])
-async def test_an_overload_is_tried_again_after_its_retry_after(kind: OnlineKind, status: int) -> None:
-    busy = problem(kind, status, "Overloaded", Retry_After="0")
-    async with scripted(kind, busy, says(kind, "yes")) as (engine, server):
+@pytest.mark.parametrize("status", [429, 529, 503, 502, None])
+async def test_an_overload_is_tried_again_after_its_retry_after_and_an_answer_that_is_cut_off_too(
+    kind: OnlineKind, status: int | None
+) -> None:
+    failing = cut(b'{"content": [', 1000) if status is None else problem(kind, status, Retry_After="0")
+    async with scripted(kind, failing, says(kind, "yes")) as (engine, server):
         assert (await engine.generate(request())).text == "yes"
     assert len(server.bodies) == 2
 
 
 @EACH
-async def test_an_overloaded_service_counts_as_unavailable_and_a_failing_one_as_failed(kind: OnlineKind) -> None:
-    async with scripted(kind, problem(kind, 529, Retry_After="0")) as (engine, server):
-        with pytest.raises(EngineUnavailable) as away:
-            await engine.generate(request())
-        assert not isinstance(away.value, EngineFailed)
-        server.responses = [problem(kind, 500, Retry_After="0")]
-        with pytest.raises(EngineFailed):
-            await engine.generate(request())
-        server.responses = [problem(kind, 504)]
-        with pytest.raises(EngineFailed) as late:
-            await engine.generate(request())
-        assert late.value.took_too_long
-
-
-@EACH
 @pytest.mark.parametrize(
-    ("status", "message"),
+    ("status", "message", "error", "why", "requests"),
     [
-        (401, "invalid x-api-key"),
-        (402, "billing"),
-        (403, "no permission"),
-        (404, "no model"),
-        (400, "API key not valid. Please pass a valid API key."),
-        (400, "Your credit balance is too low to access the Anthropic API."),
+        (529, "", EngineUnavailable, "529", 2),
+        (500, "", EngineFailed, "500", 1),
+        (504, "", EngineFailed, "504", 1),
+        (400, "max_tokens: 9 > 8,\nwhich is the most", RequestRejected, "max_tokens: 9 > 8, which is the most", 1),
+        # A refusal of the account or of the model is no job's fault.
+        (401, "invalid x-api-key", EngineUnavailable, "{key}", 1),
+        (402, "billing", EngineUnavailable, "{key}", 1),
+        (403, "no permission", EngineUnavailable, "{key}", 1),
+        (404, "no model", EngineUnavailable, "{key}", 1),
+        (400, "API key not valid. Please pass a valid API key.", EngineUnavailable, "{key}", 1),
+        (400, "Your credit balance is too low to access the Anthropic API.", EngineUnavailable, "{key}", 1),
     ],
 )
-async def test_a_refusal_of_the_account_or_the_model_is_no_jobs_fault(
-    kind: OnlineKind, status: int, message: str
+async def test_each_refusal_of_a_service_has_its_error(
+    kind: OnlineKind, status: int, message: str, error: type[EngineError], why: str, requests: int
 ) -> None:
-    async with scripted(kind, problem(kind, status, message)) as (engine, server):
-        with pytest.raises(EngineUnavailable) as away:
+    async with scripted(kind, problem(kind, status, message, Retry_After="0")) as (engine, server):
+        with pytest.raises(error, match=why.format(key=f"POSTBACK_ENGINE__{kind.name.upper()}__API_KEY")) as refused:
             await engine.generate(request())
-        assert f"POSTBACK_ENGINE__{kind.name.upper()}__API_KEY" in str(away.value)
-        assert KEY not in str(away.value)
-    assert len(server.bodies) == 1
+    assert (type(refused.value), len(server.bodies)) == (error, requests)
+    assert getattr(refused.value, "took_too_long", False) == (status == 504)
+    assert KEY not in str(refused.value)
 
 
 @EACH
-async def test_a_refusal_of_the_request_reaches_its_author_in_the_services_words(kind: OnlineKind) -> None:
-    async with scripted(kind, problem(kind, 400, "max_tokens: 9 > 8,\nwhich is the most")) as (engine, _):
-        with pytest.raises(RequestRejected, match="max_tokens: 9 > 8, which is the most"):
+@pytest.mark.parametrize("body", [{}, [], "x", {"content": 1}, {"candidates": 1}, {"candidates": []}])
+async def test_an_answer_of_another_form_is_a_failure(kind: OnlineKind, body: Any) -> None:
+    async with scripted(kind, answers(200, body)) as (engine, _):
+        with pytest.raises(EngineFailed):
+            await engine.generate(request())
+
+
+@EACH
+async def test_a_raw_prompt_and_an_answer_beyond_the_limit_are_refused(kind: OnlineKind) -> None:
+    async with scripted(kind, says(kind, "x" * 4000), max_response_bytes=2000) as (engine, _):
+        await refuses(engine, "raw", is_raw=True)
+        with pytest.raises(RequestRejected, match="larger than this engine reads"):
             await engine.generate(request())
 
 
@@ -276,47 +377,12 @@ async def test_a_model_that_takes_no_temperature_gets_none_where_the_job_names_n
     assert ["temperature" in json.dumps(body) for body in server.bodies] == [True, False, False]
 
 
-def cut(body: bytes, length: int) -> Respond:
-    async def respond(asked: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": str(length), "Content-Type": "application/json"})
-        await response.prepare(asked)
-        await response.write(body)
-        assert asked.transport is not None
-        asked.transport.close()
-        return response
-
-    return respond
-
-
-@EACH
-async def test_an_answer_that_is_cut_off_is_asked_for_again(kind: OnlineKind) -> None:
-    async with scripted(kind, cut(b'{"content": [', 1000), says(kind, "yes")) as (engine, server):
-        assert (await engine.generate(request())).text == "yes"
-    assert len(server.bodies) == 2
-
-
-@EACH
-@pytest.mark.parametrize("body", [{}, [], "x", {"content": 1}, {"candidates": 1}, {"candidates": []}])
-async def test_an_answer_of_another_form_is_a_failure(kind: OnlineKind, body: Any) -> None:
-    async with scripted(kind, answers(200, body)) as (engine, _):
-        with pytest.raises(EngineFailed):
-            await engine.generate(request())
-
-
-@EACH
-async def test_an_answer_beyond_the_limit_is_not_read(kind: OnlineKind) -> None:
-    async with scripted(kind, says(kind, "x" * 4000), max_response_bytes=2000) as (engine, _):
-        with pytest.raises(RequestRejected, match="larger than this engine reads"):
-            await engine.generate(request())
-
-
 @pytest.mark.parametrize(
     ("kind", "fields", "reason"),
     [
         (ANTHROPIC, {"stop_reason": "max_tokens"}, "length"),
         (ANTHROPIC, {"stop_reason": "stop_sequence"}, "stop"),
         (ANTHROPIC, {"stop_reason": "model_context_window_exceeded"}, "length"),
-        (ANTHROPIC, {"stop_reason": "refusal"}, "content_filter"),
         (ANTHROPIC, {"stop_reason": "tool_use"}, "tool_calls"),
         (ANTHROPIC, {"stop_reason": "pause_turn"}, "other"),
         (GEMINI, {"finishReason": "MAX_TOKENS"}, "length"),
@@ -332,20 +398,56 @@ async def test_each_finish_reason_of_a_service_is_known(kind: OnlineKind, fields
         assert (await engine.generate(request())).finish_reason == reason
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "refusal"),
+    [
+        (ANTHROPIC, {"stop_reason": "refusal"}, "the model refused to answer"),
+        (ANTHROPIC, {"stop_reason": "refusal", "stop_details": {"explanation": "It is a weapon."}}, "It is a weapon."),
+        (
+            RESPONSES,
+            {"output": [{"type": "message", "content": [{"type": "refusal", "refusal": "I cannot."}]}]},
+            "I cannot.",
+        ),
+    ],
+)
+async def test_a_refusal_of_a_model_is_a_whole_answer_without_a_text(
+    kind: OnlineKind, fields: dict[str, Any], refusal: str
+) -> None:
+    """In an earlier version, a refusal was a failure like an answer that a content filter held back."""
+    async with scripted(kind, says(kind, "So", **fields)) as (engine, _):
+        completion = await engine.generate(request())
+    assert (completion.text, completion.refusal, completion.finish_reason) == ("", refusal, "stop")
+
+
+async def test_a_field_that_a_service_does_not_take_is_left_out_and_named_in_the_result() -> None:
+    """In an earlier version, the job was rejected."""
+    async with (
+        scripted(ANTHROPIC, says(ANTHROPIC, "yes")) as (engine, server),
+        AnsweringWorker(engine=engine) as worker,
+    ):
+        result = await worker.answer("Which bridge?", sources=None, min_p=0.1, top_p=0.5)
+    assert result.outcome == "succeeded"
+    assert result.notes == ["min_p: the engine has no such parameter; the answer was generated without it"]
+    assert ("min_p" in server.bodies[0], server.bodies[0]["top_p"]) == (False, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "field"),
+    [
+        (ANTHROPIC, "max_tokens: 9000000 > 8192, which is the maximum", "max_tokens"),
+        (ANTHROPIC, "stop_sequences: each stop sequence must contain non-whitespace", "stop"),
+        (ANTHROPIC, "messages.0.content: Field required", "prompt"),
+        (GEMINI, "Invalid value at 'generation_config.top_p' (TYPE_FLOAT), 7", "top_p"),
+        (GEMINI, "* GenerateContentRequest.generation_config.max_output_tokens: must be positive", "max_tokens"),
+        (GEMINI, "Something is odd", "prompt"),
+    ],
+)
+async def test_a_refusal_of_a_service_names_the_field_at_fault(kind: OnlineKind, message: str, field: str) -> None:
+    async with scripted(kind, problem(kind, 400, message)) as (engine, _):
+        await refuses(engine, field)
+
+
 async def test_a_blocked_prompt_is_held_back_by_the_filter() -> None:
     blocked = answers(200, {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 7}})
     async with scripted(GEMINI, blocked) as (engine, _):
         assert completion_of(await engine.generate(request())) == ("", "content_filter", 7, 0)
-
-
-@pytest.mark.parametrize("kind", APPS)
-async def test_a_wrong_key_and_an_unknown_model_end_the_start(kind: str) -> None:
-    async with serving(APPS[kind]()) as url:
-        with pytest.raises(EngineRefused, match=f"POSTBACK_ENGINE__{kind.upper()}__API_KEY"):
-            await engine_of(kind, url, api_key="sk-other").start()
-        lack = (
-            r"does not list the model unheard-of, but \S*" if kind == "responses" else r"answered 404 to \S*unheard-of"
-        )
-        mend = f"POSTBACK_ENGINE__{kind.upper()}__BASE_URL .* --model"
-        with pytest.raises(EngineRefused, match=rf"{lack}, and a first request failed \(.*\): {mend}"):
-            await engine_of(kind, url, model="unheard-of").start()

@@ -16,7 +16,6 @@ from tests.integration.online.responses_service import (
     response,
     response_answer,
     responses_app,
-    responses_error,
     said,
     thought,
     usage,
@@ -28,9 +27,11 @@ from tests.integration.openai_http.servers import Respond, answers
 from tests.integration.openai_server import serving
 from tests.integration.test_engine_contract import request
 from tests.unit.test_tool_calls import TOOL
+from workers.engines.address import AddressEngine
 from workers.engines.base import (
     Completion,
     Engine,
+    EngineError,
     EngineFailed,
     EngineUnavailable,
     RequestRejected,
@@ -48,19 +49,15 @@ class TestResponses(OnlineContract):
         assert 0.0 < confidence <= 1.0
 
     async def test_where_only_the_likeliest_token_may_be_drawn_the_seed_changes_nothing(self, engine: Engine) -> None:
-        """The API takes no seed."""
-        with pytest.raises(RequestRejected) as rejected:
-            await engine.generate(request(seed=7))
-        assert rejected.value.field == "seed"
+        """The API takes no seed, and the result says so."""
+        assert (await AddressEngine(engine, None).generate(request(seed=7, top_p=0.5))).left_out == ("seed",)
 
     async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
         """The API gives one answer with its log-probabilities."""
         completion = await engine.generate(request(temperature=1.0, top_logprobs=2))
         assert len(completion.logprobs or ()) == completion.completion_tokens
         assert {1 <= len(each.top_logprobs or ()) <= 2 for each in completion.logprobs or ()} == {True}
-        with pytest.raises(RequestRejected) as rejected:
-            await engine.generate(request(n=2))
-        assert rejected.value.field == "n"
+        assert (await engine.generate(request(n=2))).further == ()
 
 
 async def answered(given: Mapping[str, Any], **fields: Any) -> Completion:
@@ -101,27 +98,29 @@ async def test_a_request_to_the_responses_api_has_its_fields_and_is_not_stored()
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_any_json_object_is_asked_for_by_its_type() -> None:
-    body = await sent(response_format=ResponseFormat(type="json_object"))
-    assert body["text"] == {"format": {"type": "json_object"}}
-
-
 @pytest.mark.parametrize(
-    ("asked", "summary", "wanted"),
+    ("summary", "asked", "member", "wanted"),
     [
-        (None, None, None),
-        (None, "auto", {"summary": "auto"}),
-        ({"effort": "high"}, None, {"effort": "high"}),
-        ({"effort": "low"}, "detailed", {"effort": "low", "summary": "detailed"}),
-        ({"effort": "none"}, "auto", {"effort": "none"}),
-        ({"max_tokens": 0}, None, {"effort": "none"}),
+        (None, {"response_format": ResponseFormat(type="json_object")}, "text", {"format": {"type": "json_object"}}),
+        (None, {}, "reasoning", None),
+        ("auto", {}, "reasoning", {"summary": "auto"}),
+        (None, {"reasoning": Reasoning(effort="high")}, "reasoning", {"effort": "high"}),
+        ("detailed", {"reasoning": Reasoning(effort="low")}, "reasoning", {"effort": "low", "summary": "detailed"}),
+        ("auto", {"reasoning": Reasoning(effort="none")}, "reasoning", {"effort": "none"}),
+        (None, {"reasoning": Reasoning(max_tokens=0)}, "reasoning", {"effort": "none"}),
+        # A chat without a user keeps its system message.
+        (
+            None,
+            {"prompt": None, "messages": (Message(role="system", content="Say yes."),)},
+            "input",
+            [{"type": "message", "role": "system", "content": "Say yes."}],
+        ),
     ],
 )
-async def test_the_effort_and_the_summary_of_the_reasoning_are_sent(
-    asked: dict[str, Any] | None, summary: str | None, wanted: dict[str, str] | None
+async def test_a_member_of_the_request_follows_from_the_job_and_the_settings(
+    summary: str | None, asked: dict[str, Any], member: str, wanted: object
 ) -> None:
-    reasoning = Reasoning.model_validate(asked) if asked is not None else None
-    assert (await sent({"reasoning_summary": summary}, reasoning=reasoning)).get("reasoning") == wanted
+    assert (await sent({"reasoning_summary": summary}, **asked)).get(member) == wanted
 
 
 async def test_a_bound_on_the_tokens_of_the_reasoning_is_refused_by_name() -> None:
@@ -130,83 +129,85 @@ async def test_a_bound_on_the_tokens_of_the_reasoning_is_refused_by_name() -> No
     assert rejected.value.field == "reasoning.max_tokens"
 
 
-async def test_a_reasoning_model_gets_no_temperature_where_the_job_names_none() -> None:
-    async with serving(responses_app(takes_temperature=False)) as url:
+@pytest.mark.parametrize(
+    ("service", "refused", "why", "answered"),
+    [
+        ({"takes_temperature": False}, {"temperature": 0.5}, "'temperature' is not", {"temperature_is_default": True}),
+        ({"least": 16}, {"max_tokens": 8}, "Expected a value >= 16, but got 8 instead", {"max_tokens": 16}),
+    ],
+)
+async def test_a_bound_of_the_service_reaches_the_jobs_author(
+    service: dict[str, Any], refused: dict[str, Any], why: str, answered: dict[str, Any]
+) -> None:
+    async with serving(responses_app(**service)) as url:
         engine = engine_of("responses", url)
         await engine.start()
-        assert (await engine.generate(request(temperature_is_default=True))).text
-        with pytest.raises(RequestRejected, match="'temperature' is not supported") as rejected:
-            await engine.generate(request(temperature=0.5))
-        assert rejected.value.field == "temperature"
-        await engine.close()
-
-
-async def test_the_smallest_bound_of_the_service_reaches_the_jobs_author() -> None:
-    async with serving(responses_app(least=16)) as url:
-        engine = engine_of("responses", url)
-        await engine.start()
-        with pytest.raises(RequestRejected, match="Expected a value >= 16, but got 8 instead") as rejected:
-            await engine.generate(request(max_tokens=8))
-        assert rejected.value.field == "max_tokens"
-        assert (await engine.generate(request(max_tokens=16))).completion_tokens == 16
+        assert (await engine.generate(request(**answered))).completion_tokens == answered.get("max_tokens", 8)
+        with pytest.raises(RequestRejected, match=why) as rejected:
+            await engine.generate(request(**refused))
+        assert [rejected.value.field] == list(refused)
         await engine.close()
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
+def ended(status: str = "incomplete", reason: str | None = None) -> dict[str, Any]:
+    """A response that ended in this status."""
+    return response_answer("so", status=status, incomplete_details={"reason": reason} if reason else None)
+
+
+def failed(code: str | None, **fields: Any) -> dict[str, Any]:
+    """A response that failed with this code."""
+    error = {"code": code, "message": "Try\nanother prompt."}
+    return response(status="failed", error=error if code else None, **fields)
+
+
+POLICIES = ("bio_policy", "misalignment_policy_violation", "image_content_policy_violation")
+WASTED = response(thought(), status="incomplete", incomplete_details={"reason": "max_output_tokens"})
+
+
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    ("given", "wanted"),
     [
-        ({}, "stop"),
-        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "length"),
-        ({"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, "content_filter"),
-        ({"status": "incomplete", "incomplete_details": {"reason": "max_messages"}}, "other"),
-        ({"status": "incomplete", "incomplete_details": None}, "other"),
-        ({"status": "incomplete", "incomplete_details": {}}, "other"),
-        ({"status": "cancelled"}, "abort"),
-        ({"status": "in_progress"}, "other"),
-        ({"usage": None}, "stop"),
+        (response_answer("so"), ("so", "stop", 33, 9)),
+        (ended(reason="max_output_tokens"), ("so", "length", 33, 9)),
+        (ended(reason="content_filter"), ("so", "content_filter", 33, 9)),
+        (ended(reason="max_messages"), ("so", "other", 33, 9)),
+        (ended(), ("so", "other", 33, 9)),
+        ({**ended(), "incomplete_details": {}}, ("so", "other", 33, 9)),
+        (ended("cancelled"), ("so", "abort", 33, 9)),
+        (ended("in_progress"), ("so", "other", 33, 9)),
+        (response_answer("so", usage=None), ("so", "stop", 0, 0)),
+        # The model used its tokens for reasoning.
+        ({**WASTED, "usage": usage(5, 8, 0, 8)}, ("", "length", 5, 8)),
+        # A policy of the service holds the answer back.
+        *((failed(code, usage=None), ("", "content_filter", 0, 0)) for code in POLICIES),
     ],
 )
-async def test_each_status_of_a_response_has_its_finish_reason(fields: dict[str, Any], reason: str) -> None:
-    completion = await answered(response_answer("so", **fields))
-    assert (completion.text, completion.finish_reason) == ("so", reason)
+async def test_each_status_of_a_response_has_its_finish_reason(
+    given: dict[str, Any], wanted: tuple[str, str, int, int]
+) -> None:
+    assert completion_of(await answered(given)) == wanted
 
 
-async def test_a_response_that_used_its_tokens_for_reasoning_has_no_text() -> None:
-    cut = response(thought(), status="incomplete", incomplete_details={"reason": "max_output_tokens"})
-    completion = await answered({**cut, "usage": usage(5, 8, 0, 8)})
-    assert completion_of(completion) == ("", "length", 5, 8)
-    assert (completion.reasoning, completion.reasoning_tokens) == (None, 8)
-
-
-async def test_a_refusal_of_the_model_is_held_back_like_a_filtered_answer() -> None:
-    refusal = said("", content=[{"type": "refusal", "refusal": "I cannot help with this."}])
-    assert (await answered(response(refusal))).finish_reason == "content_filter"
-
-
-@pytest.mark.parametrize("code", ["bio_policy", "misalignment_policy_violation", "image_content_policy_violation"])
-async def test_a_policy_of_the_service_holds_the_answer_back(code: str) -> None:
-    failed = response(status="failed", error={"code": code, "message": "No."}, usage=None)
-    assert completion_of(await answered(failed)) == ("", "content_filter", 0, 0)
-
-
-@pytest.mark.parametrize("code", ["invalid_prompt", "image_too_large", "unsupported_image_media_type"])
-async def test_a_refusal_of_the_input_reaches_its_author(code: str) -> None:
-    failed = response(status="failed", error={"code": code, "message": "Try\nanother prompt."})
-    with pytest.raises(RequestRejected, match="prompt: Try another prompt"):
-        await answered(failed)
-
-
-async def test_a_failed_response_is_a_failure_and_a_spent_rate_is_no_jobs_fault() -> None:
-    for error in ({"code": "server_error", "message": "Oh."}, None):
-        with pytest.raises(EngineFailed) as failed:
-            await answered(response(status="failed", error=error))
-        assert failed.value.wasted_tokens == 9
-    with pytest.raises(EngineUnavailable) as away:
-        await answered(response(status="failed", error={"code": "rate_limit_exceeded", "message": "Slow."}))
-    assert not isinstance(away.value, EngineFailed)
+@pytest.mark.parametrize(
+    ("code", "error", "wasted"),
+    [
+        *((code, RequestRejected, 0) for code in ("invalid_prompt", "image_too_large", "unsupported_image_media_type")),
+        ("server_error", EngineFailed, 9),
+        (None, EngineFailed, 9),
+        # A spent rate is no job's fault.
+        ("rate_limit_exceeded", EngineUnavailable, 0),
+    ],
+)
+async def test_a_failed_response_is_an_error_of_the_input_the_service_or_the_account(
+    code: str | None, error: type[EngineError], wasted: int
+) -> None:
+    with pytest.raises(error) as caught:
+        await answered(failed(code))
+    assert (type(caught.value), getattr(caught.value, "wasted_tokens", 0)) == (error, wasted)
+    assert error is not RequestRejected or str(caught.value) == "prompt: Try another prompt."
 
 
 async def test_items_and_parts_of_newer_versions_are_left_out() -> None:
@@ -254,6 +255,8 @@ async def test_the_reasoning_itself_comes_before_its_summary() -> None:
     whole = thought("Short.", content=[{"type": "reasoning_text", "text": "Long."}])
     assert (await answered(response(whole, said("yes")))).reasoning == "Long."
     assert (await answered(response(thought(encrypted_content="x"), said("yes")))).reasoning is None
+    wasted = await answered({**WASTED, "usage": usage(5, 8, 0, 8)})
+    assert (wasted.reasoning, wasted.reasoning_tokens) == (None, 8)
 
 
 async def test_a_remark_before_the_answer_is_no_part_of_it() -> None:
@@ -285,11 +288,9 @@ async def test_log_probabilities_come_as_generated_and_only_on_request() -> None
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def refuses(status: int, message: str, param: str | None = None, code: str | None = None) -> Respond:
-    async def respond(_: Any) -> Any:
-        return responses_error(status, message, param, code, Retry_After="0")
-
-    return respond
+def refusing(status: int, message: str, param: str | None = None, code: str | None = None) -> Respond:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return answers(status, {"error": error}, Retry_After="0")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +308,7 @@ def refuses(status: int, message: str, param: str | None = None, code: str | Non
     ],
 )
 async def test_a_refused_parameter_is_named_as_the_jobs_field(param: str | None, field: str) -> None:
-    async with scripted(RESPONSES, refuses(400, "Invalid value.", param, "invalid_value")) as (engine, _):
+    async with scripted(RESPONSES, refusing(400, "Invalid value.", param, "invalid_value")) as (engine, _):
         with pytest.raises(RequestRejected, match="Invalid value") as rejected:
             await engine.generate(request())
     assert rejected.value.field == field
@@ -324,7 +325,7 @@ async def test_a_refused_parameter_is_named_as_the_jobs_field(param: str | None,
 async def test_an_empty_account_and_a_wrong_model_are_no_jobs_fault_and_are_not_tried_again(
     status: int, message: str, param: str | None, code: str | None
 ) -> None:
-    async with scripted(RESPONSES, refuses(status, message, param, code)) as (engine, server):
+    async with scripted(RESPONSES, refusing(status, message, param, code)) as (engine, server):
         with pytest.raises(EngineUnavailable, match="POSTBACK_ENGINE__RESPONSES__API_KEY") as away:
             await engine.generate(request())
     assert not isinstance(away.value, EngineFailed)
@@ -332,18 +333,13 @@ async def test_an_empty_account_and_a_wrong_model_are_no_jobs_fault_and_are_not_
 
 
 async def test_a_spent_rate_is_tried_again() -> None:
-    busy = refuses(429, "Rate limit reached for requests.", None, "rate_limit_exceeded")
+    busy = refusing(429, "Rate limit reached for requests.", None, "rate_limit_exceeded")
     async with scripted(RESPONSES, busy, answers(200, response_answer("yes"))) as (engine, server):
         assert (await engine.generate(request())).text == "yes"
     assert len(server.bodies) == 2
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_chat_without_a_user_keeps_its_system_message() -> None:
-    body = await sent(prompt=None, messages=(Message(role="system", content="Say yes."),))
-    assert body["input"] == [{"type": "message", "role": "system", "content": "Say yes."}]
 
 
 async def test_calls_come_with_their_ids_if_the_job_has_tools() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -46,6 +47,12 @@ def says(text: str, **choice: Any) -> Respond:
     return answers(200, {"choices": [message], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
 
 
+async def never(request: web.Request) -> web.StreamResponse:
+    """Give no answer within a test's time."""
+    await asyncio.sleep(60)
+    return web.Response()
+
+
 def lists(*models: dict[str, Any]) -> Respond:
     return answers(200, {"object": "list", "data": [{"object": "model", **model} for model in models]})
 
@@ -71,18 +78,23 @@ async def openai_server(
 
 @asynccontextmanager
 async def engine_for(
-    server: Server, models: Server | None = None, metrics: Respond | None = None, **settings: Any
+    server: Server,
+    models: Server | None = None,
+    metrics: Respond | None = None,
+    shown: Metrics | None = None,
+    **settings: Any,
 ) -> AsyncIterator[OpenAIEngine]:
     """An engine of an `openai_server`; the engine is not started."""
     async with openai_server(server, models, metrics) as url:
         chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
-        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock(), Metrics())
+        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock(), shown or Metrics())
 
 
 @asynccontextmanager
 async def engine_at(
     server: Server, models: Server | None = None, metrics: Respond | None = None, **settings: Any
 ) -> AsyncIterator[OpenAIEngine]:
+    """Like `engine_for`, and the engine is started."""
     async with engine_for(server, models, metrics, **settings) as engine:
         await engine.start()
         try:

@@ -2,63 +2,152 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from console.kind_examples import KIND_JOBS
 from schemas.job import Job
-from tests.integration.openai_http.pooling_server import (
-    CLASSES,
-    WINDOW,
-    JinaServer,
-    PoolingServer,
-    pooling_engine,
-    pooling_url,
-)
-from tests.integration.openai_http.servers import answers, problem
-from workers.engines.base import EngineFailed, EngineUnavailable, GenerationRequest, RequestRejected
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from tests.integration.openai_http.servers import Respond, answers, lists, problem
+from tests.integration.openai_server import serving
+from workers.engines.base import EngineError, EngineFailed, EngineUnavailable, GenerationRequest, RequestRejected
+from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.pooling import PoolingInput
 from workers.roles.engine_check import check_engine
 
 DOCUMENTS = ["a house", "a long river", "a sea"]
-ASKED: dict[str, Any] = {
-    "embed": DOCUMENTS,
-    "rerank": {"query": "water", "documents": DOCUMENTS, "top_n": 1},
-    "score": {"queries": ["water"], "documents": DOCUMENTS},
-    "classify": ["well", "no!!", "!!!!"],
+
+
+NO_PATH = answers(404, {"detail": "Not Found"})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job: its texts, the path and the body of vLLM's request, vLLM's answer, and the rows of the result."""
+
+    asked: Any
+    path: str
+    body: dict[str, Any]
+    answer: dict[str, Any]
+    rows: tuple[tuple[float, ...], ...]
+
+
+KINDS = {
+    "embed": Kind(
+        DOCUMENTS,
+        "/v1/embeddings",
+        {"input": DOCUMENTS, "encoding_format": "float"},
+        {"data": [{"index": index, "object": "embedding", "embedding": [index, -0.5]} for index in (1, 0, 2)]},
+        ((0.0, -0.5), (1.0, -0.5), (2.0, -0.5)),
+    ),
+    "rerank": Kind(
+        {"query": "water", "documents": DOCUMENTS, "top_n": 1},
+        "/v1/rerank",
+        {"query": "water", "documents": DOCUMENTS},
+        {
+            "results": [
+                {"index": index, "document": {"text": DOCUMENTS[index], "multi_modal": None}, "relevance_score": score}
+                for index, score in ((1, 0.12), (0, 0.07), (2, 0.05))
+            ]
+        },
+        ((0.07,), (0.12,), (0.05,)),
+    ),
+    "score": Kind(
+        {"queries": ["water"], "documents": DOCUMENTS},
+        "/v1/score",
+        {"text_1": ["water"], "text_2": DOCUMENTS},
+        {"data": [{"index": index, "object": "score", "score": score} for index, score in ((2, 5), (0, 7), (1, 12))]},
+        ((7.0,), (12.0,), (5.0,)),
+    ),
+    "classify": Kind(
+        ["well", "no!!", "!!!!"],
+        "/classify",
+        {"input": ["well", "no!!", "!!!!"]},
+        {
+            "data": [
+                {"index": index, "label": label, "probs": [1 - angry, angry], "num_classes": 2}
+                for index, (label, angry) in enumerate((("calm", 0.0), ("calm", 0.5), ("angry", 1.0)))
+            ]
+        },
+        ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)),
+    ),
 }
-OF_SERVER: dict[str, tuple[str, dict[str, Any]]] = {
-    "embed": ("/v1/embeddings", {"input": DOCUMENTS, "encoding_format": "float"}),
-    "rerank": ("/v1/rerank", {"query": "water", "documents": DOCUMENTS}),
-    "score": ("/v1/score", {"text_1": ["water"], "text_2": DOCUMENTS}),
-    "classify": ("/classify", {"input": ["well", "no!!", "!!!!"]}),
-}
-ROWS = {
-    "embed": ((7.0, -0.5), (12.0, -0.5), (5.0, -0.5)),
-    "rerank": ((0.07,), (0.12,), (0.05,)),
-    "score": ((7.0,), (12.0,), (5.0,)),
-    "classify": ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)),
-}
+USAGE = {"prompt_tokens": 7, "total_tokens": 7, "completion_tokens": 0, "prompt_tokens_details": None}
+
+
+class PoolingServer:
+    """Answers jobs of each kind as vLLM does. The responses in `before` come first, such as those of a rate limit."""
+
+    def __init__(self, *before: Respond) -> None:
+        self.before = list(before)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append((request.path, await request.json() if request.can_read_body else {}))
+        if self.before:
+            return await self.before.pop(0)(request)
+        for kind in KINDS.values():
+            if kind.path == request.path:
+                return web.json_response({"model": "m1", "usage": USAGE, **kind.answer})
+        return await NO_PATH(request)
+
+
+class JinaServer(PoolingServer):
+    """A server that has only the path /v1/rerank, reports only the sum of the tokens, and lists no models."""
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        if request.path != "/v1/rerank":
+            return await NO_PATH(request)
+        rows = [{"index": index, "relevance_score": 0.5} for index in range(len((await request.json())["documents"]))]
+        return web.json_response({"model": "m1", "object": "list", "usage": {"total_tokens": 815}, "results": rows})
+
+
+@asynccontextmanager
+async def pooling_url(server: PoolingServer) -> AsyncIterator[str]:
+    """The base URL of the server."""
+    app = web.Application()
+    if not isinstance(server, JinaServer):
+        app.router.add_get("/v1/models", lists({"id": "m1", "max_model_len": 16}))
+    app.router.add_post("/{path:.*}", server.respond)
+    async with serving(app) as url:
+        yield url
+
+
+@asynccontextmanager
+async def pooling_engine(server: PoolingServer) -> AsyncIterator[OpenAIEngine]:
+    """A started engine of the server."""
+    async with pooling_url(server) as url:
+        engine = OpenAIEngine(OpenAISettings(base_url=url, model="m1", attempts=3), SystemClock(), Metrics())
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.close()
 
 
 def request(field: str, asked: Any = None) -> GenerationRequest:
-    pooling = PoolingInput.of(Job.model_validate({field: asked or ASKED[field]}))
+    pooling = PoolingInput.of(Job.model_validate({field: asked or KINDS[field].asked}))
     return GenerationRequest(f"r-{field}", None, None, 512, None, pooling=pooling)
 
 
-@pytest.mark.parametrize("field", ASKED)
+@pytest.mark.parametrize("field", KINDS)
 async def test_a_server_of_vllm_answers_each_kind_with_the_rows_in_the_texts_order(field: str) -> None:
-    server = PoolingServer()
+    server, kind = PoolingServer(), KINDS[field]
     async with pooling_engine(server) as engine:
         completion = await engine.generate(request(field))
-    path, body = OF_SERVER[field]
-    assert server.asked[-1] == (path, {"model": "m1", **body})
+    assert server.asked[-1] == (kind.path, {"model": "m1", **kind.body})
     assert completion.pooled is not None
-    assert completion.pooled.rows == ROWS[field]
-    assert completion.pooled.labels == ((CLASSES[0], CLASSES[0], CLASSES[1]) if field == "classify" else ())
-    assert (completion.finish_reason, completion.text, completion.completion_tokens) == ("stop", "", 0)
-    assert completion.prompt_tokens == {"embed": 7, "rerank": 10, "score": 10, "classify": 3}[field]
+    assert completion.pooled.rows == kind.rows
+    assert completion.pooled.labels == (("calm", "calm", "angry") if field == "classify" else ())
+    assert (completion.finish_reason, completion.text) == ("stop", "")
+    assert (completion.prompt_tokens, completion.completion_tokens) == (7, 0)
 
 
 async def test_a_path_beside_v1_is_looked_for_once() -> None:
@@ -69,52 +158,38 @@ async def test_a_path_beside_v1_is_looked_for_once() -> None:
     assert [path for path, _ in server.asked] == ["/v1/classify", "/classify", "/classify", "/classify"]
 
 
-@pytest.mark.parametrize("field", ASKED)
+@pytest.mark.parametrize("field", KINDS)
 async def test_a_server_that_is_busy_is_asked_again_after_the_time_that_it_names(field: str) -> None:
     busy = answers(429, problem("rate limit"), Retry_After="0")
     server = PoolingServer(busy, answers(503, problem("overloaded")))
     async with pooling_engine(server) as engine:
-        completion = await engine.generate(request(field))
-        assert completion.pooled is not None
-        assert completion.pooled.rows == ROWS[field]
+        assert (await engine.generate(request(field))).pooled is not None
         server.before = [busy] * 3
         with pytest.raises(EngineUnavailable, match="429"):
             await engine.generate(request(field))
 
 
-@pytest.mark.parametrize("field", ASKED)
-async def test_a_text_beyond_the_model_s_window_is_refused_at_the_kind_s_field(field: str) -> None:
-    long = {
-        "embed": ["a" * (WINDOW + 1)],
-        "rerank": {"query": "a", "documents": ["a" * WINDOW]},
-        "score": {"queries": ["a" * WINDOW], "documents": ["a"]},
-        "classify": ["a" * (WINDOW + 1)],
-    }
-    async with pooling_engine(PoolingServer()) as engine:
-        with pytest.raises(RequestRejected, match=f"{field}: This model's maximum context length is"):
-            await engine.generate(request(field, long[field]))
+TOO_LONG = answers(400, problem("This model's maximum context length is 100 tokens. However, your request has more."))
+NO_MODEL = answers(404, problem("The model `m1` does not exist.", "model"))
+SHORT = [{"index": index, "label": "x"} for index in range(3)]
 
 
-@pytest.mark.parametrize("field", ASKED)
-async def test_a_missing_path_rejects_the_job_and_an_unknown_model_does_not(field: str) -> None:
-    absent = answers(404, {"detail": "Not Found"})
-    server = PoolingServer(absent, absent)
-    async with pooling_engine(server) as engine:
-        kind = request(field).pooling
-        assert kind is not None
-        with pytest.raises(RequestRejected, match=rf"{field}: the server has no /\w+, so its model gives no"):
-            await engine.generate(request(field))
-        server.before = [answers(404, problem("The model `m1` does not exist.", "model"))]
-        with pytest.raises(EngineUnavailable, match="POSTBACK_ENGINE__OPENAI__MODEL"):
-            await engine.generate(request(field))
-
-
-@pytest.mark.parametrize("field", ASKED)
-async def test_an_answer_without_a_row_for_each_text_is_a_failure_of_the_server(field: str) -> None:
-    rows = [{"index": index, "label": "x"} for index in range(3)]
-    server = PoolingServer(*[answers(200, {"data": rows, "results": rows})])
-    async with pooling_engine(server) as engine:
-        with pytest.raises(EngineFailed, match="did not answer each text"):
+@pytest.mark.parametrize("field", KINDS)
+@pytest.mark.parametrize(
+    ("before", "error", "why"),
+    [
+        ([TOO_LONG], RequestRejected, "{field}: This model's maximum context length is"),
+        ([NO_PATH, NO_PATH], RequestRejected, r"{field}: the server has no /\w+, so its model gives no"),
+        ([NO_MODEL], EngineUnavailable, "POSTBACK_ENGINE__OPENAI__MODEL"),
+        ([answers(200, {"data": SHORT, "results": SHORT})], EngineFailed, "did not answer each text"),
+    ],
+    ids=["too long", "no path", "no model", "no rows"],
+)
+async def test_a_refusal_is_the_job_s_fault_only_where_another_job_could_be_answered(
+    field: str, before: list[Respond], error: type[EngineError], why: str
+) -> None:
+    async with pooling_engine(PoolingServer(*before)) as engine:
+        with pytest.raises(error, match=why.format(field=field)):
             await engine.generate(request(field))
 
 

@@ -1,1 +1,0 @@
-"""Batches: from creation to files, early ends, and the lines of an input."""

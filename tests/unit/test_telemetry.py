@@ -1,0 +1,343 @@
+"""Traces, clocks, counters with known labels, private files, and the check of state that tests leave."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import os
+import re
+import signal
+import stat
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import Counter
+
+from gateway.door.places import Refusal
+from schemas.codec import Origin, read_job
+from schemas.codes import DEAD_LETTER_REASONS
+from schemas.endpoint import DisabledBecause
+from schemas.outcome import Outcome
+from schemas.screening import Verdict
+from telemetry import logs, uncaught
+from telemetry.clock import Deadline, SystemClock
+from telemetry.hand_clock import HandClock, SetClock
+from telemetry.metrics import Metrics
+from telemetry.private_file import Replacement, access_problem, only_writer, replace_files
+from telemetry.series import ClosedCounter
+from telemetry.traces import TraceContext, exemplar, exporting, parse_traceparent, past_span, span
+from tests.process_state import changes, shared_state, state_kept
+from workers.delivery.breaker import BreakerState
+from workers.delivery.post import FailureReason
+from workers.engines.vllm.figures import Figures
+from workers.stage.defects import Call
+from workers.stage.settler import SettlerState
+
+EXAMPLE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_a_traceparent_survives_the_round_trip_and_an_invalid_one_is_no_context_in_a_job_either() -> None:
+    context = parse_traceparent(EXAMPLE)
+    assert context == TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
+    assert context.traceparent == EXAMPLE
+    later = "cc" + EXAMPLE[2:]
+    valid = {
+        EXAMPLE: EXAMPLE,
+        EXAMPLE[:-2] + "fe": EXAMPLE[:-2] + "00",  # only the flag `sampled` is kept
+        later: EXAMPLE,
+        later + "-what-the-future-brings": EXAMPLE,
+    }
+    doubtful = (later + "-", later + "-" + "x" * 257, later + "-\x1b[2J", later + "-\xe9", later + "more")
+    zeros = ("00-" + "0" * 32 + EXAMPLE[35:], EXAMPLE[:36] + "0" * 16 + "-01")
+    invalid = ("", EXAMPLE.upper(), EXAMPLE + "\n", EXAMPLE + "-more", EXAMPLE + "-", EXAMPLE[:-1], "ff" + EXAMPLE[2:])
+    found = {value: parse_traceparent(value) for value in (*valid, *zeros, *invalid, *doubtful)}
+    assert {value: str(getattr(found[value], "traceparent", None)) for value in valid} == valid
+    assert [value for value in (*zeros, *invalid) if found[value] is not None] == []
+    assert parse_traceparent(None) is None
+    for value, read in found.items():
+        headers = [("traceparent", value.encode("latin-1"))]
+        carried = read_job(b'{"prompt": "q"}', headers, Origin("t", 0, 0), 0).traceparent
+        assert (carried == value) is (read is not None), value
+
+
+def test_a_span_without_a_collector_passes_its_parent_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = parse_traceparent(EXAMPLE)
+    with span("infer", parent) as context:
+        assert context == parent
+    with span("infer") as context:
+        assert context is None
+    assert past_span("queued", (1.0, 2.0), parent) == parent
+    assert exemplar(parent) is None
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
+    with exporting("worker"), span("infer") as context:
+        assert context is None
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """The spans that end in this test.
+
+    A process can set OpenTelemetry's provider only once, so this fixture patches the provider's getter.
+    """
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return exporter
+
+
+def test_the_text_of_an_exception_is_not_exported(collected: InMemorySpanExporter) -> None:
+    with pytest.raises(ValueError, match="hush"), span("infer"):
+        raise ValueError("hush: the prompt")
+    [ended] = collected.get_finished_spans()
+    assert "hush" not in ended.to_json()
+    assert (ended.status.is_ok, dict(ended.attributes or {})) == (False, {"error.type": "ValueError"})
+
+
+def test_a_span_of_the_past_has_its_times_and_ends_no_earlier_than_it_begins(collected: InMemorySpanExporter) -> None:
+    past_span("queued", (1.5, 2.0), parse_traceparent(EXAMPLE))
+    past_span("queued", (3.0, 2.0))
+    assert [(each.start_time, each.end_time) for each in collected.get_finished_spans()] == [
+        (1_500_000_000, 2_000_000_000),
+        (2_000_000_000, 2_000_000_000),
+    ]
+
+
+def test_an_observation_links_to_its_trace_if_the_collector_gets_the_trace(collected: InMemorySpanExporter) -> None:
+    context = parse_traceparent(EXAMPLE)
+    assert exemplar(context) == {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"}
+    assert exemplar(parse_traceparent(EXAMPLE[:-2] + "00")) is None
+    assert exemplar(None) is None
+
+
+@given(st.text() | st.from_regex(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", fullmatch=True))
+def test_any_header_value_is_a_context_or_none(value: str) -> None:
+    context = parse_traceparent(value)
+    assert context is None or parse_traceparent(context.traceparent) == context
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_steady_clock_goes_on_while_a_linux_machine_is_suspended() -> None:
+    # Linux's steady clocks differ only after a suspension, which no test can cause, so compare the clock's name.
+    steady = SystemClock.monotonic
+    clock = getattr(steady, "func", steady), getattr(steady, "args", ())
+    on_linux = sys.platform == "linux"
+    assert clock == ((time.clock_gettime, (time.CLOCK_BOOTTIME,)) if on_linux else (time.monotonic, ()))
+
+
+def test_a_sleep_moves_a_hand_clock_and_its_deadlines_pass_without_a_wait() -> None:
+    clock = HandClock(100.0)
+    deadline = Deadline.after(clock, 3600.0)
+
+    clock.sleep(3599.0)
+    assert (clock.time(), clock.monotonic(), deadline.remaining) == (3699.0, 3699.0, 1.0)
+    clock.sleep(1.0)
+    assert deadline.passed
+    with pytest.raises(AssertionError, match=r"2\.5 s"):
+        SetClock().sleep(2.5)
+
+
+# -- counters ----------------------------------------------------------------------------------------------------------
+
+
+OPEN = {"model_cost", "http_requests"}
+"""Counters whose label values come from a registry's currencies, and from routes and statuses."""
+COUNTED: Mapping[str, Iterable[str]] = {
+    "jobs": Outcome,
+    "repairs": [state.value for state in SettlerState if state not in (SettlerState.READY, SettlerState.SETTLING)],
+    "handler_defects": get_args(Call),
+    "dead_letters": DEAD_LETTER_REASONS,
+    "endpoints_disabled": set(DisabledBecause) - {DisabledBecause.OPERATOR},
+    "breaker_changes": set(BreakerState) - {BreakerState.HALF_OPEN},
+    "callbacks": {"delivered", *FailureReason},
+    "screened": Verdict,
+    "http_connections_refused": {*get_args(Refusal), "handshake"},
+}
+"""Counters for whose label values the code has one list."""
+
+
+def closed() -> dict[str, ClosedCounter]:
+    return {name: one for name, one in vars(Metrics()).items() if isinstance(one, ClosedCounter)}
+
+
+def test_each_counter_with_labels_has_the_values_that_the_code_counts_or_is_listed_as_open() -> None:
+    labelled = {name for name, one in vars(Metrics()).items() if isinstance(one, Counter) and one._labelnames}
+
+    assert labelled - closed().keys() == OPEN
+    counted = {name: set(map(str, values)) for name, values in COUNTED.items()}
+    assert {name: set(closed()[name].values) for name in counted} == counted
+
+
+def test_the_reference_names_each_known_value() -> None:
+    unnamed = [
+        (name, value)
+        for name, counter in closed().items()
+        for value in counter.values
+        if name != "dead_letters" and not re.search(rf"\b{value}\b", next(iter(counter.describe())).documentation)
+    ]
+    assert unnamed == []
+
+
+def test_a_begun_counter_has_a_series_of_0_for_each_known_value_and_no_series_before() -> None:
+    metrics = Metrics()
+    assert shown(metrics.model_requests) == {}
+    begun = metrics.model_requests.begin("small")
+    begun["failed"].inc()
+
+    assert shown(metrics.model_requests) == {("small", "answered"): 0, ("small", "refused"): 0, ("small", "failed"): 1}
+    Figures(metrics, [0])
+    assert shown(metrics.engine_tokens) == {("prompt",): 0, ("generation",): 0}
+    assert shown(metrics.engine_prefix_tokens) == {("hit",): 0, ("miss",): 0}
+
+
+def shown(counter: ClosedCounter) -> dict[tuple[str, ...], float]:
+    """Return the value of each series of the counter, by the labels of the series."""
+    [family] = counter.collect()
+    return {tuple(one.labels.values()): one.value for one in family.samples if one.name.endswith("_total")}
+
+
+# -- private files -----------------------------------------------------------------------------------------------------
+
+
+PATH = Path("/etc/postback/keys")
+
+
+def status(mode: int, owner: int, group: int = 10001) -> os.stat_result:
+    return os.stat_result((stat.S_IFREG | mode, 1, 1, 1, owner, group, 1, 0, 0, 0))
+
+
+def test_a_file_is_refused_that_a_stranger_owns_or_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for user, mode, owner, refused_for in (
+        *((10001, mode, 10001, None) for mode in (0o600, 0o400)),
+        # The chart's Secret has the mode 0440 by its defaultMode and the pod's fsGroup; Kubernetes' default is 0644.
+        *((10001, mode, 0, None) for mode in (0o440, 0o640, 0o600)),
+        *((0, mode, 0, None) for mode in (0o600, 0o440)),
+        *((10001, mode, 0, "chmod 600") for mode in (0o644, 0o444, 0o660)),
+        *((10001, mode, 10001, "chmod 600") for mode in (0o640, 0o604)),
+        *((10001, mode, 1000, "chown 10001") for mode in (0o600, 0o440)),
+        (0, 0o600, 1000, "chown 0"),
+    ):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        problem = access_problem(status(mode, owner), PATH)
+        assert (problem is None) == (refused_for is None), (user, oct(mode), owner)
+        assert problem is None or (refused_for or "") in problem.fix
+
+
+def test_root_may_administer_another_users_file_and_no_one_else_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    for user, allowed in ((0, True), (1000, False)):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert (access_problem(status(0o600, 10001), PATH, by_root=True) is None) is allowed
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert access_problem(status(0o644, 10001), PATH, by_root=True) is not None
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_new_file_is_private_or_public_under_any_umask(tmp_path: Path) -> None:
+    for umask in (0o000, 0o077):
+        key, certificate = tmp_path / f"key-{umask}", tmp_path / f"certificate-{umask}"
+        before = os.umask(umask)
+        try:
+            replace_files(Replacement(key, b"k"), Replacement(certificate, b"c", private=False))
+        finally:
+            os.umask(before)
+        assert (mode_of(key), mode_of(certificate)) == (0o600, 0o644)
+
+
+def test_a_replaced_file_keeps_its_mode_unless_others_could_use_a_private_one_and_links_are_followed(
+    tmp_path: Path,
+) -> None:
+    path, link = tmp_path / "file", tmp_path / "link"
+    link.symlink_to(path)
+    for before, private, after in (
+        (0o400, True, 0o400),
+        (0o644, True, 0o600),
+        (0o666, True, 0o600),
+        (0o640, False, 0o640),
+        (0o444, False, 0o444),
+    ):
+        path.unlink(missing_ok=True)
+        path.write_bytes(b"old")
+        path.chmod(before)
+        replace_files(Replacement(link, b"new", private=private))
+        assert (path.read_bytes(), mode_of(path), link.is_symlink()) == (b"new", after, True)
+
+
+def test_no_file_changes_if_one_of_them_cannot_be_written(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.write_bytes(b"old")
+    with pytest.raises(OSError, match="No such file"):
+        replace_files(Replacement(first, b"new"), Replacement(tmp_path / "absent" / "second", b"new"))
+    assert first.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_a_file_that_a_crash_left_unfinished_is_removed_by_the_next_writer(tmp_path: Path) -> None:
+    left, other = tmp_path / ".key.abc.unfinished", tmp_path / ".hidden"
+    left.write_bytes(b"half a key")
+    other.write_bytes(b"another program's file")
+    with only_writer(tmp_path):
+        assert list(tmp_path.iterdir()) == [other]
+
+
+# -- state of the process ----------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_named_until_it_is_taken_back() -> None:
+    folder, handler, kept, umask = Path.cwd(), signal.getsignal(signal.SIGTERM), state_kept(), os.umask(0o022)
+    os.umask(umask)
+
+    def configure() -> None:
+        kept.__enter__()
+        logs.configure("worker", stream=io.StringIO())
+
+    def handle(given: signal.Handlers | Callable[..., object] | int | None) -> Callable[[], object]:
+        return lambda: signal.signal(signal.SIGTERM, given)
+
+    made: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "logger root": (configure, lambda: kept.__exit__(None, None, None)),
+        "handler of SIGTERM": (handle(lambda *_: None), handle(handler)),
+        "folder": (lambda: os.chdir("/"), lambda: os.chdir(folder)),
+        "variable POSTBACK_OF_A_TEST": (
+            lambda: os.environ.update(POSTBACK_OF_A_TEST="1"),
+            lambda: os.environ.pop("POSTBACK_OF_A_TEST"),
+        ),
+        "umask": (lambda: os.umask(0o070), lambda: os.umask(umask)),
+        "tracemalloc": (tracemalloc.start, tracemalloc.stop),
+        "garbage collection": (gc.disable, gc.enable),
+        "sys.path": (lambda: sys.path.append("/nowhere"), lambda: sys.path.remove("/nowhere")),
+    }
+    before = shared_state()
+    for name, (change, take_back) in made.items():
+        change()
+        try:
+            assert name in [line.partition(":")[0] for line in changes(before, shared_state())]
+        finally:
+            take_back()
+        assert changes(before, shared_state()) == [], name
+
+
+def test_loggers_and_handlers_are_as_before_after_a_role_ran_in_this_process() -> None:
+    before = shared_state()
+    with state_kept():
+        logs.configure("worker", stream=io.StringIO(), level="DEBUG")
+        uncaught.log_uncaught()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    assert changes(before, shared_state()) == []
