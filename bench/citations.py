@@ -1,33 +1,39 @@
-"""Counts contradictions that pass as supported, and true sentences that do not pass: `python -m bench.citations`.
+"""Counts wrong judgements of sentences by their sources: `python -m bench.citations [--judge FOLDER]`.
 
-The eight tables `evaluation/support*.toml` hold pairs of a passage and a sentence that cites it. The real `cited`
-judges the sentence, with the passage as the only source. The bench uses no clock and no random numbers, so the results
-are equal on every machine.
+`evaluation/answers.toml` has 240 pairs of a sentence and its source, written before the judge: 80 true ones, 80
+contradicted ones, 80 without a basis. One half chooses thresholds (`--half thresholds`); the figures are those of the
+other half. The older tables `evaluation/support*.toml` follow, which have no sentences without a basis.
+
+The bench uses no clock and no random numbers, so the results are equal on every machine. Without `--judge`, the rules
+and words decide alone; with it, the cross-encoder in this folder decides what the rules leave open.
 
 `--data FILE…` judges files of these public sets instead, which are not part of this project:
 
     *.jsonl  FEVER-Symmetric (https://github.com/TalSchuster/FeverSymmetric): `evidence`, `claim`, and `label`
     others   SICK, of SemEval-2014 task 1: tab-separated columns, with `entailment_judgment` as the label
 
-Pairs with any other label, such as "neutral", are left out.
+Pairs with any other label are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import csv
 import json
 import tomllib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from bench.table import table
 from schemas.result import Support
-from workers.enrichment.answering.cite import BEARING, cited
+from workers.enrichment.answering.cite import BEARING, Reading, judged
+from workers.enrichment.answering.cross_encoder import CrossEncoder
+from workers.enrichment.answering.judging import Judge
 from workers.enrichment.evidence import Evidence, NumberedSource
+from workers.enrichment.settings import EnrichmentSettings
 
 FOLDER: Final = Path(__file__).parent / "evaluation"
 TABLES: Final = (
@@ -40,39 +46,48 @@ TABLES: Final = (
     "support_last.toml",
     "support_blind.toml",
 )
-_HOLDS: Final = {"SUPPORTS": True, "REFUTES": False, "ENTAILMENT": True, "CONTRADICTION": False}
-"""The labels of public sets: true if the passage supports the sentence, false if it contradicts it."""
-_HEAD: Final = ("table", "contradictions", "pass as supported", "true sentences", "lose support")
+BY_RULES: Final = ("number", "unit", "date", "name", "quotation")
+"""The kinds of contradictions that rules find without a judge."""
+Label = Literal["true", "contradicted", "baseless"]
+_LABELS: Final[dict[str, Label]] = {
+    "SUPPORTS": "true",
+    "REFUTES": "contradicted",
+    "ENTAILMENT": "true",
+    "CONTRADICTION": "contradicted",
+}
+"""The labels of public sets."""
+Half = Literal["thresholds", "figures"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A sentence that cites a passage. `holds` is true if a reader finds that the passage supports the sentence."""
+    """A sentence that cites a passage, and what a reader finds of it."""
 
-    domain: str
-    language: str
-    holds: bool
+    label: Label
     kind: str
     passage: str
     sentence: str
 
-    @property
-    def support(self) -> Support:
-        """The support for the sentence that `cited` finds in the passage."""
-        source = NumberedSource(1, "https://a.example/", "https://a.example/", None, (self.passage,))
-        _, _, (citation, *_) = cited(f"{self.sentence.rstrip('.')} [1].", Evidence((source,)))
-        return citation.support
+    def is_right(self, support: Support) -> bool:
+        """True for a true sentence with support, and for any other sentence without."""
+        return (support in BEARING) is (self.label == "true")
 
-    @property
-    def is_judged_right(self) -> bool:
-        """True for a true sentence with support, and for a contradiction without support."""
-        return (self.support in BEARING) is self.holds
+
+def load_answers(half: Half) -> list[Pair]:
+    """Return one half of the pairs in `answers.toml`."""
+    with (FOLDER / "answers.toml").open("rb") as opened:
+        passages = tomllib.load(opened)["passages"][0 if half == "thresholds" else 1 :: 2]
+    labels: tuple[Label, ...] = ("true", "contradicted", "baseless")
+    return [Pair(label, one[label]["kind"], one["text"], one[label]["text"]) for one in passages for label in labels]
 
 
 def load_pairs(file: str) -> list[Pair]:
-    """Return the pairs of a table, in order."""
+    """Return the pairs of an older table, in order."""
     with (FOLDER / file).open("rb") as opened:
-        return [Pair(**pair) for pair in tomllib.load(opened)["pair"]]
+        pairs = tomllib.load(opened)["pair"]
+    return [
+        Pair("true" if one["holds"] else "contradicted", one["kind"], one["passage"], one["sentence"]) for one in pairs
+    ]
 
 
 def load_public(path: Path) -> list[Pair]:
@@ -88,9 +103,9 @@ def load_public(path: Path) -> list[Pair]:
             table_rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
             found = [(one["entailment_judgment"], one["sentence_A"], one["sentence_B"]) for one in table_rows]
     return [
-        Pair("", "en", _HOLDS[label], label, _unescaped(passage), _unescaped(sentence))
+        Pair(_LABELS[label], label, _unescaped(passage), _unescaped(sentence))
         for label, passage, sentence in found
-        if label in _HOLDS
+        if label in _LABELS
     ]
 
 
@@ -99,50 +114,80 @@ def _unescaped(text: str) -> str:
     return text.replace("-LRB-", "(").replace("-RRB-", ")")
 
 
+async def supports(pairs: Iterable[Pair], judge: Judge | None = None) -> list[Support]:
+    """Return the support that is found for each pair's sentence."""
+    found = []
+    for pair in pairs:
+        source = NumberedSource(1, "1", None, None, (pair.passage,))
+        reading = Reading(f"{pair.sentence.rstrip('.')} [1].", Evidence((source,), question=pair.sentence))
+        open_claims = {
+            at: (reading.claims[at].sentence.text, [text for _, text in reading.claims[at].finding.premises])
+            for at in reading.open
+        }
+        verdicts, _ = await judged(open_claims, judge, seconds=600.0)
+        outcomes = reading.outcomes(verdicts)
+        found.append(outcomes[0] if outcomes else Support.UNSUPPORTED)
+    return found
+
+
+def counts(pairs: Sequence[Pair], found: Sequence[Support]) -> dict[tuple[Label, str], tuple[int, int]]:
+    """Return the number of wrong judgements and of pairs, by label and kind; the kind `all` has their sums."""
+    wrong: dict[tuple[Label, str], tuple[int, int]] = {}
+    for pair, support in zip(pairs, found, strict=True):
+        for kind in (
+            pair.kind,
+            "all",
+            *(["by rules"] if pair.label == "contradicted" and pair.kind in BY_RULES else []),
+        ):
+            some, of = wrong.get((pair.label, kind), (0, 0))
+            wrong[pair.label, kind] = (some + (not pair.is_right(support)), of + 1)
+    return wrong
+
+
 def main() -> None:
-    """Print the rates of each table, the rates by kind, and each misjudged pair."""
+    """Print the wrong judgements by kind, the rates of the older tables, and each misjudged pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="files of public data sets to judge, instead of the tables in this repository",
-    )
-    files = parser.parse_args().data
+    parser.add_argument("--half", choices=("thresholds", "figures"), default="figures", help="the half that is judged")
+    parser.add_argument("--judge", metavar="FOLDER", help="the folder of a cross-encoder in ONNX")
+    parser.add_argument("--classes", help="its classes in their order, such as contradiction,entailment,neutral")
+    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="FILE", help="files of public data sets")
+    options = parser.parse_args()
     try:
-        rows = [(path.name, *_rates(load_public(path))) for path in files]
+        public = [(path.name, load_public(path)) for path in options.data]
     except (KeyError, ValueError, OSError) as error:
         parser.error(f"--data: {error!r}")
-    if rows:
-        table(_HEAD, rows)
-    else:
-        _report_tables()
+    asyncio.run(_report(options.half, options.judge, options.classes, public))
 
 
-def _report_tables() -> None:
-    rows, by_kind, wrong = [], defaultdict(list), []
-    for file in TABLES:
-        pairs = load_pairs(file)
-        rows.append((file, *_rates(pairs)))
-        wrong += [(file, pair) for pair in pairs if not pair.is_judged_right]
-        for pair in pairs:
-            by_kind["holds" if pair.holds else "contradicts", pair.kind].append(pair.is_judged_right)
-    table(_HEAD, rows)
-    table(
-        ("pairs", "kind", "judged right"),
-        [(*group, f"{sum(right)} of {len(right)}") for group, right in sorted(by_kind.items())],
-    )
-    for file, pair in wrong:
-        print(f"{file}: {pair.support}, though it {'holds' if pair.holds else 'contradicts'}: {pair.sentence}")
+async def _report(half: Half, folder: str | None, classes: str | None, public: list[tuple[str, list[Pair]]]) -> None:
+    settings = EnrichmentSettings(entailment=folder, entailment_classes=classes)
+    judge = CrossEncoder(folder, settings) if folder is not None else None
+    if judge is not None:
+        await judge.start()
+    older = public or [(file, load_pairs(file)) for file in TABLES]
+    if not public:
+        pairs = load_answers(half)
+        found = await supports(pairs, judge)
+        rows = [
+            (label, kind, of, _share(some, of)) for (label, kind), (some, of) in sorted(counts(pairs, found).items())
+        ]
+        table(("pairs", "kind", "number", "pass as supported, or true and lost"), rows)
+        _print_wrong(f"answers.toml ({half})", pairs, found)
+    rates = []
+    for file, pairs in older:
+        found = await supports(pairs, judge)
+        wrong = counts(pairs, found)
+        false, true = wrong.get(("contradicted", "all"), (0, 0)), wrong.get(("true", "all"), (0, 0))
+        rates.append((file, false[1], _share(*false), true[1], _share(*true)))
+    table(("table", "contradictions", "pass as supported", "true sentences", "lose support"), rates)
+    if judge is not None:
+        await judge.close()
 
 
-def _rates(pairs: Sequence[Pair]) -> tuple[int, str, int, str]:
-    false = [pair for pair in pairs if not pair.holds]
-    true = [pair for pair in pairs if pair.holds]
-    passing, lost = (sum(not pair.is_judged_right for pair in some) for some in (false, true))
-    return len(false), _share(passing, len(false)), len(true), _share(lost, len(true))
+def _print_wrong(name: str, pairs: Sequence[Pair], found: Sequence[Support]) -> None:
+    for pair, support in zip(pairs, found, strict=True):
+        if not pair.is_right(support):
+            print(f"{name}: {support}, though {pair.label} ({pair.kind}): {pair.sentence}")
 
 
 def _share(some: int, of: int) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.table import table
-from workers.enrichment.answering.answer import Unsupported, answered
+from workers.enrichment.answering.answer import Draft, Unsupported
 from workers.enrichment.answering.cite import BEARING
 from workers.enrichment.answering.grounding import GroundedPrompt, ground
 from workers.enrichment.answering.profile import Profile, Profiles
@@ -86,7 +86,7 @@ def load_questions(profile: str) -> list[ProfileQuestion]:
 def judged(text: str, evidence: Evidence, profile: Profile) -> Fate:
     """Return the fate of this answer under the profile."""
     try:
-        answer = answered(text, evidence, profile, is_json=profile.evidence_chain is not None)
+        answer = Draft.of(text, evidence, profile, is_json=profile.evidence_chain is not None).answer()
     except Unsupported:
         return Fate.WITHHELD
     levels = [citation.support in BEARING for citation in answer.citations]

@@ -52,14 +52,16 @@ class Receivers:
 
 
 @contextmanager
-def receivers(count: int, *, hung: int = 0, note: bool = False) -> Iterator[Receivers]:
+def receivers(count: int, *, hung: int = 0, note: bool = False, port: int = 0) -> Iterator[Receivers]:
     """Serve `count` ports that answer 200, followed by `hung` ports that read requests and never answer.
+
+    `port` is the port of a sole receiver; 0 means a free one.
 
     With `note`, `arrivals` returns the arrival of each callback.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, count, hung, note), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, count, hung, note, port), daemon=True)
     process.start()
     try:
         yield Receivers(ours.recv(), ours)
@@ -76,17 +78,17 @@ def refusing_port() -> Iterator[int]:
         yield int(held.getsockname()[1])
 
 
-def _serve(link: Connection, count: int, hung: int, note: bool) -> None:
+def _serve(link: Connection, count: int, hung: int, note: bool, port: int) -> None:
     gc.disable()  # with many arrivals, one garbage collection takes 75 ms, in which no request is answered
-    uvloop.run(_serving(link, count, hung, note))
+    uvloop.run(_serving(link, count, hung, note, port))
 
 
-async def _serving(link: Connection, count: int, hung: int, note: bool) -> None:
+async def _serving(link: Connection, count: int, hung: int, note: bool, port: int) -> None:
     loop = asyncio.get_running_loop()
     arrived: list[Arrival] = []
     kinds = [OK] * count + [b""] * hung
     servers = [
-        await loop.create_server(partial(_Consumer, answer, arrived if note else None), "127.0.0.1", 0)
+        await loop.create_server(partial(_Consumer, answer, arrived if note else None), "127.0.0.1", port)
         for answer in kinds
     ]
     link.send([server.sockets[0].getsockname()[1] for server in servers])

@@ -4,14 +4,18 @@ Real `postback worker --engine echo` processes answer a backlog of jobs that tak
 partitions. One process is killed with SIGKILL, and started again at once, as an orchestrator does. Each job counts at
 the time of its result. *Oldest* jobs are each partition's first unanswered jobs at the kill, as many as may have been
 running then. Until the oldest jobs are all answered, later jobs overtake them.
+
+A further run measures a *killer*: one job among 3,000 whose engine dies each time. It may cost the restarts of the
+engine, and two seconds. With `--only-killer`, nothing else is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, islice
@@ -19,11 +23,27 @@ from itertools import count, islice
 from confluent_kafka import Message
 
 from bench.end_to_end import SETTLED
-from bench.fleet import START_SECONDS, Command, Kafka, assert_exactly_once, broker, new_fleet, prefill, wait_for
+from bench.fleet import (
+    START_SECONDS,
+    Command,
+    Kafka,
+    assert_exactly_once,
+    broker,
+    new_fleet,
+    prefill,
+    value_of,
+    wait_for,
+)
 from bench.table import table, title, verdict
 from devkit.committed import committed_records
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
+from workers.stage.build import group_stage
+from workers.stage.record import Failure, HandlerCrashed, Output, Record
+from workers.stage.settings import StageSettings
+from workers.stage.window import Limits
 
 GOAL = 0.8
 PARTITIONS = 12
@@ -31,6 +51,14 @@ WINDOW = 1024
 """Largest number of jobs that a worker handles at once: the default of POSTBACK_WORKER__WINDOW_RECORDS."""
 SPARE_SECONDS = 60.0
 """Seconds of work in the backlog beyond the measurement."""
+
+KILLER_JOBS = 3_000
+KILLER = 600
+"""The number of the job that kills: about a thousand jobs run beside it, and most of them are tried after it."""
+KILLER_JOB_SECONDS = 0.01
+RESTART_SECONDS = 0.5
+KILLER_GOAL_SECONDS = 2.0
+LOOK_SECONDS = 0.01
 
 Answered = list[tuple[int, float]]
 """Each result's job number, and the Unix seconds at which the result was written."""
@@ -52,7 +80,14 @@ def main() -> None:
     options = _options()
     title(f"a worker killed among {options.workers}, jobs of {options.job_seconds:g} s, {PARTITIONS} partitions")
     with broker(options.bootstrap_servers) as used:
-        runs = [_measure(used, options) for _ in range(options.runs)]
+        runs = [] if options.only_killer else [_measure(used, options) for _ in range(options.runs)]
+        usual, killed = (asyncio.run(_with_killer(used, killer)) for killer in (None, KILLER))
+    if runs:
+        _report(runs)
+    _report_killer(usual, killed)
+
+
+def _report(runs: Sequence[Measured]) -> None:
     rows = [
         (
             f"{run.before:,.0f}",
@@ -67,6 +102,16 @@ def main() -> None:
     verdict("after / before, the worst run", min(run.after / run.before for run in runs), GOAL, at_least=True)
 
 
+def _report_killer(usual: tuple[float, int], killed: tuple[float, int]) -> None:
+    (without, _), (seconds, restarts) = usual, killed
+    table(
+        ("jobs", "seconds without a killer", "seconds with one", f"restarts of {RESTART_SECONDS:g} s"),
+        [(f"{KILLER_JOBS:,}", f"{without:.2f}", f"{seconds:.2f}", str(restarts))],
+    )
+    cost = seconds - without - restarts * RESTART_SECONDS
+    verdict("seconds that one killer costs beside its restarts", cost, KILLER_GOAL_SECONDS, at_least=False)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2, help="number of processes; one of them is killed")
@@ -74,6 +119,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--before", type=float, default=30.0, help="measured seconds before the kill")
     parser.add_argument("--after", type=float, default=60.0, help="measured seconds after the kill")
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--only-killer", action="store_true")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parser.parse_args()
 
@@ -106,6 +152,58 @@ def _measure(used: Kafka, options: argparse.Namespace) -> Measured:
 
 def _job(number: int) -> bytes:
     return json.dumps({"prompt": "What is it?", "custom_id": str(number)}).encode()
+
+
+class _Dying:
+    """Implements the stage's `Handler` with an engine that dies at one job, and starts again."""
+
+    def __init__(self, results: str, killer: int | None) -> None:
+        self._results = results
+        self._killer = killer
+        self._engine = asyncio.Event()
+        """Set when the present engine dies."""
+        self._ready = asyncio.Event()
+        self._ready.set()
+        self.restarts = 0
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        await self._ready.wait()
+        engine = self._engine
+        if json.loads(record.value)["custom_id"] == str(self._killer):
+            asyncio.get_running_loop().call_later(KILLER_JOB_SECONDS / 2, self._die, engine)
+        try:
+            async with asyncio.timeout(KILLER_JOB_SECONDS):
+                await engine.wait()
+        except TimeoutError:
+            return [Output(self._results, record.value)]
+        raise HandlerCrashed
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        return [Output(self._results, record.value)]
+
+    def _die(self, engine: asyncio.Event) -> None:
+        engine.set()
+        self._engine = asyncio.Event()
+        self.restarts += 1
+        self._ready.clear()
+        asyncio.get_running_loop().call_later(RESTART_SECONDS, self._ready.set)
+
+
+async def _with_killer(used: Kafka, killer: int | None) -> tuple[float, int]:
+    """Return the seconds in which a stage settles KILLER_JOBS jobs, and the number of restarts of its engine."""
+    kafka = await asyncio.to_thread(new_fleet, used, PARTITIONS)
+    await asyncio.to_thread(prefill, kafka, map(_job, range(KILLER_JOBS)))
+    handler, metrics = _Dying(kafka.topics.results, killer), Metrics()
+    settings = StageSettings("killer", limits=Limits(records=1024))
+    stage = group_stage(settings, kafka, [kafka.topics.requests()], "only", handler, SystemClock(), metrics)
+    running, began = asyncio.create_task(stage.run()), 0.0
+    while (settled := value_of(metrics, "postback_settled_records_total")) < KILLER_JOBS and not running.done():
+        began = began or (time.perf_counter() if settled else 0.0)
+        await asyncio.sleep(LOOK_SECONDS)
+    seconds = time.perf_counter() - began
+    stage.stop()
+    await running
+    return seconds, handler.restarts
 
 
 def _answered(kafka: KafkaSettings) -> Answered:

@@ -1,4 +1,4 @@
-"""Times callbacks of healthy endpoints while one of ten hangs and one refuses; part of `python -m bench.delivery`.
+"""Times callbacks of healthy endpoints while one of ten hangs and one refuses: `python -m bench.sick_endpoints`.
 
 Three fleets share one Kafka. Each fleet is a real `postback deliver` with its own topics, and ten endpoints. All
 endpoints of the first fleet are well. In the second fleet one endpoint hangs; in the third, one endpoint hangs and
@@ -20,6 +20,7 @@ comes first and does not count: its higher rate of results lets Kafka's JVM comp
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -34,11 +35,12 @@ import psutil
 from confluent_kafka import Message, Producer
 
 from bench.callbacks import CLOCK, headers, result, webhook_id
-from bench.fleet import Command, Kafka, new_fleet, wait_for
+from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.paired import Ratio, ratio
 from bench.receivers import Receivers, receivers, refusing_port
-from bench.table import table
+from bench.table import table, title
 from devkit.committed import committed_records
+from devkit.kafka.cluster import STEADY_JVM
 from schemas.settings import KafkaSettings
 from schemas.topics import DEFERRED
 from workers.delivery.keyring import Keyring
@@ -127,6 +129,41 @@ class Turns:
 
 
 Outage = dict[Side, Turns]
+
+
+def main() -> None:
+    """Measure, and print the results."""
+    options = _options()
+    load = Load(options.rate, options.turn, options.rounds)
+    # A small JVM's garbage collector stops Kafka for 40 ms every 2.5 s, and these pauses would set the p99 of all
+    # sides. STEADY_JVM has a collector that does not stop Kafka, but needs a core. Even one collection a minute would
+    # set the p99 of the turn that it falls into, so STEADY_JVM also has enough memory to collect less often.
+    with broker(options.bootstrap_servers, STEADY_JVM) as kafka:
+        title(
+            f"Healthy endpoints beside sick ones: {options.outages} outages of {load.rounds} rounds, three fleets of "
+            f"ten endpoints take turns: {load.per_second:g} results/s for {load.turn_seconds:g} s a turn"
+        )
+        compare(kafka, load, options.outages)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rate", type=float, default=200.0, help="results a second, for all ten endpoints together")
+    parser.add_argument("--turn", type=float, default=10.1, help="seconds of one fleet's turn; a round has three turns")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=14,
+        help="turns of each fleet in an outage; the first four are left out of the result",
+    )
+    parser.add_argument("--outages", type=int, default=7, help="number of outages; each takes about seven minutes")
+    parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
+    options = parser.parse_args()
+    if options.rounds < BEGINNING_ROUNDS + 2:
+        parser.error(f"--rounds: {options.rounds}, of which {BEGINNING_ROUNDS} do not count: give more")
+    if options.turn <= UNSTEADY_SECONDS:
+        parser.error(f"--turn: {options.turn}, of which {UNSTEADY_SECONDS:g} s do not count: give more")
+    return options
 
 
 def compare(kafka: Kafka, load: Load, count: int) -> None:
@@ -259,3 +296,7 @@ def _put_back(kafka: KafkaSettings, load: Load, began: float, place: int) -> tup
 
 def _was_back(record: Message) -> bool:
     return int(dict(record.headers() or ()).get(DEFERRED) or b"0") > 1
+
+
+if __name__ == "__main__":
+    main()

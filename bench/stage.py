@@ -3,6 +3,8 @@
 Both sides validate each job and answer at once, from the same topic, with the same client settings. The sides run in
 turn, each in a separate process. The clock runs from the first commit to the last. The loop takes a batch, handles it
 and commits it, one step after the other. So the loop's rate is the ceiling for one process with this client.
+
+Further runs share the stage between 1, 100 and 10,000 tenants, whose number should not matter.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer
@@ -29,13 +31,16 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.stage.build import group_stage
-from workers.stage.record import Failure, Output, Record
+from workers.stage.producer import producer_config
+from workers.stage.record import Failure, Headers, Output, Record
 from workers.stage.settings import StageSettings
-from workers.stage.transactional_producer import producer_config
+from workers.stage.sharing import Place
 from workers.stage.window import Limits
 from workers.system.tuning import collect_garbage_seldom
 
-TARGET = 0.6
+TARGET = 0.7
+TENANTS = (1, 100, 10_000)
+TENANTS_TARGET = 0.8
 PARTITIONS = 4
 LOOK_SECONDS = 0.02
 
@@ -49,6 +54,8 @@ class Task:
     jobs: int
     window: int
     batch: int
+    tenants: int = 0
+    """The number of tenants that share the stage; 0 without sharing."""
 
     @property
     def results(self) -> str:
@@ -90,13 +97,18 @@ def main() -> None:
     title(f"The stage and the blocking loop: {options.jobs:,} jobs of {PARTITIONS} partitions, {options.pairs} pairs")
     with broker(options.bootstrap_servers) as used:
         kafka = new_fleet(used, PARTITIONS)
-        prefill(kafka, (_job(number) for number in range(options.jobs)))
-        rows = []
+        prefill(kafka, (_job(number) for number in range(options.jobs)), max(TENANTS))
+        rows: list[tuple[Measured, Measured]] = []
+        shared: dict[int, list[Measured]] = {tenants: [] for tenants in TENANTS}
         for pair in range(options.pairs):
             loop = _in_its_own_process(blocking_loop, _task(options, kafka, f"loop-{pair}"))
             stage = _in_its_own_process(stage_run, _task(options, kafka, f"stage-{pair}"))
             rows.append((loop, stage))
+            for tenants, runs in shared.items():
+                name = f"tenants-{tenants}-{pair}"
+                runs.append(_in_its_own_process(stage_run, replace(_task(options, kafka, name), tenants=tenants)))
     _report(rows)
+    _report_tenants(shared)
 
 
 def _options() -> argparse.Namespace:
@@ -143,6 +155,18 @@ def _report(rows: Sequence[tuple[Measured, Measured]]) -> None:
     verdict("stage / loop, median of the pairs", statistics.median(ratios), TARGET, at_least=True)
 
 
+def _report_tenants(shared: Mapping[int, Sequence[Measured]]) -> None:
+    lines = [_line(f"{tenants:,} tenants", runs) for tenants, runs in shared.items()]
+    table(("", "jobs/s (median)", "range", "CPU µs a job (median)"), lines)
+    rates = [statistics.median(run.jobs_per_second for run in runs) for runs in shared.values()]
+    verdict(
+        "jobs/s with the slowest number of tenants / the fastest",
+        min(rates) / max(rates),
+        TENANTS_TARGET,
+        at_least=True,
+    )
+
+
 def _line(name: str, runs: Sequence[Measured]) -> tuple[str, str, str, str]:
     rates = [run.jobs_per_second for run in runs]
     cpu = statistics.median(run.cpu_us_per_job for run in runs)
@@ -186,7 +210,9 @@ async def _stage(task: Task) -> Measured:
     metrics = Metrics()
     settings = StageSettings(task.name, limits=Limits(records=task.window))
     topics = [task.kafka.topics.requests()]
-    stage = group_stage(settings, task.kafka, topics, "only", _Answering(task.results), SystemClock(), metrics)
+    sharing = _Tenants(task.tenants) if task.tenants else None
+    handler = _Answering(task.results)
+    stage = group_stage(settings, task.kafka, topics, "only", handler, SystemClock(), metrics, sharing=sharing)
     running, meter = asyncio.create_task(stage.run()), Meter(task.jobs)
     while not meter.committed(int(value_of(metrics, "postback_settled_records_total"))):
         if running.done():
@@ -195,6 +221,33 @@ async def _stage(task: Task) -> Measured:
     stage.stop()
     await running
     return _complete(meter)
+
+
+class _Tenants:
+    """Implements the stage's `Sharing`."""
+
+    later_share = 0.1
+
+    def __init__(self, tenants: int) -> None:
+        self._tenants = tenants
+
+    def party(self, headers: Headers | None) -> bytes:
+        return b"%d" % (int((headers or [("", b"0")])[0][1] or 0) % self._tenants)
+
+    def cost(self, record: Record) -> float:
+        return float(len(record.value))
+
+    def urgency(self, record: Record) -> int:
+        return record.timestamp_ms
+
+    def may_wait(self, record: Record) -> bool:
+        return False
+
+    def place(self, topic: str) -> Place:
+        return Place.FIRST
+
+    def defer(self, record: Record) -> Sequence[Output]:
+        raise RuntimeError("the queue of this stage is not slow")
 
 
 class _Answering:
@@ -220,7 +273,7 @@ def _answer(
 
 
 def _loop_consumer_config(task: Task, group: str) -> dict[str, object]:
-    """Return the consumer's settings, as in `workers.stage.intake.GroupIntake`."""
+    """Return the consumer's settings, as in `workers.stage.source.GroupSource`."""
     return {
         "fetch.wait.max.ms": 100,
         "fetch.queue.backoff.ms": 2,

@@ -75,14 +75,18 @@ def new_fleet(used: Kafka, partitions: int) -> KafkaSettings:
     return kafka
 
 
-def prefill(kafka: KafkaSettings, values: Iterable[bytes]) -> int:
-    """Put jobs on `model_requests`, spread evenly over the partitions; return their number."""
+def prefill(kafka: KafkaSettings, values: Iterable[bytes], tenants: int = 0) -> int:
+    """Put jobs on `model_requests`, spread evenly over the partitions and `tenants`; return their number."""
     producer = Producer({**kafka.client_config(), "linger.ms": 20, "compression.type": "lz4"})
     count = 0
     for value in values:
         while True:
             try:
-                producer.produce(kafka.topics.requests(), value, partition=count % kafka.partitions)
+                headers: list[tuple[str, str | bytes | None]] = (
+                    [("tenant", b"%d" % (count % tenants))] if tenants else []
+                )
+                partition = count % kafka.partitions
+                producer.produce(kafka.topics.requests(), value, partition=partition, headers=headers)
                 break
             except BufferError:
                 producer.poll(0.1)

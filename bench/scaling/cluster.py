@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from bench.scaling.traces import SimulatedJob
 from operators.exporter.replicas import Hysteresis, WaitingJobs
-from workers.inference.answer_times import AnswerTimes
+from workers.inference.observed import AnswerTimes
 
 PARTITIONS = 16
 WORKER_JOBS = 8
