@@ -509,6 +509,7 @@ def test_a_quote_is_taken_from_the_passage_or_the_title_that_has_the_words() -> 
     road, tarnby = "A page about roads.", "Seven bridges of Tarnby"
     assert quoted("It opened in 1987", road, "Later it opened in 1987, they say.") == "it opened in 1987"
     assert quoted(tarnby, road, title=tarnby) is not None
+    assert quoted("It opened in 1987", "It opened in 1987.", title="\u200b") == "It opened in 1987"
     assert quoted("Penguins live in the far south", QUOTED) is None
     assert cited("It opened in 1987 [7].", evidence(QUOTED))[2][0].quote is None
 

@@ -112,17 +112,17 @@ class _Placed:
     @classmethod
     def of(cls, text: str) -> _Placed:
         """Split the text as `words` does. Characters are folded one by one, so that each word's span is known."""
-        shown: Sequence[tuple[int, str]] = ()
+        line, origins = text, list(range(len(text)))
         if not text.isascii():
             shown = [(at, seen) for at, character in enumerate(text) if (seen := visible(character))]
-        plain = "".join(seen for _, seen in shown) or text
-        plain = plain.replace(LINK_REMOVED, " " * len(LINK_REMOVED))
-        blank = URL.sub(lambda link: " " * len(link.group()), plain)
-        origins: Sequence[int] = range(len(text))
-        line = blank.lower()
-        if not text.isascii():
-            folded = [unicodedata.normalize("NFKC", character).casefold() for character in blank]
-            origins = [at for (at, _), piece in zip(shown, folded, strict=True) for _ in piece]
+            line, origins = "".join(seen for _, seen in shown), [at for at, _ in shown]
+        line = line.replace(LINK_REMOVED, " " * len(LINK_REMOVED))
+        line = URL.sub(lambda link: " " * len(link.group()), line)
+        if text.isascii():
+            line = line.lower()
+        else:
+            folded = [unicodedata.normalize("NFKC", character).casefold() for character in line]
+            origins = [at for at, piece in zip(origins, folded, strict=True) for _ in piece]
             line = "".join(folded)
         found = list(WORD.finditer(line))
         spans = tuple((origins[one.start()], origins[one.end() - 1] + 1) for one in found)
