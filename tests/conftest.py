@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -193,7 +194,16 @@ def _make_fleet(
     admin = AdminClient(settings.client_config())
     for created in admin.create_topics(topics).values():
         created.result(_ADMIN_TIMEOUT_SECONDS)
+    _wait_until_known(admin, {topic.topic for topic in topics})
     return settings
+
+
+def _wait_until_known(admin: AdminClient, topics: set[str]) -> None:
+    """Wait until the broker's metadata has these topics: a busy broker may need seconds after it created them."""
+    until = time.monotonic() + _ADMIN_TIMEOUT_SECONDS
+    while missing := topics - admin.list_topics(timeout=_ADMIN_TIMEOUT_SECONDS).topics.keys():
+        assert time.monotonic() < until, f"the broker does not know {missing}"
+        time.sleep(0.05)
 
 
 @pytest.fixture
