@@ -204,7 +204,7 @@ NO_PROVIDER = {"search": {"provider": "nobody", "query": "x"}}
 
 
 async def test_sources_that_bring_nothing_are_a_note_or_a_failure_if_they_are_required() -> None:
-    async with working() as worker:
+    async with working(waiting_target=10) as worker:
         room = worker.handler.pace.room()
         result = await worker.result(record(sources=NO_PROVIDER))
         required = await worker.result(record(sources={**NO_PROVIDER, "required": True}))
