@@ -12,16 +12,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-from jsonschema.validators import extend
-from referencing import Registry
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 from schemas.job import Job
 from schemas.tools import NamedTool, ToolCall
 from workers.engines.base import Completion
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 MOST_STEPS: Final = 20_000
 """Limit on the steps of one check, each of a few microseconds."""
@@ -127,9 +126,10 @@ def _notes_on_calls(calls: tuple[ToolCall, ...], job: Job) -> list[str]:
 
 def _notes_on(answer: object, schema: Mapping[str, Any], place: str) -> list[str]:
     """Return a note if the answer could not be checked. Raises InvalidOutput for an answer that breaks the schema."""
+    errors = _errors()
     _steps.left = MOST_STEPS
     try:
-        found = next(_VALIDATOR(schema, registry=Registry()).iter_errors(answer), None)
+        found = next(errors(answer, schema), None)
     except Exception:  # the producer's schema may break the validator in any way
         return [f"{place}: {UNCHECKED}"]
     if found is not None:
@@ -148,44 +148,54 @@ class _Steps(threading.local):
 _steps = _Steps()
 """The steps that the check of this thread has left."""
 
-_Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
+_Keyword = Callable[[Any, Any, Any, Any], "Iterator[ValidationError] | None"]
+
+
+@cache
+def _errors() -> Callable[[object, Mapping[str, Any]], Iterator[ValidationError]]:
+    """Return the function that yields the errors of an answer against a schema.
+
+    The library is loaded at the first answer with a schema: with its optional grammars it takes more than a second.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+    from referencing import Registry
+
+    keywords: dict[str, _Keyword] = dict(Draft202012Validator.VALIDATORS)
+
+    def unique(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError] | None:
+        """Check `uniqueItems`, whose time grows with the square of the items."""
+        if isinstance(instance, list):
+            _use_steps(len(instance) ** 2)
+        return keywords["uniqueItems"](validator, value, instance, schema)
+
+    def additional(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError] | None:
+        """Check `additionalProperties`, except beside patterns of names."""
+        if "patternProperties" in schema:
+            return None
+        return keywords["additionalProperties"](validator, value, instance, schema)
+
+    bounded = {
+        **keywords,
+        "uniqueItems": unique,
+        "additionalProperties": additional,
+        **dict.fromkeys(_LEFT_OUT, lambda *_: None),
+    }
+    validator = extend(Draft202012Validator, {name: _counted(keyword) for name, keyword in bounded.items()})
+    return lambda answer, schema: validator(schema, registry=Registry()).iter_errors(answer)
 
 
 def _counted(keyword: _Keyword) -> _Keyword:
     """Return the keyword's check, which first uses up steps for the work that it does."""
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError] | None:
-        _steps.left -= 1 + sum(len(each) for each in (value, instance) if isinstance(each, list | dict))
-        if _steps.left <= 0:
-            raise _TooManySteps
+        _use_steps(1 + sum(len(each) for each in (value, instance) if isinstance(each, list | dict)))
         return keyword(validator, value, instance, schema)
 
     return check
 
 
-def _unique(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError] | None:
-    """Check `uniqueItems`, whose time grows with the square of the items."""
-    if isinstance(instance, list):
-        _steps.left -= len(instance) ** 2
-        if _steps.left <= 0:
-            raise _TooManySteps
-    return _KEYWORDS["uniqueItems"](validator, value, instance, schema)
-
-
-def _additional(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError] | None:
-    """Check `additionalProperties`, except beside patterns of names."""
-    return (
-        None if "patternProperties" in schema else _KEYWORDS["additionalProperties"](validator, value, instance, schema)
-    )
-
-
-_KEYWORDS: Final[dict[str, _Keyword]] = dict(Draft202012Validator.VALIDATORS)
-_VALIDATOR: Final = extend(
-    Draft202012Validator,
-    {
-        **{name: _counted(keyword) for name, keyword in _KEYWORDS.items()},
-        "uniqueItems": _counted(_unique),
-        "additionalProperties": _counted(_additional),
-        **{name: _counted(lambda *_: None) for name in _LEFT_OUT},
-    },
-)
+def _use_steps(count: int) -> None:
+    _steps.left -= count
+    if _steps.left <= 0:
+        raise _TooManySteps

@@ -31,7 +31,6 @@ class JobContext:
     """The time for all answers of the engine together; None without an answer."""
     size: int = 0
     """Bytes of the record's value, or of the payload."""
-    is_screened: bool = False
     asked: GroundedRequest | None = None
     """The request to the engine, once the sources are read."""
     held: AsyncExitStack | None = None
