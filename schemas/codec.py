@@ -11,6 +11,8 @@ If a field is absent from the body, its value is read from the header. If header
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,8 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from schemas import openai, topics
-from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, CustomId, Identifier, Job, Url
-from schemas.job_headers import Headers, read_headers
+from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, TENANT_PATTERN, CustomId, Identifier, Job, Url
 from schemas.outcome import Outcome
 from schemas.problems import Problem, UnusableLine, problems_of
 from schemas.result import Result, ResultError
@@ -46,6 +47,9 @@ __all__ = [
     "write_result",
 ]
 
+Headers = Sequence[tuple[str, bytes | None]]
+"""Kafka record headers. If a name occurs more than once, its last value is used."""
+
 _READABLE_BYTES = 4 * MAX_JOB_BYTES
 """The size up to which an oversized record is parsed, to find its callback for the rejection."""
 
@@ -65,7 +69,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Origin:
-        """Return the origin in a text of `str(origin)`, which the caller has matched against `PLACE`."""
+        """Return the origin in a text of `str(origin)`, which the caller has matched against `_PLACE`."""
         topic_id, partition, offset = text.rsplit(":", 2)
         return cls(topic_id, int(partition), int(offset))
 
@@ -200,7 +204,7 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
 
     `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from that time.
     """
-    said, problems = read_headers(headers) if headers else ({}, ())
+    said, problems = _read_headers(headers) if headers else ({}, ())
     try:
         job, unknown = _read_body(value)
     except _Refused as refused:
@@ -232,7 +236,7 @@ def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -
 
     The returned error has an empty list of problems. Never raises, whatever the bytes.
     """
-    said, _ = read_headers(headers) if headers else ({}, ())
+    said, _ = _read_headers(headers) if headers else ({}, ())
     return _invalid((), _document(value or b""), said, _origin(said, value, origin), value)
 
 
@@ -411,3 +415,58 @@ def _valid(kind: TypeAdapter[str], value: object) -> str | None:
         return kind.validate_python(value, strict=True)
     except ValidationError:
         return None
+
+
+# -- the headers of a job's record -----------------------------------------------------------------------------------
+class _HeaderRule(NamedTuple):
+    pattern: re.Pattern[str]
+    reason: str | None
+    """The problem to report. If the reason is None, a value that does not match is treated as absent."""
+
+
+def _rule(pattern: str, reason: str | None) -> _HeaderRule:
+    return _HeaderRule(re.compile(pattern), reason)
+
+
+_PLACE = r"[A-Za-z0-9._+/-]{1,249}:[0-9]{1,10}:[0-9]{1,19}"
+"""An origin as text: the topic's UUID, partition and offset.
+
+librdkafka writes a UUID as 22 characters of base64 with `+` and `/` (RFC 4648, section 4); Kafka's tools write `-` and
+`_`.
+"""
+_NOT_AN_IDENTIFIER = "is not 1 to 256 characters of printable ASCII without spaces"
+_HEADER_RULES = {
+    topics.TENANT: _rule(
+        TENANT_PATTERN, "is not a tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first"
+    ),
+    topics.DEADLINE: _rule(r"[0-9]{1,15}", "is not a time in Unix milliseconds"),
+    topics.PRIORITY: _rule(r"[0-9]", "is not a number from 0 to 9"),
+    topics.IDEMPOTENCY_KEY: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
+    topics.SCHEMA: _rule(r"1(\.[0-9]{1,4})?", "is not a known version of the job's schema: only version 1 is known"),
+    topics.JOB_ID: _rule(r"[\x21-\x7e]{1,256}", _NOT_AN_IDENTIFIER),
+    # Any producer can write headers, so these two are used only if the `webhook-id` is derived from the `job-origin`.
+    topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
+    topics.JOB_ORIGIN: _rule(_PLACE, None),
+    # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.
+    topics.TRACEPARENT: _rule(
+        r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x20-\x7e]{0,256})?",
+        None,
+    ),
+    topics.SCREENING: _rule(r"[\x20-\x7e]{1,16384}", None),
+}
+
+
+def _read_headers(headers: Headers) -> tuple[dict[str, str], tuple[Problem, ...]]:
+    """Return the job headers with usable values, by name, and the problems of the others."""
+    said: dict[str, str] = {}
+    problems: list[Problem] = []
+    for name, data in dict(headers).items():
+        rule = _HEADER_RULES.get(name)
+        if rule is None or data is None:
+            continue
+        text = data.decode("latin-1")
+        if rule.pattern.fullmatch(text):
+            said[name] = text
+        elif rule.reason is not None:
+            problems.append(Problem(f"headers.{name}", rule.reason))
+    return said, tuple(problems)

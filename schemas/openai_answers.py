@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from itertools import accumulate
+from typing import Any, Final, Literal
 
 from schemas.kind_bodies import ENDPOINTS, TextEndpoint
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
-from schemas.openai_choices import chat_logprobs, choices_of, completion_logprobs, token_objects
 from schemas.openai_tools import call_items
 from schemas.outcome import Outcome
-from schemas.result import Result, ResultChoice
+from schemas.result import Logprob, Result, ResultChoice, TokenLogprob
 
 BINARY: Final = "base64"
 """The `encoding_format` that OpenAI's SDKs ask for: each embedding as little-endian float32 numbers in base64."""
+_PART_OF_A_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
 
 
@@ -46,7 +47,7 @@ def _chat_answer(result: Result) -> dict[str, Any]:
         "object": "chat.completion",
         "created": result.created_at,
         "model": result.model_id or "",
-        "choices": [_chat_choice(choice) for choice in choices_of(result)],
+        "choices": [_chat_choice(choice) for choice in _choices_of(result)],
         "usage": _usage(result),
         **_ours(result),
     }
@@ -64,7 +65,7 @@ def _chat_choice(choice: ResultChoice) -> dict[str, Any]:
     return {
         "index": choice.index,
         "message": message,
-        "logprobs": chat_logprobs(choice.logprobs),
+        "logprobs": _chat_logprobs(choice.logprobs),
         "finish_reason": choice.finish_reason,
     }
 
@@ -79,10 +80,10 @@ def _completion_answer(result: Result) -> dict[str, Any]:
             {
                 "index": choice.index,
                 "text": choice.text,
-                "logprobs": completion_logprobs(choice.logprobs),
+                "logprobs": _completion_logprobs(choice.logprobs),
                 "finish_reason": choice.finish_reason,
             }
-            for choice in choices_of(result)
+            for choice in _choices_of(result)
         ],
         "usage": _usage(result),
         **_ours(result),
@@ -93,7 +94,7 @@ def _response_answer(result: Result) -> dict[str, Any]:
     cut = result.finish_reason == "length"
     calls = call_items(result.tool_calls or ())
     status = "incomplete" if cut else "completed"
-    logprobs = token_objects(result.logprobs or ())
+    logprobs = _token_objects(result.logprobs or ())
     part: dict[str, Any] = {
         "type": "output_text",
         "text": result.text or "",
@@ -203,3 +204,53 @@ def _error_body(result: Result, status: int) -> dict[str, Any]:
     code = result.error.code if result.error else str(result.outcome)
     message = result.error.message if result.error else f"The job {result.outcome}."
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _choices_of(result: Result) -> list[ResultChoice]:
+    """Return the answers of a job that succeeded."""
+    if result.choices is not None:
+        return result.choices
+    reasons: dict[str | None, Literal["length", "tool_calls"]] = {"length": "length", "tool_calls": "tool_calls"}
+    return [
+        ResultChoice(
+            index=0,
+            text=result.text or "",
+            refusal=result.refusal,
+            reasoning=result.reasoning,
+            finish_reason=reasons.get(result.finish_reason, "stop"),
+            tool_calls=result.tool_calls,
+            logprobs=result.logprobs,
+        )
+    ]
+
+
+def _chat_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    """Return the log-probabilities in the form of chat completions; None for an answer without them."""
+    return {"content": _token_objects(logprobs), "refusal": None} if logprobs is not None else None
+
+
+def _token_objects(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Return each token with its alternatives, in the form of chat completions and of responses."""
+    return [{**_token(each), "top_logprobs": [_token(top) for top in each.top_logprobs or ()]} for each in logprobs]
+
+
+def _completion_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    """Return the log-probabilities in the form of completions; None for an answer without them.
+
+    `text_offset` counts Unicode code points from the answer's start.
+    """
+    if logprobs is None:
+        return None
+    ends = accumulate((len(each.token) for each in logprobs), initial=0)
+    tops = [{top.token: top.logprob for top in each.top_logprobs or ()} for each in logprobs]
+    return {
+        "tokens": [each.token for each in logprobs],
+        "token_logprobs": [each.logprob for each in logprobs],
+        "top_logprobs": tops if any(tops) else None,
+        "text_offset": [*ends][:-1],
+    }
+
+
+def _token(found: Logprob) -> dict[str, Any]:
+    is_whole = _PART_OF_A_CHARACTER not in found.token
+    return {"token": found.token, "logprob": found.logprob, "bytes": [*found.token.encode()] if is_whole else None}

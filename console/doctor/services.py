@@ -28,7 +28,7 @@ def check_packages(roles: Sequence[str]) -> Iterator[Finding]:
 def check_store() -> Iterator[Finding]:
     """Yield the faults of the gateway's database. The check makes no table and no file. Raises SettingsRefused."""
     from gateway.store.errors import StoreAway
-    from gateway.store.examine import examine_store
+    from gateway.store.schema import examine_store
     from gateway.store.settings import StoreSettings
 
     try:

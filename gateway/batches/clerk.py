@@ -15,10 +15,10 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from gateway.access.quotas import QuotaExceeded
+from gateway.access.allowed import OF_A_LINE, check_job
+from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, tokens_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
-from gateway.batches.allowance import LineAllowance
 from gateway.batches.assembly import Assembly
 from gateway.batches.checking import Checked, LineError, check_file
 from gateway.batches.declined import Declined
@@ -29,6 +29,9 @@ from gateway.batches.states import FINALIZING, IN_PROGRESS, VALIDATING
 from gateway.blobs.base import BlobError, BlobMissing
 from gateway.dependency import Dependency
 from gateway.store.store import StoreAway
+from gateway.store.tables import batches
+from schemas.codec import write_job
+from schemas.job import Job
 from schemas.topics import Topics
 from telemetry.logs import get_logger
 from workers.system.side_task import SideTask
@@ -219,7 +222,7 @@ class Clerk(SideTask):
 
     def _check(self, row: BatchRow) -> None:
         pieces = self._until_stopped(self._shelf.content(row.input_file_id))
-        allowance = LineAllowance(self._settings_of(row.tenant))
+        allowance = _LineAllowance(self._settings_of(row.tenant))
         try:
             checked = check_file(pieces, row.endpoint, allowance, skips=orders.skips_invalid(row))
         except BlobMissing:
@@ -238,7 +241,7 @@ class Clerk(SideTask):
                 "Every line of the batch is a valid job; expanding the batch.", action="batch-begun", batch_id=row.id
             )
 
-    def _begun(self, connection: Connection, row: BatchRow, checked: Checked, allowance: LineAllowance) -> bool:
+    def _begun(self, connection: Connection, row: BatchRow, checked: Checked, allowance: _LineAllowance) -> bool:
         """Put the batch to work, within its tenant's quota. Raises QuotaExceeded."""
         begun = orders.begin(connection, row, checked, self._shelf.now_ms(), self._topics)
         if begun:
@@ -262,3 +265,32 @@ class Clerk(SideTask):
     def _stop_asked(self) -> None:
         if self._stopping.is_set():
             raise Stopping
+
+
+class _LineAllowance:
+    """A tenant's rules for the lines of one batch: its allow-lists, and the tokens that its quota counts.
+
+    Checks each line of a batch once, and adds up the tokens of all lines. Implements `checking.CheckJob`.
+    """
+
+    def __init__(self, settings: TenantSettings) -> None:
+        self._settings = settings
+        self._tokens = 0
+
+    def __call__(self, job: Job) -> str | None:
+        """Return the reason why the tenant may not run the job, as a sentence; None if the tenant may."""
+        if has_quota(self._settings):
+            self._tokens += tokens_of(len(write_job(job)), job.max_tokens)
+        problems = check_job(self._settings, job, OF_A_LINE)
+        return "; ".join(map(str, problems)) + "." if problems else None
+
+    def reserve(self, connection: Connection, tenant: str, batch_id: str, lines: int) -> None:
+        """Reserve the batch's lines, if the tenant has a quota, and note the reservation in the batch's row.
+
+        Raises QuotaExceeded.
+        """
+        if not has_quota(self._settings):
+            return
+        reserve(connection, tenant, self._settings, Work(lines, self._tokens))
+        kept = batches.update().where(batches.c.tenant == tenant, batches.c.id == batch_id)
+        connection.execute(kept.values(reserved_lines=lines, reserved_tokens=self._tokens))

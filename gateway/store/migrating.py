@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from gateway.store.revision import NEWEST
+from gateway.store.schema import NEWEST
 from gateway.store.tables import metadata
 
 

@@ -25,11 +25,9 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.counting import counting
 from gateway.store.dialects import insert, insert_new, pair_in, write_rows
 from gateway.store.engine import cause_of
-from gateway.store.examine import examine_store
 from gateway.store.meta import set_value, store_id, value_of
 from gateway.store.migrating import scripts
-from gateway.store.revision import NEWEST
-from gateway.store.schema import OtherSchema
+from gateway.store.schema import NEWEST, OtherSchema, examine_store
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import events, idempotency, job_attempts, jobs, meta, metadata, outbox
 from gateway.store.text import storable, to_json
