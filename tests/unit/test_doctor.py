@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
 from console.catalogue import names, rooms
-from console.doctor.checks import Asked, checks
+from console.doctor.checks import Asked, check_disk, check_files_limit, check_memory, checks
 from console.doctor.engine import server_findings
-from console.doctor.machine import check_disk, check_files_limit, check_memory
 from console.doctor.settings import ROOMS
 from gateway.store.store import Store
 from operators.doctor.access import NEEDED
