@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +22,15 @@ from typing import Self
 from devkit.kafka.cluster import SMALL_JVM, Cluster, Node, load, prepare
 from devkit.kafka.errors import PortInUse
 from devkit.kafka.process import Detached, Leashed, NodeProcess
-from devkit.kafka.scratch import Scratch
 from devkit.kafka.serving import wait_until_serving
 from telemetry.clock import Clock, Deadline, SystemClock
 
 _STOP_TIMEOUT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _PORT_RACES = 3
+_SCRATCH_PREFIX = "postback-broker-"
+_OWNED = "owned"
+"""A file that the folder's owner keeps locked. The kernel releases the lock when the owner ends in any way."""
 _CLOCK = SystemClock()
 
 
@@ -141,6 +145,44 @@ class Broker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class Scratch:
+    """A temporary folder for the data of this process's brokers. Each start removes the folders of killed processes."""
+
+    def __init__(self) -> None:
+        base = Path(tempfile.gettempdir())
+        for left in base.glob(f"{_SCRATCH_PREFIX}*"):
+            _remove_if_left(left)
+        self.path = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=base))
+        # The file is locked before it is named `owned`, because another start removes folders whose `owned` is not
+        # locked.
+        taken = self.path / "taken"
+        self._lock = os.open(taken, os.O_CREAT | os.O_RDONLY, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        taken.rename(self.path / _OWNED)
+
+    def remove(self) -> None:
+        """Remove the folder. Repeated calls are harmless."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        lock = os.open(folder / _OWNED, os.O_RDONLY)
+    except OSError:
+        return  # the folder is being made or removed, or belongs to another user
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # the process that owns the folder is alive
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,11 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from devkit.broker import Broker, start_detached, stop_detached
+from devkit.broker import Broker, Scratch, start_detached, stop_detached
 from devkit.kafka import jars
 from devkit.kafka.cluster import Node
 from devkit.kafka.errors import BrokerDied, DataMismatch, MissingPrerequisite, PortInUse
 from devkit.kafka.process import Detached
-from devkit.kafka.scratch import Scratch
 from schemas.settings import KafkaSettings
 
 TOPIC = "notes"
