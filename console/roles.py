@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Coroutine
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -30,7 +31,7 @@ def begin_logs(service: str) -> None:
 
     Ends the command if the log level is unknown.
     """
-    from telemetry import logs, uncaught
+    from telemetry import logs
 
     refused = None
     try:
@@ -42,9 +43,33 @@ def begin_logs(service: str) -> None:
         log = logs.get_logger()
         level_of = {"command-failed": log.error, "setting-unread": log.warning}
         say_in_log(lambda message, action: level_of.get(action or "", log.info)(message, action=action))
-        uncaught.log_uncaught()
+        log_uncaught()
     if refused is not None:
         raise fail(str(refused), BAD_INPUT)
+
+
+def log_uncaught() -> None:
+    """Log errors that no code handles as one line each; Python's own hooks would print several plain lines.
+
+    Such an error ends the process or one of its threads, or Python ignores it.
+    """
+    from telemetry.logs import get_logger
+
+    log = get_logger()
+
+    def process_ends(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        log.critical("No code handles this error; the process ends.", action="process-crashed", exc_info=error)
+
+    def thread_ends(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_type is not SystemExit:
+            error = failed.exc_value
+            log.critical("No code handles this error; its thread ends.", action="thread-crashed", exc_info=error)
+
+    def is_ignored(ignored: sys.UnraisableHookArgs) -> None:
+        error = ignored.exc_value
+        log.error("Python ignored an error in a callback or a finalizer.", action="error-ignored", exc_info=error)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = process_ends, thread_ends, is_ignored
 
 
 def starting() -> FleetSettings:

@@ -231,14 +231,15 @@ NAMES = st.from_regex(r"x_[a-z_]{1,12}", fullmatch=True)
 """Names of the keyword arguments of a log call, in the form that our own calls use."""
 FAILING = """
 import logging, sys, threading, warnings
-from telemetry import logs, uncaught
+from console.roles import log_uncaught
+from telemetry import logs
 
 class Finalized:
     def __del__(self):
         raise ValueError("in a finalizer")
 
 logs.configure("worker")
-uncaught.log_uncaught()
+log_uncaught()
 warnings.warn("old since\\nlong")
 logging.getLogger("library").error("%d of %d", "one")
 for target in (lambda: 1 / 0, sys.exit):

@@ -25,13 +25,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import Counter
 
+from console.roles import log_uncaught
 from gateway.door.places import Refusal
 from schemas.codec import Origin, read_job
 from schemas.codes import DEAD_LETTER_REASONS
 from schemas.endpoint import DisabledBecause
 from schemas.outcome import Outcome
 from schemas.screening import Verdict
-from telemetry import logs, uncaught
+from telemetry import logs
 from telemetry.clock import Deadline, SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from telemetry.metrics import Metrics
@@ -337,7 +338,7 @@ def test_loggers_and_handlers_are_as_before_after_a_role_ran_in_this_process() -
     before = shared_state()
     with state_kept():
         logs.configure("worker", stream=io.StringIO(), level="DEBUG")
-        uncaught.log_uncaught()
+        log_uncaught()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
     assert changes(before, shared_state()) == []
