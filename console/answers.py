@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from console.errors import say
 from console.failures import Failures, name_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from producers.newest import Moment
     from producers.receipts import ReceiptEntry
     from producers.results import Settled
-    from schemas.result import Result
+    from schemas.result import Label, Rank, Result
 
 
 class _Line(NamedTuple):
@@ -194,8 +194,6 @@ def as_text(result: Result, entry: ReceiptEntry | None) -> str:
     Text of a model or a page is escaped and indented, so that it cannot control the terminal or look like a line of
     this command.
     """
-    from console.kind_answers import in_words
-
     sources = f"{len(result.sources)} source{'' if len(result.sources) == 1 else 's'}"
     named = [name_of(entry)] if entry is not None else []
     head = "  ".join([*named, result.job_id, result.outcome.value, sources])
@@ -207,3 +205,39 @@ def as_text(result: Result, entry: ReceiptEntry | None) -> str:
 
 
 _TAB = "\t"
+
+
+def in_words(result: Result) -> str | None:
+    """Return the answer of a job without a question as lines of text; None for a result without numbers."""
+    from schemas.kinds import CLASSIFY, EMBED, KINDS, RERANK, SCORE
+
+    writers: dict[str, Callable[[Any], str]] = {
+        EMBED.field: _embeddings,
+        RERANK.field: _ranks,
+        SCORE.field: _scores,
+        CLASSIFY.field: _labels,
+    }
+    answers = ((kind, getattr(result, kind.answer)) for kind in KINDS)
+    return next((writers[kind.field](answer) for kind, answer in answers if answer is not None), None)
+
+
+def _embeddings(rows: list[list[float]]) -> str:
+    return f"{len(rows)} embeddings of {len(rows[0]) if rows else 0} numbers"
+
+
+def _ranks(ranks: list[Rank]) -> str:
+    return "\n".join(f"{rank.score:.4g}  document {rank.index}" for rank in ranks)
+
+
+def _scores(scores: list[float]) -> str:
+    return "\n".join(f"{score:.4g}  document {index}" for index, score in enumerate(scores))
+
+
+def _labels(labels: list[Label]) -> str:
+    return "\n".join(_label(index, each) for index, each in enumerate(labels))
+
+
+def _label(index: int, label: Label) -> str:
+    likeliest = max(label.probabilities, default=0.0)
+    number = label.probabilities.index(likeliest) if label.probabilities else 0
+    return f"{likeliest:.4g}  text {index}: {label.label or f'class {number}'}"

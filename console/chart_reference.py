@@ -1,10 +1,13 @@
-"""Makes the chart's reference page and the files copied into the chart; `python -m console.publish` writes them."""
+"""Makes the chart's reference page, the engines' names in the chart, and the files copied into the chart.
+
+`python -m console.publish` writes them.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from pathlib import Path
@@ -13,6 +16,8 @@ from typing import Any
 import yaml
 
 from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6
+from workers.engines import ENGINES
+from workers.engines.registry import engine_settings
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "postback"
@@ -36,6 +41,10 @@ class ValueUnexplained(Exception):  # noqa: N818 - named after the file's fault
     """A value of values.yaml has no comment above it."""
 
 
+class PlaceGone(Exception):  # noqa: N818 - named after the file's fault
+    """A file has no line, or several, where the engines' names belong."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChartValue:
     """A value or a section of values. `default` is the value that YAML's parser returns."""
@@ -47,12 +56,13 @@ class ChartValue:
 
 
 def documents() -> dict[Path, str]:
-    """Map each file's path to its text. Raises ValueUnexplained."""
+    """Map each file's path to its text. Raises ValueUnexplained and PlaceGone."""
     copies = {CHART / "files" / "dashboards" / path.name: path for path in sorted(DASHBOARDS.glob("*.json"))}
     return {
         ROOT / "docs" / "reference" / "chart.md": page((CHART / "values.yaml").read_text(encoding="utf-8")),
         CHART / "files" / "special-networks.json": json.dumps(special_networks(), indent=1) + "\n",
         **{copy: path.read_text(encoding="utf-8") for copy, path in copies.items()},
+        **_with_engine_names(),
     }
 
 
@@ -124,3 +134,47 @@ def _default(value: ChartValue) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+# -- engines' names in the chart --------------------------------------------------------------------------------------
+
+
+def _with_engine_names() -> dict[Path, str]:
+    """Map each file's path to its text, with the names of today's engines written into it. Raises PlaceGone."""
+    settings = engine_settings().model_construct()  # `model_construct` takes the defaults and reads no environment
+    alone = [name for name in ENGINES if not settings.section(name).needs_model]
+    return {path: _replaced(path, pattern, line(list(ENGINES), alone)) for path, pattern, line in ENGINE_PLACES}
+
+
+def _replaced(path: Path, pattern: str, line: str) -> str:
+    text, count = re.subn(pattern, lambda _: line, path.read_text(encoding="utf-8"))
+    if count != 1:
+        raise PlaceGone(f"{path.name} has {count} lines like {pattern}; the engines' names belong in exactly one")
+    return text
+
+
+def _either(names: Sequence[str]) -> str:
+    """Return the names as a phrase, such as `a, b or c`."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+_Line = Callable[[list[str], list[str]], str]
+"""Builds a line of a file from the names of all engines, and from the names of the engines that need no model."""
+
+ENGINE_PLACES: tuple[tuple[Path, str, _Line], ...] = (
+    (
+        CHART / "values.schema.json",
+        r'"engine": \{"enum": \[[^\]]*\]\}',
+        lambda names, _: f'"engine": {{"enum": {json.dumps(names)}}}',
+    ),
+    (
+        CHART / "values.yaml",
+        r"(?m)^  # .*\n(?=  engine: )",
+        lambda names, _: f"  # {_either(names)}.\n",
+    ),
+    (
+        CHART / "templates" / "_worker.tpl",
+        r"has \.engine \(list [^)]*\)",
+        lambda _, alone: f"has .engine (list {' '.join(map(json.dumps, alone))})",
+    ),
+)

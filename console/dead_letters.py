@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +23,9 @@ from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from operators.dead_letters import DeadLetters, Letter, LetterCounts, LetterFilter
     from operators.put_back import PutBack
 
@@ -35,6 +40,14 @@ _OBSTACLES = {
     "cancelled": "their jobs are cancelled, and `postback cancel --undo ID` comes first",
     "source_unknown": "from a topic that has neither jobs nor callbacks",
 }
+
+ROWS_AT_ONCE = 500
+"""A table has at most this many rows. All rows are read before the first is shown, because the widest cell sets a
+column's width.
+"""
+_MOST_SHOWN_CHARACTERS = 300
+"""The largest number of characters shown of one text; `postback dead-letters show` shows the whole text."""
+_TO_THE_MINUTE = len("2026-11-27T07:33")
 
 Reasons = Annotated[
     list[str] | None, typer.Option("--reason", help="Only letters with this reason code; may be repeated.")
@@ -226,11 +239,53 @@ def report_counts(tally: LetterCounts) -> None:
 def _show_table(summaries: Iterable[dict[str, Any]]) -> None:
     from rich.console import Console
 
-    from console.letters_table import write_table
-
     count, reasons = write_table(Console(), summaries)
     told = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
     say(f"{count} dead letters{f': {told}' if told else ''}")
+
+
+def write_table(console: Console, summaries: Iterable[dict[str, Any]]) -> tuple[int, Counter[str]]:
+    """Write the letters in tables of bounded length. Return the number of letters, in total and by reason."""
+    count, reasons, left = 0, Counter[str](), iter(summaries)
+    while rows := list(islice(left, ROWS_AT_ONCE)):
+        console.print(_table(rows))
+        count += len(rows)
+        reasons.update(str(row["reason"]) for row in rows)
+    return count, reasons
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("id", "given up", "kind"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("reason", overflow="fold", ratio=1)
+    table.add_column("whose", overflow="fold", ratio=1)
+    for row in rows:
+        cells = (row["id"], str(row["at"])[:_TO_THE_MINUTE].replace("T", " "), row["kind"], _reason(row), _whose(row))
+        table.add_row(*(Text(cell) for cell in cells), style="dim" if row["redriven_at"] else None)
+    return table
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """Return the reason's code, the number of tries and the state, and on the next line the detail."""
+    tries = f", {row['attempts']} tries" if row["attempts"] else ""
+    held = f", held: {row['obstacle']}" if row["obstacle"] else ""
+    state = ", put back" if row["redriven_at"] else held
+    return f"{_shown(row['reason'])}{tries}{state}" + (f"\n{_shown(row['detail'])}" if row["detail"] else "")
+
+
+def _whose(row: dict[str, Any]) -> str:
+    """Return the tenant and the job, and on the next line the origin of the callback."""
+    job = _shown(f"{row['tenant']}/{row['job_id'] or '-'}")
+    return f"{job}\n{_shown(row['origin'])}" if row["origin"] else job
+
+
+def _shown(text: str) -> str:
+    return harmless(text[:_MOST_SHOWN_CHARACTERS])
 
 
 def write_lines(summaries: Iterable[dict[str, Any]]) -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
+from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
+
 JOB = {
     "job_id": "order-4711",
     "model_id": "qwen2.5-7b",
@@ -119,6 +123,24 @@ REFERRING = {
     "callback_url": "https://consumer.example/hook",
 }
 """A job whose question is in a bucket."""
+KIND_JOBS: Final[dict[str, dict[str, Any]]] = {
+    EMBED.field: {"embed": ["Aspirin lowers the risk.", "Statins do too."], "dimensions": 256},
+    RERANK.field: {
+        "rerank": {
+            "query": "Does aspirin lower the risk of a stroke?",
+            "documents": ["Statins are taken in the evening.", "Aspirin lowers the risk."],
+            "top_n": 2,
+        }
+    },
+    SCORE.field: {
+        "score": {
+            "queries": ["Does aspirin lower the risk of a stroke?"],
+            "documents": ["Statins are taken in the evening.", "Aspirin lowers the risk."],
+        }
+    },
+    CLASSIFY.field: {"classify": ["Aspirin lowers the risk.", "Buy now!"]},
+}
+"""A job of each kind without a question."""
 RESULT = {
     "job_id": "order-4711",
     "custom_id": "row-1",
@@ -237,6 +259,27 @@ REFUSAL = {
     "created_at": 1764022104,
 }
 """The result of a job that the model refuses to answer."""
+_DONE = {
+    "job_id": "order-4711",
+    "outcome": "succeeded",
+    "usage": {"prompt_tokens": 24, "completion_tokens": 0, "total_tokens": 24},
+    "finish_reason": "stop",
+    "engine": "openai",
+    "created_at": 1764022104,
+}
+KIND_RESULTS: Final[dict[str, dict[str, Any]]] = {
+    EMBED.field: {**_DONE, "embeddings": [[0.12, -0.98, 0.05], [0.31, -0.77, 0.11]]},
+    RERANK.field: {**_DONE, "ranks": [{"index": 1, "score": 0.93}, {"index": 0, "score": 0.02}]},
+    SCORE.field: {**_DONE, "scores": [0.02, 0.93]},
+    CLASSIFY.field: {
+        **_DONE,
+        "labels": [
+            {"label": "medicine", "probabilities": [0.96, 0.04]},
+            {"label": "advertising", "probabilities": [0.01, 0.99]},
+        ],
+    },
+}
+"""The result of the job of each kind; real embeddings have hundreds of numbers."""
 FAILURE = {
     "job_id": "order-4711",
     "outcome": "failed",

@@ -17,6 +17,8 @@ from console.job_examples import (
     FAILURE,
     HEADER_EXAMPLES,
     JOB,
+    KIND_JOBS,
+    KIND_RESULTS,
     REFERRING,
     REFUSAL,
     RESULT,
@@ -25,7 +27,6 @@ from console.job_examples import (
     SCORED,
     SEEING,
 )
-from console.kind_examples import KIND_JOBS, KIND_RESULTS
 from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body

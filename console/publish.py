@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client import Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from console import chart_reference, engine_names, job_reference
+from console import chart_reference, job_reference
 from console.catalogue import Section, names, sections
 from telemetry.action import Action
 from telemetry.actions import SECTIONS
@@ -93,7 +93,6 @@ def documents() -> dict[Path, str]:
         ROOT / "helm" / "postback" / "files" / "postback.rules.yml": RULES.read_text(encoding="utf-8"),
         OPERATIONS: _MEASURED_TABLE.sub(_measured_table(), OPERATIONS.read_text(encoding="utf-8")),
         **chart_reference.documents(),
-        **engine_names.documents(),
     }
 
 

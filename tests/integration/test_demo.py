@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from console.demo.next_steps import commands, next_steps
+from console.demo.play import commands, next_steps
 from devkit.site import questions
 from schemas.settings import KafkaSettings
 from tests.postback_command import POSTBACK, environment_of

@@ -31,12 +31,11 @@ from typer.main import get_command
 from console import dead_letters
 from console.bar_columns import STANDSTILL_SECONDS, FailedColumn, OutlookColumn
 from console.catalogue import names
-from console.dead_letters import report_counts, write_lines
+from console.dead_letters import ROWS_AT_ONCE, report_counts, write_lines, write_table
 from console.deliveries import timeline
-from console.demo.next_steps import commands, next_steps
+from console.demo.play import commands, next_steps
 from console.demo.verdict import DemoJob, DemoTally, percentile
 from console.help import EXAMPLES
-from console.letters_table import ROWS_AT_ONCE, write_table
 from console.main import COMMANDS, app
 from console.received import MAX_SHOWN_CHARACTERS, MAX_SHOWN_IN_LINE, Summary, View
 from console.variables import complaints

@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from console import engine_names, publish
+from console import chart_reference, publish
 from console import worker as worker_command
 from schemas.job import Message, ResponseFormat
 from telemetry.clock import SystemClock
@@ -112,9 +112,9 @@ def test_the_settings_page_the_chart_and_its_documentation_have_a_new_engine() -
 def test_a_file_without_a_place_for_the_names_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "values.yaml").write_text("worker: {}\n")
     place = (tmp_path / "values.yaml", "engine: .*", lambda names, alone: "")
-    monkeypatch.setattr(engine_names, "PLACES", (place,))
-    with pytest.raises(engine_names.PlaceGone, match=r"values\.yaml has 0 lines"):
-        engine_names.documents()
+    monkeypatch.setattr(chart_reference, "ENGINE_PLACES", (place,))
+    with pytest.raises(chart_reference.PlaceGone, match=r"values\.yaml has 0 lines"):
+        chart_reference.documents()
 
 
 # -- engine models ---------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from console.kind_answers import in_words
-from console.kind_examples import KIND_JOBS, KIND_RESULTS
+from console.answers import in_words
+from console.job_examples import KIND_JOBS, KIND_RESULTS
 from postback_client import Result as ClientResult
 from postback_client.shapes import parsed
 from postback_client.shapes import read as read_shape

@@ -33,6 +33,8 @@ from console.job_examples import (
     FAILURE,
     HEADER_EXAMPLES,
     JOB,
+    KIND_JOBS,
+    KIND_RESULTS,
     REFERRING,
     REFUSAL,
     RESULT,
@@ -42,7 +44,6 @@ from console.job_examples import (
     SEEING,
 )
 from console.job_reference import OUTCOMES, SUPPORT
-from console.kind_examples import KIND_JOBS, KIND_RESULTS
 from console.publish import ROOT, documents
 from gateway.batches import expansion
 from schemas.asyncapi import PRODUCER_HEADERS

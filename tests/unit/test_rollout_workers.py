@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.kind_examples import KIND_JOBS
+from console.job_examples import KIND_JOBS
 from schemas import topics as names
 from schemas.codec import Origin, ReceivedJob, read_result
 from schemas.images import data_url

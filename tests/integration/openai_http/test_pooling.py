@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from console.kind_examples import KIND_JOBS
+from console.job_examples import KIND_JOBS
 from schemas.job import Job
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
