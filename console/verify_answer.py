@@ -107,13 +107,19 @@ def _worst(statuses: Iterable[int]) -> int:
     return min(statuses, key=_WORST.index, default=0)
 
 
-def _text(file: str) -> str:
+def _content(file: str, fix: str, *, least: int = 0) -> bytes:
+    """Read a file of `least` to _MOST_BYTES bytes. A file of another size ends the command, which names the fix."""
     with lines_of(file) as opened:
         content = opened.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise fail(f"{file}: larger than {_MOST_BYTES} bytes; give a smaller file", BAD_INPUT)
+    if not least <= len(content) <= _MOST_BYTES:
+        size = "empty, or larger" if least else "larger"
+        raise fail(f"{file}: {size} than {_MOST_BYTES} bytes; {fix}", BAD_INPUT)
+    return content
+
+
+def _text(file: str) -> str:
     try:
-        return content.decode("utf-8-sig")
+        return _content(file, "give a smaller file").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise fail(f"{file}: not UTF-8; give a file with text", BAD_INPUT) from None
 
@@ -317,14 +323,12 @@ def _result(file: str) -> Result:
 
     from schemas.codec import InvalidResult, read_result
 
-    with lines_of(file) as opened:
-        content = opened.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise fail(f"{file}: larger than {_MOST_BYTES} bytes; give a file with one result", BAD_INPUT)
+    fix = "give a file with one result"
+    content = _content(file, fix)
     try:
         value = from_json(content, allow_inf_nan=False)
     except ValueError:
-        raise fail(f"{file}: not one JSON object; give a file with one result", BAD_INPUT) from None
+        raise fail(f"{file}: not one JSON object; {fix}", BAD_INPUT) from None
     if isinstance(value, dict) and value.get("object") == "event":
         value = value.get("data")
         if isinstance(value, dict):
@@ -347,10 +351,7 @@ def _document(option: str, result: Result) -> tuple[str, SourceDocument]:
         reason = f"begins with no source's id and `=`; the sources are {known}"
         raise fail(f"--document {harmless(option)}: {reason}", BAD_INPUT)
     path = option.removeprefix(f"{name}=")
-    with lines_of(path) as opened:
-        content = opened.read(_MOST_BYTES + 1)
-    if not 0 < len(content) <= _MOST_BYTES:
-        raise fail(f"{path}: empty, or larger than {_MOST_BYTES} bytes; give the source's file", BAD_INPUT)
+    content = _content(path, "give the source's file", least=1)
     return name, SourceDocument(id="file", base64=b64encode(content).decode(), media_type=guess_type(path)[0])
 
 
