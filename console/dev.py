@@ -18,8 +18,6 @@ from console.errors import BAD_INPUT, fail, needing, quiet_clients, say, telling
 if TYPE_CHECKING:
     from console.dev_start import Wanted
 
-_PORT_HELP = "0 takes a free port. By default {default} or, if it is taken, a free port."
-
 
 def dev(
     engine: Annotated[
@@ -43,7 +41,12 @@ def dev(
         ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help=f"The API's port. {_PORT_HELP.format(default=8400)}")
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="The API's port. 0 takes a free port. By default 8400 or, if it is taken, a free port.",
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON when everything serves, for programs.")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,9 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from devkit.broker import Broker
+from devkit.kafka.cluster import check_free, free_ports
+from devkit.kafka.errors import PortInUse
+from telemetry.private_file import Replacement, replace_files
 
 HOST = "127.0.0.1"
 LIST_SECONDS = 5.0
@@ -92,16 +94,12 @@ def kept_ports(folder: Path, wanted: Wanted) -> Ports:
 
 
 def free_port(port: int) -> int:
-    """Return this port if it is free, else another one that is."""
-    for tried in (port, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, tried))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise DataRefused(f"{HOST} has no free port; stop a program that listens on many")
+    """Return this port if it is free, else another one that is. 0 always gives another one."""
+    try:
+        check_free(port)
+    except PortInUse:
+        port = 0
+    return port or free_ports(1)[0]
 
 
 @contextmanager
@@ -164,8 +162,6 @@ def servers_nearby() -> dict[str, str]:
 def write_private(file: Path, text: str) -> None:
     """Write a file that only this user can read. Raises DataRefused."""
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(f"{text}\n")
+        replace_files(Replacement(file, f"{text}\n".encode()))
     except OSError as error:
         raise DataRefused(f"{file}: {error.strerror}; name a folder that can be written") from None

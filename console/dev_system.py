@@ -9,25 +9,25 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
 
 from console.dev_start import HOST, Ports, Wanted, servers_nearby, write_private
-from console.gateway_store import opened_store
+from console.errors import telling
+from console.gateway_store import opened_store, store_url
 from console.received import View
 from console.roles import run
-from console.settings import fleet_settings
-from devkit.receiver import Keys, Receiver
+from console.settings import fleet_settings, keyring_path
+from console.verifying import KeyringKeys
+from devkit.receiver import Receiver
 from gateway.access.keys import create_key
 from gateway.role import ROLES, Options, gateway_stages
 from operators.topics import configure_groups, create_topics
-from schemas.groups import GROUPS
 from schemas.job import DEFAULT_TENANT
 from schemas.settings import FleetSettings
 from telemetry.clock import SystemClock
-from workers.delivery.keyring import Keyring, KeyringExists
+from workers.delivery.keyring import Keyring, KeyringError, KeyringExists
 from workers.roles.delivery import delivery_stages
 from workers.roles.model_registry import engine_of
 from workers.roles.process import Listen, Process, WhenReady
@@ -36,8 +36,6 @@ from workers.roles.worker import inference_stage
 from workers.stage.stage import Stage
 
 LOOPBACK = "127.0.0.0/8"
-PARTITIONS = 2
-DRAIN_SECONDS = "2"
 
 _CLOCK = SystemClock()
 
@@ -59,13 +57,15 @@ class Addresses:
 def serve(wanted: Wanted, folder: Path, ports: Ports, kafka: str, model: str | None) -> None:
     """Make topics, keys and an API key where they are missing, and serve until a signal.
 
-    Ends the command with a line if a part cannot start. Raises ProducerError, DataRefused and KeyringError.
+    Ends the command with a line if a part cannot start. Raises ProducerError and DataRefused.
     """
     _set_environment(wanted, folder, kafka)
     fleet = fleet_settings()
     create_topics(fleet.kafka)
-    configure_groups(fleet.kafka, [f"{fleet.kafka.topic_prefix}{name}" for name in GROUPS])
-    keyring = _keyring()
+    configure_groups(fleet.kafka)
+    keyring = keyring_path(fleet)
+    with telling(KeyringError), suppress(KeyringExists):
+        Keyring.create(keyring, _CLOCK)
     run("dev", _System(wanted, fleet, ports, keyring, _api_key(folder), model).run())
 
 
@@ -76,24 +76,16 @@ def _set_environment(wanted: Wanted, folder: Path, kafka: str) -> None:
         os.environ["POSTBACK_ENGINE__OPENAI__BASE_URL"] = wanted.base_url
     for name, value in {
         "POSTBACK_ENV": "development",
-        "POSTBACK_KAFKA__PARTITIONS": str(PARTITIONS),
+        "POSTBACK_KAFKA__PARTITIONS": "2",
         "POSTBACK_KEYRING": str(folder / "keyring.json"),
         "POSTBACK_GATEWAY__AUDIT_FILE": str(folder / "audit.jsonl"),
         "POSTBACK_STORE__URL": f"sqlite:///{folder / 'gateway.db'}",
         "POSTBACK_EGRESS__ALLOW_CALLBACKS": LOOPBACK,
         "POSTBACK_EGRESS__ALLOW_FETCH": LOOPBACK,
-        "POSTBACK_WORKER__DRAIN_SECONDS": DRAIN_SECONDS,
+        "POSTBACK_WORKER__DRAIN_SECONDS": "2",
         "POSTBACK_REPLICA": "dev",
     }.items():
         os.environ.setdefault(name, value)
-
-
-def _keyring() -> Path:
-    """Return the keyring's file, which is made if it does not exist. Raises KeyringError."""
-    file = Path(os.environ["POSTBACK_KEYRING"])
-    with suppress(KeyringExists):
-        Keyring.create(file, _CLOCK)
-    return file
 
 
 def _api_key(folder: Path) -> str:
@@ -151,7 +143,7 @@ class _System:
         return Options(
             host=HOST,
             port=self._ports.gateway,
-            store_url=os.environ["POSTBACK_STORE__URL"],
+            store_url=store_url(None),
             tls_cert=None,
             tls_key=None,
             client_ca=None,
@@ -161,13 +153,9 @@ class _System:
         )
 
     async def _receiver(self, stack: AsyncExitStack) -> Receiver:
-        keyring = Keyring.load(self._keyring)
-
-        def keys() -> Keys:
-            now = _CLOCK.time()
-            return Keys(keyring.secrets(DEFAULT_TENANT, now), keyring.public_keys(DEFAULT_TENANT, now))
-
-        return await stack.enter_async_context(Receiver(keys, self._shown.show, host=HOST, port=self._ports.receiver))
+        keys = KeyringKeys(self._keyring, DEFAULT_TENANT)
+        receiver = Receiver(keys.current, self._shown.show, host=HOST, port=self._ports.receiver)
+        return await stack.enter_async_context(receiver)
 
     async def _greet(self, process: Process, receiver: Receiver) -> None:
         addresses = Addresses(
@@ -189,7 +177,8 @@ class _System:
 
 def screen(at: Addresses, topic: str, nearby: Mapping[str, str]) -> list[str]:
     """Return the lines that a person sees when everything serves."""
-    job: dict[str, Any] = {"prompt": "What is a webhook?", "callback_url": at.receiver_url}
+    question = "What is a webhook?"
+    job = json.dumps({"prompt": question, "callback_url": at.receiver_url})
     lines = [
         "",
         "Postback serves on this machine. Ctrl-C ends everything.",
@@ -202,19 +191,19 @@ def screen(at: Addresses, topic: str, nearby: Mapping[str, str]) -> list[str]:
         "",
         "A job, by curl:",
         f"    curl {at.gateway_url}/v1/jobs -H 'Authorization: Bearer {at.api_key}' \\",
-        f"      -H 'Content-Type: application/json' -d '{json.dumps(job)}'",
+        f"      -H 'Content-Type: application/json' -d '{job}'",
         "",
         "By OpenAI's SDK (pip install openai):",
         "    from openai import OpenAI",
         f'    client = OpenAI(base_url="{at.gateway_url}/v1", api_key="{at.api_key}")',
-        '    messages = [{"role": "user", "content": "What is a webhook?"}]',
+        f'    messages = [{{"role": "user", "content": "{question}"}}]',
         f'    chat = client.chat.completions.create(model="{at.model}", messages=messages)',
         "    print(chat.choices[0].message.content)",
         "",
         "By any Kafka client (pip install kafka-python):",
         "    import json, kafka",
         f'    producer = kafka.KafkaProducer(bootstrap_servers="{at.kafka}")',
-        f'    producer.send("{topic}", json.dumps({json.dumps(job)}).encode())',
+        f'    producer.send("{topic}", json.dumps({job}).encode())',
         "    producer.flush()",
         "",
     ]

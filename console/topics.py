@@ -8,11 +8,9 @@ import typer
 
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.settings import fleet_settings
-from schemas.groups import GROUPS
 
 if TYPE_CHECKING:
     from operators.topics import GroupsReport, TopicsReport
-    from schemas.settings import KafkaSettings
 
 app = typer.Typer(no_args_is_help=True, help="Create and configure the fleet's topics.")
 
@@ -62,13 +60,9 @@ def create(
     with telling(ProducerError):
         report = create_topics(kafka, engines=engine or (), raise_partitions=raise_partitions, fix_config=fix_config)
         _report_topics(report)
-        _report_groups(configure_groups(kafka, _groups(kafka)))
+        _report_groups(configure_groups(kafka))
     if not report.is_sound:
         raise typer.Exit(FAILED)
-
-
-def _groups(kafka: KafkaSettings) -> list[str]:
-    return [f"{kafka.topic_prefix}{name}" for name in GROUPS]
 
 
 def _report_topics(report: TopicsReport) -> None:

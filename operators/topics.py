@@ -15,6 +15,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from producers.connection import admin_client
 from producers.errors import RequestRefused
 from producers.topic_configs import ConfigDifference, config_differences, fix_configs
+from schemas.groups import GROUPS
 from schemas.settings import KafkaSettings
 from schemas.topics import TopicSpec
 from telemetry.clock import Clock, Deadline, SystemClock
@@ -148,16 +149,17 @@ def _compare(spec: TopicSpec, found: _Layout, report: TopicsReport, raise_partit
         report.thin.append(ReplicaDifference(spec.name, report.replicas, found.replicas))
 
 
-def configure_groups(settings: KafkaSettings, groups: Iterable[str]) -> GroupsReport:
+def configure_groups(settings: KafkaSettings, groups: Iterable[str] | None = None) -> GroupsReport:
     """Make consumer groups (KIP-848, brokers from 4.0) notice a killed member as early as the broker allows.
 
-    The groups need not exist yet. If the broker refuses, the report says so, and the groups keep the broker's default
-    of 45 s. Raises ProducerError if no broker answers.
+    By default these are the fleet's groups. The groups need not exist yet. If the broker refuses, the report says so,
+    and the groups keep the broker's default of 45 s. Raises ProducerError if no broker answers.
     """
+    names = [f"{settings.topic_prefix}{name}" for name in GROUPS] if groups is None else list(groups)
     with admin_client(settings) as admin:
         try:
             config = _group_config(_broker_config(admin))
-            answer = _alter_groups(admin, list(groups), config)
+            answer = _alter_groups(admin, names, config)
         except (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError) as error:
             return GroupsReport(problems=[f"the broker refuses this configuration ({type(error).__name__})"])
     problems = [f"{name}: {said}" for name, said in answer.items() if said != "OK"]

@@ -29,7 +29,6 @@ from operators.topics import configure_groups, create_topics
 from producers.client import Client
 from producers.connection import admin_client
 from producers.results import ResultsReader
-from schemas.groups import GROUPS
 from schemas.job import DEFAULT_TENANT, Job, Sources
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
@@ -125,7 +124,7 @@ def _is_kafka_named() -> bool:
 def _make_topics(kafka: KafkaSettings) -> None:
     with _step("Making the topics"):
         create_topics(kafka)
-        configure_groups(kafka, [f"{kafka.topic_prefix}{group}" for group in GROUPS])
+        configure_groups(kafka)
 
 
 def _model() -> Path:
