@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from console.errors import BAD_INPUT, fail, telling
+from console.given_secrets import given_text
 from console.settings import checked_settings
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ def gateway_client(url: str, key: str | None) -> Iterator[HttpClient]:
     from console.gateway_settings import GatewayClientSettings
 
     settings = checked_settings(GatewayClientSettings)
-    given = _key_of(key) if key is not None else settings.key.get_secret_value() if settings.key is not None else None
+    given = settings.key.get_secret_value() if settings.key is not None else ""
+    if key is not None:
+        given = given_text("--key", key, _LONGEST_KEY)
     if not given and settings.key_file is not None:
-        given = _key_of(f"@{settings.key_file}")
+        given = given_text("--key", f"@{settings.key_file}", _LONGEST_KEY)
     if not given:
         raise fail("give the API key: set POSTBACK_GATEWAY_KEY or POSTBACK_GATEWAY_KEY_FILE, or --key @FILE", BAD_INPUT)
     ca_file = str(settings.ca_file) if settings.ca_file is not None else None
@@ -135,15 +137,3 @@ def stored(client: HttpClient, job_ids: Sequence[str]) -> Iterator[Result]:
 def _reason(job_id: str, failed: SubmitFailed) -> str | None:
     """Return the reason why a job of a failed request is not accepted; None for an accepted job."""
     return None if job_id in failed.accepted else str(failed.__cause__)
-
-
-def _key_of(text: str) -> str:
-    """Return the key itself, or the content of @FILE."""
-    if not text.startswith("@"):
-        return text
-    try:
-        with Path(text[1:]).open(encoding="utf-8") as opened:
-            return opened.read(_LONGEST_KEY).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "the file is not text"
-        raise fail(f"--key {text}: {reason}", BAD_INPUT) from None
