@@ -93,9 +93,9 @@ The schemas in machine-readable form: [job.json](../../schemas/published/job.jso
 [asyncapi.yaml](../../schemas/published/asyncapi.yaml).
 
 - A job is at most {MAX_JOB_BYTES // 1024} KiB, {MAX_JOB_BYTES:,} bytes of its value. A larger job is `rejected`.
-- A result is at most {MAX_RESULT_BYTES // 1024} KiB. A larger result becomes `failed`, with the error
-`result_too_large`. - A field with neither **required** nor a default may be absent. - Readers ignore unknown fields. A
-job's unknown fields are named in its result's `notes`.
+- A result is at most {MAX_RESULT_BYTES // 1024} KiB. A larger one becomes `failed`, with the error `result_too_large`.
+- A field with neither **required** nor a default may be absent.
+- Readers ignore unknown fields. A job's unknown fields are named in its result's `notes`.
 """
 
 
