@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from console.gateway_settings import GatewayClientSettings
+from console.markdown import one_line
 from gateway.access.settings import AccessSettings
 from gateway.blobs.settings import FilesSettings
 from gateway.door.settings import GatewaySettings
@@ -111,17 +112,13 @@ def _sections(model: type[BaseModel], prefix: str, readers: str, *, nested: bool
             parts += _sections(field.annotation, f"{variable}__", readers, nested=nested)
             continue
         default = _shown(field.get_default(call_default_factory=True))
-        variables.append(Variable(variable, _one_line(described.get(name)), default, _allowed(field)))
+        variables.append(Variable(variable, one_line(described.get(name)), default, _allowed(field)))
         if nested and get_origin(field.annotation) is dict:
             variables.append(Variable(f"{variable}__*", f"One entry of `{variable}`, by its name."))
-    about = f"{_one_line(model.__doc__)} {readers}"
+    about = f"{one_line(model.__doc__)} {readers}"
     if variables:
         yield Section(prefix, about, tuple(variables), is_part=not issubclass(model, BaseSettings))
     yield from parts
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
 
 
 def _shown(default: Any) -> str:

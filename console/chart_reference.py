@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from console.markdown import table
 from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6
 from workers.engines import ENGINES
 from workers.engines.registry import engine_settings
@@ -117,8 +118,9 @@ def _commented(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _table(values: list[ChartValue]) -> str:
-    rows = [f"| {_name(each)} | {_default(each)} | {_cell(each.meaning)} |\n" for each in values]
-    return f"\n| value | default | meaning |\n| --- | --- | --- |\n{''.join(rows)}"
+    return "\n" + table(
+        ("value", "default", "meaning"), ((_name(each), _default(each), each.meaning) for each in values)
+    )
 
 
 def _name(value: ChartValue) -> str:
@@ -130,10 +132,6 @@ def _default(value: ChartValue) -> str:
     if value.is_section or value.default == "":
         return ""
     return f"`{value.default if isinstance(value.default, str) else json.dumps(value.default)}`"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 # -- engines' names in the chart --------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from console.job_examples import (
     SCORED,
     SEEING,
 )
+from console.markdown import one_line, table
 from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
@@ -150,11 +151,11 @@ def _event() -> dict[str, Any]:
 
 
 def _headers() -> str:
-    rows = [f"| `{name}` | {HEADERS[name]['description']} | `{HEADER_EXAMPLES[name]}` |\n" for name in PRODUCER_HEADERS]
+    rows = ((f"`{name}`", HEADERS[name]["description"], f"`{HEADER_EXAMPLES[name]}`") for name in PRODUCER_HEADERS)
     return (
         "\n## Headers of a job\n\nAll are optional Kafka record headers.\n"
         "A job is `rejected` if a header disagrees with the body; a `deadline` may stand beside `ttl_seconds`.\n\n"
-        f"| header | meaning | example |\n| --- | --- | --- |\n{''.join(rows)}"
+        + table(("header", "meaning", "example"), rows)
     )
 
 
@@ -199,20 +200,21 @@ def _at(place: str, examples: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
 
 
 def _section(title: str, about: str, schema: Mapping[str, Any], examples: Mapping[str, Any], level: str = "##") -> str:
-    rows = [_row(name, field, schema, examples) for name, field in schema["properties"].items()]
-    head = "| field | type | limit | default | meaning | example |\n| --- | --- | --- | --- | --- | --- |\n"
-    return f"\n{level} {title}\n\n{_one_line(about)}\n\n{head}{''.join(rows)}"
+    rows = (_row(name, field, schema, examples) for name, field in schema["properties"].items())
+    columns = ("field", "type", "limit", "default", "meaning", "example")
+    return f"\n{level} {title}\n\n{one_line(about)}\n\n{table(columns, rows)}"
 
 
-def _row(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], examples: Mapping[str, Any]) -> str:
+def _row(
+    name: str, field: Mapping[str, Any], schema: Mapping[str, Any], examples: Mapping[str, Any]
+) -> tuple[str, ...]:
     kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
     types = " or ".join(dict.fromkeys(_type(kind, schema["$defs"]) for kind in kinds))
     limits = "; ".join(filter(None, (_limit(kind, schema["$defs"]) for kind in kinds)))
-    cells = (
+    return (
         *(f"`{name}`", types, limits, _default(name, field, schema)),
-        *(_one_line(field["description"]), f"`{_shown(field.get('const', examples.get(name)))}`"),
+        *(one_line(field["description"]), f"`{_shown(field.get('const', examples.get(name)))}`"),
     )
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
 def _type(kind: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
@@ -283,9 +285,5 @@ def _example(title: str, example: Mapping[str, Any]) -> str:
 
 
 def _meanings(title: str, column: str, meanings: Mapping[Any, str]) -> str:
-    rows = "".join(f"| `{name}` | {meaning} |\n" for name, meaning in meanings.items())
-    return f"\n## {title}\n\n| {column} | meaning |\n| --- | --- |\n{rows}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    rows = ((f"`{name}`", meaning) for name, meaning in meanings.items())
+    return f"\n## {title}\n\n{table((column, 'meaning'), rows)}"

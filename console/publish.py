@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from console import chart_reference, job_reference
 from console.catalogue import Section, names, sections
+from console.markdown import table
 from telemetry.action import Action
 from telemetry.actions import SECTIONS
 from telemetry.metrics import Metrics
@@ -48,8 +49,6 @@ The metrics of every worker and delivery process at `/metrics`, declared in
 [DEPLOY](../DEPLOY.md) explains which ones to watch.
 No label names a tenant or a URL.
 
-| metric | kind | labels | meaning |
-| --- | --- | --- | --- |
 """
 _LOG_ACTIONS = f"""# Log actions
 
@@ -86,7 +85,7 @@ def documents() -> dict[Path, str]:
     """Map each file's path to its text. The same declarations always give the same texts."""
     return {
         REFERENCE / "settings.md": _SETTINGS + "".join(map(_section, sections())),
-        REFERENCE / "metrics.md": _METRICS + "".join(f"{row}\n" for row in _metrics()),
+        REFERENCE / "metrics.md": _METRICS + table(("metric", "kind", "labels", "meaning"), _metrics()),
         REFERENCE / "jobs.md": job_reference.page(),
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "console" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
@@ -106,43 +105,38 @@ def main() -> None:
 def _measured_table() -> str:
     """Return the table of the seconds from each fault to its alert."""
     seconds = json.loads(MEASURED.read_text(encoding="utf-8"))
-    rows = [
-        f"| {promise} | [{alert}](#{alert.split()[0].lower()}) | {seconds['SIGKILL'][alert]} "
-        f"| {seconds['SIGSTOP'].get(alert, seconds['read-only'].get(alert, ''))} |\n"
+    rows = (
+        (
+            *(promise, f"[{alert}](#{alert.split()[0].lower()})", str(seconds["SIGKILL"][alert])),
+            str(seconds["SIGSTOP"].get(alert, seconds["read-only"].get(alert, ""))),
+        )
         for alert, promise in _PROMISES.items()
-    ]
-    return f"| promise | alert | killed | stopped |\n| --- | --- | --- | --- |\n{''.join(rows)}"
+    )
+    return table(("promise", "alert", "killed", "stopped"), rows)
 
 
 def _section(section: Section) -> str:
-    rows = [
-        f"| `{each.name}` | {f'`{each.default}`' if each.default else ''} | {each.allowed} | {_cell(each.meaning)} |\n"
+    rows = (
+        (f"`{each.name}`", f"`{each.default}`" if each.default else "", each.allowed, each.meaning)
         for each in section.variables
-    ]
-    head = f"\n## `{section.prefix}…`\n\n{section.about}\n\n| variable | default | allowed | meaning |\n"
-    return f"{head}| --- | --- | --- | --- |\n{''.join(rows)}"
+    )
+    head = f"\n## `{section.prefix}…`\n\n{section.about}\n\n"
+    return head + table(("variable", "default", "allowed", "meaning"), rows)
 
 
-def _metrics() -> Iterable[str]:
+def _metrics() -> Iterable[tuple[str, ...]]:
     for metric in vars(Metrics()).values():
         if isinstance(metric, MetricWrapperBase):
             [family] = metric.describe()
             kind = {Gauge: "gauge", KnownGauge: "gauge", Histogram: "histogram"}.get(type(metric), "counter")
             name = f"{family.name}_total" if kind == "counter" else family.name
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
-            yield f"| `{name}` | {kind} | {labels} | {_cell(family.documentation)} |"
+            yield f"`{name}`", kind, labels, family.documentation
 
 
 def _actions(title: str, actions: Mapping[str, Action]) -> str:
-    rows = [
-        f"| `{name}` | {action.level} | {_cell(action.event)} | {_cell(action.remedy)} |\n"
-        for name, action in actions.items()
-    ]
-    return f"\n## {title}\n\n| action | level | event | next step |\n| --- | --- | --- | --- |\n{''.join(rows)}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    rows = ((f"`{name}`", action.level, action.event, action.remedy) for name, action in actions.items())
+    return f"\n## {title}\n\n" + table(("action", "level", "event", "next step"), rows)
 
 
 if __name__ == "__main__":
