@@ -3,31 +3,38 @@
     head   →   body   →   response   →   idle   →   head …
       └──────────┴── refused: response, then linger ──┘
 
-`check` ends a connection whose present step takes too long; the server calls `check` often. Source: RFC 9112, and RFC
-9110 for the statuses.
+`check` ends a connection whose present step takes too long; the server calls `check` often. The parser, llhttp, leaves
+some rules of a request's head to its user. Over TLS, buffers below the transport hide a response's progress from
+asyncio, so the progress is read from the kernel.
+
+Source: RFC 9112, and RFC 9110 for the statuses; Linux, `tcp(7)` (SIOCOUTQ, TCP_INFO) and `struct tcp_info` in
+`include/uapi/linux/tcp.h`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
+import re
 import socket
-from collections.abc import Callable
+import struct
+import termios
+import urllib.parse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.door.cycle import Cycle, Outlet
 from gateway.door.door import PEER
 from gateway.door.errors import ApiError
-from gateway.door.head import MALFORMED, RefusedHeadError, check_fields, read_target
-from gateway.door.pace import Pace
+from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
 from gateway.door.proxies import TrustedProxies
-from gateway.door.refusals import refusal_bytes
-from gateway.door.sent import acknowledged_bytes, unacknowledged_bytes
 from gateway.door.settings import GatewaySettings
 
 MOST_PIPELINED = 16
@@ -39,12 +46,17 @@ MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
 """The maximum number of bytes that uvloop hands over at once."""
+_MALFORMED = ApiError(400, "malformed_request", "The request is not HTTP/1.1 as RFC 9112 defines it.")
 _SLOW_HEAD = ApiError(408, "request_timeout", "The request's header fields took too long to arrive; repeat it.")
 _SLOW_BODY = ApiError(408, "request_timeout", "The request's body arrives too slowly; repeat it over a faster link.")
 _LARGE_HEAD = ApiError(
     431, "headers_too_large", "The request's header fields are too large; send fewer or shorter ones."
 )
 _LONG_URL = ApiError(414, "url_too_long", "The request's URL is too long; shorten its query.")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]{0,5})?")
+"""Matches the value of `Host`: `uri-host` and port, by RFC 9112, section 3.2."""
+_BYTES_ACKED = struct.Struct("=120xQ")
+"""The byte offset of `tcpi_bytes_acked`: after 8 bytes, 24 numbers of 32 bits and two rates of 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +158,7 @@ class DoorConnection(HttpToolsProtocol):
             self._end_after_response()
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self._refuse(cause.error if isinstance(cause, RefusedHeadError) else MALFORMED)
+            self._refuse(cause.error if isinstance(cause, RefusedHeadError) else _MALFORMED)
         else:
             self._check_sizes()
 
@@ -157,7 +169,7 @@ class DoorConnection(HttpToolsProtocol):
         if self._in_head and self._head_bytes > most:
             self._refuse(_LARGE_HEAD)
         elif self._body is not None and self._unseen > most + MOST_READ_BYTES:
-            self._refuse(MALFORMED)
+            self._refuse(_MALFORMED)
 
     # -- the parser's events ---------------------------------------------------------------------------------------
 
@@ -190,9 +202,8 @@ class DoorConnection(HttpToolsProtocol):
         self.scope["http_version"] = version
         method = self.scope["method"] = self.parser.get_method().decode("ascii")
         check_fields(version, self.headers, upgrades=self.parser.should_upgrade())
-        target = read_target(method, self.url)
-        self.scope["path"], self.scope["raw_path"] = target.path, target.raw_path
-        self.scope["query_string"] = target.query
+        path, raw_path, query = read_target(method, self.url)
+        self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = path, raw_path, query
         if self.client is not None:
             self.scope["client"] = (self._proxies.client_of(self.client[0], self.headers), self.client[1])
         if self._peer is not None:
@@ -270,7 +281,7 @@ class DoorConnection(HttpToolsProtocol):
                 cycle.fail(error)
             return
         self._refused(error.status)
-        self.transport.write(refusal_bytes(error, self.server_state.default_headers))
+        self.transport.write(_refusal_bytes(error, self.server_state.default_headers))
         self._finish()
 
     def _end_after_response(self) -> None:
@@ -337,10 +348,10 @@ class DoorConnection(HttpToolsProtocol):
 
     def _takes_too_slowly(self, now: float) -> bool:
         """True if the peer reads the response too slowly."""
-        if unacknowledged_bytes(self._socket) == 0:
+        if _unacknowledged_bytes(self._socket) == 0:
             self._sending = None
             return False
-        moved = acknowledged_bytes(self._socket)
+        moved = _acknowledged_bytes(self._socket)
         if self._sending is None:
             self._sending = _pace(self._limits, self.loop.time(), moved)
         return self._sending.slow(now, moved)
@@ -358,5 +369,128 @@ class DoorConnection(HttpToolsProtocol):
         return self._body_bytes + self._discarded
 
 
+# -- the head of a request ---------------------------------------------------------------------------------------------
+
+
+class RefusedHeadError(Exception):
+    """The request's head is refused with this error."""
+
+    def __init__(self, error: ApiError = _MALFORMED) -> None:
+        super().__init__(error.code)
+        self.error = error
+
+
+def check_fields(version: str, fields: Sequence[tuple[bytes, bytes]], *, upgrades: bool) -> None:
+    """Refuse a head that another server on the way may read otherwise. Raises RefusedHeadError.
+
+    `fields` have names in lower case. `upgrades` is true for a request with `Upgrade`: the parser ends such a request
+    at its head, and would read the body as the next request.
+    """
+    hosts = [value for name, value in fields if name == b"host"]
+    coded = [value.strip().lower() for name, value in fields if name == b"transfer-encoding"]
+    if version not in ("1.0", "1.1") or len(hosts) > 1 or (version == "1.1" and not hosts):
+        raise RefusedHeadError
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise RefusedHeadError
+    if coded and (version == "1.0" or coded != [b"chunked"]):
+        raise RefusedHeadError
+    if upgrades and (coded or any(name == b"content-length" for name, _ in fields)):
+        raise RefusedHeadError
+
+
+def read_target(method: str, url: bytes) -> tuple[str, bytes, bytes]:
+    """Return the decoded path, the path as it was sent, and the query. Raises RefusedHeadError.
+
+    The target is an absolute path, a whole URL, or `*` (RFC 9112, section 3.2).
+    A NUL in the path or the query is refused here, because PostgreSQL stores no NUL, and the request could only fail
+    later.
+    """
+    if method == "CONNECT":
+        raise RefusedHeadError
+    if url == b"*":
+        return "*", b"*", b""
+    try:
+        parsed = httptools.parse_url(url)
+        raw = parsed.path or b"/"
+        path = urllib.parse.unquote(raw.decode("ascii")) if b"%" in raw else raw.decode("ascii")
+    except (httptools.HttpParserError, UnicodeDecodeError):
+        raise RefusedHeadError from None
+    query = parsed.query or b""
+    if "\0" in path or b"%00" in query:
+        raise RefusedHeadError
+    return path, raw, query
+
+
+# -- the speed of transfers --------------------------------------------------------------------------------------------
+
+
+class Pace:
+    """Watches one transfer: each window of `seconds` has to carry `seconds * bytes_per_second` bytes.
+
+    So a client that moves one byte now and then cannot hold a connection for ever.
+    Times are in seconds, from any clock that does not run backwards; `moved` counts the transfer's bytes so far.
+    """
+
+    def __init__(self, seconds: float, bytes_per_second: float, now: float, moved: int = 0) -> None:
+        self._seconds = seconds
+        self._least = max(1.0, seconds * bytes_per_second)
+        self._since = now
+        self._moved = moved
+
+    def slow(self, now: float, moved: int) -> bool:
+        """Return whether the transfer is too slow. A window that carried enough bytes starts over."""
+        if moved - self._moved >= self._least:
+            self.restart(now, moved)
+        return now - self._since > self._seconds
+
+    def restart(self, now: float, moved: int) -> None:
+        """Begin a new window. Callers do so while the peer cannot move bytes, so that this time is not counted."""
+        self._since, self._moved = now, moved
+
+
 def _pace(limits: GatewaySettings, now: float, moved: int) -> Pace:
     return Pace(limits.transfer_seconds, limits.transfer_bytes_per_second, now, moved)
+
+
+# -- refusals of input that is no request ------------------------------------------------------------------------------
+
+
+def _refusal_bytes(error: ApiError, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return a whole response in OpenAI's error shape, after which the connection ends.
+
+    No application can answer input that is no request.
+    """
+    body = json.dumps(error.body).encode()
+    fields = [
+        *default_headers,
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (REQUEST_ID.encode(), new_request_id().encode()),
+        *SECURITY,
+        (b"connection", b"close"),
+    ]
+    head = b"".join(b"%b: %b\r\n" % field for field in fields)
+    return STATUS_LINE[error.status] + head + b"\r\n" + body
+
+
+# -- the progress of a response ----------------------------------------------------------------------------------------
+
+
+def _unacknowledged_bytes(connection: socket.socket) -> int:
+    """Return the number of bytes that the kernel holds for the peer.
+
+    If the result is 0, the process holds no bytes for the peer either.
+    """
+    try:
+        return int(struct.unpack("=i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    except (OSError, ValueError):
+        return 0  # the socket is closed, and holds no bytes
+
+
+def _acknowledged_bytes(connection: socket.socket) -> int:
+    """Return the number of bytes that the peer has acknowledged since the connection began."""
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+    except OSError:
+        return 0  # the socket is closed
+    return int(_BYTES_ACKED.unpack(info)[0])

@@ -52,6 +52,11 @@ def conflict(code: str, message: str, param: str | None = None) -> ApiError:
     return ApiError(409, code, message, param=param, headers=NO_RETRY)
 
 
+def unavailable(code: str, message: str, seconds: int = 5) -> ApiError:
+    """Return a 503 that clients repeat after this time."""
+    return ApiError(503, code, message, headers={"retry-after": str(seconds)})
+
+
 NO_RETRY = MappingProxyType({"x-should-retry": "false"})
 """OpenAI's clients repeat 408, 409, 429 and 5xx unless this header forbids it."""
 

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware around the whole application: ids, header fields, metrics, and the last resort for errors."""
+"""Pure ASGI middleware around the application: ids, header fields, metrics, audit, and the last resort for errors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.door.audited import audit_event
+from gateway.access import Principal
 from gateway.door.body import BODIES, BodyBudget, HeldBytes
-from gateway.door.door import ANSWER_HEADERS
-from gateway.door.errors import ApiError
+from gateway.door.door import ANSWER_HEADERS, PRINCIPAL
+from gateway.door.errors import unavailable
 from gateway.door.handlers import defect_response, error_response
 from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
+from gateway.door.noted import ACTION, CREDENTIAL, HASHES, OBJECTS, REASON, RULES, VERDICT
+from gateway.door.openapi.document import OPERATIONS
 from gateway.door.traced import describe
-from telemetry.audit import Audit
+from telemetry.audit import Audit, AuditEvent, Type
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -31,6 +33,8 @@ UNMATCHED = "unmatched"
 """The metrics' route of a request with an unknown URL."""
 FRAMES = 8
 """The number of a traceback's innermost frames that the log shows. The outer frames are the framework's."""
+_NAMES: Final = {(operation.method, operation.path): operation.name for operation in OPERATIONS}
+_DENIED = (401, 403)
 
 log = get_logger()
 
@@ -66,7 +70,7 @@ class Observed:
                 with suppress(Exception):
                     await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
-                stopping = ApiError(503, "stopping", "The gateway stops; repeat the request.", headers=_AT_ONCE)
+                stopping = unavailable("stopping", "The gateway stops; repeat the request.", seconds=1)
                 await error_response(stopping)(scope, receive, exchange.send)
         except Exception as error:
             _report(error, exchange.request_id, _route(scope))
@@ -83,11 +87,8 @@ class Observed:
         self._write_audit(scope, int(status))
 
     def _write_audit(self, scope: Scope, status: int) -> None:
-        if self._audit is not None and (event := audit_event(scope, status)) is not None:
+        if self._audit is not None and (event := _audit_event(scope, status)) is not None:
             self._audit.record(event)
-
-
-_AT_ONCE = {"retry-after": "1"}
 
 
 class _Exchange:
@@ -131,3 +132,42 @@ def _report(error: Exception, request_id: str, route: str) -> None:
         error_type=type(error).__qualname__,
         stack="".join(traceback.format_tb(error.__traceback__, -FRAMES)),
     )
+
+
+def _audit_event(scope: Scope, status: int) -> AuditEvent | None:
+    """Return the audit event of an answered request that has a credential, or is refused with 401 or 403.
+
+    None for any other request, such as one for `/docs`.
+    """
+    state, route = scope["state"], getattr(scope.get("route"), "path", None)
+    principal: Principal | None = state.get(PRINCIPAL)
+    action = state.get(ACTION) or _NAMES.get((scope["method"], (route or "").replace(":path}", "}")))
+    if action is None or (principal is None and status not in _DENIED):
+        return None
+    known = [str(value) for value in scope.get("path_params", {}).values()]
+    client: Any = scope.get("client")
+    return AuditEvent(
+        action=action,
+        type=_audit_type(scope["method"], action, status),
+        succeeded=status < 400,
+        user=state.get(CREDENTIAL) if principal is None else principal.credential,
+        tenant=None if principal is None else principal.tenant,
+        objects=[*known, *state.get(OBJECTS, ())],
+        hashes=state.get(HASHES, ()),
+        verdict=state.get(VERDICT),
+        rules=state.get(RULES, ()),
+        reason=state.get(REASON),
+        status=status,
+        request_id=state.get("request_id"),
+        address=client[0] if client else None,
+    )
+
+
+def _audit_type(method: str, action: str, status: int) -> Type:
+    if status in _DENIED:
+        return "denied"
+    if method == "GET":
+        return "access"
+    if method == "DELETE":
+        return "deletion"
+    return "creation" if action.startswith("create") else "change"

@@ -10,16 +10,18 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from email.utils import formatdate
+from typing import Literal
 
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from gateway.access.rates import network_of
 from gateway.door.connection import DoorConnection, Surroundings
 from gateway.door.door import nothing
-from gateway.door.places import Places, Refusal
 from gateway.door.proxies import NoProxyHeader, TrustedProxies, read_proxy_header
 from gateway.door.settings import GatewaySettings
 from telemetry.clock import Clock
@@ -42,6 +44,8 @@ ends the connections of slow peers much sooner.
 _LOOK_SECONDS = 1.0
 _LOOK_AT_STOP_SECONDS = 0.1
 _ACCEPT_PAUSE_SECONDS = 0.1
+
+Refusal = Literal["all_taken", "client_has_too_many"]
 
 log = get_logger()
 
@@ -72,8 +76,8 @@ class DoorServer(SideTask):
         )
         config.load()
         self._state = ServerState()
-        proxies = TrustedProxies(limits.trusted_proxies)
-        self._around = Surroundings(config, self._state, limits, self._count_refused, proxies)
+        self._proxies = TrustedProxies(limits.trusted_proxies)
+        self._around = Surroundings(config, self._state, limits, self._count_refused, self._proxies)
         self._socket = bound
         self._tls = tls
         self._limits = limits
@@ -81,7 +85,6 @@ class DoorServer(SideTask):
         self._look = look
         self._metrics = metrics
         metrics.http_connections_refused.begin()
-        self._proxies = self._around.proxies
         self._places = Places(limits.connections, limits.connections_per_address)
         self._throttle = LogThrottle(60.0)
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -145,23 +148,19 @@ class DoorServer(SideTask):
     async def _begin(self, accepted: socket.socket, client: str | None) -> None:
         """Do the TLS handshake, and give the connection to its protocol. None is the client of a trusted proxy."""
         if client is None and self._limits.proxy_protocol:
-            try:
-                async with asyncio.timeout(self._limits.head_seconds):
-                    named = await read_proxy_header(accepted)
-            except (OSError, TimeoutError, NoProxyHeader):
-                self._metrics.http_connections_refused.labels("handshake").inc()
-                accepted.close()
-                self._free(None)
-                return
-            except asyncio.CancelledError:
-                accepted.close()
-                self._free(None)
-                raise
-            if named is not None and (refusal := self._places.name(named)):
-                self._turn_away(accepted, refusal)
-                self._free(None)
-                return
-            client = named
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._free, None)
+                undo.callback(accepted.close)
+                try:
+                    async with asyncio.timeout(self._limits.head_seconds):
+                        client = await read_proxy_header(accepted)
+                except (OSError, TimeoutError, NoProxyHeader):
+                    self._metrics.http_connections_refused.labels("handshake").inc()
+                    return
+                if client is not None and (refusal := self._places.name(client)):
+                    self._turn_away(accepted, refusal)
+                    return
+                undo.pop_all()
         await self._hand_over(accepted, client)
 
     async def _hand_over(self, accepted: socket.socket, client: str | None) -> None:
@@ -255,3 +254,50 @@ def _ours(connection: object) -> DoorConnection:
     """Return the connection with its type: the server's state contains only such connections."""
     assert isinstance(connection, DoorConnection)  # noqa: S101
     return connection
+
+
+class Places:
+    """Places for connections: a limit for all clients together, and one for each client.
+
+    A client is an IPv4 address, or an IPv6 network of 64 bits, as providers assign them.
+    """
+
+    def __init__(self, most: int, most_per_client: int) -> None:
+        self._most = most
+        self._most_per_client = most_per_client
+        self._taken: Counter[str] = Counter()
+        self._all = 0
+
+    def __len__(self) -> int:
+        """Number of taken places."""
+        return self._all
+
+    def take(self, address: str | None) -> Refusal | None:
+        """Take a place for a connection from this address, or return the reason why no place is free.
+
+        None stands for the connection of a trusted proxy, whose client is not known yet.
+        """
+        if self._all >= self._most:
+            return "all_taken"
+        if address is not None and (refusal := self.name(address)):
+            return refusal
+        self._all += 1
+        return None
+
+    def name(self, address: str) -> Refusal | None:
+        """Count a proxy's connection as this client's, or return the reason why the client may have no more."""
+        client = network_of(address)
+        if self._taken[client] >= self._most_per_client:
+            return "client_has_too_many"
+        self._taken[client] += 1
+        return None
+
+    def free(self, address: str | None) -> None:
+        """Give a place back."""
+        self._all -= 1
+        if address is None:
+            return
+        client = network_of(address)
+        self._taken[client] -= 1
+        if not self._taken[client]:
+            del self._taken[client]

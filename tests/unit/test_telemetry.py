@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import Counter
 
 from console.roles import log_uncaught
-from gateway.door.places import Refusal
+from gateway.door.server import Refusal
 from schemas.codec import Origin, read_job
 from schemas.codes import DEAD_LETTER_REASONS
 from schemas.endpoint import DisabledBecause

@@ -41,9 +41,8 @@ class Operation:
     answer_type: str = "application/json"
 
 
-NUMBER = {"type": "integer", "minimum": 1, "maximum": 100}
 PAGING = (
-    Parameter("limit", "The maximum number of objects.", NUMBER),
+    Parameter("limit", "The maximum number of objects.", {"type": "integer", "minimum": 1, "maximum": 100}),
     Parameter("after", "The id of the last object of the previous page."),
     Parameter("order", "The order by time of creation.", {"enum": ["asc", "desc"]}),
 )
