@@ -1,23 +1,26 @@
-"""Authentication: a request's credential becomes a principal."""
+"""Authentication: a request's credential becomes a principal.
+
+A TLS client certificate that TLS has verified names a tenant and scopes.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
-from gateway.access.client_certificates import ClientCertificates, agreed
 from gateway.access.key_text import PREFIX, id_of
 from gateway.access.keys import ApiKey, KeyDigests, find_key, note_use
 from gateway.access.oidc.token_text import is_token
 from gateway.access.pepper import load_pepper
-from gateway.access.principal import CredentialRefused, Principal
+from gateway.access.principal import DEFAULT_SCOPES, CredentialRefused, Principal, Scope
 from gateway.access.recent import Recent
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant
 from gateway.store.store import Store, StoreAway
-from gateway.tls import DoorTls
+from gateway.tls import DoorTls, PeerUnreadable, read_peer
 from telemetry.clock import Clock
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 _SENDABLE = "send an API key: `Authorization: Bearer pk_…`"
 _UNKNOWN = "the API key is unknown, expired or revoked"
+_read_peer = lru_cache(maxsize=1024)(read_peer)
+"""Reads are cached, because all requests of a connection come with the same certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Access:
     ) -> None:
         self.digests = digests
         """Makes the digests of keys, also for the routes of admins."""
-        self._certificates = ClientCertificates(tls)
+        self._tls = tls
         self._store = store
         self._clock = clock
         self._settings = settings
@@ -88,7 +93,7 @@ class Access:
 
         Raises CredentialRefused, StoreAway and IssuerAway.
         """
-        shown = self._certificates.principal(peer) if peer is not None else None
+        shown = certified(peer, self._tls)
         if not credential.is_given and shown is not None:
             return shown
         if credential.is_token and self._tokens is not None:
@@ -102,7 +107,7 @@ class Access:
 
         Raises CredentialRefused.
         """
-        return agreed(self._certificates.principal(peer) if peer is not None else None, found)
+        return agreed(certified(peer, self._tls), found)
 
     async def tenant(self, tenant: str) -> TenantSettings:
         """Return the tenant's settings, or the defaults. Raises StoreAway."""
@@ -162,3 +167,35 @@ def _tokens(settings: AccessSettings, clock: Clock) -> Tokens | None:
     from gateway.access.oidc.tokens import Tokens  # requests and joserfc are not imported without an issuer
 
     return Tokens(settings.oidc, clock)
+
+
+def certified(der: bytes | None, tls: DoorTls | None) -> Principal | None:
+    """Return the principal of a client certificate (DER); None without one, or for one that names no tenant.
+
+    A certificate without scopes, such as one of an authority that is not Postback's, gets the scopes of a new API key.
+    Raises CredentialRefused for a certificate that expired or was revoked while its connection was open.
+    """
+    if der is None:
+        return None
+    try:
+        peer = _read_peer(der)
+    except PeerUnreadable as error:
+        raise CredentialRefused(str(error)) from None
+    if tls is not None and (refusal := tls.refusal(peer)) is not None:
+        raise CredentialRefused(refusal)
+    if peer.tenant is None:
+        return None
+    scopes = frozenset(scope for scope in Scope if scope in peer.scopes) if peer.scopes else DEFAULT_SCOPES
+    return Principal(peer.tenant, f"cert:{peer.serial}", "certificate", scopes)
+
+
+def agreed(shown: Principal | None, found: Principal) -> Principal:
+    """Return the principal of a request that has a certificate and another credential.
+
+    Raises CredentialRefused if the two credentials belong to different tenants.
+
+    So a stolen API key is of no use to another tenant's client.
+    """
+    if shown is not None and shown.tenant != found.tenant:
+        raise CredentialRefused("the API key and the client certificate are of different tenants; send a key of yours")
+    return found

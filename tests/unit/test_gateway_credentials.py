@@ -22,8 +22,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OctKey, RSAKey
 from pydantic import ValidationError
 
-from gateway.access.access import Access
-from gateway.access.client_certificates import ClientCertificates, agreed
+from gateway.access.access import Access, agreed, certified
 from gateway.access.key_text import PATTERN, checksum, id_of, new_key
 from gateway.access.keys import KeyDigests, NewKey, create_key, find_key, listed_keys, revoke_key
 from gateway.access.oidc.settings import OidcSettings
@@ -609,7 +608,7 @@ def client(ca: Path, scopes: str = "read,submit", name: str = "one") -> bytes:
 
 
 def test_a_certificate_gives_its_tenant_and_the_scopes_that_the_gateway_knows(ca: Path) -> None:
-    found = ClientCertificates(None).principal(client(ca, "read,submit,future:scope"))
+    found = certified(client(ca, "read,submit,future:scope"), None)
     assert found is not None
     assert (found.tenant, found.kind) == ("acme", "certificate")
     assert found.scopes == {Scope.READ, Scope.SUBMIT}
@@ -620,29 +619,28 @@ def test_a_certificate_gives_its_tenant_and_the_scopes_that_the_gateway_knows(ca
 def test_a_certificate_without_scopes_has_those_of_a_new_key_and_one_without_a_tenant_gives_no_principal(
     ca: Path,
 ) -> None:
-    certificates = ClientCertificates(None)
-    found = certificates.principal(client(ca, ""))
+    found = certified(client(ca, ""), None)
     assert found is not None
     assert found.scopes == DEFAULT_SCOPES
-    unknown = certificates.principal(client(ca, "future:scope", "two"))
+    unknown = certified(client(ca, "future:scope", "two"), None)
     assert unknown is not None
     assert unknown.scopes == frozenset()
     server = x509.load_pem_x509_certificate((ca / "web.pem").read_bytes()).public_bytes(Encoding.DER)
-    assert certificates.principal(server) is None
+    assert certified(server, None) is None
 
 
 def test_a_certificate_is_refused_once_it_is_revoked_or_has_expired_on_an_open_connection(ca: Path) -> None:
     clock, der, other = SetClock(TODAY.timestamp()), client(ca), client(ca, name="two")
-    certificates = ClientCertificates(DoorTls(TlsFiles(ca / "web.pem", ca / "web.key", ca / "ca.pem"), clock))
-    assert certificates.principal(der) is not None
+    tls = DoorTls(TlsFiles(ca / "web.pem", ca / "web.key", ca / "ca.pem"), clock)
+    assert certified(der, tls) is not None
     revoke(ca, "one", TODAY)
     clock.now += LOOK_SECONDS
     with pytest.raises(CredentialRefused, match="revoked"):
-        certificates.principal(der)
-    assert certificates.principal(other) is not None
+        certified(der, tls)
+    assert certified(other, tls) is not None
     clock.now += timedelta(days=90).total_seconds()
     with pytest.raises(CredentialRefused, match="expired"):
-        certificates.principal(other)
+        certified(other, tls)
 
 
 def test_a_key_and_a_certificate_are_of_one_tenant_and_bytes_that_are_no_certificate_are_refused() -> None:
@@ -655,4 +653,4 @@ def test_a_key_and_a_certificate_are_of_one_tenant_and_bytes_that_are_no_certifi
         agreed(of("acme", "cert"), of("globex", "key"))
     for der in (b"", b"noise", b"0" * 100):
         with pytest.raises(CredentialRefused, match="cannot be read"):
-            ClientCertificates(None).principal(der)
+            certified(der, None)
