@@ -8,7 +8,7 @@ Only tenants with a quota reserve work, so a request of a tenant without a quota
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from sqlalchemy import Connection, case, func, select
@@ -109,45 +109,38 @@ def release_answered(connection: Connection, answered: Sequence[Answered]) -> No
 
     The view, which copies results into the store, calls this function for all of them.
     """
-    freed: dict[str, Work] = {}
     first = [each for each in answered if each.first]
     lines = Counter((each.tenant, each.batch_id) for each in first if each.batch_id is not None)
-    for (tenant, batch_id), number in lines.items():
-        _add(freed, tenant, _of_batch(connection, tenant, batch_id or "", number))
-    for tenant, work in freed.items():
-        _give_back(connection, tenant, work)
-    release_jobs(connection, [(each.tenant, each.job_id) for each in first if each.batch_id is None])
+    of_lines = [
+        (tenant, _of_batch(connection, tenant, batch_id or "", number)) for (tenant, batch_id), number in lines.items()
+    ]
+    of_jobs = _of_jobs(connection, [(each.tenant, each.job_id) for each in first if each.batch_id is None])
+    _give_back(connection, [*of_lines, *of_jobs])
 
 
 def release_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> None:
     """Give back the reservations of single jobs, by tenant and job id, which get a result or are removed."""
-    freed: dict[str, Work] = {}
-    for tenant, work in _of_jobs(connection, keys):
-        _add(freed, tenant, work)
-    for tenant, work in freed.items():
-        _give_back(connection, tenant, work)
+    _give_back(connection, _of_jobs(connection, keys))
 
 
 def release_batch(connection: Connection, tenant: str, batch_id: str) -> None:
     """Give back the reservation that a batch still has at its end, for lines that ended without a result."""
-    work = _of_batch(connection, tenant, batch_id, None)
-    if work != Work(0, 0):
-        _give_back(connection, tenant, work)
+    _give_back(connection, [(tenant, _of_batch(connection, tenant, batch_id, None))])
 
 
-def _of_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Work]]:
-    """Clear the reservations in the rows of the jobs in `keys`, and yield them with their tenants.
+def _of_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> list[tuple[str, Work]]:
+    """Clear the reservations in the rows of the jobs in `keys`, and return them with their tenants.
 
     Most jobs have none.
     """
     if not keys:
-        return
+        return []
     named = pair_in(connection, (jobs.c.tenant, jobs.c.job_id), set(keys))
     these = named & jobs.c.reserved_tokens.is_not(None)
     found = connection.execute(select(jobs.c.tenant, jobs.c.reserved_tokens).where(these)).all()
     if found:
         connection.execute(jobs.update().where(these).values(reserved_tokens=None))
-    yield from ((tenant, Work(1, tokens)) for tenant, tokens in found)
+    return [(tenant, Work(1, tokens)) for tenant, tokens in found]
 
 
 def _of_batch(connection: Connection, tenant: str, batch_id: str, lines: int | None) -> Work:
@@ -169,36 +162,41 @@ def _of_batch(connection: Connection, tenant: str, batch_id: str, lines: int | N
     return work
 
 
-def _add(freed: dict[str, Work], tenant: str, work: Work) -> None:
-    if work != Work(0, 0):
-        before = freed.get(tenant, Work(0, 0))
-        freed[tenant] = Work(before.lines + work.lines, before.tokens + work.tokens)
+def _by_tenant(works: Iterable[tuple[str, Work]]) -> dict[str, Work]:
+    """Return the sum of each tenant's works; tenants without work are left out."""
+    sums: dict[str, Work] = {}
+    for tenant, work in works:
+        if work != Work(0, 0):
+            sums[tenant] = total_of([sums.get(tenant, Work(0, 0)), work])
+    return sums
 
 
-def _give_back(connection: Connection, tenant: str, work: Work) -> None:
-    """Lower the tenant's counts, never below zero."""
-    lines, tokens = quotas.c.queued_lines - work.lines, quotas.c.queued_tokens - work.tokens
-    connection.execute(
-        quotas.update()
-        .where(quotas.c.tenant == tenant)
-        .values(queued_lines=case((lines > 0, lines), else_=0), queued_tokens=case((tokens > 0, tokens), else_=0))
-    )
+def _give_back(connection: Connection, works: Iterable[tuple[str, Work]]) -> None:
+    """Lower the tenants' counts, never below zero."""
+    for tenant, work in _by_tenant(works).items():
+        lines, tokens = quotas.c.queued_lines - work.lines, quotas.c.queued_tokens - work.tokens
+        connection.execute(
+            quotas.update()
+            .where(quotas.c.tenant == tenant)
+            .values(queued_lines=case((lines > 0, lines), else_=0), queued_tokens=case((tokens > 0, tokens), else_=0))
+        )
 
 
 def recount(connection: Connection) -> None:
     """Rebuild all reservations from the rows of jobs and batches, after rows were removed or restored."""
-    kept: dict[str, Work] = {}
     of_jobs = select(jobs.c.tenant, func.count(), func.sum(jobs.c.reserved_tokens)).where(
         jobs.c.reserved_tokens.is_not(None)
     )
     of_batches = select(
         batches.c.tenant, func.sum(batches.c.reserved_lines), func.sum(batches.c.reserved_tokens)
     ).where(batches.c.reserved_lines.is_not(None))
-    for query, table in ((of_jobs, jobs), (of_batches, batches)):
-        for tenant, lines, tokens in connection.execute(query.group_by(table.c.tenant)):
-            _add(kept, tenant, Work(int(lines), int(tokens)))
+    kept = [
+        (tenant, Work(int(lines), int(tokens)))
+        for query, table in ((of_jobs, jobs), (of_batches, batches))
+        for tenant, lines, tokens in connection.execute(query.group_by(table.c.tenant))
+    ]
     connection.execute(quotas.delete())
-    for tenant, work in kept.items():
+    for tenant, work in _by_tenant(kept).items():
         connection.execute(
             quotas.insert(), {"tenant": tenant, "queued_lines": work.lines, "queued_tokens": work.tokens}
         )

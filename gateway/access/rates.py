@@ -132,10 +132,10 @@ class Rates:
         """Count one request in the present window, and return its place. A request beyond the limit is counted, too."""
         return await self._place(item, names, take=True)
 
-    async def is_spent(self, item: Rate, *names: str) -> Taken | None:
-        """Return the refusal if the present window has no place left, else None. No place is taken."""
+    async def is_spent(self, item: Rate, *names: str) -> bool:
+        """True if the present window has no place left. No place is taken."""
         found = await self._place(item, names, take=False)
-        return None if found.allowed else found
+        return not found.allowed
 
     async def close(self) -> None:
         """Close the connections to Redis."""

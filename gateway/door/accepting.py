@@ -13,8 +13,8 @@ from starlette.responses import Response
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
 from gateway.accept.jobs import JobExists, JobsRequest, NewJob
 from gateway.access import Principal
-from gateway.access.allowed import OF_A_BODY, OF_A_JOB, check_parts
-from gateway.access.quotas import QuotaExceeded, has_quota, total_of
+from gateway.access.allowed import OF_A_BODY, OF_A_JOB, FieldNames, check_parts
+from gateway.access.quotas import QuotaExceeded, total_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
 from gateway.door.errors import NO_RETRY, ApiError, conflict
@@ -51,7 +51,7 @@ async def write_once(
     door: Door,
     request: Request,
     principal: Principal,
-    body: bytes | str,
+    body: bytes,
     work: Callable[[Connection], StoredAnswer],
 ) -> StoredAnswer:
     """Run a change once for an `Idempotency-Key`; a repeat of the request gets the first request's answer.
@@ -59,16 +59,12 @@ async def write_once(
     `body` may also be the hash of a body that is not in memory.
     Raises ApiError (400, 409), and everything that `work` raises.
     """
-    key = idempotency_key(request)
-    print_of_it = b"" if key is None else fingerprint(request, body.encode() if isinstance(body, str) else body)
+    key, print_of_it = _key_and_print(request, body)
 
     def change(connection: Connection) -> StoredAnswer:
         return once(connection, principal.tenant, key, print_of_it, lambda: work(connection), door.clock)
 
-    try:
-        return await door.store.write(change)
-    except KeyReused as error:
-        raise conflict("idempotency_key_reused", str(error)) from None
+    return await _written(door, change)
 
 
 async def accept(
@@ -88,14 +84,11 @@ async def accept(
     _require_allowed(settings, jobs)
     await _require_known(door, jobs)
     _require_fits(settings, jobs)
-    made, key = StoredAnswer(status, answer), idempotency_key(request)
-    print_of_it = b"" if key is None else fingerprint(request, body)
-    topics = door.fleet.kafka.topics
+    made, topics = StoredAnswer(status, answer), door.fleet.kafka.topics
+    key, print_of_it = _key_and_print(request, body)
     asked = JobsRequest(principal, key, print_of_it, jobs, made, topics, door.clock, settings)
     try:
-        stored = await door.store.write(asked)
-    except KeyReused as error:
-        raise conflict("idempotency_key_reused", str(error)) from None
+        stored = await _written(door, asked)
     except JobExists as error:
         raise conflict("job_exists", str(error), "job_id") from None
     except QuotaExceeded as error:
@@ -107,12 +100,25 @@ async def accept(
     return stored
 
 
+def _key_and_print(request: Request, body: bytes) -> tuple[str | None, bytes]:
+    """Return the request's key, and the fingerprint that its repeats must have, which is empty without a key."""
+    key = idempotency_key(request)
+    return key, b"" if key is None else fingerprint(request, body)
+
+
+async def _written(door: Door, change: Callable[[Connection], StoredAnswer]) -> StoredAnswer:
+    """Return the answer of a change. Raises ApiError (409) for the key of another request."""
+    try:
+        return await door.store.write(change)
+    except KeyReused as error:
+        raise conflict("idempotency_key_reused", str(error)) from None
+
+
 def _require_allowed(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:
     """Refuse jobs whose model or callback the tenant may not use. Raises ApiError (403), which names the field."""
     for index, job in enumerate(jobs):
-        names = OF_A_JOB if job.url == JOBS else OF_A_BODY
-        for problem in check_parts(settings, job.model_id, job.callback_url, names):
-            place = problem.field if len(jobs) == 1 else f"{index}.{problem.field}"
+        for problem in check_parts(settings, job.model_id, job.callback_url, _names_of(job)):
+            place = _place(jobs, index, problem.field)
             raise ApiError(403, "not_allowed", f"{place}: {problem.reason}.", param=place, headers=NO_RETRY)
 
 
@@ -121,16 +127,22 @@ async def _require_known(door: Door, jobs: Sequence[NewJob]) -> None:
     unknown = await door.models.unknown({job.model_id for job in jobs if job.model_id is not None})
     for index, job in enumerate(jobs):
         if job.model_id in unknown:
-            param = (OF_A_JOB if job.url == JOBS else OF_A_BODY).model
-            place = param if len(jobs) == 1 else f"{index}.{param}"
+            place = _place(jobs, index, _names_of(job).model)
             message = f"The model {job.model_id!r} does not exist; GET /v1/models lists the models."
             raise ApiError(404, "model_not_found", message, param=place)
 
 
+def _names_of(job: NewJob) -> FieldNames:
+    return OF_A_JOB if job.url == JOBS else OF_A_BODY
+
+
+def _place(jobs: Sequence[NewJob], index: int, field: str) -> str:
+    """Return the place of a job's field in the request's body."""
+    return field if len(jobs) == 1 else f"{index}.{field}"
+
+
 def _require_fits(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:
     """Refuse work that its tenant's quota can never hold. Raises ApiError (400)."""
-    if not has_quota(settings):
-        return
     work = total_of([job.work for job in jobs])
     for name, limit, wanted in (
         ("jobs", settings.queued_lines, work.lines),

@@ -1,4 +1,4 @@
-"""The body of a request, read with a limit, and its JSON.
+"""The body of a request, read with a limit, and JSON of requests and responses.
 
 The server bounds the time of a body: `receive` raises ApiError (408) for a slow body, and ApiError (400) for malformed
 chunks. The limits here bound the body's size.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from starlette.requests import Request
+from starlette.responses import Response
 
-from gateway.door.errors import ApiError
+from gateway.door.errors import ApiError, unavailable
 from schemas.payload import MAX_VALUES, has_too_many_values
 
 MOST_VALUES = 4 * MAX_VALUES
@@ -39,7 +40,7 @@ class HeldBytes:
         """Hold more bytes. Raises ApiError (503)."""
         if self._budget.taken + size > self._budget.most:
             message = "The gateway holds as many bytes of requests as it may; repeat the request."
-            raise ApiError(503, "busy", message, headers={"retry-after": "5"})
+            raise unavailable("busy", message)
         self._budget.taken += size
         self._bytes += size
 
@@ -102,3 +103,8 @@ def parse_json(body: bytes) -> Any:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, "invalid_json", f"The body is not JSON: {error}.") from None
+
+
+def json_response(value: object) -> Response:
+    """Return the response with this JSON."""
+    return Response(to_json(value), media_type="application/json")

@@ -13,7 +13,7 @@ from gateway.access.access import Access
 from gateway.access.gate import Admitted, Gate, TooManyRequests
 from gateway.batches.shelf import Shelf
 from gateway.dependency import Dependency
-from gateway.door.errors import ApiError
+from gateway.door.errors import ApiError, unavailable
 from gateway.door.fleet_models import FleetModels
 from gateway.door.noted import note_refused_key
 from gateway.door.settings import GatewaySettings
@@ -125,7 +125,7 @@ class Door:
         if not found.may(scope):
             raise ApiError(403, "insufficient_permissions", f"The credential lacks the scope `{scope}`.")
         if scope is Scope.SUBMIT and (reason := self.store.hold.refusal):
-            raise ApiError(503, "not_accepting", f"No work is accepted now: {reason}.", headers={"retry-after": "5"})
+            raise unavailable("not_accepting", f"No work is accepted now: {reason}.")
         return found
 
 

@@ -21,7 +21,7 @@ from gateway.view.stored_events import EventPage, StoredEvent, events_after
 READ_TOGETHER = 50
 RECONNECT_MS = 2000
 """A browser connects again after this many milliseconds."""
-_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
 """The second field keeps nginx from collecting events before it sends them."""
 _HEARTBEAT = b": heartbeat\n\n"
 
@@ -42,7 +42,7 @@ class EventStream:
         A server that stops cancels the stream; `Observed` then ends the response.
         """
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+            await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
             if scope["method"] != "HEAD":
                 with suppress(ClientDisconnect):
                     await unless_left(receive, self._send_on(send))
@@ -56,12 +56,12 @@ class EventStream:
         The first block names the position, so that a client that loses the connection before its first event can resume
         there.
         """
-        await send(_part(b"id: %d\nretry: %d\n\n" % (self._read_to, RECONNECT_MS)))
+        await send(stream_part(b"id: %d\nretry: %d\n\n" % (self._read_to, RECONNECT_MS)))
         seconds = self._door.settings.heartbeat_seconds
         while True:
             page = await self._door.waiting.until((self._tenant, None), self._look, seconds)
             content = b"".join(map(event_text, page.events)) if page is not None else _HEARTBEAT
-            await send(_part(content))
+            await send(stream_part(content))
 
     async def _look(self) -> EventPage | None:
         """Return the next events; None if there are none."""
@@ -78,5 +78,6 @@ def event_text(event: StoredEvent) -> bytes:
     return b"id: %d\nevent: %b\n%b\n" % (event.number, event.type.encode(), data)
 
 
-def _part(content: bytes) -> dict[str, object]:
+def stream_part(content: bytes) -> dict[str, object]:
+    """Return the message that sends a part of a stream."""
     return {"type": "http.response.body", "body": content, "more_body": True}

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,8 +60,8 @@ class FleetModels:
         self._clock = clock
         self._thread = Dependency("announcements of workers", 1, 0)
         self._asking: asyncio.Task[None] | None = None
-        self._asked_at: float | None = None
-        self._tried_at = float("-inf")
+        self._asked_at = -math.inf
+        self._tried_at = -math.inf
         self._announced = Announcements()
         self._kept: dict[str, list[float]] | None = None
         """For each model the Unix times of its first and its last announcement, as the store has them."""
@@ -82,11 +84,11 @@ class FleetModels:
         A name with a slash may be a path in a worker, which workers serve and do not announce.
         """
         asked = {name for name in names if "/" not in name}
-        if unknown := self._without_known(asked):
-            if self._clock.monotonic() - self._tried_at > SOON_SECONDS:
-                await self._refreshed()
+        unknown = self._without_known(asked)
+        if unknown and self._clock.monotonic() - self._tried_at > SOON_SECONDS:
+            await self._refreshed()
             unknown = self._without_known(asked)
-        is_certain = bool(self._kept) and not self._announced.more and self._asked_at is not None
+        is_certain = bool(self._kept) and not self._announced.more and self._age() < math.inf
         return unknown if is_certain else set()
 
     def created(self, name: str) -> int:
@@ -98,7 +100,7 @@ class FleetModels:
         return {name for name in names if name not in kept or kept[name][1] < since}
 
     def _age(self) -> float:
-        return self._clock.monotonic() - self._asked_at if self._asked_at is not None else float("inf")
+        return self._clock.monotonic() - self._asked_at
 
     async def _refreshed(self) -> None:
         if self._asking is None or self._asking.done():
@@ -116,17 +118,15 @@ class FleetModels:
         self._asked_at = self._clock.monotonic()
         if self._merge():
             content = json.dumps(self._kept)
-            try:
+            with suppress(StoreAway):
                 await self._store.write(lambda connection: set_value(connection, _KEPT, content))
-            except StoreAway:
-                return
 
     def _merge(self) -> bool:
         """Note the announced models, and forget old ones. Returns True if the store should be written."""
         kept, since = self._kept or {}, self._clock.time() - KNOWN_SECONDS
         changed = False
         for name, at in self._announced.seen.items():
-            first, last = kept.get(name, [at, float("-inf")])
+            first, last = kept.get(name, [at, -math.inf])
             changed = changed or at - last > _WRITE_SECONDS
             kept[name] = [first, max(last, at)]
         young = {name: times for name, times in kept.items() if times[1] >= since}

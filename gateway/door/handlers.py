@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,18 +15,24 @@ from gateway.access.principal import IssuerAway
 from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
-from gateway.door.errors import NO_RETRY, ApiError
+from gateway.door.errors import NO_RETRY, ApiError, unavailable
 from gateway.door.noted import REASON
 from gateway.store.store import StoreAway
+
+_AWAY: tuple[tuple[type[Exception], str, int], ...] = (
+    (StoreAway, "store_away", 5),
+    (BlobsAway, "store_away", 5),
+    (DependencyBusy, "busy", 5),
+    (IssuerAway, "issuer_away", 30),
+)
+"""Errors that pass by themselves: each gets status 503 with this code, and `Retry-After` with these seconds."""
 
 
 def add_handlers(app: Starlette) -> None:
     """Register the handlers for the errors that routes raise."""
     app.add_exception_handler(ApiError, _refused)
-    app.add_exception_handler(StoreAway, _away)
-    app.add_exception_handler(IssuerAway, _issuer_away)
-    app.add_exception_handler(BlobsAway, _away)
-    app.add_exception_handler(DependencyBusy, _busy)
+    for kind, code, seconds in _AWAY:
+        app.add_exception_handler(kind, partial(_later, code, seconds))
     app.add_exception_handler(BlobMissing, _content_missing)
     app.add_exception_handler(Declined, _refused_by_batches)
     app.add_exception_handler(HTTPException, _http)
@@ -50,25 +57,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     return error_response(error, request)
 
 
-def _later(request: Request, code: str, error: Exception, seconds: int = 5) -> Response:
-    headers = {"retry-after": str(seconds)}
-    return error_response(ApiError(503, code, f"{error}; repeat the request.", headers=headers), request)
-
-
-async def _away(request: Request, error: Exception) -> Response:
-    return error_response(
-        ApiError(503, "store_away", f"{error}; repeat the request.", headers={"retry-after": "5"}), request
-    )
-
-
-async def _busy(request: Request, error: Exception) -> Response:
-    return _later(request, "busy", error)
-
-
-async def _issuer_away(request: Request, error: Exception) -> Response:
-    return error_response(
-        ApiError(503, "issuer_away", f"{error}; repeat the request.", headers={"retry-after": "30"}), request
-    )
+async def _later(code: str, seconds: int, request: Request, error: Exception) -> Response:
+    return error_response(unavailable(code, f"{error}; repeat the request.", seconds), request)
 
 
 async def _refused_by_batches(request: Request, error: Exception) -> Response:

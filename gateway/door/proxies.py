@@ -37,7 +37,7 @@ class TrustedProxies:
 
         Addresses before that one are the client's own words.
         """
-        if not self._networks or not self.trusts(peer):
+        if not self.trusts(peer):
             return peer
         said = b",".join(value for name, value in fields if name == b"x-forwarded-for").decode("latin-1")
         for each in reversed(said.split(",")):

@@ -16,10 +16,10 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from gateway.door.errors import ApiError
+from gateway.door.event_stream import HEADERS, stream_part
 from schemas.result import Result
 
 HEAD_SECONDS = 2.0
-_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
 _KEEP_ALIVE = b": waiting for the answer\n\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -71,9 +71,9 @@ class AnswerStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send comments until the answer is there, then its events."""
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+            await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
             while not (await asyncio.wait({self._answering}, timeout=self._seconds))[0]:
-                await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
+                await send(stream_part(_KEEP_ALIVE))
             try:
                 events = await self._events(self._answering.result())
             except ApiError as error:

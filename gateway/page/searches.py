@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gateway.dependency import Dependency, DependencyBusy
-from gateway.door.errors import ApiError
+from gateway.door.errors import unavailable
 from producers.errors import ProducerError, RequestRefused
 from telemetry.logs import get_logger
 
 T = TypeVar("T")
-
-_SOON = {"retry-after": "5"}
 
 log = get_logger()
 
@@ -28,13 +26,13 @@ class KafkaSearches:
         try:
             return await self._threads.run(search)
         except DependencyBusy:
-            raise ApiError(503, "busy", "Other pages search Kafka now; try again.", headers=_SOON) from None
+            raise unavailable("busy", "Other pages search Kafka now; try again.") from None
         except RequestRefused as error:
-            raise ApiError(503, "kafka_refuses", f"Kafka cannot be read: {error}.", headers=_SOON) from None
+            raise unavailable("kafka_refuses", f"Kafka cannot be read: {error}.") from None
         except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text
             log.warning(
                 "A page could not read Kafka; the visitor is told to try again.",
                 action="page-search-failed",
                 reason=str(error),
             )
-            raise ApiError(503, "kafka_away", "Kafka cannot be read now; try again.", headers=_SOON) from None
+            raise unavailable("kafka_away", "Kafka cannot be read now; try again.") from None

@@ -17,7 +17,7 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant, listed_tenants, put_tenant, remove_tenant
 from gateway.batches.paging import list_body
 from gateway.door import query
-from gateway.door.body import parse_json, read_body
+from gateway.door.body import json_response, parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, not_found
 from gateway.door.noted import note_objects
@@ -68,7 +68,7 @@ class AdminRoutes:
         )
         note_objects(request, [made.id])
         row = ApiKey(made.id, asked.tenant, asked.scopes, asked.label, now_ms, expires_at, None, None)
-        return _json({**_shown(row, door.clock), "key": made.key})
+        return json_response({**_shown(row, door.clock), "key": made.key})
 
     async def list_keys(self, request: Request) -> Response:
         """Answer with a page of keys, the oldest first."""
@@ -81,7 +81,7 @@ class AdminRoutes:
         if rows is None:
             raise not_found("api_key", str(said.get("after")))
         shown = [_shown(row, self._door.clock) for row in rows[:limit]]
-        return _json(list_body(shown, has_more=len(rows) > limit))
+        return json_response(list_body(shown, has_more=len(rows) > limit))
 
     async def revoke_key(self, request: Request) -> Response:
         """Revoke a key for good."""
@@ -92,7 +92,7 @@ class AdminRoutes:
         if revoked is None:
             raise not_found("api_key", identifier)
         door.access.forget_key(identifier)
-        return _json(_shown(revoked, door.clock))
+        return json_response(_shown(revoked, door.clock))
 
     async def list_tenants(self, request: Request) -> Response:
         """Answer with a page of the tenants that have settings of their own, sorted by name."""
@@ -101,7 +101,7 @@ class AdminRoutes:
         limit, after = query.number(request, "limit", 100, 1, _MOST), request.query_params.get("after")
         rows = await self._door.store.read(lambda connection: listed_tenants(connection, limit + 1, after))
         shown = [_tenant(name, settings) for name, settings in rows[:limit]]
-        return _json(list_body(shown, has_more=len(rows) > limit))
+        return json_response(list_body(shown, has_more=len(rows) > limit))
 
     async def get_tenant(self, request: Request) -> Response:
         """Answer with a tenant's settings."""
@@ -110,7 +110,7 @@ class AdminRoutes:
         found = await self._door.store.read(lambda connection: find_tenant(connection, name))
         if found is None:
             raise not_found("tenant", name)
-        return _json(_tenant(name, found))
+        return json_response(_tenant(name, found))
 
     async def put_tenant(self, request: Request) -> Response:
         """Write a tenant's settings, which replace earlier ones."""
@@ -120,7 +120,7 @@ class AdminRoutes:
         settings = _read(TenantSettings, await read_body(request, MOST_BODY_BYTES))
         await door.store.write(lambda connection: put_tenant(connection, door.clock, name, settings))
         door.access.forget_tenant(name)
-        return _json(_tenant(name, settings))
+        return json_response(_tenant(name, settings))
 
     async def delete_tenant(self, request: Request) -> Response:
         """Remove a tenant's settings: the defaults apply. Its keys and jobs stay."""
@@ -130,7 +130,7 @@ class AdminRoutes:
         if not await door.store.write(lambda connection: remove_tenant(connection, name)):
             raise not_found("tenant", name)
         door.access.forget_tenant(name)
-        return _json({"id": name, "object": "tenant", "deleted": True})
+        return json_response({"id": name, "object": "tenant", "deleted": True})
 
 
 def _named(request: Request) -> str:
@@ -166,10 +166,6 @@ def _shown(row: ApiKey, clock: Clock) -> dict[str, Any]:
 
 def _tenant(name: str, settings: TenantSettings) -> dict[str, Any]:
     return {"id": name, "object": "tenant", "settings": settings.model_dump()}
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(to_json(body), media_type="application/json")
 
 
 def routes(door: Door) -> list[BaseRoute]:

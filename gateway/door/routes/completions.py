@@ -18,7 +18,7 @@ from gateway.access import Scope
 from gateway.door import submitted
 from gateway.door.accepting import accept
 from gateway.door.awaiting import answer_of, bounded
-from gateway.door.body import parse_json, read_body
+from gateway.door.body import json_response, parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, chat_events, chat_failed, taken_stream
@@ -60,6 +60,6 @@ def routes(door: Door) -> list[BaseRoute]:
         answer = answer_of(door, request, principal, json.loads(stored.body)["job_id"])
         if streams:
             return await AnswerStream.begun(answer, events, chat_failed, door.settings.heartbeat_seconds)
-        return Response(to_json(shown(await answer)), media_type="application/json")
+        return json_response(shown(await answer))
 
     return [Route(url, create, methods=["POST"]) for url in (CHAT_COMPLETIONS, COMPLETIONS, *ENDPOINTS)]

@@ -46,7 +46,8 @@ def routes(door: Door) -> list[BaseRoute]:
             def work(connection: Connection) -> StoredAnswer:
                 return StoredAnswer(200, to_json(file_object(shelf.store_row(connection, draft, terms))))
 
-            said = f"{draft.sha256}\n{terms}"  # the form's boundary differs between repeats, so its parts are compared
+            # The form's boundary differs between repeats, so its parts are compared.
+            said = f"{draft.sha256}\n{terms}".encode()
             return await write_once(door, request, principal, said, work)
 
         received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)

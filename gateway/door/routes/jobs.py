@@ -18,7 +18,7 @@ from gateway.access import Principal, Scope
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import LANE_HEADER, accept, response_of
-from gateway.door.body import read_body
+from gateway.door.body import json_response, read_body
 from gateway.door.cancelling import cancel
 from gateway.door.door import Door
 from gateway.door.errors import not_found
@@ -80,7 +80,7 @@ class JobRoutes:
             )
         except NoSuchCursor:
             raise not_found("job", str(page.after)) from None
-        return Response(to_json(list_body([shown(job) for job in found], has_more=more)), media_type="application/json")
+        return json_response(list_body([shown(job) for job in found], has_more=more))
 
     async def cancel(self, request: Request) -> Response:
         """Ask for a job's cancellation. For a job that has ended, the answer is a 409 with the job's state."""
@@ -89,7 +89,7 @@ class JobRoutes:
         await cancel(self._door, principal, job_id)
         found = await self._found(principal, job_id)
         status = found.status if found.status != "queued" else "cancelling"
-        return Response(to_json({**shown(found), "status": status}), media_type="application/json")
+        return json_response({**shown(found), "status": status})
 
     async def _found(self, principal: Principal, job_id: str) -> StoredJob:
         found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))

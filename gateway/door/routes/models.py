@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.access import Principal, Scope
+from gateway.door.body import json_response
 from gateway.door.door import Door
-from gateway.door.errors import ApiError, not_found
+from gateway.door.errors import not_found, unavailable
 from gateway.door.fleet_models import FleetModels, ModelsUnknown
 
 
@@ -24,14 +24,15 @@ def routes(door: Door) -> list[BaseRoute]:
 
     async def list_models(request: Request) -> Response:
         principal = await door.principal(request, Scope.READ)
-        return _json({"object": "list", "data": [_model(fleet, name) for name in await _names(door, principal)]})
+        models = [_model(fleet, name) for name in await _names(door, principal)]
+        return json_response({"object": "list", "data": models})
 
     async def retrieve(request: Request) -> Response:
         principal = await door.principal(request, Scope.READ)
         name = request.path_params["model"]
         if name not in await _names(door, principal):
             raise not_found("model", name)
-        return _json(_model(fleet, name))
+        return json_response(_model(fleet, name))
 
     return [Route("/v1/models", list_models), Route("/v1/models/{model:path}", retrieve)]
 
@@ -42,7 +43,7 @@ async def _names(door: Door, principal: Principal) -> list[str]:
         names = await door.models.names()
     except ModelsUnknown:
         message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
-        raise ApiError(503, "models_unknown", message, headers={"retry-after": "5"}) from None
+        raise unavailable("models_unknown", message) from None
     allowed = (await door.access.tenant(principal.tenant)).models
     return sorted(names if allowed is None else set(names) & set(allowed))
 
@@ -50,7 +51,3 @@ async def _names(door: Door, principal: Principal) -> list[str]:
 def _model(fleet: FleetModels, name: str) -> dict[str, Any]:
     """Return a Model object. `created` is the time of the model's first announcement."""
     return {"id": name, "object": "model", "created": fleet.created(name), "owned_by": "postback"}
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(to_json(body), media_type="application/json")

@@ -22,7 +22,7 @@ from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import accept, response_of
 from gateway.door.awaiting import answer_of, bounded
-from gateway.door.body import parse_json, read_body
+from gateway.door.body import json_response, parse_json, read_body
 from gateway.door.cancelling import cancel
 from gateway.door.door import Door
 from gateway.door.errors import ApiError, conflict, not_found
@@ -63,9 +63,9 @@ class ResponseRoutes:
         content = await read_body(request, door.settings.body_bytes)
         body = parse_json(content)
         streams, _ = taken_stream(body)
-        if isinstance(body, dict) and body.get("previous_response_id") is not None:
-            body["input"] = await self._continued(principal, body)
         previous = body.pop("previous_response_id", None) if isinstance(body, dict) else None
+        if previous is not None:
+            body["input"] = await self._continued(principal, previous, body.get("input"))
         job = submitted.openai_job(RESPONSES, body, door.callbacks)
         background = body.get("background") is True
         if streams and background:
@@ -134,9 +134,7 @@ class ResponseRoutes:
             delete_job(connection, principal.tenant, job_id, now_ms)
 
         await door.store.write(change)
-        return Response(
-            to_json({"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True}), media_type="application/json"
-        )
+        return json_response({"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True})
 
     async def input_items(self, request: Request) -> Response:
         """Answer with a page of the response's input."""
@@ -156,26 +154,27 @@ class ResponseRoutes:
         if page.after is not None and page.after not in ids:
             raise not_found("item", page.after)
         rest = items[ids.index(page.after) + 1 :] if page.after is not None else items
-        answer = list_body(rest[: page.limit], has_more=len(rest) > page.limit)
-        return Response(to_json(answer), media_type="application/json")
+        return json_response(list_body(rest[: page.limit], has_more=len(rest) > page.limit))
 
-    async def _continued(self, principal: Principal, body: Mapping[str, Any]) -> list[Any]:
+    async def _continued(self, principal: Principal, previous: object, asked: Any) -> list[Any]:
         """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
-        name, found = body["previous_response_id"], None
-        if isinstance(name, str) and name.startswith(PREFIX):
-            job_id = name.removeprefix(PREFIX)
-            found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
-        answer = None if found is None or found.request is None else response_object(_state(found))
-        if found is None or answer is None or answer["status"] not in ("completed", "incomplete"):
-            message = "The previous response is absent, unanswered or not stored; send the earlier messages."
-            raise ApiError(400, "previous_response_not_found", message, param="previous_response_id")
-        return continued(json.loads(found.request or b"{}"), answer["output"], body.get("input"))
+        if isinstance(previous, str) and previous.startswith(PREFIX):
+            found = await self._look(principal, previous.removeprefix(PREFIX))
+            if found is not None and found.request is not None:
+                answer = response_object(_state(found))
+                if answer["status"] in ("completed", "incomplete"):
+                    return continued(json.loads(found.request), answer["output"], asked)
+        message = "The previous response is absent, unanswered or not stored; send the earlier messages."
+        raise ApiError(400, "previous_response_not_found", message, param="previous_response_id")
 
     async def _found(self, principal: Principal, job_id: str) -> StoredJob:
-        found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
+        found = await self._look(principal, job_id)
         if found is None:
             raise not_found("response", f"{PREFIX}{job_id}")
         return found
+
+    async def _look(self, principal: Principal, job_id: str) -> StoredJob | None:
+        return await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
 
 
 def _job_id(request: Request) -> str:
@@ -212,7 +211,7 @@ def _state(job: StoredJob, result: Result | None = None) -> ResponseState:
 
 
 def _answer(state: ResponseState) -> Response:
-    return Response(to_json(response_object(state)), media_type="application/json")
+    return json_response(response_object(state))
 
 
 def routes(door: Door) -> list[BaseRoute]:

@@ -20,7 +20,7 @@ from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
-from gateway.door.errors import NO_RETRY, ApiError, conflict, not_found
+from gateway.door.errors import NO_RETRY, ApiError, conflict, not_found, unavailable
 from gateway.door.noted import note_objects
 from gateway.door.webhook_terms import changed_terms, event_type_of, keeps_old_secret, new_terms
 from gateway.webhooks import endpoints
@@ -33,7 +33,6 @@ from workers.delivery.exhaustion import Exhausted
 MOST_BODY_BYTES = 64 * 1024
 _HINTED = 4
 """The hint of a secret shows this many of its characters."""
-_SOON = {"retry-after": "5"}
 
 
 def routes(door: Door) -> list[BaseRoute]:
@@ -192,7 +191,7 @@ async def _sent(row: EndpointRow, kind: str, sending: Sending) -> Mapping[str, A
     try:
         outcome = await sending.test(row, kind)
     except Exhausted:
-        raise ApiError(503, "busy", "The gateway has no connection free; try again.", headers=_SOON) from None
+        raise unavailable("busy", "The gateway has no connection free; try again.") from None
     if outcome.status is None:
         reason = outcome.detail or outcome.reason
         raise conflict("webhook_endpoint_unreachable", f"The endpoint gave no HTTP answer: {reason}.", "url")
