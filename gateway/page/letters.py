@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
-from gateway.access.allowed import may_call
 from gateway.door.door import Door
-from gateway.door.errors import ApiError, conflict, not_found
+from gateway.door.errors import conflict, not_found
 from gateway.door.noted import note_objects
 from gateway.page.asked import identifier_of
+from gateway.page.callbacks import require_may_call
 from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import link
 from gateway.page.searches import KafkaSearches
@@ -30,7 +30,6 @@ from schemas import topics
 from schemas.codec import Origin, read_address
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, unix_ms
-from telemetry.logs import origin_of
 
 if TYPE_CHECKING:  # kafka-python is imported by the first search, since it takes as long as the whole door
     from operators.dead_letters import Letter
@@ -166,9 +165,8 @@ async def _require_possible(door: Door, letter: Letter) -> None:
     if letter.obstacle is not None:
         raise conflict("letter_held", f"The letter cannot be put back: {OBSTACLES[letter.obstacle]}.")
     url = callback_of(letter)
-    if url is not None and not may_call(await door.access.tenant(letter.record.tenant), url):
-        message = f"The tenant's callbacks may not go to {origin_of(url)} any more; ask the operator."
-        raise ApiError(403, "callback_not_allowed", message)
+    if url is not None:
+        await require_may_call(door, letter.record.tenant, url)
 
 
 def _whose(visitor: Visitor) -> str | None:

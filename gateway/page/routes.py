@@ -1,25 +1,49 @@
-"""The routes of the console page."""
+"""The routes of the console page, with its pages of batches and webhook endpoints."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.access import Scope
 from gateway.access.sessions import Sessions
+from gateway.batches import orders
+from gateway.batches.paging import page_query
+from gateway.batches.states import CANCELLABLE, ENDED
+from gateway.door import query
+from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
-from gateway.page.batches import batch_routes
+from gateway.door.noted import note_objects
+from gateway.door.routes.batches import LISTED, MOST_LISTED
+from gateway.door.routes.files import content_response
+from gateway.page.asked import asked, identifier_of
 from gateway.page.callbacks import callback_routes
-from gateway.page.desk import Desk, going_to, guarded
-from gateway.page.endpoints import endpoint_routes
+from gateway.page.desk import Desk, Form, ShownPage, going_to, guarded
 from gateway.page.jobs import job_routes
 from gateway.page.letters import letter_routes
 from gateway.page.overview import overview_routes
-from gateway.page.rendering import CONSOLE, page
+from gateway.page.rendering import CONSOLE, link, page
 from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
-from gateway.page.visitors import Visitors
+from gateway.page.visitors import Visitor, Visitors
+from gateway.webhooks import endpoints
+
+_STEPS: Final = (
+    ("Created", "created_at"),
+    ("In progress", "in_progress_at"),
+    ("Finalizing", "finalizing_at"),
+    ("Cancelling", "cancelling_at"),
+    ("Completed", "completed_at"),
+    ("Failed", "failed_at"),
+    ("Expired", "expired_at"),
+    ("Cancelled", "cancelled_at"),
+)
+MOST_ERRORS: Final = 20
+"""The maximum number of errors of an input file that the page shows."""
 
 
 def page_routes(door: Door) -> list[BaseRoute]:
@@ -31,11 +55,11 @@ def page_routes(door: Door) -> list[BaseRoute]:
         *static_routes(),
         *sign_in_routes(door, sessions, visitors),
         *overview_routes(door, desk),
-        *batch_routes(door, desk),
+        *_batch_routes(door, desk),
         *job_routes(door, desk),
         *callback_routes(door, desk, searches),
         *letter_routes(door, desk, searches),
-        *endpoint_routes(door, desk),
+        *_endpoint_routes(door, desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
 
@@ -45,3 +69,56 @@ async def _unknown(request: Request) -> Response:
     if request.url.path == f"{CONSOLE}/":
         return going_to(CONSOLE)
     return page("error", 404, code=404, message="The console has no such page.")
+
+
+def _batch_routes(door: Door, desk: Desk) -> list[Route]:
+    """Return the routes of batches and their files."""
+
+    async def several(request: Request, visitor: Visitor) -> ShownPage:
+        wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED, kind="batch")
+        found = await door.store.read(lambda connection: orders.page(connection, visitor.principal.tenant, wanted))
+        return ShownPage("batches", {"rows": found.rows, "has_more": found.has_more, "after": wanted.after})
+
+    async def one(request: Request, visitor: Visitor) -> ShownPage:
+        identifier = identifier_of(request.query_params, "batch")
+        note_objects(request, [identifier])
+        row = await door.store.read(lambda connection: orders.find(connection, visitor.principal.tenant, identifier))
+        steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
+        values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
+        return ShownPage(
+            "batch", {**values, "is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
+        )
+
+    async def file(request: Request, visitor: Visitor) -> Response:
+        identifier = identifier_of(request.query_params, "file")
+        note_objects(request, [identifier])
+        row = await door.shelf.find(visitor.principal.tenant, identifier)
+        return await content_response(door, row, request.headers.get("range"))
+
+    async def cancel(request: Request, visitor: Visitor, form: Form) -> str:
+        identifier = identifier_of(form, "batch")
+        note_objects(request, [identifier])
+        await cancel_batch(door, visitor.principal, identifier)
+        return link("/batch", id=identifier)
+
+    return [
+        desk.shows("/batches", Scope.READ, "listBatches", several),
+        desk.shows("/batch", Scope.READ, "getBatch", one),
+        desk.shows("/file", Scope.READ, "getFileContent", file),
+        desk.acts("/batch/cancel", Scope.CANCEL, "cancelBatch", cancel),
+    ]
+
+
+def _endpoint_routes(door: Door, desk: Desk) -> list[Route]:
+    """Return the route of webhook endpoints."""
+
+    async def several(request: Request, visitor: Visitor) -> ShownPage:
+        said = asked(request)
+        query.only(said, ("after", "limit"))
+        wanted, tenant = query.page(said), visitor.principal.tenant
+        rows, more = await door.store.read(
+            lambda connection: endpoints.page(connection, tenant, wanted.limit, wanted.after)
+        )
+        return ShownPage("endpoints", {"rows": rows, "has_more": more, "after": wanted.after})
+
+    return [desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", several)]

@@ -34,7 +34,7 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import put_tenant
 from gateway.door.app import create_app
 from gateway.door.door import PEER
-from gateway.page.figures import read_figures
+from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, failed_callbacks
 from gateway.page.letters import (
     DAYS,
     MOST_SECONDS,
@@ -46,10 +46,9 @@ from gateway.page.letters import (
     put_letter_back,
     shown_letter,
 )
-from gateway.page.marked import pieces
-from gateway.page.rendering import duration, link, page, web_address
+from gateway.page.overview import read_figures
+from gateway.page.rendering import duration, link, page, pieces, web_address
 from gateway.page.routes import page_routes
-from gateway.page.undelivered import MOST_LOOKED_AT, MOST_SHOWN, failed_callbacks
 from gateway.page.visitors import Visitor
 from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, job_attempts, jobs, webhook_endpoints
