@@ -59,13 +59,12 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     expect_body(request, limit_bytes)
     chunks: list[bytes] = []
     size = 0
-    held: HeldBytes | None = request.scope["state"].get(BODIES)
+    held: HeldBytes = request.scope["state"][BODIES]
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit_bytes:
             raise too_large(limit_bytes)
-        if held is not None:
-            held.take(len(chunk))
+        held.take(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 

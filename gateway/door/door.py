@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
 
@@ -28,6 +28,8 @@ from workers.egress import EgressPolicy
 
 if TYPE_CHECKING:
     from screening.screen import Screen
+
+T = TypeVar("T")
 
 PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
@@ -88,12 +90,10 @@ class Door:
         """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""
         authorization, peer = request.headers.get("authorization"), request.scope.get(PEER)
         try:
-            admitted = await self.gate.admit(authorization, peer, address_of(request))
+            admitted = await _within_rates(self.gate.admit(authorization, peer, address_of(request)))
         except CredentialRefused as error:
             note_refused_key(request, self.access.parsed(authorization).key_id)
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
-        except TooManyRequests as error:
-            raise too_many(error) from None
         return self._entered(request, admitted, scope)
 
     def close(self) -> None:
@@ -103,18 +103,11 @@ class Door:
 
     async def visit(self, request: Request) -> None:
         """Count a request that needs no credential. Raises ApiError (429)."""
-        try:
-            await self.gate.visit(address_of(request))
-        except TooManyRequests as error:
-            raise too_many(error) from None
+        await _within_rates(self.gate.visit(address_of(request)))
 
     async def known(self, request: Request, principal: Principal, scope: Scope) -> Principal:
         """Return the principal of a browser's session, as `principal` does. Raises ApiError: 403, 429 and 503."""
-        try:
-            admitted = await self.gate.admit_known(principal)
-        except TooManyRequests as error:
-            raise too_many(error) from None
-        return self._entered(request, admitted, scope)
+        return self._entered(request, await _within_rates(self.gate.admit_known(principal)), scope)
 
     def _entered(self, request: Request, admitted: Admitted, scope: Scope) -> Principal:
         found = request.scope["state"][PRINCIPAL] = admitted.principal
@@ -132,6 +125,14 @@ class Door:
 def address_of(request: Request) -> str | None:
     """Return the client's address: the one behind trusted proxies."""
     return request.client.host if request.client is not None else None
+
+
+async def _within_rates(counting: Awaitable[T]) -> T:
+    """Return the gate's answer. Raises ApiError (429) and all other errors of the gate."""
+    try:
+        return await counting
+    except TooManyRequests as error:
+        raise too_many(error) from None
 
 
 def too_many(error: TooManyRequests) -> ApiError:

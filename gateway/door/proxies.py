@@ -10,7 +10,9 @@ import asyncio
 import socket
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv6Address, ip_address
+
+from gateway.door.settings import Network
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _LONGEST_V1 = 107
@@ -27,7 +29,7 @@ class NoProxyHeader(Exception):  # noqa: N818 - it names what is missing
 class TrustedProxies:
     """The operator's proxies."""
 
-    def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
+    def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = networks
         self.trusts = lru_cache(4096)(self._trusts)
         """True for the address of a trusted proxy."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from gateway.access import Scope
 from gateway.door.openapi import kinds
 from gateway.door.openapi.operation import IDEMPOTENCY, PAGING, Operation, Parameter
 from schemas.outcome import Outcome
+from schemas.topics import Lane
 
-_LANE = {"enum": ["default", "bulk", "spare"]}
+_LANE = {"enum": list(get_args(Lane))}
 _AWAITED = (
     "The request waits for the answer. When its time is over, the job is cancelled and the status is 504. "
     "A job that did not succeed is an error with its code. When the gateway stops, the status is 503: "

@@ -6,7 +6,7 @@ object is a job object, and the answer to an array is a list of job objects.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -29,7 +29,7 @@ from schemas.outcome import Outcome
 from schemas.topics import Lane
 
 LANE = "lane"
-_LANES: tuple[Lane, ...] = ("default", "bulk", "spare")
+_LANES: tuple[Lane, ...] = get_args(Lane)
 STATUSES = ("queued", "cancelling", *map(str, Outcome))
 METADATA = "metadata."
 FILTERS = ("limit", "after", "order", "status", "batch", "model", "created_after", "created_before")
