@@ -39,8 +39,7 @@ from tests.integration.search_services import (
     wikipedia,
 )
 from workers.egress import Guard
-from workers.enrichment.bounds import Bounds
-from workers.enrichment.enrich import Enricher
+from workers.enrichment.enrich import Bounds, Enricher
 from workers.enrichment.evidence import Evidence, Found, Particulars, Unreadable
 from workers.enrichment.search.base import (
     MAX_EXCERPT_CHARS,

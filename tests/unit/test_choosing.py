@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Job, Message
-from workers.enrichment.choosing.excerpts import beginnings, within
-from workers.enrichment.choosing.newest_first import NewestFirst
+from workers.enrichment.choosing.embedder import NewestFirst
 from workers.enrichment.choosing.rank import RRF_K, WORDS_WEIGHT, Budget, Ranking, fused, rank, split, terms, weights
 from workers.enrichment.choosing.tokens import estimated_tokens, room_for_sources
+from workers.enrichment.enrich import beginnings, within
 
 # -- rank ------------------------------------------------------------------------------------------------------------
 BRIDGE = "The Halvorsen bridge opened in 1987. It carries the coast road."

@@ -6,6 +6,8 @@ import asyncio
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Final
 
 from schemas.job import DEFAULT_TENANT, Search, SourceDocument, Sources
 from schemas.settings import read_settings
@@ -18,11 +20,9 @@ from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
 from workers.enrichment.answering.judging import Judge
 from workers.enrichment.answering.profile import Profile, Profiles
 from workers.enrichment.answering.template import load_template
-from workers.enrichment.bounds import Bounds
 from workers.enrichment.cache.cache import Cache, Reading, shared_levels
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.choosing.choose import Choice, Chooser
-from workers.enrichment.choosing.excerpts import MAX_RANKED_CHARS, beginnings, within
 from workers.enrichment.choosing.rank import Budget
 from workers.enrichment.choosing.tokens import estimated_tokens
 from workers.enrichment.evidence import (
@@ -59,6 +59,42 @@ RANKING_SHARE = 0.1
 """Share of the budget that is reserved for ranking; the rest is for reading."""
 MIN_EVIDENCE_TOKENS = 32
 """Least room for evidence in the prompt. If less room is left, no source is quoted."""
+_MAX_RANKED_CHARS: Final = 600_000
+"""Cap on the code points of all texts of a job together. Ranking this many takes a quarter of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits of one job: its own limits, cut to the operator's bounds, or the operator's defaults.
+
+    The notes tell which values of the job are outside the bounds.
+    """
+
+    budget_seconds: float
+    chars: int
+    max_age_seconds: float
+    """The greatest age of a cached page or search."""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, sources: Sources, settings: EnrichmentSettings) -> Bounds:
+        """Return the limits of a job whose field `sources` is this one."""
+        most_seconds = max(settings.longest_budget_seconds, settings.budget_seconds)
+        most_chars = max(settings.most_evidence_chars, settings.evidence_chars)
+        seconds, chars, age = sources.budget_seconds, sources.max_chars, sources.freshness_seconds
+        notes = []
+        if seconds is not None and seconds > most_seconds:
+            notes.append(f"budget_seconds is {most_seconds:g}, the operator's bound")
+        if chars is not None and chars > most_chars:
+            notes.append(f"max_chars is {most_chars}, the operator's bound")
+        if age is not None and age < settings.least_freshness_seconds:
+            notes.append(f"freshness_seconds is {settings.least_freshness_seconds:g}, the operator's bound")
+        return cls(
+            min(seconds, most_seconds) if seconds is not None else settings.budget_seconds,
+            min(chars, most_chars) if chars is not None else settings.evidence_chars,
+            max(age, settings.least_freshness_seconds) if age is not None else inf,
+            tuple(notes),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,8 +371,8 @@ class Enricher:
         if tokens is not None and tokens < MIN_EVIDENCE_TOKENS:
             return (), ["no source was used: context_window or the model leaves no room for sources"]
         budget = Budget(chars, tokens, source_tokens)
-        texts = within([document.text for document in documents], MAX_RANKED_CHARS)
-        others = within([document.rest for document in documents], MAX_RANKED_CHARS - sum(map(len, texts)))
+        texts = within([document.text for document in documents], _MAX_RANKED_CHARS)
+        others = within([document.rest for document in documents], _MAX_RANKED_CHARS - sum(map(len, texts)))
         titled = [(one.title, text, rest) for one, text, rest in zip(documents, texts, others, strict=True)]
         notes = []
         if texts != [document.text for document in documents]:
@@ -413,3 +449,38 @@ def _remarks(document: Document, steering_ways: Sequence[str]) -> Iterator[str]:
         yield f"{name} is only the search service's excerpt: {document.unread}"
     if steering_ways:
         yield f"{name} tries to steer the model: {', '.join(steering_ways)}"
+
+
+def within(texts: Sequence[str], chars: int) -> list[str]:
+    """Cut the longest texts to a common length, so that all texts together have at most `chars` code points."""
+    left, most = chars, len(texts)
+    limit = 0
+    for size in sorted(map(len, texts)):
+        limit = left // most
+        if size > limit:
+            break
+        left, most = left - size, most - 1
+    return [text[:limit] for text in texts]
+
+
+def beginnings(texts: Sequence[str], budget: Budget, passage_chars: int) -> list[list[str]]:
+    """Return the beginning of each text as the text's only passage, as long as the budget has room.
+
+    A beginning is as long as a passage, or shorter if many texts share the budget.
+    """
+    chosen: list[list[str]] = []
+    size = min(passage_chars, budget.chars // max(1, len(texts)))
+    for text in texts:
+        passage = _beginning(text, size)
+        left = budget.without(passage, is_first=True) if passage else None
+        chosen.append([passage] if left is not None else [])
+        budget = left or budget
+    return chosen
+
+
+def _beginning(text: str, size: int) -> str:
+    """Return as many of the text's first words as fit into `size` code points, with single spaces."""
+    words = " ".join(text[: size + 1].split())
+    if len(words) <= size:
+        return words
+    return words[:size].rpartition(" ")[0] or words[:size]

@@ -13,15 +13,16 @@ from typing import Final
 
 from telemetry.logs import get_logger
 from workers.enrichment.answering.judging import JudgeAway, Verdict
-from workers.enrichment.processes.child import Child, ChildLost
+from workers.enrichment.processes.child import Child, ChildLost, ModelNotLoaded, load_model
 from workers.enrichment.settings import ENTAILMENT_SETTING, EnrichmentSettings
 
 log = get_logger()
 
+_MODULE: Final = "workers.enrichment.answering.entailment"
+"""The process's side."""
 LOAD_SECONDS: Final = 300.0
 SENTENCE_SECONDS: Final = 20.0
 """Timeout of one sentence; a process that takes longer counts as hung."""
-_ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class EntailmentModelRefused(Exception):  # noqa: N818 - named after the event, as EmbeddingModelRefused is
@@ -41,22 +42,16 @@ class CrossEncoder:
     async def start(self) -> None:
         """Load the model, which takes seconds. Raises EntailmentModelRefused."""
         classes = self._settings.entailment_classes
+        arguments = (self._folder, classes) if classes is not None else (self._folder,)
         try:
-            async with asyncio.timeout(LOAD_SECONDS):
-                child = await Child.start(
-                    "workers.enrichment.answering.entailment",
-                    self._folder,
-                    *([classes] if classes is not None else []),
-                    environment=_ENVIRONMENT,
-                )
-        except TimeoutError:
-            raise EntailmentModelRefused(self._refusal(f"it took more than {LOAD_SECONDS:g} s")) from None
-        except (ChildLost, OSError):
-            raise EntailmentModelRefused(self._refusal("its process ended; it may need more memory")) from None
-        if "refused" in child.greeting:
-            await child.kill()
-            raise EntailmentModelRefused(self._refusal(str(child.greeting["refused"])))
-        self._child = child
+            self._child = await load_model(
+                _MODULE, *arguments, seconds=LOAD_SECONDS, environment={"TOKENIZERS_PARALLELISM": "false"}
+            )
+        except ModelNotLoaded as reason:
+            raise EntailmentModelRefused(
+                f"{ENTAILMENT_SETTING} names {self._folder}, which cannot be loaded: {reason}. "
+                "Name the model's .onnx file or a folder with it, tokenizer.json and config.json, or unset the variable"
+            ) from None
 
     async def close(self) -> None:
         """End the process."""
@@ -112,9 +107,3 @@ class CrossEncoder:
             await self.start()
         except EntailmentModelRefused:
             log.exception("The cross-encoder was not loaded again; answers are not judged.", action="judge-lost")
-
-    def _refusal(self, reason: str) -> str:
-        return (
-            f"{ENTAILMENT_SETTING} names {self._folder}, which cannot be loaded: {reason}. "
-            "Name the model's .onnx file or a folder with it, tokenizer.json and config.json, or unset the variable"
-        )

@@ -1,12 +1,9 @@
 """The loop of the cross-encoder's process: `python -m workers.enrichment.answering.entailment MODEL [CLASSES]`.
 
-The process takes tasks from standard input and answers on standard output, as `frames` describes. If the model cannot
-be loaded, the first answer is `refused` with the reason; else it lists the fences that this kernel lacks (`missing`).
-
-A task has a `sentence` and its `premises`, which are joined to one text. The answer has the probability of each class
-by its name, or `failed`. MODEL is a folder with one `.onnx` file, or this file. Beside it, or one folder away, stand
-`tokenizer.json`, and a `config.json` whose `id2label` names the classes, unless CLASSES does. The texts are untrusted:
-once the model is loaded, the process is confined like the embedding model's.
+The body of a task is JSON: a `sentence` and its `premises`, which are joined to one text. The answer has the
+probability of each class by its name, or `failed`; see `processes.model`. MODEL is a folder with one `.onnx` file, or
+this file. Beside it, or one folder away, stand `tokenizer.json`, and a `config.json` whose `id2label` names the
+classes, unless CLASSES does.
 """
 
 from __future__ import annotations
@@ -17,9 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from workers.enrichment.choosing.embedding import own_output, readable, reason_of
-from workers.enrichment.processes.confinement import confine
-from workers.enrichment.processes.frames import receive, send
+from workers.enrichment.processes.model import Answer, serve_model
 
 NEEDED: Final = "contradiction"
 """The class that a model must have. With `entailment` too, it also finds support; all others decide nothing."""
@@ -31,26 +26,19 @@ Probabilities = Callable[[str, str], dict[str, float]]
 
 def main() -> None:
     """Load the model, and answer tasks until the input ends."""
-    output = own_output()
-    try:
-        probabilities = _loaded(Path(sys.argv[1]), sys.argv[2].split(",") if len(sys.argv) > 2 else None)
-        probabilities("It rains.", "It rains.")
-    except ImportError:
-        send(output, {"refused": "onnxruntime or tokenizers is not installed; install postback with entailment"})
-    except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
-        send(output, {"refused": reason_of(error)})
-    else:
-        send(output, {"missing": confine(readable())})
-        while (request := receive(sys.stdin.buffer)) is not None:
-            send(output, _answer(probabilities, request[1]))
+    serve_model(_load, "onnxruntime or tokenizers is not installed; install postback with entailment")
 
 
-def _answer(probabilities: Probabilities, body: bytes) -> dict[str, Any]:
-    try:
+def _load() -> Answer:
+    """Load the model, and judge one sentence to test the model. Raises ValueError, and the libraries' errors."""
+    probabilities = _loaded(Path(sys.argv[1]), sys.argv[2].split(",") if len(sys.argv) > 2 else None)
+    probabilities("It rains.", "It rains.")
+
+    def answer(_: dict[str, Any], body: bytes) -> dict[str, Any]:
         task = json.loads(body)
         return {"probabilities": probabilities(" ".join(task["premises"]), task["sentence"])}
-    except Exception as error:  # a failure at one text must not end the process, which serves all jobs
-        return {"failed": type(error).__qualname__}
+
+    return answer
 
 
 def _loaded(folder: Path, stated: list[str] | None) -> Probabilities:

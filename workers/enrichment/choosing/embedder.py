@@ -1,7 +1,7 @@
 """Computes the similarity of texts by meaning, such as passages and a question, with a model in a process of its own.
 
 A worker has only one such process, because a model takes a gigabyte of memory, and all cores that it may use. The
-process serves one job at a time, see `newest_first`. Passages are sent in batches. So when a job's time is up, the job
+process serves one job at a time, see `NewestFirst`. Passages are sent in batches. So when a job's time is up, the job
 keeps the results of the finished batches. A cancelled job wastes at most the running batch.
 
 If the process dies or hangs, the embedder kills it and starts another one. Loading the model takes many seconds; until
@@ -15,15 +15,18 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.enrichment.choosing.newest_first import NewestFirst
-from workers.enrichment.processes.child import Child, ChildLost
+from workers.enrichment.processes.child import Child, ChildLost, ModelNotLoaded, load_model
 
 log = get_logger()
 
+T = TypeVar("T")
+
+_MODULE: Final = "workers.enrichment.choosing.embedding"
+"""The process's side."""
 RERANK_SETTING: Final = "POSTBACK_ENRICHMENT__RERANK_MODEL"
 BATCH: Final = 8
 """Passages per batch. Larger batches lose more work when a job's time is up, and are hardly faster on two cores."""
@@ -33,6 +36,8 @@ LOAD_SECONDS: Final = 1800.0
 """Timeout of loading the model, which may have to be downloaded."""
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 60.0
+_NEWEST_WEIGHT: Final = 0.25
+"""Weight of the last request in the average time of one request."""
 
 _INHERITED: Final = (
     "HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH",
@@ -40,8 +45,6 @@ _INHERITED: Final = (
     "REQUESTS_CA_BUNDLE", "OMP_NUM_THREADS",
 )  # fmt: skip
 """Variables of the worker's environment that are passed on, since loading a model may need them."""
-_ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-"""Variables that hide the GPUs, and that make waiting threads sleep, since the worker needs the cores too."""
 
 
 class EmbeddingModelRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
@@ -117,24 +120,12 @@ class Embedder:
     async def _loaded(self) -> Child:
         """Start a process and load the model. Raises EmbeddingModelRefused."""
         try:
-            async with asyncio.timeout(LOAD_SECONDS):
-                child = await Child.start(
-                    "workers.enrichment.choosing.embedding", self._model, inherited=_INHERITED, environment=_ENVIRONMENT
-                )
-        except TimeoutError:
-            raise EmbeddingModelRefused(self._refusal(f"it took more than {LOAD_SECONDS:g} s")) from None
-        except (ChildLost, OSError):
-            raise EmbeddingModelRefused(self._refusal("its process ended; it may need more memory")) from None
-        if "refused" in child.greeting:
-            await child.kill()
-            raise EmbeddingModelRefused(self._refusal(str(child.greeting["refused"])))
-        return child
-
-    def _refusal(self, reason: str) -> str:
-        return (
-            f"{self._setting} names {self._model}, which cannot be loaded: {reason}. "
-            "Name a sentence-transformers model or its folder, or unset the variable, so that words alone decide"
-        )
+            return await load_model(_MODULE, self._model, seconds=LOAD_SECONDS, inherited=_INHERITED)
+        except ModelNotLoaded as reason:
+            raise EmbeddingModelRefused(
+                f"{self._setting} names {self._model}, which cannot be loaded: {reason}. "
+                "Name a sentence-transformers model or its folder, or unset the variable, so that words alone decide"
+            ) from None
 
     async def _work(self) -> None:
         """Serve requests, and replace the process if it is lost."""
@@ -194,3 +185,49 @@ class Embedder:
             else:
                 log.info("The embedding model is loaded again.", action="embedder-ready")
                 return child
+
+
+class NewestFirst(Generic[T]):
+    """A queue of requests with short deadlines, for a server that may be too slow for all requests. Falsy when empty.
+
+    The newest request is served next. If the oldest were served next, a long queue would make each request just too
+    late (Maurer, "Fail at Scale", 2015, "adaptive LIFO"). The queue holds only as many requests as the server can serve
+    within a request's time. Requests that cannot be served in time are thus evicted at once.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[T] = []
+        self._one_seconds: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, request: T, seconds: float) -> list[T]:
+        """Add a request that must be served within `seconds`.
+
+        Return the oldest requests, which are evicted because they would be late.
+        """
+        self._waiting.append(request)
+        served = seconds / self._one_seconds if self._one_seconds else float(len(self._waiting))
+        crowded = max(0, len(self._waiting) - max(1, int(served)))
+        gone, self._waiting = self._waiting[:crowded], self._waiting[crowded:]
+        return gone
+
+    def next(self) -> T:
+        """Remove and return the newest request. Raises IndexError if none waits."""
+        return self._waiting.pop()
+
+    def served(self, seconds: float) -> None:
+        """Record the service time of one request."""
+        before = seconds if self._one_seconds is None else self._one_seconds
+        self._one_seconds = before + _NEWEST_WEIGHT * (seconds - before)
+
+    def leave(self, request: T) -> None:
+        """Remove the request if it is still in the queue."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+
+    def clear(self) -> list[T]:
+        """Remove and return all waiting requests."""
+        gone, self._waiting = self._waiting, []
+        return gone

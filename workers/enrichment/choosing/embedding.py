@@ -1,14 +1,7 @@
 """The loop of the embedding model's process: `python -m workers.enrichment.choosing.embedding MODEL`.
 
-The process takes tasks from standard input and answers on standard output, as `frames` describes. If the model cannot
-be loaded, the first answer is `refused` with the reason; else the answer lists the fences that this kernel lacks
-(`missing`).
-
 A task has a `question`, and a JSON list of texts as its body. The answer is the cosine of each text with the question,
-or `failed`.
-
-The texts are untrusted. Once the model is loaded, the process cannot open sockets, and can read only files of Python
-and of the system's libraries.
+or `failed`; see `processes.model`.
 
 The model runs on the CPU, since the engine uses the GPU. Three caps bound the process's memory: tokens of a text, texts
 at once, and bytes of cached vectors.
@@ -19,17 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
-import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cachetools import LRUCache
 
-from workers.enrichment.processes.confinement import confine
-from workers.enrichment.processes.frames import receive, send
+from workers.enrichment.processes.model import Answer, serve_model
 
 if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports a missing numpy
     import numpy as np
@@ -41,68 +30,25 @@ _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
 """Cap on the tokens of one text, since a model's cost grows with their square, and some models accept 8,192."""
 _MOST_CHARS: Final = 8 * _MOST_TOKENS
-_MOST_REASON_CHARS: Final = 200
 _KEPT_BYTES: Final = 32 * 1024 * 1024
-_LOOKED_UP: Final = ("/etc/ld.so.cache", "/sys/devices/system/cpu", "/proc/cpuinfo", "/proc/meminfo")
 
 
 def main() -> None:
     """Load the model, and answer tasks until the input ends."""
-    output = own_output()
-    try:
-        texts = Texts(_loaded(sys.argv[1]))
-    except ImportError:
-        send(output, {"refused": "sentence-transformers is not installed; install postback with the extra rerank"})
-    except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
-        send(output, {"refused": reason_of(error)})
-    else:
-        send(output, {"missing": confine(readable())})
-        while (request := receive(sys.stdin.buffer)) is not None:
-            send(output, _answer(texts, *request))
+    serve_model(_load, "sentence-transformers is not installed; install postback with the extra rerank")
 
 
-def readable() -> list[str]:
-    """List the files that libraries read late: Python's folders, and the system's files about cores and memory.
-
-    The listed folders and files hold no secrets, unlike the rest of `/proc` and the worker's own folder.
-    """
-    python = [path for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))]
-    ours = str(Path(__file__).parents[2])
-    return [*dict.fromkeys((*python, ours, "/usr/lib", "/usr/local/lib", "/lib", "/lib64", *_LOOKED_UP))]
-
-
-def own_output() -> BinaryIO:
-    """Reserve standard output for answers, since text that a library prints would break the answers' framing."""
-    own = os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-    return own
-
-
-def _loaded(name: str) -> Any:
+def _load() -> Answer:
     """Load the model, and encode one text to test the model."""
     import torch
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(min(_MOST_THREADS, torch.get_num_threads()))
-    model = SentenceTransformer(name, device="cpu")
+    model = SentenceTransformer(sys.argv[1], device="cpu")
     model.max_seq_length = min(model.max_seq_length or _MOST_TOKENS, _MOST_TOKENS)
-    Texts(model).similarities("ready", ["ready"])
-    return model
-
-
-def reason_of(error: Exception) -> str:
-    """Return an error's kind and first line, in a few words."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]
-
-
-def _answer(texts: Texts, task: dict[str, Any], body: bytes) -> dict[str, Any]:
-    try:
-        return {"similarities": texts.similarities(task["question"], json.loads(body))}
-    except Exception as error:  # a failure at one text must not end the process, which serves all jobs
-        return {"failed": type(error).__qualname__}
+    texts = Texts(model)
+    texts.similarities("ready", ["ready"])
+    return lambda task, body: {"similarities": texts.similarities(task["question"], json.loads(body))}
 
 
 class Texts:

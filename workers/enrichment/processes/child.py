@@ -11,7 +11,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from telemetry.logs import get_logger
 from workers.enrichment.evidence import Unreadable
@@ -22,6 +22,9 @@ log = get_logger()
 _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 """The environment variables that every process inherits. All other variables of the worker may hold secrets."""
 
+_MODEL_ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Hides the GPUs from models, and makes waiting threads sleep, since the worker needs the cores too."""
+
 _ANSWER_BYTES = 64 * 1024 * 1024
 _REAP_SECONDS = 0.01
 """Pause between two checks whether a killed program has ended."""
@@ -29,6 +32,10 @@ _REAP_SECONDS = 0.01
 
 class ChildLost(Exception):  # noqa: N818 - named after the event
     """The process ended without an answer."""
+
+
+class ModelNotLoaded(Exception):  # noqa: N818 - as above
+    """A model's process did not load its model. The text gives the reason."""
 
 
 @lru_cache(maxsize=1)
@@ -119,6 +126,28 @@ class Child:
         if not isinstance(answer, dict):
             raise ChildLost
         return answer
+
+
+async def load_model(
+    module: str,
+    *arguments: str,
+    seconds: float,
+    inherited: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Child:
+    """Start a process that loads a model, as `Child.start`; `model` is the process's side. Raises ModelNotLoaded."""
+    environment = {**_MODEL_ENVIRONMENT, **(environment or {})}
+    try:
+        async with asyncio.timeout(seconds):
+            child = await Child.start(module, *arguments, inherited=inherited, environment=environment)
+    except TimeoutError:
+        raise ModelNotLoaded(f"it took more than {seconds:g} s") from None
+    except (ChildLost, OSError):
+        raise ModelNotLoaded("its process ended; it may need more memory") from None
+    if "refused" in child.greeting:
+        await child.kill()
+        raise ModelNotLoaded(str(child.greeting["refused"]))
+    return child
 
 
 async def _reap(group: int) -> None:

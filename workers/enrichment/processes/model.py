@@ -1,0 +1,77 @@
+"""The loop of a model's process, which `child.load_model` starts. The module's arguments name the model.
+
+The process takes tasks from standard input and answers on standard output, as `frames` describes. If the model cannot
+be loaded, the first answer is `refused` with the reason; else it lists the fences that this kernel lacks (`missing`).
+If the model fails at a task, the answer is `failed`.
+
+The texts are untrusted. Once the model is loaded, the process cannot open sockets, and can read only files of Python
+and of the system's libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from workers.enrichment.processes.confinement import confine
+from workers.enrichment.processes.frames import receive, send
+
+Answer = Callable[[dict[str, Any], bytes], dict[str, Any]]
+"""A function that answers a task, which is a head and a body."""
+
+_MOST_REASON_CHARS: Final = 200
+_LOOKED_UP: Final = ("/etc/ld.so.cache", "/sys/devices/system/cpu", "/proc/cpuinfo", "/proc/meminfo")
+
+
+def serve_model(load: Callable[[], Answer], packages: str) -> None:
+    """Load the model, and answer tasks until the input ends.
+
+    `packages` tells which packages are missing, and how to install them, if `load` raises ImportError.
+    """
+    output = _own_output()
+    try:
+        answer = load()
+    except ImportError:
+        send(output, {"refused": packages})
+    except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
+        send(output, {"refused": _reason_of(error)})
+    else:
+        send(output, {"missing": confine(_readable())})
+        while (request := receive(sys.stdin.buffer)) is not None:
+            send(output, _answered(answer, *request))
+
+
+def _answered(answer: Answer, task: dict[str, Any], body: bytes) -> dict[str, Any]:
+    try:
+        return answer(task, body)
+    except Exception as error:  # a failure at one text must not end the process, which serves all jobs
+        return {"failed": type(error).__qualname__}
+
+
+def _reason_of(error: Exception) -> str:
+    """Return an error's kind and first line, in a few words."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]
+
+
+def _readable() -> list[str]:
+    """List the files that libraries read late: Python's folders, and the system's files about cores and memory.
+
+    The listed folders and files hold no secrets, unlike the rest of `/proc` and the worker's own folder.
+    """
+    python = [path for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))]
+    ours = str(Path(__file__).parents[2])
+    return [*dict.fromkeys((*python, ours, "/usr/lib", "/usr/local/lib", "/lib", "/lib64", *_LOOKED_UP))]
+
+
+def _own_output() -> BinaryIO:
+    """Reserve standard output for answers, since text that a library prints would break the answers' framing."""
+    own = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return own
