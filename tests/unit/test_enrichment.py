@@ -23,6 +23,7 @@ from tests.drawn import drawn
 from tests.integration.inside.page import NAMES, SECRETS, written
 from tests.virtual_time import in_virtual_time
 from workers.enrichment.answering.profile import Profiles
+from workers.enrichment.cache.cache import Memory
 from workers.enrichment.cache.entry import (
     CacheEntry,
     Key,
@@ -35,7 +36,6 @@ from workers.enrichment.cache.entry import (
     target_of_url,
 )
 from workers.enrichment.cache.flights import Flights
-from workers.enrichment.cache.memory import Memory
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Found, Page, Unreadable
 from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch

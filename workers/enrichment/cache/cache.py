@@ -7,10 +7,14 @@ read a page are cached for a while, too.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
 from math import inf
 from typing import Any, Final
+
+from cachetools import LRUCache
 
 from telemetry.clock import Clock
 from telemetry.series import ClosedCounter
@@ -18,7 +22,6 @@ from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import CacheEntry, Key, encoded
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.cache.levels import Level, Shared
-from workers.enrichment.cache.memory import Memory
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Unreadable
 
@@ -32,6 +35,8 @@ _PATIENCE: Final = 0.9
 """The fraction of a job's remaining time for which the job waits for a page's server before it gets a stale copy."""
 _PENDING: Final = 256
 """Cap on the pending writes to shared levels. Beyond the cap, a page is kept only in this process's memory."""
+_PLACE_BYTES: Final = 512
+"""Approximate memory that an entry takes besides its value: for the key, and for its place in the tables."""
 
 Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
 """A function that gets the cache's older copy of a page or None, reads the page, and returns the new entry.
@@ -208,3 +213,38 @@ def _served(entry: CacheEntry) -> Reading:
     if entry.answer is None:
         raise Unreadable(entry.reason or "it could not be read")
     return Reading(entry.url, entry.answer, entry.reason)
+
+
+class Memory:
+    """Level 1: this process's memory. An LRU cache of unpacked entries, limited by their size in memory."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._entries: LRUCache[Key, CacheEntry] = LRUCache(limit_bytes, getsizeof=_size)
+
+    def get(self, key: Key) -> CacheEntry | None:
+        """Return the entry under the key, fresh or stale."""
+        return self._entries.get(key)
+
+    def put(self, key: Key, entry: CacheEntry) -> None:
+        """Store the entry, unless it alone exceeds the limit. If space is short, evict other entries."""
+        self.drop(key)
+        with suppress(ValueError):  # the entry alone exceeds the limit
+            self._entries[key] = entry
+
+    def drop(self, key: Key) -> None:
+        """Drop the entry under the key."""
+        self._entries.pop(key, None)
+
+
+def _size(entry: CacheEntry) -> int:
+    return _PLACE_BYTES + sys.getsizeof(entry) + _held_bytes(astuple(entry))
+
+
+def _held_bytes(value: object) -> int:
+    """Return the size in bytes of a value and all values inside it; an object that occurs twice is counted twice."""
+    held: tuple[object, ...] = ()
+    if isinstance(value, dict):
+        held = (*value, *value.values())
+    elif isinstance(value, list | tuple):
+        held = tuple(value)
+    return sys.getsizeof(value) + sum(map(_held_bytes, held))

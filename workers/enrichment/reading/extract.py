@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
@@ -14,13 +16,12 @@ from selectolax.lexbor import LexborHTMLParser
 from schemas.job import MAX_JOB_BYTES
 from workers.enrichment.evidence import Extractor, Particulars, Unreadable
 from workers.enrichment.reading.charset import decode
-from workers.enrichment.reading.embedded import article_body, script_data
 from workers.enrichment.reading.hidden import without_hidden
 from workers.enrichment.reading.markup import MAX_DEPTH, from_xml
 from workers.enrichment.reading.office import ZIP, is_office, read_office
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, linked_data, of_html
 from workers.enrichment.reading.pictures import READ_BY_OCR, Recogniser, is_picture
-from workers.enrichment.reading.values import from_json, from_json_lines
+from workers.enrichment.reading.values import from_json, from_json_lines, leaves
 
 MAX_TEXT_CHARS = MAX_JOB_BYTES
 """Cap on a text's code points. The cap is so high that even the largest document that a job can carry is read whole."""
@@ -178,7 +179,7 @@ def from_html(html: str, url: str = "", extractor: Extractor = "resiliparse") ->
     main = _tidy(extract_plain_text(visible, main_content=True, preserve_formatting=True, alt_texts=False))
     if extractor == "trafilatura":
         main = _better(main, seen, whole)
-    untold = article_body(linked) or (script_data(LexborHTMLParser(html)) if len(whole) < _THIN_CHARS else "")
+    untold = _article_body(linked) or (_script_data(LexborHTMLParser(html)) if len(whole) < _THIN_CHARS else "")
     if len(whole) < len(untold) // 2:
         return Extracted(title, _visible(untold), particulars, whole)
     if len(main) < _THIN_CHARS and len(main) < len(whole) // 4:
@@ -270,3 +271,42 @@ def depth_exceeds(html: str, limit: int) -> bool:
 def _after(html: str, end: str, position: int) -> int:
     found = html.find(end, position)
     return len(html) if found < 0 else found + len(end)
+
+
+# -- text that a page has as data in its scripts ---------------------------------------------------------------------
+
+# Such text is used only if the page itself shows less: a teaser before a paywall, or a page that a script fills.
+
+_ARTICLE_BODIES: Final = ("articleBody", "text")
+"""The properties in schema.org that hold a page's text."""
+_SCRIPT_DATA: Final = 'script[type="application/json"]'
+"""Selects the data for a page's scripts, such as `__NEXT_DATA__` of Next.js."""
+_MAX_SCRIPT_DATA: Final = 20
+_MAX_SCRIPT_CHARS: Final = 1_000_000
+_PROSE: Final = re.compile(r"\S+(?:\s+\S+){3}")
+"""Matches the beginning of a text of four words or more; a shorter text is a label, an id or an address."""
+
+
+def _article_body(nodes: Sequence[dict[str, Any]]) -> str:
+    """Return the longest text of an article in the page's JSON-LD; empty if it has none."""
+    texts = (node.get(name) for node in nodes for name in _ARTICLE_BODIES)
+    return max((text for text in texts if isinstance(text, str)), key=len, default="")
+
+
+def _script_data(tree: LexborHTMLParser) -> str:
+    """Return the prose in the page's data for its scripts: each text once, in order, as a paragraph."""
+    return "\n\n".join(dict.fromkeys(text for value in _script_values(tree) for text in _prose(value)))
+
+
+def _script_values(tree: LexborHTMLParser) -> Iterator[Any]:
+    for script in tree.css(_SCRIPT_DATA)[:_MAX_SCRIPT_DATA]:
+        text = script.text()
+        if len(text) <= _MAX_SCRIPT_CHARS:
+            try:
+                yield json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+
+
+def _prose(value: Any) -> Iterator[str]:
+    return (leaf for _, leaf in leaves(value) if isinstance(leaf, str) and _PROSE.match(leaf.strip()))
