@@ -120,11 +120,7 @@ async def supports(pairs: Iterable[Pair], judge: Judge | None = None) -> list[Su
     for pair in pairs:
         source = NumberedSource(1, "1", None, None, (pair.passage,))
         reading = Reading(f"{pair.sentence.rstrip('.')} [1].", Evidence((source,), question=pair.sentence))
-        open_claims = {
-            at: (reading.claims[at].sentence.text, [text for _, text in reading.claims[at].finding.premises])
-            for at in reading.open
-        }
-        verdicts, _ = await judged(open_claims, judge, seconds=600.0)
+        verdicts, _ = await judged(reading.open, judge, seconds=600.0)
         outcomes = reading.outcomes(verdicts)
         found.append(outcomes[0] if outcomes else Support.UNSUPPORTED)
     return found

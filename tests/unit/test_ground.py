@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Message, TextPart
-from workers.enrichment.answering import cite
 from workers.enrichment.answering.grounding import INVISIBLE, ground, harmless
 from workers.enrichment.answering.marks import mark_for
+from workers.enrichment.answering.sentences import CITATION, is_citation
 from workers.enrichment.answering.template import TemplateRefused, load_template
 from workers.enrichment.choosing.rank import split
 from workers.enrichment.evidence import Evidence, NumberedSource
@@ -247,7 +247,7 @@ def test_marks_other_than_ours_survive(parts: list[str]) -> None:
 )
 def test_nothing_of_a_page_can_be_read_as_a_citation_of_a_source(text: str, sources: int) -> None:
     numbers = range(1, sources + 1)
-    found = [mark for mark in cite.CITATION.finditer(harmless(text, sources)) if cite.is_citation(mark, numbers)]
+    found = [mark for mark in CITATION.finditer(harmless(text, sources)) if is_citation(mark, numbers)]
     assert not {int(number) for mark in found for number in re.findall(r"\d+", mark[1])} & set(numbers)
 
 

@@ -16,7 +16,6 @@ from workers.enrichment.answering.cite import (
     BEARING,
     NO_VERDICTS,
     NOT_CHECKED,
-    AnswerLevel,
     Claim,
     Reading,
     Verdicts,
@@ -24,11 +23,12 @@ from workers.enrichment.answering.cite import (
     level_of,
 )
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS, harmless
-from workers.enrichment.answering.judging import Finding, Judge, tokens, without_links
+from workers.enrichment.answering.judging import Judge, tokens
 from workers.enrichment.answering.links import without_unknown_links
-from workers.enrichment.answering.profile import Profile
-from workers.enrichment.answering.quantities import figures, missing
-from workers.enrichment.answering.sentences import Sentence, normal, sentences
+from workers.enrichment.answering.profile import AnswerLevel, Profile
+from workers.enrichment.answering.quantities import figures, missing, years_of
+from workers.enrichment.answering.quotes import without_links
+from workers.enrichment.answering.sentences import Sentence, in_one_line, normal, sentences
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 MAX_CHAIN: Final = 100
@@ -77,20 +77,14 @@ class Draft:
         """Read the text."""
         if not evidence.sources and profile.no_sources_notice and not is_json:
             text = f"{profile.no_sources_notice}\n\n{text.strip()}".rstrip()
-        if profile.evidence_chain is None:
-            return cls(Reading(text, evidence), evidence, profile)
-        reading = Reading("", evidence)
-        reading.text = without_unknown_links(text, evidence)
-        return cls(reading, evidence, profile, _Chain(reading, profile.evidence_chain))
+        name = profile.evidence_chain
+        reading = Reading(text, evidence, is_json=name is not None)
+        return cls(reading, evidence, profile, None if name is None else _Chain(reading, name))
 
     @property
     def open(self) -> dict[int, tuple[str, Sequence[str]]]:
-        """The claims that the rules leave to a judge, by number: each sentence with its premises."""
-        claims = self.reading.claims
-        return {
-            at: (claims[at].sentence.text, [text for _, text in claims[at].finding.premises])
-            for at in self.reading.open
-        }
+        """The claims that the rules leave to a judge, by index: each sentence with its premises."""
+        return self.reading.open
 
     def answer(self, verdicts: Verdicts = NO_VERDICTS, not_checked: Sequence[str] = (NOT_CHECKED,)) -> Answer:
         """Return the answer in the form that the profile demands. Raises Unsupported.
@@ -143,7 +137,7 @@ class Draft:
             return "the answer rests on no source: no source supports any of its sentences"
         if citations:
             return "the answer rests on no source: no source supports any item of its evidence"
-        why = "it is not the JSON of its profile" if self.chain.items is None else "the chain is empty"
+        why = "the chain is empty" if self.chain.is_chain else "it is not the JSON of its profile"
         return f"the answer names no evidence: {why}"
 
 
@@ -190,6 +184,19 @@ def _listed(sources: Iterable[tuple[NumberedSource, SourceDetails]]) -> str:
 # -- the evidence chain of a structured answer -----------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An item of an evidence chain. `start` and `end` are the place of its quote, or else the whole answer."""
+
+    start: int
+    end: int
+    quote: str
+    number: int
+    """The number of the source; 0 if the item names none."""
+    claim: int | None
+    """The index of the item's claim among the claims of the reading; None if it has no claim or no known source."""
+
+
 class _Chain:
     """The items of an evidence chain: each has a claim, and the words of a source, copied exactly.
 
@@ -201,21 +208,21 @@ class _Chain:
         self._reading = reading
         value = _value(reading.text)
         items = value.get(name) if isinstance(value, dict) else None
-        self.items: list[Any] | None = items[:MAX_CHAIN] if isinstance(items, list) else None
-        self._spans: list[Sentence] = []
-        self._quotes: list[tuple[str, int]] = []
-        self._claim_of: dict[int, int] = {}
+        self.is_chain = isinstance(items, list)
+        """False if the answer is not the JSON of its profile."""
+        self.items: list[_Item] = []
         behind = 0
-        for item in self.items or ():
-            behind = self._read(item if isinstance(item, dict) else {}, behind)
+        for fields in items[:MAX_CHAIN] if isinstance(items, list) else ():
+            item, behind = self._read(fields if isinstance(fields, dict) else {}, behind)
+            self.items.append(item)
         self._strange = self._figures_elsewhere(value, name) if isinstance(value, dict) else []
         self.notes = [f"{one} stands in no item of the answer's evidence" for one in self._strange]
 
     def judged(self, of_claims: Sequence[Support]) -> list[JudgedSentence]:
         """Return each item, and each figure outside of the chain, with its support."""
         items = [
-            JudgedSentence(start=one.start, end=one.end, support=self._outcome(at, of_claims), missing=self._lost(at))
-            for at, one in enumerate(self._spans)
+            JudgedSentence(start=one.start, end=one.end, support=self._outcome(one, of_claims), missing=self._lost(one))
+            for one in self.items
         ]
         end = len(self._reading.text)
         strange = [
@@ -223,58 +230,46 @@ class _Chain:
         ]
         return items + strange
 
-    def _lost(self, at: int) -> list[str]:
-        claim = self._claim_of.get(at)
-        return list(self._reading.claims[claim].finding.lost) if claim is not None else []
-
     def citations(self, of_claims: Sequence[Support]) -> list[Citation]:
         """Return a citation for each item."""
         found = []
-        for at in range(len(self._quotes)):
-            quote, number = self._quotes[at]
-            span, name = self._spans[at], self._reading.sources.name(number)
-            citation = Citation(start=span.start, end=span.end, source=name, support=self._outcome(at, of_claims))
-            found.append(self._reading.quoted(citation, quote, number))
+        for one in self.items:
+            name, support = self._reading.sources.name(one.number), self._outcome(one, of_claims)
+            citation = Citation(start=one.start, end=one.end, source=name, support=support)
+            found.append(self._reading.quoted(citation, one.quote, one.number))
         return found
 
-    def _read(self, fields: dict[str, Any], behind: int) -> int:
-        """Take on an item; return the end of its quote, behind which the next quote is looked for."""
+    def _read(self, fields: dict[str, Any], behind: int) -> tuple[_Item, int]:
+        """Return an item, and the end of its quote, behind which the next quote is looked for."""
         quote = fields["quote"] if isinstance(fields.get("quote"), str) else ""
         number = _number(fields.get("source"))
         place = _place(self._reading.text, quote, behind)
         start, end = place or (0, len(self._reading.text))
-        claim = fields.get("claim")
-        known = number in self._reading.sources.numbers
-        said = " ".join(normal(claim).split()) if isinstance(claim, str) else ""
-        if known and said:
+        said = in_one_line(fields["claim"]) if isinstance(fields.get("claim"), str) else ""
+        claim = None
+        if said and number in self._reading.sources.numbers:
             sentence = Sentence(start, end, said)
-            finding = self._reading.sources.find(sentence, [number])
-            self._claim_of[len(self._spans)] = len(self._reading.claims)
-            self._reading.claims.append(Claim(sentence, finding, is_cited=True))
-        self._spans.append(Sentence(start, end, quote))
-        self._quotes.append((quote, number))
-        return end if place is not None else behind
+            claim = len(self._reading.claims)
+            self._reading.claims.append(Claim(sentence, self._reading.sources.find(sentence, [number])))
+        return _Item(start, end, quote, number, claim), end if place is not None else behind
 
-    def _outcome(self, at: int, of_claims: Sequence[Support]) -> Support:
-        quote, number = self._quotes[at]
-        if number not in self._reading.sources.numbers:
+    def _lost(self, item: _Item) -> list[str]:
+        return list(self._reading.claims[item.claim].finding.lost) if item.claim is not None else []
+
+    def _outcome(self, item: _Item, of_claims: Sequence[Support]) -> Support:
+        """Return the support of the quote, unless the claim has what its source lacks, or a judge denies it."""
+        if item.number not in self._reading.sources.numbers:
             return Support.DANGLING
-        if not self._reading.sources[number].quotes(tokens(without_links(quote))):
+        if not self._reading.sources[item.number].quotes(tokens(without_links(item.quote))):
             return Support.UNSUPPORTED
-        claim = self._claim_of.get(at)
-        if claim is not None and self._is_denied(self._reading.claims[claim].finding, of_claims[claim]):
-            return Support.UNSUPPORTED if of_claims[claim] is not Support.CONTRADICTED else Support.CONTRADICTED
-        return Support.EXACT
-
-    @staticmethod
-    def _is_denied(finding: Finding, outcome: Support) -> bool:
-        """True if the item's claim has a figure or name that its source lacks, or a judge found no support."""
-        return outcome is Support.CONTRADICTED or bool(finding.lost)
+        if item.claim is not None and of_claims[item.claim] is Support.CONTRADICTED:
+            return Support.CONTRADICTED
+        return Support.UNSUPPORTED if self._lost(item) else Support.EXACT
 
     def _figures_elsewhere(self, value: dict[str, Any], name: str) -> list[str]:
         """Return the figures in the answer's other texts that no item's quote has."""
-        told = [figures(normal(quote)) for quote, _ in self._quotes]
-        years = [year for one in told for year in ((d.year, d.last_year or d.year) for d in one.dates if d.year)]
+        told = [figures(normal(one.quote)) for one in self.items]
+        years = years_of([date for one in told for date in one.dates])
         texts = [text for key, part in value.items() if key != name for text in _texts(part)]
         lost = [
             one for text in texts for each in sentences(text, ()) for one in missing(figures(each.text), told, years)

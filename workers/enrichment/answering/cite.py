@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 from schemas.result import Citation, Support
 from workers.enrichment.answering.grounding import visible
 from workers.enrichment.answering.judging import COMMON, Finding, Judge, JudgeAway, Sources, Verdict
 from workers.enrichment.answering.links import without_unknown_links
+from workers.enrichment.answering.profile import AnswerLevel
 from workers.enrichment.answering.quotes import Quoter, words
-from workers.enrichment.answering.sentences import CITATION, Sentence, is_citation, sentences
+from workers.enrichment.answering.sentences import Sentence, sentences
 from workers.enrichment.evidence import Evidence, NumberedSource
-
-__all__ = ["BEARING", "CITATION", "Reading", "contradict", "is_citation", "judged"]
 
 BEARING: Final = (Support.EXACT, Support.FUZZY, Support.ENTAILED, Support.LEXICAL)
 """The levels at which a source supports a sentence, from the strongest."""
@@ -36,8 +35,6 @@ JUDGE_SECONDS: Final = 2.0
 NOT_CHECKED: Final = "entailment"
 NOT_CHECKED_IN_TIME: Final = "entailment: time"
 
-AnswerLevel = Literal["all", "some", "none", "contradicted"]
-
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -45,9 +42,6 @@ class Claim:
 
     sentence: Sentence
     finding: Finding
-    is_cited: bool
-    unknown: tuple[int, ...] = ()
-    """The cited numbers that no source has."""
 
     def outcome(self, verdict: Verdict | None) -> Support:
         """Return the support after the judge's verdict; None if no judge has read the claim."""
@@ -64,20 +58,24 @@ NO_VERDICTS: Final[Verdicts] = MappingProxyType({})
 
 
 class Reading:
-    """An answer, read by the rules."""
+    """An answer, read by the rules. An answer in JSON has no sentences; its evidence chain adds the claims."""
 
-    def __init__(self, text: str, evidence: Evidence) -> None:
+    def __init__(self, text: str, evidence: Evidence, *, is_json: bool = False) -> None:
         self.text = without_unknown_links(text, evidence)
         self._evidence = evidence
         self.sources = Sources(evidence)
         self._quoter = Quoter({one.number: (one.title or "", *one.passages) for one in evidence.sources}, COMMON)
-        found = islice(sentences(self.text, self.sources.numbers), MAX_SENTENCES)
+        found = islice(sentences(self.text, self.sources.numbers), 0 if is_json else MAX_SENTENCES)
         self.claims = [self._claim(one) for one in found if one.is_claim or self._dangles(one)]
 
     @cached_property
-    def open(self) -> list[int]:
-        """The indices of the claims that the rules leave to a judge."""
-        return [at for at, claim in enumerate(self.claims) if not claim.finding.is_ruled and claim.finding.premises]
+    def open(self) -> dict[int, tuple[str, Sequence[str]]]:
+        """The claims that the rules leave to a judge, by index: each sentence with its premises."""
+        return {
+            at: (claim.sentence.text, [text for _, text in claim.finding.premises])
+            for at, claim in enumerate(self.claims)
+            if not claim.finding.is_ruled and claim.finding.premises
+        }
 
     def outcomes(self, verdicts: Verdicts = NO_VERDICTS) -> list[Support]:
         """Return the support of each claim."""
@@ -101,10 +99,9 @@ class Reading:
 
     def _claim(self, sentence: Sentence) -> Claim:
         known = [number for number in sentence.numbers if number in self.sources.numbers]
-        unknown = tuple(number for number in sentence.numbers if number not in self.sources.numbers)
-        if unknown and not known:
-            return Claim(sentence, Finding(Support.DANGLING, is_ruled=True), True, unknown)
-        return Claim(sentence, self._finding(sentence, known or self.sources.numbers), bool(known), unknown)
+        if sentence.numbers and not known:
+            return Claim(sentence, Finding(Support.DANGLING, is_ruled=True))
+        return Claim(sentence, self._finding(sentence, known or self.sources.numbers))
 
     def _finding(self, sentence: Sentence, numbers: Collection[int]) -> Finding:
         """Judge against the union of the sources; if it does not bear the sentence, against each source alone.
@@ -119,15 +116,13 @@ class Reading:
         return next((one for one in alone if one.support in BEARING), whole)
 
     def _cited(self, claim: Claim, level: Support) -> Iterator[Citation]:
+        """Yield a citation for each cited source, or one of the source that bears a sentence without a citation."""
         carried = dict.fromkeys(number for number, _ in claim.finding.premises)
-        named = claim.sentence.numbers if claim.is_cited else (*claim.unknown, *islice(carried, 1))
-        for number in named:
-            if number in claim.unknown:
-                yield self._citation(claim, number, Support.DANGLING)
-            elif claim.is_cited:
-                yield self._citation(claim, number, level if number in carried else Support.UNSUPPORTED)
-            elif level in BEARING:
-                yield self._citation(claim, number, level)
+        for number in claim.sentence.numbers:
+            known = level if number in carried else Support.UNSUPPORTED
+            yield self._citation(claim, number, known if number in self.sources.numbers else Support.DANGLING)
+        if not claim.sentence.numbers and level in BEARING:
+            yield from (self._citation(claim, number, level) for number in islice(carried, 1))
 
     def _citation(self, claim: Claim, number: int, level: Support) -> Citation:
         one = claim.sentence
@@ -160,10 +155,10 @@ async def judged(
 
     At most `calls` sentences are read, in `seconds`; the judge reads them one after the other or together, as it likes.
     """
-    if not claims:
-        return {}, [] if judge is not None else [NOT_CHECKED]
     if judge is None:
         return {}, [NOT_CHECKED]
+    if not claims:
+        return {}, []
     tasks = {
         at: asyncio.create_task(judge.judge(sentence, premises), name="judge")
         for at, (sentence, premises) in islice(claims.items(), calls)

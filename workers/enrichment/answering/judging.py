@@ -18,18 +18,17 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from math import log
 from typing import Final, Protocol
 
-import Stemmer
 from rapidfuzz.distance import LCSseq
 
 from schemas.result import Support
-from workers.enrichment.answering.links import LINK_REMOVED, URL
-from workers.enrichment.answering.names import NamesOf, canonical, in_one_word, names
-from workers.enrichment.answering.quantities import Figures, figures, missing, rivals, swapped, years_of
-from workers.enrichment.answering.sentences import MAX_SAID_CHARS, Sentence, listed, normal, sentences
+from workers.enrichment.answering.names import Name, NamesOf, canonical, in_one_word, names
+from workers.enrichment.answering.quantities import Figures, figures, missing, rivals, stem, swapped, years_of
+from workers.enrichment.answering.quotes import without_links
+from workers.enrichment.answering.sentences import MAX_SAID_CHARS, Sentence, blanked, listed, normal, sentences
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 LEXICAL_SHARE: Final = 0.6
@@ -112,8 +111,6 @@ class Finding:
     """The level by words; UNSUPPORTED or CONTRADICTED if a rule decided so."""
     is_ruled: bool
     """True if a judge has nothing to add."""
-    share: float = 0.0
-    """Share of the sentence's content words in its premises."""
     premises: tuple[tuple[int, str], ...] = ()
     """The nearest sentences of the sources, each with its source's number, the nearest first."""
     lost: tuple[str, ...] = ()
@@ -127,7 +124,6 @@ class SourceSentence:
         self.number = number
         self.text = text
         self.tokens = tokens(text)
-        self.line = f" {' '.join(self.tokens)} "
         self.words = frozenset(_stems(self.tokens))
 
     @cached_property
@@ -152,10 +148,7 @@ class SourceText:
     """A source, split into sentences once for all sentences of an answer."""
 
     def __init__(self, source: NumberedSource) -> None:
-        self.id = source.id
-        texts = [source.title or "", *source.passages]
-        self.texts = tuple(texts)
-        plain = [without_links(text) for text in texts]
+        plain = [without_links(text) for text in (source.title or "", *source.passages)]
         self.sentences = [SourceSentence(source.number, one.text) for text in plain for one in sentences(text, ())]
         self._whole = " ".join(normal(text) for text in plain)
         self._starts: list[int] = []
@@ -220,24 +213,21 @@ class Sources:
         """Judge the sentence by rules against the union of these sources."""
         sources = [self[number] for number in numbers]
         said = _Said(sentence)
-        if any(source.states(said.tokens) for source in sources):
-            return self._exact(said, sources)
-        premises = _nearest(said, [one for source in sources for one in source.sentences])
+        stating = [source for source in sources if source.states(said.tokens)]
+        premises = _nearest(said, [one for source in stating or sources for one in source.sentences])
+        held = tuple((one.number, one.text) for one in premises)
+        if stating:
+            return Finding(Support.EXACT, True, held)
         if not premises or not (said.words or said.figures.spans):
-            return Finding(Support.UNSUPPORTED, is_ruled=True)
-        return _ruled(said, premises, sources)
-
-    def _exact(self, said: _Said, sources: Sequence[SourceText]) -> Finding:
-        held = [one for source in sources if source.states(said.tokens) for one in source.sentences]
-        premises = _nearest(said, held)
-        return Finding(Support.EXACT, True, 1.0, tuple((one.number, one.text) for one in premises))
+            return Finding(Support.UNSUPPORTED, True)
+        support, is_ruled, lost = _ruled(said, premises, sources)
+        return Finding(support, is_ruled, held, tuple(lost))
 
 
 class _Said:
     """A sentence of the answer, read for the rules."""
 
     def __init__(self, sentence: Sentence) -> None:
-        self.sentence = sentence
         text = without_links(sentence.text)
         self.tokens = tokens(text)
         text = text[:MAX_SAID_CHARS]
@@ -246,20 +236,21 @@ class _Said:
         self.quotes = [part for quote in quotes for part in map(tokens, _OMISSION.split(quote)) if part]
         for quote in quotes:
             text = text.replace(quote, " " * len(quote))
-        self.text = text
         self.figures = figures(text)
         self.ranked = frozenset(_stems(self.tokens))
-        blank = list(text)
-        for start, end in self.figures.spans:
-            blank[start:end] = " " * (end - start)
-        self.plain = "".join(blank)
+        self.plain = blanked(text, self.figures.spans)
         """The text without figures and quotations."""
         self.words = frozenset(word for word in _stems(tokens(self.plain)) if not word[0].isdigit())
         """The stems of the content words outside of figures and quotations."""
 
+    @cached_property
+    def names(self) -> list[Name]:
+        """The names outside of figures and quotations."""
+        return names(self.plain, COMMON)
+
     def share(self, words: Collection[str]) -> float:
         """Return the share of the content words among `words`; 1 if the sentence is all figures and quotations."""
-        return sum(word in words for word in self.words) / len(self.words) if self.words else 1.0
+        return _share(self.words, words)
 
 
 def _nearest(said: _Said, candidates: Sequence[SourceSentence]) -> list[SourceSentence]:
@@ -271,53 +262,46 @@ def _nearest(said: _Said, candidates: Sequence[SourceSentence]) -> list[SourceSe
     return [candidates[at] for _, at in best[:MAX_PREMISES]]
 
 
-def _ruled(said: _Said, premises: Sequence[SourceSentence], sources: Sequence[SourceText]) -> Finding:
+def _ruled(
+    said: _Said, premises: Sequence[SourceSentence], sources: Sequence[SourceText]
+) -> tuple[Support, bool, Sequence[str]]:
+    """Return the support, whether a judge has nothing to add, and what no source has."""
     union = frozenset(word for one in premises for word in one.words)
-    share = said.share(union)
     alone = [said.share(one.words) for one in premises]
     best = max(alone)
-    held = tuple((one.number, one.text) for one in premises)
-    if said.quotes:
-        false = [quote for quote in said.quotes if not any(source.quotes(quote) for source in sources)]
-        if false:
-            words = frozenset(word for quote in false for word in _stems(quote))
-            is_close = sum(word in union for word in words) >= CLOSE_SHARE * len(words)
-            return Finding(_against(is_close), True, share, held, tuple(" ".join(quote) for quote in false))
+    if false := [quote for quote in said.quotes if not any(source.quotes(quote) for source in sources)]:
+        words = frozenset(word for quote in false for word in _stems(quote))
+        return _against(_share(words, union) >= CLOSE_SHARE), True, [" ".join(quote) for quote in false]
     years = [year for source in sources for year in source.years] if said.figures.dates else []
     lost = missing(said.figures, [one.figures for one in premises], years)
-    lost += _lost_names(said, premises, sources, best)
+    lost += _lost_names(said, premises, sources)
     same = [one for one, each in zip(premises, alone, strict=True) if each >= max(ALONE_SHARE, best - 0.1)]
     lost = lost or _displaced(said, premises) or _displaced_figures(said, same)
     if lost:
-        return Finding(_against(best >= CLOSE_SHARE), True, share, held, tuple(lost))
+        return _against(best >= CLOSE_SHARE), True, lost
     if _is_negated(said, premises):
-        return Finding(Support.CONTRADICTED, True, share, held)
+        return Support.CONTRADICTED, True, ()
     hard = sum(not one.is_soft for one in said.figures.quantities) + len(said.figures.dates)
+    share = said.share(union)
     share = (share * len(said.words) + hard) / (len(said.words) + hard) if said.words else share
-    level = Support.LEXICAL if share >= LEXICAL_SHARE else Support.UNSUPPORTED
-    if level is Support.LEXICAL and any(_is_close(said.tokens, one.tokens) for one in premises):
-        level = Support.FUZZY
-    if said.quotes and level is not Support.UNSUPPORTED:
-        level = Support.EXACT
-    return Finding(level, level is Support.EXACT or share < GATE_SHARE, share, held)
+    if share < LEXICAL_SHARE:
+        return Support.UNSUPPORTED, share < GATE_SHARE, ()
+    if said.quotes:
+        return Support.EXACT, True, ()
+    is_close = any(_is_close(said.tokens, one.tokens) for one in premises)
+    return Support.FUZZY if is_close else Support.LEXICAL, False, ()
 
 
 def _against(is_close: bool) -> Support:
     return Support.CONTRADICTED if is_close else Support.UNSUPPORTED
 
 
-def _lost_names(
-    said: _Said, premises: Sequence[SourceSentence], sources: Sequence[SourceText], share: float
-) -> list[str]:
+def _lost_names(said: _Said, premises: Sequence[SourceSentence], sources: Sequence[SourceText]) -> list[str]:
     """Return the sentence's names that no source has."""
-    found = names(said.plain, COMMON)
-    lost = [one for one in found if not any(source.names.has(one.text) for source in sources)]
-    if not lost:
-        return []
-    capitals = [one.text for one in found]
+    lost = [one for one in said.names if not any(source.names.has(one.text) for source in sources)]
     if len(lost) > 1 and any(source.names.spells([one.text for one in lost]) for source in sources):
         return []
-    initials = "".join(word[0] for word in capitals).casefold()
+    initials = "".join(one.text[0] for one in said.names).casefold()
     sure = [one.text for one in lost if one.is_sure and not _is_initials(one.text, initials)]
     first = [one.text for one in lost if not one.is_sure]
     return sure + [one for one in first if _stands_for_a_name(one, said, premises)]
@@ -329,25 +313,29 @@ def _displaced(said: _Said, premises: Sequence[SourceSentence]) -> list[str]:
     The source says "8% in Rome and 9% in Oslo"; the sentence says "9% in Rome". A figure or name that the clause has
     and the sentence lacks is a rival.
     """
-    own = {word for name in names(said.plain, COMMON) for word in _stems(tokens(name.text))}
+    own = _words_of(said.names)
     rest = said.words - own or said.words
     clauses = [clause for one in premises for clause in one.clauses]
     best = max((_share(rest, clause.words) for clause in clauses), default=0.0)
     if best < PLACE_SHARE or len(rest) < 2:
         return []
     nearest = [clause for clause in clauses if _share(rest, clause.words) >= best]
-    most = max(_share(said.words, clause.words) for clause in nearest)
+    most = max(said.share(clause.words) for clause in nearest)
     if any(not rivals(said.figures, one.figures) and own <= one.words for one in nearest):
         return []
-    found = [rivals(said.figures, one.figures) for one in nearest if _share(said.words, one.words) >= most]
+    found = [rivals(said.figures, one.figures) for one in nearest if said.share(one.words) >= most]
     if all(found):
         return found[0]
     here = nearest[0]
     strange = own - here.words
     if not strange or here.refers or any(own & one.words and not own - one.words for one in nearest):
         return []
-    others = {word for name in names(here.text, COMMON) for word in _stems(tokens(name.text))} - said.ranked
-    return sorted(strange) if others else []
+    return sorted(strange) if _words_of(names(here.text, COMMON)) - said.ranked else []
+
+
+def _words_of(some: Iterable[Name]) -> set[str]:
+    """Return the stems of the names' words."""
+    return {word for name in some for word in _stems(tokens(name.text))}
 
 
 def _displaced_figures(said: _Said, told: Sequence[SourceSentence]) -> list[str]:
@@ -369,15 +357,15 @@ def _stands_for_a_name(first: str, said: _Said, premises: Sequence[SourceSentenc
 
     All other words of the sentence are then those of one sentence of the source, which begins with another word.
     """
-    stem = _stemmed(canonical(first))
-    rest = said.words - {stem}
+    own = stem(canonical(first))
+    rest = said.words - {own}
     if not rest or first.endswith("ly"):
         return False
     for one in premises:
-        if stem in one.words or not rest <= one.words:
+        if own in one.words or not rest <= one.words:
             continue
         opening = next((word for word in one.tokens if word not in COMMON), "")
-        if opening and _stemmed(canonical(opening)) not in said.words:
+        if opening and stem(canonical(opening)) not in said.words:
             return True
     return False
 
@@ -404,11 +392,6 @@ def _is_close(said: Sequence[str], told: Sequence[str]) -> bool:
     return len(said) >= 3 and LCSseq.similarity(said, told) >= FUZZY_SHARE * len(said)
 
 
-def without_links(text: str) -> str:
-    """Replace each link, and each mark of a removed link, by a space."""
-    return URL.sub(" ", text.replace(LINK_REMOVED, " "))
-
-
 def tokens(text: str) -> tuple[str, ...]:
     """Return a text's words, numbers with their signs, and signs of units, in lower case."""
     return tuple(_TOKEN.findall(in_one_word(normal(text)).casefold()))
@@ -420,14 +403,6 @@ def _stems(some: Iterable[str]) -> Iterable[str]:
         if word in COMMON:
             continue
         if word[0].isalnum():
-            yield _stemmed(canonical(word)) if word[0].isalpha() else word
+            yield stem(canonical(word)) if word[0].isalpha() else word
         elif word[0] == "-":
             yield word
-
-
-_STEMMER: Final = Stemmer.Stemmer("english", 0)
-
-
-@lru_cache(maxsize=20_000)
-def _stemmed(word: str) -> str:
-    return str(_STEMMER.stemWord(word))

@@ -82,9 +82,8 @@ def names(text: str, common: Collection[str]) -> list[Name]:
         plain = word.casefold().removesuffix("'s").removesuffix("'")
         if plain in _CALENDAR or plain in _TITLES or plain in common or not _is_capital(word):
             continue
-        opens = _OPENS.search(text[: match.start()][-3:] or "") is not None or not text[: match.start()].strip(
-            " \"'(|*-"
-        )
+        before = text[: match.start()]
+        opens = _OPENS.search(before[-3:]) is not None or not before.strip(" \"'(|*-")
         is_sure = not opens or canonical(word) in _places().values() or not word[1:].islower()
         found.append(Name(word, is_sure))
     return found
@@ -92,9 +91,7 @@ def names(text: str, common: Collection[str]) -> list[Name]:
 
 def _is_capital(word: str) -> bool:
     """True for "Anna", "mRNA" and "B12", but not for "5mg" or "a"."""
-    if word[0].isdigit():
-        return False
-    return any(letter.isupper() for letter in word)
+    return not word[0].isdigit() and any(letter.isupper() for letter in word)
 
 
 def _has_capital_nouns(text: str) -> bool:
@@ -117,7 +114,7 @@ class NamesOf:
     def _add(self, word: str) -> None:
         self._words.add(canonical(word))
         if not word.isalnum():
-            self._words.update(map(canonical, filter(None, re.split(r"[-&']", word))))
+            self._words.update(map(canonical, _parts(word)))
         if word[0].isupper():
             self._capitals.append(word)
 
@@ -129,10 +126,14 @@ class NamesOf:
         letters = re.sub(r"[^A-Za-z]", "", name)
         if 2 <= len(letters) <= 6 and letters.isupper() and letters.casefold() in self._initials:
             return True
-        parts = [part for part in re.split(r"[-&']", name) if part]
+        parts = _parts(name)
         return len(parts) > 1 and all(canonical(part) in self._words or part.islower() for part in parts)
 
     def spells(self, said: Sequence[str]) -> bool:
         """True if the source has the initials of these words: "WHO" for "World", "Health", "Organization"."""
         initials = "".join(word[0] for word in said).casefold()
         return len(initials) >= 2 and initials in self._words
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[-&']", name) if part]

@@ -24,6 +24,10 @@ _IN_FILES: Final = {"response_format": "response_schema"}
 """Maps each field that a profile's file names differently to its name in the file."""
 
 
+AnswerLevel = Literal["all", "some", "none", "contradicted"]
+"""How well the sources support an answer as a whole."""
+
+
 class ProfileRefused(Exception):  # noqa: N818 - named after the event
     """A profile cannot be used. The text names the file, the field and the fix."""
 
@@ -50,7 +54,7 @@ class Profile(_ProfileSection):
     instructions: Annotated[str, StringConstraints(strip_whitespace=True, max_length=10_000)] = ""
     required: bool = False
     rewrite: bool = False
-    accepts: list[Literal["all", "some", "none", "contradicted"]] = ["all", "some", "none", "contradicted"]
+    accepts: list[AnswerLevel] = ["all", "some", "none", "contradicted"]
     requires: list[Literal["entailment"]] = []
     evidence_list: bool = False
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)

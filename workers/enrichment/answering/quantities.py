@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Final
@@ -18,9 +18,10 @@ from typing import Final
 import Stemmer
 from rapidfuzz.distance import LCSseq
 
-from workers.enrichment.answering.sentences import listed
+from workers.enrichment.answering.sentences import blanked, listed
 
 _UNITS_FILE: Final = Path(__file__).with_name("units.toml")
+_STEMMER: Final = Stemmer.Stemmer("english", 0)
 
 _SMALL: Final = {
     name: value
@@ -204,18 +205,18 @@ class Quantity:
         if self.per_day is not None and told.per_day is not None and not _near(self.per_day, told.per_day, 0.03):
             return False
         if self.dimension == told.dimension:
-            return self._has_value(self.value, told.value, self.step) or any(
+            return self._has_value(self.value, told.value) or any(
                 _near(one, other, 1e-9) for one in (self.value, *self.others) for other in (told.value, *told.others)
             )
         if not self.dimension and not self.noun and told.dimension != "ordinal":
-            return self._has_value(self.raw, told.raw, self.step) or self._has_value(self.raw, told.value, self.step)
+            return self._has_value(self.raw, told.raw) or self._has_value(self.raw, told.value)
         if not told.dimension and not told.noun and self.dimension != "ordinal":
             return _near(self.raw, told.raw, 1e-9)
         if not self.dimension and told.dimension in _CURRENCIES:
-            return self._has_value(self.value, told.value, self.step)
+            return self._has_value(self.value, told.value)
         return False
 
-    def _has_value(self, said: float, told: float, step: float) -> bool:
+    def _has_value(self, said: float, told: float) -> bool:
         if _near(said, told, 1e-6):
             return True
         if said * told < 0 or not said or not told:
@@ -223,7 +224,7 @@ class Quantity:
         apart = abs(said - told) / abs(told)
         if self.bound and not self.is_about:
             return (told - said) * self.bound > 0 and apart <= 0.2
-        rounding = 0.5 * step * (1 + 1e-9)
+        rounding = 0.5 * self.step * (1 + 1e-9)
         if self.is_about:
             return apart <= 0.12 if self.is_soft or self.dimension == "ratio" else apart <= 0.06
         return abs(said - told) <= rounding and apart <= 0.05
@@ -255,18 +256,25 @@ class Date:
     start: int = 0
     end: int = 0
 
+    @property
+    def years(self) -> tuple[int, int] | None:
+        """The first and the last year; None for a date without a year."""
+        return None if self.year is None else (self.year, self.last_year or self.year)
+
+    @property
+    def is_year(self) -> bool:
+        """True for a date of years only."""
+        return self.month is None and self.quarter is None and self.weekday is None
+
     def equals(self, told: Date, years: Sequence[tuple[int, int]]) -> bool:
         """True if the source's date bears this one. `years` are the years that the source names elsewhere."""
         for mine, theirs in ((self.month, told.month), (self.day, told.day), (self.weekday, told.weekday),
                              (self.quarter, told.quarter)):  # fmt: skip
             if mine is not None and mine != theirs:
                 return False
-        if self.year is None:
+        if (said := self.years) is None:
             return True
-        said = (self.year, self.last_year or self.year)
-        if told.year is not None:
-            return _overlap(said, (told.year, told.last_year or told.year))
-        return any(_overlap(said, one) for one in years)
+        return any(_overlap(said, one) for one in ([told.years] if told.years is not None else years))
 
     def is_like(self, told: Date) -> bool:
         """True if both dates say the same kind of thing, such as a year."""
@@ -288,7 +296,7 @@ class Figures:
     text: str
     quantities: tuple[Quantity, ...] = ()
     dates: tuple[Date, ...] = ()
-    derived: tuple[Quantity, ...] = field(default=())
+    derived: tuple[Quantity, ...] = ()
     """Quantities that follow from those of the text: the share of "3 of 4", the difference of two percentages."""
 
     @property
@@ -301,10 +309,8 @@ class Figures:
 def figures(text: str) -> Figures:
     """Return the figures of a normalised text."""
     dates = list(_dates(text))
-    blank = list(text)
-    for date in dates:
-        blank[date.start : date.end] = "\0" * (date.end - date.start)
-    found = _with_shared_units(list(_quantities("".join(blank), text)), text)
+    rest = blanked(text, ((date.start, date.end) for date in dates), "\0")
+    found = _with_shared_units(list(_quantities(rest)), text)
     return Figures(text, tuple(found), tuple(dates), tuple(_derived(found, text)))
 
 
@@ -322,12 +328,11 @@ def missing(said: Figures, told: Sequence[Figures], years: Sequence[tuple[int, i
     ]
     dates = [one for each in told for one in each.dates]
     raw = {one.raw for each in told for one in each.quantities}
-    for date in said.dates:
-        is_year = date.month is None and date.quarter is None and date.weekday is None
-        if any(date.equals(one, years) for one in dates) or (is_year and date.year in raw):
-            continue
-        lost.append(date.text)
-    return lost
+    return lost + [
+        date.text
+        for date in said.dates
+        if not any(date.equals(one, years) for one in dates) and not (date.is_year and date.year in raw)
+    ]
 
 
 def rivals(said: Figures, told: Figures) -> list[str]:
@@ -388,15 +393,13 @@ def _are_like(one: Quantity | Date, other: Quantity | Date) -> bool:
 
 def _words_around(some: Figures, begin: int, end: int) -> list[str]:
     """Return the stems of the words between these places, without figures."""
-    blank = list(some.text)
-    for start, stop in some.spans:
-        blank[start:stop] = " " * (stop - start)
-    return [_stem(word) for word in re.findall(r"[^\W\d_]+", "".join(blank)[max(0, begin) : end])]
+    words = re.findall(r"[^\W\d_]+", blanked(some.text, some.spans)[max(0, begin) : end])
+    return [stem(word.lower()) for word in words]
 
 
 def years_of(dates: Sequence[Date]) -> list[tuple[int, int]]:
     """Return the spans of the years that the dates name."""
-    return [(one.year, one.last_year or one.year) for one in dates if one.year is not None]
+    return [one.years for one in dates if one.years is not None]
 
 
 def _is_borne(said: Quantity, told: Sequence[Quantity]) -> bool:
@@ -420,9 +423,13 @@ def _dates(text: str) -> Iterator[Date]:
     """Yield the dates; a place of the text is part of one date only, the most exact one."""
     taken: list[tuple[int, int]] = []
     for read in (_full_dates, _spans_of_years, _quarters, _years, _bare_months, _weekdays):
-        found = [one for one in read(text) if not any(start < one.end and one.start < end for start, end in taken)]
+        found = [one for one in read(text) if _is_free(one, taken)]
         taken += [(one.start, one.end) for one in found]
         yield from found
+
+
+def _is_free(date: Date, taken: Sequence[tuple[int, int]]) -> bool:
+    return not any(start < date.end and date.start < end for start, end in taken)
 
 
 def _full_dates(text: str) -> Iterator[Date]:
@@ -430,7 +437,7 @@ def _full_dates(text: str) -> Iterator[Date]:
     for pattern in _DATES:
         for found in pattern.finditer(text):
             date = _date(found)
-            if date is not None and not any(start < date.end and date.start < end for start, end in taken):
+            if date is not None and _is_free(date, taken):
                 taken.append(found.span())
                 yield date
 
@@ -499,9 +506,10 @@ def _counts(text: str, found: re.Match[str]) -> bool:
         r"\b(?:in|since|of|until|till|by|from|during|early|late|after|before|mid|between|and|to)[\s-]+$", before
     ):
         return False
-    behind = re.match(r"[\s-]+([a-z]+)", text[found.end() :])
-    return (behind is not None and _unit_of(behind[1])[0] is not None) or bool(
-        behind is not None and behind[1].endswith("s") and behind[1] not in ("was", "is", "has", "as", "its", "this")
+    behind = _NEXT_WORD.match(text, found.end())
+    return behind is not None and (
+        _unit_of(behind[1]) is not None
+        or (behind[1].endswith("s") and behind[1] not in ("was", "is", "has", "as", "its", "this"))
     )
 
 
@@ -535,9 +543,10 @@ def _units() -> tuple[dict[str, tuple[str, float]], dict[str, tuple[str, float]]
 _CURRENCIES: Final = frozenset(listed("usd eur gbp jpy cny chf inr krw rub aud cad hkd crown brl zloty rand"))
 
 
-def _unit_of(name: str) -> tuple[tuple[str, float] | None, str]:
+def _unit_of(name: str) -> tuple[str, float] | None:
+    """Return the dimension and factor of the unit with this name; None for any other word."""
     exact, folded, _ = _units()
-    return exact.get(name) or folded.get(name.casefold()), name
+    return exact.get(name) or folded.get(name.casefold())
 
 
 _UNIT_WORD: Final = re.compile(
@@ -562,32 +571,28 @@ def _unit_at(text: str, at: int) -> tuple[str, float, int] | None:
             break
         here = space.end()
     for end in reversed(ends):
-        unit, _ = _unit_of(text[start:end].replace("-", " ") if text[start:end].count("-") else text[start:end])
-        if unit is not None:
+        if (unit := _unit_of(text[start:end].replace("-", " "))) is not None:
             return *unit, end
-    first = ends[0] if ends else None
-    if first is not None and "/" in text[start:first]:  # "mg/dL": two units
-        unit, _ = _unit_of(text[start : start + text[start:first].index("/")])
-        if unit is not None:
-            return *unit, start + text[start:first].index("/")
+    slash = text.find("/", start, ends[0]) if ends else -1
+    if slash >= 0 and (unit := _unit_of(text[start:slash])) is not None:  # "mg/dL": two units
+        return *unit, slash
     return None
 
 
-def _quantities(text: str, original: str) -> Iterator[Quantity]:
+def _quantities(text: str) -> Iterator[Quantity]:
     position = 0
     while (found := _TOKEN.search(text, position)) is not None:
         position = found.end()
-        kind = found.lastgroup
-        if kind == "id":
-            continue
-        read = _read(found, text, kind or "")
-        if read is None:
-            continue
-        quantity, position = read
-        yield quantity
+        if (read := _read(found, text)) is not None:
+            quantity, position = read
+            yield quantity
 
 
-def _read(found: re.Match[str], text: str, kind: str) -> tuple[Quantity, int] | None:
+def _read(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
+    """Return the quantity that begins with this token, and its end; None for a token that begins none."""
+    kind = found.lastgroup
+    if kind == "id":
+        return None
     if kind == "word":
         return _read_word(found, text)
     start, end = found.span()
@@ -607,18 +612,16 @@ def _read(found: re.Match[str], text: str, kind: str) -> tuple[Quantity, int] | 
         elif (slash := _SLASHED.match(text, end)) is not None and 0 < value < int(slash[1]) <= 20:
             value, step, end = value / int(slash[1]), 0.0, slash.end()
     else:
-        value = _worded(found.group())
-        step = 0.0
-    is_word = kind == "words"
+        value, step = _worded(found.group()), 0.0
     if (more := _AND_A_PART.match(text, end)) is not None:
         value, end = value + _FRACTIONS.get((more[1] or "").lower(), 0.75), more.end()
         step = 0.0
     elif kind == "num" and (part := _PART.match(text, end)) is not None and int(part[2]):
         value, end, step = value + int(part[1]) / int(part[2]), part.end(), 0.0
     fraction = _NEXT_WORD.match(text, end)
-    if is_word and fraction is not None and fraction[1] in _FRACTIONS and value < 20:
+    if kind == "words" and fraction is not None and fraction[1] in _FRACTIONS and value < 20:
         return _finished(text, start, fraction.end(), value * _FRACTIONS[fraction[1]], 0.0, is_fraction=True)
-    return _finished(text, start, end, value, step, is_word=is_word, others=others)
+    return _finished(text, start, end, value, step, is_word=kind == "words", others=others)
 
 
 def _read_word(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
@@ -682,7 +685,7 @@ def _finished(
     raw = value
     dimension, noun, per_day = "", "", None
     if currency is not None:
-        unit, _ = _unit_of(currency[1])
+        unit = _unit_of(currency[1])
         dimension = unit[0] if unit is not None else ""
     else:
         of = _OF_ONE.match(text, end) if is_fraction else None
@@ -695,7 +698,7 @@ def _finished(
         elif is_fraction:
             dimension = "ratio"
         elif (word := _NOUN.match(text, end)) is not None:
-            noun = _stem(word[1])
+            noun = stem(word[1].lower())
     rate, stop = _rate(text, end)
     if rate is not None:
         per_day, end = raw * rate if dimension in ("times", "") else rate, stop
@@ -808,10 +811,7 @@ def _derived(found: Sequence[Quantity], text: str) -> Iterator[Quantity]:
             yield Quantity(f"{one.text} and {other.text}", apart, "points", apart)
 
 
-@cache
-def _stemmer() -> Stemmer.Stemmer:
-    return Stemmer.Stemmer("english")
-
-
-def _stem(word: str) -> str:
-    return str(_stemmer().stemWord(word.lower()))
+@lru_cache(maxsize=20_000)
+def stem(word: str) -> str:
+    """Return the stem of an English word in lower case."""
+    return str(_STEMMER.stemWord(word))

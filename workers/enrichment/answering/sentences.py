@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,6 +77,14 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def blanked(text: str, spans: Iterable[tuple[int, int]], blank: str = " ") -> str:
+    """Return the text with blanks in these places; all other places stay where they are."""
+    kept = list(text)
+    for start, end in spans:
+        kept[start:end] = blank * (end - start)
+    return "".join(kept)
+
+
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """A sentence with its citation marks. `start` and `end` count code points of the whole text."""
@@ -116,28 +124,32 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFKC", text.translate(_FOLDED)).translate(_FOLDED)
 
 
+def in_one_line(text: str) -> str:
+    """Return the normalised text with single spaces."""
+    return " ".join(normal(text).split())
+
+
 def sentences(text: str, numbers: Collection[int] | None = None) -> Iterator[Sentence]:
     """Yield the text's sentences. `numbers` holds the numbers of the sources: other brackets are no citations."""
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
     marks = [mark for mark in CITATION.finditer(plain) if is_citation(mark, numbers)]
-    masked = _masked(plain, marks)
+    masked = blanked(plain, (mark.span() for mark in marks))
     at = 0
     for block_start, block_end, is_heading in _blocks(masked):
         for start, end in _split(masked, block_start, block_end):
             while at < len(marks) and marks[at].end() <= start:
                 at += 1
+            written = masked[start:end]
+            begin, stop = end - len(written.lstrip()), start + len(written.rstrip())
             cited: list[int] = []
-            begin = start + len(masked[start:end]) - len(masked[start:end].lstrip())
             for mark in marks[at:]:
                 if mark.start() >= end:
                     break
-                begin = min(begin, mark.start())
-                cited += map(int, re.findall(r"\d+", mark.group(1)))
-            written = masked[start:end]
-            stop = max(start + len(written.rstrip()), *(m.end() for m in marks[at:] if start <= m.start() < end), 0)
-            said = " ".join(normal(written).split())
+                begin, stop = min(begin, mark.start()), max(stop, mark.end())
+                cited += _numbers(mark)
+            said = in_one_line(written)
             if said or cited:
-                quotes = tuple(" ".join(normal(quote).split()) for quote in _QUOTED.findall(written))
+                quotes = tuple(map(in_one_line, _QUOTED.findall(written)))
                 yield Sentence(begin, stop, said, tuple(dict.fromkeys(cited)), quotes, is_heading)
 
 
@@ -148,7 +160,7 @@ def is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
     or a list, not a citation, if they follow "CI" or "=", or if no source has any of them. A single unknown number is a
     dangling citation.
     """
-    named = [int(number) for number in re.findall(r"\d+", marker.group(1))]
+    named = _numbers(marker)
     if _PLAIN.fullmatch(marker.group()) is None:
         return True
     if 0 in named:
@@ -159,12 +171,8 @@ def is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
     return (numbers is None or not set(numbers).isdisjoint(named)) and _INTERVAL.search(before) is None
 
 
-def _masked(text: str, marks: list[re.Match[str]]) -> str:
-    kept, position = [], 0
-    for mark in marks:
-        kept += [text[position : mark.start()], " " * len(mark.group())]
-        position = mark.end()
-    return "".join([*kept, text[position:]])
+def _numbers(mark: re.Match[str]) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", mark[1])]
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
