@@ -38,7 +38,7 @@ from workers.enrichment.cache.entry import (
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Found, Page, Unreadable
-from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
+from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
 from workers.enrichment.search.base import SearchMisconfigured, SearchQuery
 from workers.enrichment.search.inside import InsideSource, Items, filled, filled_value
 from workers.enrichment.search.pace import Allowance, RequestPace, current_allowance

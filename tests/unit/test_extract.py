@@ -27,7 +27,7 @@ from tests.drawn import drawn
 from tests.unit.office_files import core, document, packed, paragraph, row, slides, workbook
 from workers.enrichment import settings as settings_module
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars, Unreadable
-from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
+from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
 from workers.enrichment.readable import readable_text
 from workers.enrichment.reading import by_trafilatura
 from workers.enrichment.reading.by_trafilatura import MAX_TAGS, main_lines

@@ -1,6 +1,6 @@
 """Fetches robots.txt files (RFC 9309) and caches them per origin.
 
-A member of the pool evaluates the rules, see `robots_rule`.
+A member of the pool evaluates the rules, see `processes.member`.
 """
 
 from __future__ import annotations

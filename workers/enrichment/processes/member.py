@@ -12,6 +12,7 @@ import contextlib
 import encodings
 import importlib
 import json
+import math
 import os
 import pkgutil
 import resource
@@ -19,13 +20,14 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
+from protego import Protego
+
 from workers.enrichment.choosing.rank import Budget, Ranking
 from workers.enrichment.evidence import Extractor, Unreadable
-from workers.enrichment.fetching.robots_rule import crawl_delay_seconds, may_fetch
 from workers.enrichment.processes.confinement import confine
 from workers.enrichment.processes.frames import receive, send
 from workers.enrichment.reading.extract import Extracted, extract
@@ -167,6 +169,23 @@ def rank_passages(
 def judge_robots(body: bytes, url: str, user_agent: str) -> dict[str, Any]:
     """Return whether a robots.txt allows a URL, and the file's crawl delay in seconds."""
     return {"allowed": may_fetch(body, url, user_agent), "delay": crawl_delay_seconds(body, user_agent)}
+
+
+def may_fetch(body: bytes, url: str, user_agent: str) -> bool:
+    """True if robots.txt allows this URL, by the rules for `user_agent` or else for all agents (RFC 9309)."""
+    return bool(_parsed(body).can_fetch(url, user_agent))
+
+
+def crawl_delay_seconds(body: bytes, user_agent: str) -> float:
+    """Return the site's `Crawl-delay` for `user_agent`, or 0. The directive is common, but not part of RFC 9309."""
+    delay = _parsed(body).crawl_delay(user_agent)
+    return float(delay) if delay is not None and math.isfinite(delay) and delay > 0 else 0.0
+
+
+@lru_cache(maxsize=16)
+def _parsed(body: bytes) -> Protego:
+    # The codec drops a byte order mark, which would hide the first line.
+    return Protego.parse(body.decode("utf-8-sig", "replace"))
 
 
 _KINDS: dict[str, Kind] = {
