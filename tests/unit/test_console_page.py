@@ -30,9 +30,6 @@ from gateway.access.key_text import id_of
 from gateway.access.keys import revoke_key
 from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
-from gateway.access.tenant_settings import TenantSettings
-from gateway.access.tenants import put_tenant
-from gateway.door.app import create_app
 from gateway.door.door import PEER
 from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, failed_callbacks
 from gateway.page.letters import (
@@ -63,10 +60,10 @@ from schemas.outcome import Outcome
 from schemas.result import Citation, Result, SourceDetails, Support, Timings, Usage
 from schemas.settings import KafkaSettings
 from schemas.topics import Topics
-from telemetry.audit import Audit
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from tests.drawn import drawn
+from tests.unit.door_rig import changed, limit, with_audit
 from tests.unit.gateway_rig import NOW, Rig, gateway_rig
 
 
@@ -74,7 +71,7 @@ from tests.unit.gateway_rig import NOW, Rig, gateway_rig
 def console_rig(folder: Path) -> Iterator[Rig]:
     """A door with the console page."""
     with gateway_rig(folder) as made:
-        yield replace(made, app=create_app(made.door, [page_routes]))
+        yield changed(made, page_routes)
 
 
 @dataclass
@@ -113,13 +110,26 @@ class Browser:
 
     def token(self) -> str:
         """The token of this session's forms."""
-        found = self.page("/console").css_first("input[name=form_token]")
-        assert found is not None
-        return found.attributes["value"] or ""
+        return value_of(self.page("/console"), "input[name=form_token]")
 
     def send(self, path: str, fields: Mapping[str, str], token: str | None = None) -> httpx.Response:
         """Send a form with `token`, or with the session's token if `token` is None."""
         return self.ask("POST", path, data={"form_token": self.token() if token is None else token, **fields})
+
+
+def value_of(page: LexborHTMLParser, field: str) -> str:
+    """The value of a form's field, which the page must have."""
+    found = page.css_first(field)
+    assert found is not None
+    return found.attributes["value"] or ""
+
+
+def addresses(page: LexborHTMLParser, links: str = "td a") -> list[str | None]:
+    return [node.attributes["href"] for node in page.css(links)]
+
+
+def texts(page: LexborHTMLParser, selector: str = "td a") -> list[str]:
+    return [node.text() for node in page.css(selector)]
 
 
 def signed_in(rig: Rig, tenant: str = "acme") -> Browser:
@@ -137,12 +147,12 @@ EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
 """A text that would run a script on a page that does not escape it."""
 
 
-def put(rig: Rig, table: Table, *rows: dict[str, Any]) -> None:
+def put(store: Store, table: Table, *rows: dict[str, Any]) -> None:
     def change(connection: Connection) -> None:
         for row in rows:
             connection.execute(insert(table).values(row))
 
-    rig.store.write_now(change)
+    store.write_now(change)
 
 
 def job_row(tenant: str, job_id: str, **more: Any) -> dict[str, Any]:
@@ -196,10 +206,7 @@ def test_a_visitor_without_a_session_is_sent_to_the_form_and_back_to_the_page(ri
     browser = Browser(rig)
     sent = browser.get("/console?x=1")
     assert (sent.status_code, sent.headers["location"]) == (303, "/console/sign-in?next=%2Fconsole%3Fx%3D1")
-    form = browser.page(sent.headers["location"])
-    wanted = form.css_first("input[name=next]")
-    assert wanted is not None
-    assert wanted.attributes["value"] == "/console?x=1"
+    assert value_of(browser.page(sent.headers["location"]), "input[name=next]") == "/console?x=1"
     entered = browser.sign_in(rig.key(), next="/console?x=1")
     assert (entered.status_code, entered.headers["location"]) == (303, "/console?x=1")
     assert browser.get("/console").status_code == 200
@@ -421,12 +428,12 @@ def test_the_overview_shows_the_tenants_figures_and_no_other_tenants(rig: Rig) -
     ended = [finished("figures", f"s{n}") for n in range(5)]
     bad = [finished("figures", f"f{each}", outcome=each, text=None) for each in Outcome if each != "succeeded"]
     old = {**finished("figures", "old"), "finished_at": NOW_MS - 16 * 60_000}
-    put(rig, jobs, *waiting, *ended, *bad, old, *(job_row("stranger", f"x{n}") for n in range(7)))
-    put(rig, batches, batch_row("figures", "batch_1"), batch_row("figures", "batch_2", status="completed"))
+    put(rig.store, jobs, *waiting, *ended, *bad, old, *(job_row("stranger", f"x{n}") for n in range(7)))
+    put(rig.store, batches, batch_row("figures", "batch_1"), batch_row("figures", "batch_2", status="completed"))
     page = signed_in(rig, "figures").page("/console")
     assert figures(page) == {"waiting": 4 + 5, "finished": 9, "succeeded": 5, "others": 4}
     assert "4 jobs, 5 lines" in body_of(page)
-    assert [node.attributes["href"] for node in page.css("td a")] == ["/console/batch?id=batch_1"]
+    assert addresses(page) == ["/console/batch?id=batch_1"]
     assert page.css("svg rect.good")[-1].attributes["height"] == "33.33"
     empty = signed_in(rig, "newcomer").page("/console")
     assert set(figures(empty).values()) == {0}
@@ -434,8 +441,8 @@ def test_the_overview_shows_the_tenants_figures_and_no_other_tenants(rig: Rig) -
 
 
 def test_the_live_part_of_a_page_refreshes_itself_until_the_work_is_over(rig: Rig) -> None:
-    put(rig, batches, batch_row("live", "batch_a"), batch_row("live", "batch_b", status="completed"))
-    put(rig, jobs, job_row("live", "open"), finished("live", "over"))
+    put(rig.store, batches, batch_row("live", "batch_a"), batch_row("live", "batch_b", status="completed"))
+    put(rig.store, jobs, job_row("live", "open"), finished("live", "over"))
     browser = signed_in(rig, "live")
     refreshed = {
         path: browser.page(f"/console{path}").css_first("#live[hx-get]") is not None
@@ -446,24 +453,22 @@ def test_the_live_part_of_a_page_refreshes_itself_until_the_work_is_over(rig: Ri
 
 def test_a_batch_shows_the_counts_of_the_api_and_links_to_its_files(rig: Rig) -> None:
     files = {"output_file_id": "file-2", "error_file_id": "file-3", "metadata": {"run": EVIL}}
-    put(rig, batches, batch_row("batches", "batch_c", **files, in_progress_at=NOW_MS))
+    put(rig.store, batches, batch_row("batches", "batch_c", **files, in_progress_at=NOW_MS))
     browser = signed_in(rig, "batches")
     page = browser.page("/console/batch?id=batch_c")
     api = browser.ask("GET", "/v1/batches/batch_c", headers={"authorization": f"Bearer {rig.key('batches')}"}).json()
     counts = api["request_counts"]
     assert figures(page) == {**counts, "open": counts["total"] - counts["completed"] - counts["failed"]}
-    assert [node.attributes["href"] for node in page.css("dd a")] == [
-        f"/console/file?id=file-{number}" for number in (1, 2, 3)
-    ]
+    assert addresses(page, "dd a") == [f"/console/file?id=file-{number}" for number in (1, 2, 3)]
     assert EVIL in body_of(page)
 
 
 def test_batches_are_listed_in_pages_that_end(rig: Rig) -> None:
-    put(rig, batches, *(batch_row("paged", f"batch_{number:02}") for number in range(45)))
+    put(rig.store, batches, *(batch_row("paged", f"batch_{number:02}") for number in range(45)))
     browser, path, seen = signed_in(rig, "paged"), "/console/batches", []
     while path:
         page = browser.page(path)
-        seen += [node.text() for node in page.css("td a")]
+        seen += texts(page)
         older = [node for node in page.css(".paging a") if node.text() == "Older"]
         path = (older[0].attributes["href"] or "") if older else ""
     assert seen == [f"batch_{number:02}" for number in reversed(range(45))]
@@ -483,8 +488,8 @@ def test_a_file_is_downloaded_through_the_session(rig: Rig) -> None:
 
 
 def test_a_batch_and_a_job_are_cancelled_by_the_form_and_not_twice(rig: Rig) -> None:
-    put(rig, batches, batch_row("ended", "batch_d"))
-    put(rig, jobs, job_row("ended", "job/1?"), finished("ended", "done"))
+    put(rig.store, batches, batch_row("ended", "batch_d"))
+    put(rig.store, jobs, job_row("ended", "job/1?"), finished("ended", "done"))
     browser = signed_in(rig, "ended")
     assert browser.send("/console/batch/cancel", {"id": "batch_d"}).headers["location"] == "/console/batch?id=batch_d"
     assert "cancelling" in body_of(browser.page("/console/batch?id=batch_d"))
@@ -497,7 +502,7 @@ def test_a_batch_and_a_job_are_cancelled_by_the_form_and_not_twice(rig: Rig) -> 
 
 def test_jobs_are_filtered_as_in_the_api(rig: Rig) -> None:
     put(
-        rig,
+        rig.store,
         jobs,
         job_row("filtered", "a", model_id="m1", metadata={"team": "x=y"}),
         job_row("filtered", "b", status="failed", batch_id="batch_1"),
@@ -514,13 +519,11 @@ def test_jobs_are_filtered_as_in_the_api(rig: Rig) -> None:
         ({"created_after": "-30m", "order": "asc"}, "ab"),
     ):
         page = browser.page(f"/console/jobs?{urlencode(said)}")
-        assert "".join(node.text() for node in page.css("td a")) == wanted, said
+        assert "".join(texts(page)) == wanted, said
     for wrong in ("status=x", "created_after=x", "metadata=x", "limit=0", "after=zz", "statsu=failed"):
         assert browser.get(f"/console/jobs?{wrong}").status_code in (400, 404), wrong
     page = browser.page("/console/jobs?metadata=team%3Dx%3Dy&limit=1&order=asc")
-    field = page.css_first("#metadata")
-    assert field is not None
-    assert field.attributes["value"] == "team=x=y"
+    assert value_of(page, "#metadata") == "team=x=y"
 
 
 def test_a_jobs_page_shows_its_way_its_sources_and_its_callbacks(rig: Rig) -> None:
@@ -535,18 +538,18 @@ def test_a_jobs_page_shows_its_way_its_sources_and_its_callbacks(rig: Rig) -> No
         source_details=[{"id": "https://a.example/x", "url": "https://a.example/x", "title": EVIL}],
         citations=[{"start": 0, "end": 18, "source": "https://a.example/x", "support": "exact"}],
     )
-    put(rig, jobs, {**row, "submitted_by": "key:1"})
+    put(rig.store, jobs, {**row, "submitted_by": "key:1"})
     put(
-        rig,
+        rig.store,
         job_attempts,
         attempt_row("traced", "sky", 1, "server_error"),
         attempt_row("traced", "sky", 2, None, status=200, attempt=2),
     )
     page = signed_in(rig, "traced").page("/console/job?id=sky")
-    assert [node.text() for node in page.css(".step")] == [
+    assert texts(page, ".step") == [
         *("Accepted", "Queued", "Enriched", "Generated", "Succeeded", "Callback 1", "Callback 2")
     ]
-    assert [node.text() for node in page.css(".detail")] == [
+    assert texts(page, ".detail") == [
         "through /v1/jobs by key:1",
         "for 1.5 s",
         "in 20 ms, with 2 sources",
@@ -555,10 +558,8 @@ def test_a_jobs_page_shows_its_way_its_sources_and_its_callbacks(rig: Rig) -> No
         "to https://a.example: failed, server error, status 503",
         "to https://a.example: delivered, status 200",
     ]
-    answer = page.css_first(".answer")
-    assert answer is not None
-    assert answer.text() == "Blue is scattered.1 Red is not."
-    assert [node.text() for node in page.css(".answer mark.exact")] == ["Blue is scattered."]
+    assert texts(page, ".answer")[0] == "Blue is scattered.1 Red is not."
+    assert texts(page, ".answer mark.exact") == ["Blue is scattered."]
     links = page.css(".sources a")
     assert [(node.attributes["href"], node.attributes["rel"], node.text()) for node in links] == [
         ("https://a.example/x", "noopener noreferrer nofollow", EVIL)
@@ -567,12 +568,12 @@ def test_a_jobs_page_shows_its_way_its_sources_and_its_callbacks(rig: Rig) -> No
 
 
 def test_another_tenants_objects_are_not_found(rig: Rig) -> None:
-    put(rig, jobs, finished("owner", "secret-job"))
-    put(rig, batches, batch_row("owner", "batch_secret"))
-    put(rig, job_attempts, attempt_row("owner", "secret-job", 500, "timeout"))
+    put(rig.store, jobs, finished("owner", "secret-job"))
+    put(rig.store, batches, batch_row("owner", "batch_secret"))
+    put(rig.store, job_attempts, attempt_row("owner", "secret-job", 500, "timeout"))
     endpoint = {"id": "we_secret", "tenant": "owner", "name": "n", "url": "https://secret.example", "events": []}
     versions = {"headers": {}, "secret_version": 1, "enabled": True, "created_at": 0, "updated_at": 0}
-    put(rig, webhook_endpoints, endpoint | versions)
+    put(rig.store, webhook_endpoints, endpoint | versions)
     thief, owner = signed_in(rig, "thief"), signed_in(rig, "owner")
     for path in ("/console/job?id=secret-job", "/console/batch?id=batch_secret"):
         assert owner.get(path).status_code == 200
@@ -591,7 +592,7 @@ def test_another_tenants_objects_are_not_found(rig: Rig) -> None:
 
 
 def test_a_form_needs_its_scope_and_the_sessions_token(rig: Rig) -> None:
-    put(rig, job_attempts, attempt_row("reader", "j", 600, "timeout"))
+    put(rig.store, job_attempts, attempt_row("reader", "j", 600, "timeout"))
     reader, forged = Browser(rig), signed_in(rig, "forged")
     reader.sign_in(rig.key("reader", Scope.READ))
     assert "Resend" not in reader.get("/console/callbacks").text
@@ -604,7 +605,7 @@ def test_a_form_needs_its_scope_and_the_sessions_token(rig: Rig) -> None:
 
 def test_a_callback_counts_as_failed_by_its_last_attempt(rig: Rig) -> None:
     put(
-        rig,
+        rig.store,
         job_attempts,
         attempt_row("calls", "mended", 700, "timeout"),
         attempt_row("calls", "mended", 701, None),
@@ -613,18 +614,14 @@ def test_a_callback_counts_as_failed_by_its_last_attempt(rig: Rig) -> None:
         attempt_row("calls", "batch_1", 704, "gone"),
     )
     page = signed_in(rig, "calls").page("/console/callbacks")
-    assert [node.attributes["href"] for node in page.css("td a")] == [
-        "/console/batch?id=batch_1",
-        "/console/job?id=broken",
-    ]
+    assert addresses(page) == ["/console/batch?id=batch_1", "/console/job?id=broken"]
     assert "connect failed" in body_of(page)
     assert len(page.css("form[action='/console/callbacks/resend']")) == 2
 
 
 def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_any_more(rig: Rig) -> None:
-    left = TenantSettings(callback_domains=["b.example"])
-    rig.store.write_now(lambda connection: put_tenant(connection, rig.clock, "moved", left))
-    put(rig, job_attempts, attempt_row("moved", "old", 800, "timeout"))
+    limit(rig, "moved", callback_domains=["b.example"])
+    put(rig.store, job_attempts, attempt_row("moved", "old", 800, "timeout"))
     callback = {"id": "old", "webhook_id": "msg_old", "origin": "https://a.example"}
     answer = signed_in(rig, "moved").send("/console/callbacks/resend", callback)
     assert answer.status_code == 403
@@ -766,8 +763,7 @@ def test_the_newest_letters_are_those_of_the_tenant_and_a_search_of_all_letters_
 def test_a_job_whose_callback_the_tenant_may_no_longer_call_is_not_put_back(
     rig: Rig, url: str | None, status: int
 ) -> None:
-    allowed = TenantSettings(callback_domains=["hooks.example"])
-    rig.store.write_now(lambda connection: put_tenant(connection, rig.clock, "acme", allowed))
+    limit(rig, "acme", callback_domains=["hooks.example"])
     rig.door.access.forget_tenant("acme")
     value = json.dumps({"prompt": "p", "callback_url": url}).encode()
     with (
@@ -794,12 +790,8 @@ def test_both_databases_give_the_same_figures(store: Store) -> None:
     of_batches = [batch_row("acme", "batch_1"), batch_row("other", "batch_2")]
     of_attempts = [attempt_row("acme", "a", 1, "timeout"), attempt_row("other", "b", 2, "gone")]
 
-    def change(connection: Connection) -> None:
-        for table, rows in ((jobs, of_jobs), (batches, of_batches), (job_attempts, of_attempts)):
-            for row in rows:
-                connection.execute(insert(table).values(row))
-
-    store.write_now(change)
+    for table, rows in ((jobs, of_jobs), (batches, of_batches), (job_attempts, of_attempts)):
+        put(store, table, *rows)
     found = store.read_now(lambda connection: read_figures(connection, "acme", NOW_MS))
     assert (found.jobs, found.lines, found.finished, found.outcomes["failed"]) == (1, 5, 2, 1)
     assert (found.minutes[-1].succeeded, found.minutes[-1].others, found.busiest) == (1, 1, 2)
@@ -824,17 +816,13 @@ def test_sessions_begin_and_end_on_both_databases(store: Store) -> None:
 
 def test_a_page_is_a_line_of_the_audit_with_ids_and_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    with gateway_rig(tmp_path) as made:
-        audit = Audit(file, made.clock, "gateway")
-        door = replace(made.door, audit=audit)
-        rig = replace(made, door=door, app=create_app(door, [page_routes]))
-        put(rig, jobs, job_row("acme", "sky"))
+    with gateway_rig(tmp_path) as made, with_audit(made, page_routes) as rig:
+        put(rig.store, jobs, job_row("acme", "sky"))
         browser = signed_in(rig)
         browser.page("/console/job?id=sky")
         token = browser.token()
         browser.send("/console/job/cancel", {"id": "sky"}, token)
         browser.send("/console/job/cancel", {"id": "sky"}, "forged")
-        audit.close()
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     said = [(line["event.action"], line["event.outcome"], line.get("postback.objects", [])) for line in lines]
     assert said == [
@@ -925,14 +913,10 @@ def test_any_job_is_shown_with_its_texts_escaped(
     )
     row = job_row("noisy", identifier, status=str(result.outcome), finished_at=NOW_MS, custom_id=name)
 
-    def change(connection: Connection) -> None:
-        connection.execute(jobs.delete().where(jobs.c.tenant == "noisy"))
-        connection.execute(insert(jobs).values({**row, "metadata": metadata, "result": encoded(result)}))
-
-    rig.store.write_now(change)
+    rig.store.write_now(lambda connection: connection.execute(jobs.delete().where(jobs.c.tenant == "noisy")) and None)
+    put(rig.store, jobs, {**row, "metadata": metadata, "result": encoded(result)})
     listed = browser.page("/console/jobs")
-    address = listed.css_first("td a").attributes["href"] or ""  # type: ignore[union-attr]
-    answer = browser.get(address)
+    answer = browser.get(addresses(listed)[0] or "")
     assert answer.status_code == 200
     page = LexborHTMLParser(answer.text)
     for tag in ("script", "img", "style", "iframe", "object", "base"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 import socket
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from gateway.access import Scope
-from gateway.door.app import ROUTES, create_app
+from gateway.door.app import ROUTES
 from gateway.door.body import parse_json
 from gateway.door.connection import Pace, RefusedHeadError, check_fields, read_target
 from gateway.door.errors import ApiError
@@ -30,6 +29,7 @@ from gateway.view.waiting import Waiting
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
+from tests.unit.door_rig import changed
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 NAMES = st.sampled_from([b"host", b"transfer-encoding", b"content-length", b"x"])
@@ -154,8 +154,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """A door that asks no Kafka for models, and hardly waits for answers, because no worker runs."""
     with gateway_rig(tmp_path_factory.mktemp("door"), announced=Announcements) as made:
         limits = GatewaySettings(await_seconds=0.01, cancel_seconds=0)
-        door = dataclasses.replace(made.door, settings=limits, waiting=Waiting(SystemClock()))
-        yield dataclasses.replace(made, door=door, app=create_app(door))
+        yield changed(made, settings=limits, waiting=Waiting(SystemClock()))
 
 
 def served(rig: Rig) -> set[tuple[str, str]]:

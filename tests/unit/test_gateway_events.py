@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,6 @@ from sqlalchemy import Row, select
 
 from gateway.accept.outbox import unpacked
 from gateway.access import Scope
-from gateway.access.tenant_settings import TenantSettings
-from gateway.access.tenants import put_tenant
-from gateway.door.app import create_app
 from gateway.door.event_stream import READ_TOGETHER, event_text
 from gateway.door.fleet_models import (
     FRESH_SECONDS,
@@ -46,6 +43,7 @@ from schemas.topics import Topics
 from schemas.worker import LIVE_SECONDS
 from telemetry.hand_clock import HandClock
 from tests.drawn import JSON, drawn
+from tests.unit.door_rig import all_pages, changed, limit
 from tests.unit.gateway_rig import NOW, Rig, gateway_rig
 from workers.delivery.endpoint_events import read_endpoint_event
 from workers.delivery.keyring import Keyring
@@ -214,8 +212,7 @@ def test_any_event_is_read_back(number: int, content: dict[str, str], spaced: bo
 async def test_a_tenant_sees_the_announced_models_that_it_may_use(rig: Rig) -> None:
     rig.door.models._ask = lambda: Announcements(("b/large", "a"), {"b/large": NOW - 60, "a": NOW})
     key, limited = rig.key(TENANT), rig.key("limited")
-    settings = TenantSettings(models=["a", "gone"])
-    rig.store.submit(lambda connection: put_tenant(connection, rig.clock, "limited", settings)).result()
+    limit(rig, "limited", models=["a", "gone"])
 
     async def names(key: str) -> list[str]:
         return [model["id"] for model in (await rig.request("GET", "/v1/models", key)).json()["data"]]
@@ -294,8 +291,7 @@ def sending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with gateway_rig(folder) as made:
         keyring = Keyring.create(folder / "keyring.json", made.clock)
         poster = Poster(DeliverySettings(), EgressPolicy(), made.clock)
-        door = replace(made.door, webhooks=Sending(keyring, poster, made.clock))
-        yield replace(made, door=door, app=create_app(door))
+        yield changed(made, webhooks=Sending(keyring, poster, made.clock))
 
 
 class Owner:
@@ -380,13 +376,7 @@ def test_a_tenant_has_at_most_twenty_endpoints_and_a_list_has_each_once(sending:
         sending.clock.sleep(1)
         created.append(owner.made()["id"])
     assert owner.terms().status_code == 409
-    found: list[str] = []
-    more = True
-    while more:
-        page = owner.ask("GET", params={"limit": 7, **({"after": found[-1]} if found else {})}).json()
-        found += [each["id"] for each in page["data"]]
-        more = page["has_more"]
-    assert found == created[::-1]
+    assert asyncio.run(all_pages(sending, PATH, owner.key, limit=7)) == created[::-1]
 
 
 def test_another_tenants_endpoint_looks_absent_and_a_key_without_the_scope_changes_nothing(sending: Rig) -> None:
@@ -474,8 +464,7 @@ def test_without_a_keyring_the_refusal_names_the_setting(rig: Rig) -> None:
 
 
 def test_an_endpoint_obeys_its_tenants_callback_domains(sending: Rig) -> None:
-    rules = TenantSettings(callback_domains=["*.example.org"])
-    sending.store.submit(lambda connection: put_tenant(connection, sending.clock, "limited", rules)).result()
+    limit(sending, "limited", callback_domains=["*.example.org"])
     owner, evil = Owner(sending, "limited"), {"url": "https://example.org.evil.example/"}
     path = f"/{owner.made(url='https://a.example.org/')['id']}"
     for answer in (owner.terms(**evil), owner.ask("POST", path, json=evil)):

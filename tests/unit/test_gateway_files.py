@@ -69,6 +69,11 @@ class Uploader:
         assert [answer.status_code for answer in answers] == [200] * len(contents), answers[-1].text
         return [answer.json()["id"] for answer in answers]
 
+    async def pending(self, *contents: bytes) -> tuple[str, list[str]]:
+        """A new upload and its parts, which have all of its content."""
+        upload_id = await self.begun(sum(map(len, contents)))
+        return upload_id, await self.added(upload_id, *contents)
+
     async def complete(self, upload_id: str, part_ids: list[str], **changes: Any) -> httpx.Response:
         return await self.post(f"/{upload_id}/complete", json={"part_ids": part_ids, **changes})
 
@@ -95,6 +100,11 @@ FORM = f"multipart/form-data; boundary={BOUNDARY}"
 def rig(tmp_path: Path) -> Iterator[Rig]:
     with gateway_rig(tmp_path, most_bytes=100_000, tenant_bytes=200_000) as made:
         yield made
+
+
+@pytest.fixture
+def client(rig: Rig) -> Uploader:
+    return Uploader(rig)
 
 
 @pytest.fixture
@@ -362,11 +372,9 @@ async def test_an_expiry_out_of_bounds_is_refused(rig: Rig) -> None:
         assert (answer.status_code, answer.json()["error"]["param"][:13]) == (400, "expires_after")
 
 
-async def test_a_file_or_a_part_whose_content_is_lost_is_no_server_error(rig: Rig) -> None:
-    client = Uploader(rig)
+async def test_a_file_or_a_part_whose_content_is_lost_is_no_server_error(rig: Rig, client: Uploader) -> None:
     identifier = (await rig.upload(b"1", client.key)).json()["id"]
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
+    upload_id, parts = await client.pending(b"abc")
     for lost in (identifier, *parts):
         rig.shelf.blobs.delete(lost)
 
@@ -450,8 +458,7 @@ async def test_memory_does_not_grow_with_a_file_or_the_parts_of_an_upload(tmp_pa
 # -- uploads in parts --------------------------------------------------------------------------------------------------
 
 
-async def test_parts_become_a_file_in_the_order_of_their_ids(rig: Rig) -> None:
-    client = Uploader(rig)
+async def test_parts_become_a_file_in_the_order_of_their_ids(rig: Rig, client: Uploader) -> None:
     begun = (await client.create(9, filename="../x/in.jsonl")).json()
     part_of = (await client.add(begun["id"], b"not used")).json()
     first, second, third = await client.added(begun["id"], b"ghi", b"abc", b"def")
@@ -471,10 +478,10 @@ async def test_parts_become_a_file_in_the_order_of_their_ids(rig: Rig) -> None:
     assert rig.blobs == [done["file"]["id"]]
 
 
-async def test_a_repeated_complete_gives_the_same_file_and_other_parts_are_a_conflict(rig: Rig) -> None:
-    client = Uploader(rig)
-    upload_id = await client.begun(6)
-    parts = await client.added(upload_id, b"abc", b"def")
+async def test_a_repeated_complete_gives_the_same_file_and_other_parts_are_a_conflict(
+    rig: Rig, client: Uploader
+) -> None:
+    upload_id, parts = await client.pending(b"abc", b"def")
     first = (await client.complete(upload_id, parts)).json()
 
     assert (await client.complete(upload_id, parts)).json() == first
@@ -485,10 +492,8 @@ async def test_a_repeated_complete_gives_the_same_file_and_other_parts_are_a_con
     assert (await client.complete(upload_id, parts)).json() == {**first, "file": None}
 
 
-async def test_completes_at_once_in_one_process_and_in_two_give_one_file(rig: Rig) -> None:
-    client = Uploader(rig)
-    upload_id = await client.begun(6)
-    parts = await client.added(upload_id, b"abc", b"def")
+async def test_completes_at_once_in_one_process_and_in_two_give_one_file(rig: Rig, client: Uploader) -> None:
+    upload_id, parts = await client.pending(b"abc", b"def")
     asked = completion({"part_ids": parts})
     others = [Assembly(rig.shelf) for _ in range(3)]
 
@@ -508,8 +513,7 @@ async def test_an_upload_that_another_process_ends_meanwhile_has_at_most_one_fil
     rig: Rig, monkeypatch: pytest.MonkeyPatch, end: str, opened_first: bool
 ) -> None:
     client, other = Uploader(rig), Assembly(rig.shelf)
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
+    upload_id, parts = await client.pending(b"abc")
     copying, ended = threading.Event(), threading.Event()
     read = rig.shelf.blobs.read
 
@@ -540,11 +544,9 @@ async def test_an_upload_that_another_process_ends_meanwhile_has_at_most_one_fil
     assert rig.blobs == [file["id"] for file in files]
 
 
-async def test_parts_that_are_not_the_file_are_refused_and_the_upload_goes_on(rig: Rig) -> None:
-    client = Uploader(rig)
-    upload_id = await client.begun(6)
-    first, second = await client.added(upload_id, b"abc", b"def")
-    (other,) = await client.added(await client.begun(3), b"def")
+async def test_parts_that_are_not_the_file_are_refused_and_the_upload_goes_on(rig: Rig, client: Uploader) -> None:
+    upload_id, (first, second) = await client.pending(b"abc", b"def")
+    _, (other,) = await client.pending(b"def")
     cases = {
         "part_not_found": ([first, "part_absent"], [first, other]),
         "bytes_mismatch": ([first],),
@@ -592,8 +594,7 @@ def test_an_upload_out_of_bounds_is_declined() -> None:
         assert (declined.value.status, declined.value.code, declined.value.param) == refused, changes
 
 
-async def test_an_unusable_part_leaves_nothing(rig: Rig) -> None:
-    client = Uploader(rig)
+async def test_an_unusable_part_leaves_nothing(rig: Rig, client: Uploader) -> None:
     upload_id = await client.begun(3)
     bodies: list[tuple[bytes, str | None]] = [
         (part("file", b"1", "x") + END, "data"),
@@ -611,8 +612,7 @@ async def test_an_unusable_part_leaves_nothing(rig: Rig) -> None:
 
 async def test_another_tenants_upload_looks_like_an_absent_one(rig: Rig) -> None:
     theirs, mine = Uploader(rig, "theirs"), Uploader(rig, "mine")
-    upload_id = await theirs.begun(3)
-    parts = await theirs.added(upload_id, b"abc")
+    upload_id, parts = await theirs.pending(b"abc")
 
     for identifier in (upload_id, ABSENT, "x" * 500, "%00", "..%2Fx"):
         for answer in (
@@ -644,8 +644,7 @@ async def test_parts_take_space_until_their_upload_ends_side_by_side_too(narrow:
     assert sorted(answer.status_code for answer in answers) == [200, 200, 413, 413, 413]
 
 
-async def test_an_upload_has_a_limit_of_parts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = Uploader(rig)
+async def test_an_upload_has_a_limit_of_parts(client: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.batches.uploads.MOST_PARTS", 2)
     upload_id = await client.begun(3)
     await client.added(upload_id, b"a", b"b")
@@ -689,10 +688,8 @@ async def test_any_cuts_in_any_order_of_arrival_give_the_content(rig: Rig, cuts:
 # -- ends of uploads ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_upload_takes_nothing_more_and_its_parts_are_gone(rig: Rig) -> None:
-    client = Uploader(rig)
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
+async def test_a_cancelled_upload_takes_nothing_more_and_its_parts_are_gone(rig: Rig, client: Uploader) -> None:
+    upload_id, parts = await client.pending(b"abc")
 
     answers = [(await client.post(f"/{upload_id}/cancel")).json()["status"] for _ in range(2)]
 
@@ -704,10 +701,8 @@ async def test_a_cancelled_upload_takes_nothing_more_and_its_parts_are_gone(rig:
 
 async def test_an_upload_expires_after_an_hour_and_is_swept(rig: Rig) -> None:
     client, assembly = Uploader(rig), Assembly(rig.shelf)
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
-    done = await client.begun(1)
-    completed = await client.added(done, b"1")
+    upload_id, parts = await client.pending(b"abc")
+    done, completed = await client.pending(b"1")
     file = (await client.complete(done, completed)).json()["file"]
 
     rig.clock.now += LIFE_MS / 1000 + 1
@@ -729,9 +724,8 @@ async def test_an_upload_expires_after_an_hour_and_is_swept(rig: Rig) -> None:
     assert refusal(await client.complete(done, completed))[:2] == (404, "upload_not_found")
 
 
-async def test_the_clerk_sweeps_the_parts_of_expired_uploads(rig: Rig) -> None:
-    client = Uploader(rig)
-    await client.added(await client.begun(3), b"abc")
+async def test_the_clerk_sweeps_the_parts_of_expired_uploads(rig: Rig, client: Uploader) -> None:
+    await client.pending(b"abc")
     rig.clock.now += (LIFE_MS + LATE_MS) / 1000 + 1
 
     clerk = asyncio.create_task(Clerk(rig.shelf, Topics()).ended())
@@ -759,11 +753,9 @@ async def test_what_a_killed_process_left_is_swept_once_no_request_can_be_that_o
 
 
 async def test_a_file_that_a_killed_process_did_not_join_is_swept_and_the_upload_goes_on(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, client: Uploader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = Uploader(rig)
-    upload_id = await client.begun(3)
-    parts = await client.added(upload_id, b"abc")
+    upload_id, parts = await client.pending(b"abc")
     with monkeypatch.context() as patched:
         patched.setattr("gateway.batches.uploads.complete", refused)
         assert (await client.complete(upload_id, parts)).status_code == 503

@@ -9,7 +9,6 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,9 +30,6 @@ from gateway.accept.jobs import JobExists, NewJob, accept_jobs
 from gateway.accept.outbox import put_record, unpacked
 from gateway.access import Principal, Scope
 from gateway.access.principal import DEFAULT_SCOPES
-from gateway.access.tenant_settings import TenantSettings
-from gateway.access.tenants import put_tenant
-from gateway.door.app import create_app
 from gateway.door.body import MOST_VALUES
 from gateway.door.settings import GatewaySettings
 from gateway.door.streamed import chat_events, response_events
@@ -55,9 +51,9 @@ from schemas.screening import read_findings
 from schemas.tools import CalledFunction, ToolCall
 from schemas.topics import SCREENING, Topics
 from screening.screen import Screen
-from telemetry.audit import Audit
 from tests.conftest import DATABASES
 from tests.drawn import JSON, drawn
+from tests.unit.door_rig import all_pages, changed, limit, with_audit
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 TENANT = "acme"
@@ -162,11 +158,7 @@ def test_lists_page_to_their_end_and_every_filter_counts(rig: Rig) -> None:
     jobs = [{**JOB, "job_id": f"n-{n}", "model_id": f"m{n % 2}", "metadata": {"team": f"t{n % 3}"}} for n in range(7)]
     ask(rig, "POST", "/v1/jobs", key, json=jobs)
 
-    seen, after, more = [], "", True
-    while more:
-        page = ask(rig, "GET", "/v1/jobs", key, params={"limit": 3, **({"after": after} if after else {})}).json()
-        seen += [job["id"] for job in page["data"]]
-        after, more = page["last_id"], page["has_more"]
+    seen = asyncio.run(all_pages(rig, "/v1/jobs", key, limit=3))
     assert seen == [f"n-{n}" for n in reversed(range(7))]
 
     def ids(**filters: str) -> list[str]:
@@ -228,6 +220,15 @@ def test_any_unknown_id_is_not_found(rig: Rig, key: str, name: str, cancelled: b
 
 
 TEAMS = ["a", "it's", 'ü"', "\\", "%", ""]
+FILTERS = st.builds(
+    JobFilter,
+    st.none() | st.sampled_from(["queued", "succeeded", "failed"]),
+    st.none(),
+    st.none() | st.sampled_from(["m0", "m1", "m'--"]),
+    st.none() | st.integers(-1, 11_000),
+    st.none() | st.integers(-1, 11_000),
+    st.just({}) | st.sampled_from([*TEAMS, "\0", "\ud800"]).map(lambda team: {"team": team}),
+)
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -261,42 +262,26 @@ def ids(found: Sequence[StoredJob]) -> list[str]:
 
 
 @settings(max_examples=drawn(25))
-@given(
-    limit=st.integers(1, 12),
-    ascending=st.booleans(),
-    status=st.none() | st.sampled_from(["queued", "succeeded", "failed"]),
-    model=st.none() | st.sampled_from(["m0", "m1", "m'--"]),
-    team=st.none() | st.sampled_from([*TEAMS, "\0", "\ud800"]),
-    after_ms=st.none() | st.integers(-1, 11_000),
-    before_ms=st.none() | st.integers(-1, 11_000),
-)
+@given(most=st.integers(1, 12), ascending=st.booleans(), wanted=FILTERS)
 def test_pages_hold_each_job_of_a_filter_once_and_in_order(
-    history: Store,
-    limit: int,
-    ascending: bool,
-    status: str | None,
-    model: str | None,
-    team: str | None,
-    after_ms: int | None,
-    before_ms: int | None,
+    history: Store, most: int, ascending: bool, wanted: JobFilter
 ) -> None:
-    wanted = JobFilter(status, None, model, after_ms, before_ms, {} if team is None else {"team": team})
     seen: list[str] = []
     more = True
     while more:
-        read = partial(list_jobs, tenant=TENANT, wanted=wanted, limit=limit, after=seen[-1] if seen else None)
+        read = partial(list_jobs, tenant=TENANT, wanted=wanted, limit=most, after=seen[-1] if seen else None)
         page, more = history.read_now(partial(read, ascending=ascending))
-        assert len(page) == limit or not more
+        assert len(page) == most or not more
         seen += ids(page)
 
     expected = [
         one
         for one in map(row, range(30))
-        if status in (None, one["status"])
-        and model in (None, one["model_id"])
-        and team in (None, one["metadata"]["team"])
-        and (after_ms is None or one["created_at"] > after_ms)
-        and (before_ms is None or one["created_at"] < before_ms)
+        if wanted.status in (None, one["status"])
+        and wanted.model_id in (None, one["model_id"])
+        and wanted.metadata.get("team") in (None, one["metadata"]["team"])
+        and (wanted.created_after_ms is None or one["created_at"] > wanted.created_after_ms)
+        and (wanted.created_before_ms is None or one["created_at"] < wanted.created_before_ms)
     ]
     expected.sort(key=lambda one: (one["created_at"], one["job_id"]), reverse=not ascending)
     assert seen == [one["job_id"] for one in expected]
@@ -730,25 +715,22 @@ async def test_a_stream_has_comments_until_its_answer_or_its_failure_comes(
     rig: Rig, key: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.door.streamed.HEAD_SECONDS", 0.001)
-    patient = replace(rig.door, settings=GatewaySettings(heartbeat_seconds=0.1))
-    slow = replace(rig, app=create_app(patient))
-    asking, job = await asked(slow, key, url, json={"stream": True})
-    await asyncio.sleep(0.15)
-    finish(rig, job)
-    answer = await asking
+    slow = changed(rig, settings=GatewaySettings(heartbeat_seconds=0.1))
+    failure = {"outcome": Outcome.FAILED, "error": ResultError(code="not_json", message="No JSON.")}
+
+    async def streamed(door: Rig, pause_seconds: float, **ended: Any) -> httpx.Response:
+        asking, job = await asked(door, key, url, json={"stream": True})
+        await asyncio.sleep(pause_seconds)
+        finish(rig, job, **ended)
+        return await asking
+
+    answer = await streamed(slow, 0.15)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     assert (answer.text.startswith(": waiting"), "Because." in answer.text) == (True, True)
-
-    asking, job = await asked(slow, key, url, json={"stream": True})
-    await asyncio.sleep(0.15)
-    finish(rig, job, Outcome.FAILED, error=ResultError(code="not_json", message="No JSON."))
-    answer = await asking
+    answer = await streamed(slow, 0.15, **failure)
     assert (answer.status_code, '"not_json"' in answer.text) == (200, True)
-
     monkeypatch.setattr("gateway.door.streamed.HEAD_SECONDS", 30)
-    asking, job = await asked(rig, key, url, json={"stream": True})
-    finish(rig, job, Outcome.FAILED, error=ResultError(code="not_json", message="No JSON."))
-    assert refused(await asking, 422)["code"] == "not_json"
+    assert refused(await streamed(rig, 0, **failure), 422)["code"] == "not_json"
 
 
 def test_the_events_of_a_tool_call_and_of_several_choices_are_those_of_the_sdk() -> None:
@@ -922,8 +904,7 @@ def test_the_lane_is_a_part_of_a_repeated_request(rig: Rig, key: str) -> None:
 
 
 def test_work_that_its_tenants_quota_can_never_hold_is_refused_for_good(rig: Rig) -> None:
-    settings = TenantSettings(queued_lines=2, queued_tokens=5000)
-    rig.store.write_now(lambda c: put_tenant(c, rig.clock, "narrow", settings))
+    limit(rig, "narrow", queued_lines=2, queued_tokens=5000)
     narrow = rig.key("narrow")
     assert refused(ask(rig, "POST", "/v1/jobs", narrow, json=[JOB] * 3), 400)["code"] == "quota_too_small"
     long = {**JOB, "max_tokens": 6000}
@@ -937,7 +918,7 @@ def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(rig: Rig, key
 
 
 def test_bodies_beyond_the_budget_of_all_requests_are_refused_until_others_end(rig: Rig, key: str) -> None:
-    few = replace(rig, app=create_app(replace(rig.door, settings=GatewaySettings(bodies_bytes=1024))))
+    few = changed(rig, settings=GatewaySettings(bodies_bytes=1024))
     for _ in range(3):
         answer = ask(few, "POST", "/v1/jobs", key, json={"prompt": "a" * 1100})
         assert (refused(answer, 503)["code"], answer.headers["retry-after"]) == ("busy", "5")
@@ -1061,11 +1042,8 @@ patterns = ["falcon"]
 def screened(tmp_path: Path) -> Iterator[Rig]:
     file = tmp_path / "rules.toml"
     file.write_text(RULES)
-    with gateway_rig(tmp_path) as made:
-        audit = Audit(tmp_path / "audit.jsonl", made.clock, "gateway")
-        door = replace(made.door, screen=Screen.load(file), audit=audit)
-        yield replace(made, door=door, app=create_app(door))
-        audit.close()
+    with gateway_rig(tmp_path) as made, with_audit(made, screen=Screen.load(file)) as rig:
+        yield rig
 
 
 def post(screened: Rig, path: str, body: Any) -> httpx.Response:

@@ -37,7 +37,6 @@ from gateway.access.rates import AWAY_SECONDS, Rates, RateWindows, network_of, p
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant, listed_tenants, put_tenant, remove_tenant
-from gateway.door.app import create_app
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batches, jobs, tenants
 from schemas.job import Job
@@ -47,6 +46,7 @@ from telemetry.hand_clock import HandClock
 from tests.drawn import JSON, drawn
 from tests.postback_command import environment_of, postback_here
 from tests.redis_server import RedisServer
+from tests.unit.door_rig import all_pages, limit, with_audit
 from tests.unit.gateway_rig import Rig, gateway_rig
 
 CLOCK = HandClock()
@@ -230,10 +230,9 @@ def test_the_lines_of_a_batch_give_all_of_it_back_and_no_more(store: Store) -> N
     reserved(store, TenantSettings(queued_lines=9), Work(4, 107))
     release(store, *(Answered("acme", f"batch_1.{line}", "batch_1") for line in range(2)))
     assert queued(store) == Work(2, 41)
-    release(store, Answered("acme", "batch_1.0", "batch_1", first=False))  # a redriven line's further result
-    assert queued(store) == Work(2, 41)
-    release(store, Answered("acme", "batch_1.0", "batch_1", first=False))  # a redriven line's further result
-    assert queued(store) == Work(2, 41)
+    for _ in range(2):
+        release(store, Answered("acme", "batch_1.0", "batch_1", first=False))  # a redriven line's further result
+        assert queued(store) == Work(2, 41)
     release(store, *(Answered("acme", f"batch_1.{line}", "batch_1") for line in range(5)))
     release(store, Answered("globex", "batch_2.0", "batch_2"))
     assert queued(store) == Work(1, 7)
@@ -286,10 +285,6 @@ FEW = AccessSettings(requests_per_second=1_000_000, failures_per_minute=3, key_c
 def rig(tmp_path: Path) -> Iterator[Rig]:
     with gateway_rig(tmp_path, FEW) as made:
         yield made
-
-
-def limit(rig: Rig, settings: TenantSettings, tenant: str = "acme") -> None:
-    rig.store.submit(lambda connection: put_tenant(connection, rig.clock, tenant, settings)).result()
 
 
 async def models(rig: Rig, key: str | None) -> httpx.Response:
@@ -352,8 +347,8 @@ async def test_a_key_is_valid_although_the_store_cannot_note_its_use(
 
 
 async def test_the_rate_of_a_tenant_is_shared_by_its_credentials_and_that_of_a_credential_is_its_own(rig: Rig) -> None:
-    limit(rig, TenantSettings(requests_per_second=3))
-    limit(rig, TenantSettings(key_requests_per_second=3, requests_per_second=1_000_000), "initech")
+    limit(rig, "acme", requests_per_second=3)
+    limit(rig, "initech", key_requests_per_second=3, requests_per_second=1_000_000)
     keys, other = [rig.key(), rig.key()], rig.key("globex")
     first = await models(rig, keys[0])
     assert first.headers["x-ratelimit-limit-requests"] == "3"
@@ -478,13 +473,8 @@ async def test_lists_of_admins_are_paged_to_their_end(admin: Admin) -> None:
     for number in range(3):
         await admin.ask("POST", "/api_keys", {"tenant": "paged"})
         await admin.put(f"paged-{number}")
-    for path in ("/api_keys?tenant=paged&limit=2", "/tenants?limit=2"):
-        seen: list[str] = []
-        page: dict[str, Any] = {"has_more": True, "last_id": ""}
-        while page["has_more"]:
-            after = f"&after={page['last_id']}" if page["last_id"] else ""
-            page = (await admin.ask("GET", f"{path}{after}")).json()
-            seen += [each["id"] for each in page["data"]]
+    for path, query in (("api_keys", {"tenant": "paged"}), ("tenants", {})):
+        seen = await all_pages(admin.rig, f"/v1/admin/{path}", admin.key, limit=2, **query)
         assert len(seen) == len(set(seen)) >= 3
 
 
@@ -573,12 +563,9 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def audited(tmp_path: Path, file: Path) -> Iterator[Rig]:
-    with gateway_rig(tmp_path) as made:
-        audit = Audit(file, made.clock, "gateway")
-        door = replace(made.door, audit=audit)
-        yield replace(made, door=door, app=create_app(door))
-        audit.close()
+def audited(tmp_path: Path) -> Iterator[Rig]:
+    with gateway_rig(tmp_path) as made, with_audit(made) as rig:
+        yield rig
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

@@ -48,15 +48,10 @@ TABLE = [
     Row(1, Delivered(200, 0.1), Done()),
     Row(10, Delivered(204, 0.1), Done()),
     # These rows are all waits of the schedule, and the end of the schedule.
-    Row(1, failed(), Retry(5, NOW + 5_000)),
-    Row(2, failed(), Retry(300, NOW + 300_000)),
-    Row(3, failed(), Retry(1800, NOW + 1_800_000)),
-    Row(4, failed(), Retry(7200, NOW + 7_200_000)),
-    Row(5, failed(), Retry(18000, NOW + 18_000_000)),
-    Row(6, failed(), Retry(36000, NOW + 36_000_000)),
-    Row(7, failed(), Retry(50400, NOW + 50_400_000)),
-    Row(8, failed(), Retry(72000, NOW + 72_000_000)),
-    Row(9, failed(), Retry(86400, NOW + 86_400_000)),
+    *(
+        Row(attempt, failed(), Retry(seconds, NOW + 1000 * seconds))
+        for attempt, seconds in enumerate((5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400), 1)
+    ),
     Row(10, failed(), GiveUp("callback_exhausted")),
     Row(11, failed(), GiveUp("callback_exhausted")),
     # Permanent failures are not retried.
@@ -192,22 +187,12 @@ def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) ->
 @pytest.mark.parametrize(
     ("left_alone", "tier"),
     [
-        (0, 5),
-        (3, 5),
-        (5, 5),
-        (5.5, 30),
-        (15, 30),
-        (30, 30),
-        (59, 30),
-        (60, 120),
-        (120, 120),
-        (149, 120),
-        (150, 300),
-        (300, 300),
-        (301, 300),
-        (7200, 7200),
+        *((seconds, 5) for seconds in (0, 3, 5)),
+        *((seconds, 30) for seconds in (5.5, 15, 30, 59)),
+        *((seconds, 120) for seconds in (60, 120, 149)),
+        *((seconds, 300) for seconds in (150, 300, 301)),
         (4000, 1800),
-        (7000, 7200),
+        *((seconds, 7200) for seconds in (7000, 7200)),
         (90_000, 86_400),
     ],
 )
