@@ -37,9 +37,27 @@ from workers.delivery.post import Delivered, FailedDelivery
 from workers.delivery.settings import DeliverySettings
 
 
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+def put(
+    fleet: Fleet,
+    state: EndpointState,
+    at: int,
+    reason: DisabledBecause | None = None,
+    url: str = URL,
+    tenant: str = "acme",
+) -> EndpointRecord:
+    """Write a record that all processes read; return it."""
+    record = EndpointRecord(tenant=tenant, url=url, state=state, at=at, reason=reason)
+    fleet.put(key_bytes(record.key), write_endpoint(record))
+    return record
+
+
 # -- endpoint states -------------------------------------------------------------------------------------------------
-def test_a_410_disables_the_endpoint_for_every_process_and_no_other_url_or_tenant() -> None:
-    fleet = Fleet()
+def test_a_410_disables_the_endpoint_for_every_process_and_no_other_url_or_tenant(fleet: Fleet) -> None:
     fleet.attempt(GONE, pending=PENDING)
     assert fleet.disabled == [True, True]
     assert not fleet.processes[1].is_disabled(("other", URL))
@@ -74,9 +92,8 @@ def test_the_number_of_disabled_endpoints_is_shown_once_all_present_records_are_
     ],
 )
 def test_short_outages_rare_failures_and_refusals_write_nothing(
-    outcomes: list[Delivered | FailedDelivery], every: int, times: int
+    fleet: Fleet, outcomes: list[Delivered | FailedDelivery], every: int, times: int
 ) -> None:
-    fleet = Fleet()
     for number in range(times):
         fleet.attempt(outcomes[number % len(outcomes)])
         fleet.now_ms += every
@@ -87,9 +104,8 @@ def test_short_outages_rare_failures_and_refusals_write_nothing(
     ("seen", "written"),
     [("xxx", [EndpointState.FAILING]), ("xxox", []), ("xxoxx", []), ("xxoxxx", [EndpointState.FAILING])],
 )
-def test_a_delivery_ends_the_failures_in_a_row(seen: str, written: list[EndpointState]) -> None:
+def test_a_delivery_ends_the_failures_in_a_row(fleet: Fleet, seen: str, written: list[EndpointState]) -> None:
     """Attempts ten minutes apart: `x` fails, and `o` is a delivery."""
-    fleet = Fleet()
     for letter in seen:
         fleet.attempt(OK if letter == "o" else DOWN)
         fleet.now_ms += 10 * MINUTE
@@ -97,8 +113,9 @@ def test_a_delivery_ends_the_failures_in_a_row(seen: str, written: list[Endpoint
 
 
 @pytest.mark.parametrize(("outcome", "every"), [(DOWN, 30 * MINUTE), (ASTRAY, DAY // 24)])
-def test_an_endpoint_that_fails_or_leads_astray_for_five_days_is_disabled(outcome: FailedDelivery, every: int) -> None:
-    fleet = Fleet()
+def test_an_endpoint_that_fails_or_leads_astray_for_five_days_is_disabled(
+    fleet: Fleet, outcome: FailedDelivery, every: int
+) -> None:
     while fleet.now_ms <= NOW_MS + 6 * DAY:
         fleet.attempt(outcome)
         fleet.now_ms += every
@@ -108,8 +125,7 @@ def test_an_endpoint_that_fails_or_leads_astray_for_five_days_is_disabled(outcom
     assert 5 * DAY <= disabled.at - failing.at <= 5 * DAY + every
 
 
-def test_days_are_counted_over_restarts_and_over_processes() -> None:
-    fleet = Fleet()
+def test_days_are_counted_over_restarts_and_over_processes(fleet: Fleet) -> None:
     fleet.fail_for(3 * DAY, every=30 * MINUTE)
     fleet.restart(0)
     fleet.fail_for(2 * DAY + 120 * MINUTE, process=1, every=30 * MINUTE)
@@ -118,8 +134,7 @@ def test_days_are_counted_over_restarts_and_over_processes() -> None:
     assert fleet.disabled == [True, True]
 
 
-def test_one_success_in_another_process_restarts_the_days() -> None:
-    fleet = Fleet()
+def test_one_success_in_another_process_restarts_the_days(fleet: Fleet) -> None:
     fleet.fail_for(4 * DAY, every=30 * MINUTE)
     fleet.attempt(OK, process=1)
     assert fleet.states == [EndpointState.FAILING, None]
@@ -127,8 +142,7 @@ def test_one_success_in_another_process_restarts_the_days() -> None:
     assert fleet.disabled == [False, False]
 
 
-def test_a_single_failure_after_a_restart_does_not_disable() -> None:
-    fleet = Fleet()
+def test_a_single_failure_after_a_restart_does_not_disable(fleet: Fleet) -> None:
     fleet.fail_for(10 * MINUTE)
     fleet.restart(0)
     fleet.now_ms += 5 * DAY
@@ -140,19 +154,16 @@ def test_a_single_failure_after_a_restart_does_not_disable() -> None:
 
 
 @pytest.mark.parametrize("late", [OK, DOWN, GONE])
-def test_an_attempt_under_way_does_not_undo_a_disabling(late: Delivered | FailedDelivery) -> None:
-    fleet = Fleet()
+def test_an_attempt_under_way_does_not_undo_a_disabling(fleet: Fleet, late: Delivered | FailedDelivery) -> None:
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     written = len(fleet.written)
     fleet.attempt(late)
     assert (len(fleet.written), fleet.disabled) == (written, [True, True])
 
 
-def test_after_an_operator_enables_an_endpoint_the_days_start_again() -> None:
-    fleet = Fleet()
+def test_after_an_operator_enables_an_endpoint_the_days_start_again(fleet: Fleet) -> None:
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
-    record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.ENABLED, at=fleet.now_ms)
-    fleet.put(key_bytes(KEY), write_endpoint(record))
+    put(fleet, EndpointState.ENABLED, fleet.now_ms)
     assert fleet.disabled == [False, False]
     assert fleet.metrics[0].registry.get_sample_value("postback_disabled_endpoints") == 0
     fleet.attempt(DOWN)
@@ -160,23 +171,20 @@ def test_after_an_operator_enables_an_endpoint_the_days_start_again() -> None:
 
 
 @pytest.mark.parametrize("reason", [DisabledBecause.OPERATOR, DisabledBecause.GONE])
-def test_a_tombstone_does_not_undo_a_later_disabling(reason: DisabledBecause) -> None:
-    fleet = Fleet()
+def test_a_tombstone_does_not_undo_a_later_disabling(fleet: Fleet, reason: DisabledBecause) -> None:
     fleet.fail_for(10 * MINUTE)
     [forget] = fleet.processes[0].learn(PENDING, OK, fleet.now_ms)
-    record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.DISABLED, at=fleet.now_ms, reason=reason)
-    fleet.put(key_bytes(KEY), write_endpoint(record))
+    disabled = put(fleet, EndpointState.DISABLED, fleet.now_ms, reason)
     fleet.put(key_bytes(forget.key), None)
     assert (fleet.disabled, fleet.kept) == ([True, True], {})
     fleet.attempt(OK, pending=url_of_its_own(1))
     fleet.attempt(OK, pending=url_of_its_own(1))
-    assert [read_endpoint(value) for value in fleet.kept.values()] == [record]
+    assert [read_endpoint(value) for value in fleet.kept.values()] == [disabled]
     fleet.restart(1)
     assert fleet.disabled == [True, True]
 
 
-def test_a_failing_state_does_not_undo_an_operators_disabling() -> None:
-    fleet = Fleet()
+def test_a_failing_state_does_not_undo_an_operators_disabling(fleet: Fleet) -> None:
     fleet.now_ms += 10 * MINUTE
     late: list[EndpointRecord | Forget] = []
     while not late:
@@ -185,10 +193,7 @@ def test_a_failing_state_does_not_undo_an_operators_disabling() -> None:
     [failing] = late
     assert isinstance(failing, EndpointRecord)
     assert failing.state is EndpointState.FAILING
-    disabled = EndpointRecord(
-        tenant="acme", url=URL, state=EndpointState.DISABLED, at=fleet.now_ms, reason=DisabledBecause.OPERATOR
-    )
-    fleet.put(key_bytes(KEY), write_endpoint(disabled))
+    disabled = put(fleet, EndpointState.DISABLED, fleet.now_ms, DisabledBecause.OPERATOR)
     fleet.put(key_bytes(KEY), write_endpoint(failing))
     assert fleet.disabled == [True, True]
     fleet.attempt(OK, pending=url_of_its_own(1))
@@ -216,16 +221,14 @@ def test_a_hundred_answers_of_410_are_logged_and_counted_once_and_without_path_o
     ("key", "value"),
     [(None, b"{}"), (b"[]", b"{}"), (b'["a"]', None), (key_bytes(KEY), b"{}"), (key_bytes(KEY), b"\xff")],
 )
-def test_a_record_that_cannot_be_read_changes_nothing(key: bytes | None, value: bytes | None) -> None:
-    fleet = Fleet()
+def test_a_record_that_cannot_be_read_changes_nothing(fleet: Fleet, key: bytes | None, value: bytes | None) -> None:
     fleet.attempt(GONE)
     fleet.processes[0].apply(key, value)
     assert fleet.disabled == [True, True]
 
 
 # -- endpoint limits -------------------------------------------------------------------------------------------------
-def test_a_url_of_a_single_event_is_never_recorded_however_long_it_fails() -> None:
-    fleet = Fleet()
+def test_a_url_of_a_single_event_is_never_recorded_however_long_it_fails(fleet: Fleet) -> None:
     fleet.fail_for(10 * DAY, every=12 * 60 * MINUTE, pending=PENDING)
     assert fleet.written == []
     fleet.attempt(DOWN, pending=OTHER_EVENT)
@@ -255,8 +258,7 @@ def test_a_tenant_whose_urls_all_fail_does_not_displace_the_failures_of_another_
     assert (fleet.states, list(fleet.kept)) == ([EndpointState.FAILING], [key_bytes(KEY)])
 
 
-def test_an_untried_endpoint_is_forgotten_by_any_other_attempt() -> None:
-    fleet = Fleet()
+def test_an_untried_endpoint_is_forgotten_by_any_other_attempt(fleet: Fleet) -> None:
     fleet.fail_for(10 * MINUTE)
     [failing] = fleet.kept.values()
     fleet.now_ms = read_endpoint(failing).at + 5 * DAY + IDLE_MS - 1
@@ -268,14 +270,9 @@ def test_an_untried_endpoint_is_forgotten_by_any_other_attempt() -> None:
     assert (fleet.states, fleet.kept) == ([EndpointState.FAILING, None], {})
 
 
-def test_endpoints_enabled_long_ago_are_forgotten_and_disabled_ones_never() -> None:
-    fleet = Fleet()
-    disabled = EndpointRecord(
-        tenant="acme", url=URL, state=EndpointState.DISABLED, at=NOW_MS, reason=DisabledBecause.OPERATOR
-    )
-    enabled = EndpointRecord(tenant="acme", url=f"{URL}2", state=EndpointState.ENABLED, at=NOW_MS)
-    fleet.put(key_bytes(disabled.key), write_endpoint(disabled))
-    fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
+def test_endpoints_enabled_long_ago_are_forgotten_and_disabled_ones_never(fleet: Fleet) -> None:
+    put(fleet, EndpointState.DISABLED, NOW_MS, DisabledBecause.OPERATOR)
+    put(fleet, EndpointState.ENABLED, NOW_MS, url=f"{URL}2")
     fleet.now_ms += 366 * DAY
     fleet.attempt(OK, pending=url_of_its_own(1))
     assert list(fleet.kept) == [key_bytes(KEY)]
@@ -300,14 +297,10 @@ def test_a_tenant_with_only_gone_urls_has_a_bounded_number_disabled_and_loses_no
     # Other tenants' endpoints can still be disabled. An operator can disable further endpoints beyond the bound.
     # Enabling one endpoint makes room for another.
     fleet.attempt(GONE, pending=url_of_its_own(1, tenant="globex"))
-    operator = EndpointRecord(
-        tenant="acme", url=URL, state=EndpointState.DISABLED, at=1, reason=DisabledBecause.OPERATOR
-    )
-    fleet.put(key_bytes(KEY), write_endpoint(operator))
+    put(fleet, EndpointState.DISABLED, 1, DisabledBecause.OPERATOR)
     assert fleet.disabled == [True]
     for url in (URL, url_of_its_own(0).url):
-        enabled = EndpointRecord(tenant="acme", url=url, state=EndpointState.ENABLED, at=NOW_MS)
-        fleet.put(key_bytes(enabled.key), write_endpoint(enabled))
+        put(fleet, EndpointState.ENABLED, NOW_MS, url=url)
     fleet.attempt(GONE, pending=url_of_its_own(MOST_DISABLED))
     assert states.is_disabled(("acme", url_of_its_own(MOST_DISABLED).url))
 
@@ -335,12 +328,11 @@ def test_the_limit_of_disabled_endpoints_is_logged_once_a_minute_for_each_tenant
 
 @pytest.mark.parametrize("state", [EndpointState.FAILING, EndpointState.ENABLED])
 def test_a_record_dated_in_the_future_and_the_records_after_it_are_forgotten_like_present_ones(
+    fleet: Fleet,
     state: EndpointState,
 ) -> None:
-    fleet = Fleet()
     for at in (NOW_MS + 10_000 * DAY, NOW_MS):
-        record = EndpointRecord(tenant="other", url=f"{URL}&at={at}", state=state, at=at)
-        fleet.put(key_bytes(record.key), write_endpoint(record))
+        put(fleet, state, at, url=f"{URL}&at={at}", tenant="other")
     fleet.attempt(OK)
     fleet.now_ms += IDLE_MS + 6 * DAY
     for _ in range(2):
@@ -348,9 +340,7 @@ def test_a_record_dated_in_the_future_and_the_records_after_it_are_forgotten_lik
     assert fleet.kept == {}
 
 
-def test_an_endpoint_that_fails_since_a_time_in_the_future_is_disabled_after_five_days_from_now() -> None:
-    fleet = Fleet()
-    record = EndpointRecord(tenant="acme", url=URL, state=EndpointState.FAILING, at=NOW_MS + 10_000 * DAY)
-    fleet.put(key_bytes(KEY), write_endpoint(record))
+def test_an_endpoint_that_fails_since_a_time_in_the_future_is_disabled_after_five_days_from_now(fleet: Fleet) -> None:
+    put(fleet, EndpointState.FAILING, NOW_MS + 10_000 * DAY)
     fleet.fail_for(6 * DAY, every=30 * MINUTE)
     assert fleet.disabled == [True, True]
