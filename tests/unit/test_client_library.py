@@ -12,9 +12,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -54,6 +52,7 @@ from schemas.result import Result as FleetResult
 from telemetry.hand_clock import HandClock
 from telemetry.traces import parse_traceparent
 from tests.drawn import drawn
+from tests.http_handler import Answering, handling
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "producers" / "postback_client"
@@ -73,34 +72,18 @@ def scripted(*answers: Answer) -> Iterator[tuple[str, list[tuple[str, dict[str, 
     """The URL of a server and the requests it got; the server gives these answers in turn, and repeats the last."""
     got: list[tuple[str, dict[str, str], bytes]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, self.body()))
             status, headers, content = answers[min(len(got), len(answers)) - 1]
-            self.send_response(status)
-            for name, value in {**headers, "content-length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(status, content, headers=headers)
 
         do_GET = do_POST  # noqa: N815
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", got
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with handling(Handler) as url:
+        yield url, got
 
 
 def refusal(code: str, **more: Any) -> bytes:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import re
 import shlex
 import socket
 import sys
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -53,6 +51,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from tests.integration.gateway.running_parts import running_parts
 from tests.postback_command import environment_of, postback_here
 from tests.process_state import state_kept
 from tests.unit.gateway_rig import Rig, gateway_rig
@@ -281,25 +280,8 @@ def test_the_page_for_operators_has_a_valid_file_and_commands_that_work(
 def served(rig: Rig) -> Iterator[str]:
     """The rig's application on a free port."""
     bound = socket.create_server(("127.0.0.1", 0))
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    server = DoorServer(rig.app, bound, None, GatewaySettings(), SystemClock(), Metrics())
-    serving = asyncio.run_coroutine_threadsafe(server.ended(), loop)
-    try:
+    with running_parts(DoorServer(rig.app, bound, None, GatewaySettings(), SystemClock(), Metrics())):
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
-        serving.cancel()
-        asyncio.run_coroutine_threadsafe(_others_ended(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _others_ended() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if others:
-        await asyncio.wait(others)
 
 
 @pytest.fixture
