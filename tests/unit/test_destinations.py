@@ -16,7 +16,7 @@ import aiohappyeyeballs
 import aiohttp
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas.topics import TIER_DELAYS_SECONDS
@@ -248,13 +248,20 @@ async def test_probes_run_one_at_a_time_and_a_success_admits_more_and_more_attem
     assert len(desk.destinations) == 0
 
 
-async def test_a_probe_that_is_cut_off_is_made_by_the_next() -> None:
+@pytest.mark.parametrize(
+    ("probes", "said"),
+    [([None, OK], (BreakerState.CLOSED, 0.0)), ([DOWN], (BreakerState.OPEN, 10.0))],
+    ids=["one that is cut off is made by the next", "one that fails opens the breaker for twice as long"],
+)
+async def test_a_probe_ends_the_open_time_of_the_breaker_or_doubles_it(
+    probes: list[PostOutcome | None], said: tuple[BreakerState, float]
+) -> None:
     desk = Desk(breaker_failures=1, breaker_open_seconds=5)
     await desk.attempt(DOWN)
     desk.clock.now = 5.0
-    await desk.attempt(None)
-    await desk.attempt(OK)
-    assert desk.said[-1] == (HERE, BreakerState.CLOSED, 0.0)
+    for outcome in probes:
+        await desk.attempt(outcome)
+    assert desk.said[-1] == (HERE, *said)
 
 
 async def test_records_wait_for_the_outcome_of_a_probe_that_is_expected_to_end_soon() -> None:
@@ -282,14 +289,6 @@ async def test_a_record_that_spares_its_attempt_leaves_the_probe_to_another_for_
     desk.clock.now = 50.0
     with await desk.destinations.place(HERE, SIZE, spares=True) as place:
         assert place.probe
-
-
-async def test_a_probe_that_fails_opens_the_breaker_for_twice_as_long() -> None:
-    desk = Desk(breaker_failures=1, breaker_open_seconds=5)
-    await desk.attempt(DOWN)
-    desk.clock.now = 5.0
-    await desk.attempt(DOWN)
-    assert desk.said[-1] == (HERE, BreakerState.OPEN, 10.0)
 
 
 @pytest.mark.parametrize(("one_fails_of", "trips_after"), [(1, 20), (2, 63)])
@@ -621,26 +620,16 @@ KEYS = st.tuples(st.sampled_from("abc"), st.sampled_from("1234567"))
 LRU_STEPS = st.lists(st.tuples(st.sampled_from(["put", "put", "get", "pop"]), KEYS), min_size=20, max_size=200)
 
 
-def test_the_largest_tenant_loses_its_least_recently_used_value() -> None:
-    remembered = TenantLru[int](4)
-    for number, own in enumerate("123"):
-        remembered.put(("many", own), number)
-    remembered.put(("few", "1"), 3)
-    assert remembered.get(("many", "1")) == 0
-    remembered.put(("other", "1"), 4)
-    assert [("many", own) in remembered for own in "123"] == [True, False, True]
-    assert (remembered.get(("few", "1")), remembered.get(("other", "1")), len(remembered)) == (3, 4, 4)
+def script(text: str) -> list[tuple[str, tuple[str, str]]]:
+    """The steps of a text: `m1` puts a value of the tenant `m`, and `?m1` gets it."""
+    steps = [("get", word[1:]) if word.startswith("?") else ("put", word) for word in text.split()]
+    return [(step, (key[0], key[1:])) for step, key in steps]
 
 
-def test_a_new_value_of_the_largest_tenant_replaces_its_own_oldest() -> None:
-    remembered = TenantLru[int](10)
-    remembered.put(("few", "1"), 0)
-    for number in range(1000):
-        remembered.put(("many", str(number)), number)
-    assert ("few", "1") in remembered
-    assert [number for number in range(1000) if ("many", str(number)) in remembered] == list(range(991, 1000))
-
-
+# The largest tenant `m` loses its least recently used value, `m2`.
+@example(most=4, steps=script("m1 m2 m3 f1 ?m1 o1 ?f1 ?o1"))
+# A new value of the largest tenant replaces its own oldest, and never the only value of `f`.
+@example(most=10, steps=script(" ".join(["f1", *(f"m{number}" for number in range(1000))])))
 @given(most=st.integers(1, 8), steps=LRU_STEPS)
 def test_the_cache_is_a_plain_mapping_that_drops_the_oldest_value_of_the_largest_tenant(
     most: int, steps: list[tuple[str, tuple[str, str]]]
