@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import Connection, select
@@ -83,10 +84,12 @@ class Outlet:
 
 
 @contextmanager
-def relaying(store: Store, outlet: Outlet, clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("gateway.accept.relay.RecordOutlet", lambda *_: cast(RecordOutlet, outlet))
-    monkeypatch.setattr("gateway.accept.relay.POLL_SECONDS", 0.001)
-    with running_parts(Relay(store, KafkaSettings(), clock, Metrics())):
+def relaying(store: Store, outlet: Outlet, clock: HandClock) -> Iterator[None]:
+    with (
+        patch("gateway.accept.relay.RecordOutlet", lambda *_: cast(RecordOutlet, outlet)),
+        patch("gateway.accept.relay.POLL_SECONDS", 0.001),
+        running_parts(Relay(store, KafkaSettings(), clock, Metrics())),
+    ):
         try:
             yield
         finally:
@@ -215,13 +218,11 @@ def test_a_restored_store_gives_no_number_that_kafka_has(store: Store, rows: int
     assert numbers(store) == [50]
 
 
-def test_rows_are_deleted_only_after_a_later_commit(
-    store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_deleted_only_after_a_later_commit(store: Store, clock: HandClock) -> None:
     """If a cluster's only broker is killed, Kafka may undo the last commit, and only the outbox has its records."""
     accept(store, b"one", b"two")
     outlet = Outlet(store, clock)
-    with relaying(store, outlet, clock, monkeypatch):
+    with relaying(store, outlet, clock):
         outlet.idle()
         assert outlet.puts == [Put([b"one", b"two"], 3, [1, 2]), Put([], 3, [1, 2])]
         assert numbers(store) == []
@@ -231,20 +232,16 @@ def test_rows_are_deleted_only_after_a_later_commit(
         assert numbers(store) == []
 
 
-def test_an_idle_relay_commits_its_position_again_before_kafka_forgets_it(
-    store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_relay_commits_its_position_again_before_kafka_forgets_it(store: Store, clock: HandClock) -> None:
     outlet = Outlet(store, clock, step=KEEP_SECONDS / 2)
-    with relaying(store, outlet, clock, monkeypatch):
+    with relaying(store, outlet, clock):
         outlet.idle(7)
         assert outlet.puts == [Put([], 0, []), Put([], 0, [])]
 
 
-def test_a_relay_keeps_its_lease_while_it_works(
-    store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relay_keeps_its_lease_while_it_works(store: Store, clock: HandClock) -> None:
     outlet, other = Outlet(store, clock, step=BEAT_SECONDS), Lease(store, clock)
-    with relaying(store, outlet, clock, monkeypatch):
+    with relaying(store, outlet, clock):
         for _ in range(round(3 * STALE_SECONDS / BEAT_SECONDS)):
             outlet.idle()
             assert not other.is_stale()
@@ -252,11 +249,11 @@ def test_a_relay_keeps_its_lease_while_it_works(
 
 
 def test_a_relay_whose_lease_is_taken_puts_no_more_rows_on_kafka(
-    store: Store, clock: HandClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: Store, clock: HandClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     outlet, other = Outlet(store, clock, step=BEAT_SECONDS), Lease(store, clock)
-    with relaying(store, outlet, clock, monkeypatch):
+    with relaying(store, outlet, clock):
         outlet.idle()
         other.take()
         outlet.free()

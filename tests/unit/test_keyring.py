@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from schemas.signature import MalformedKey, NoMatchingSignature, Signer, generate_secret, public_key_of, verify
 from telemetry.hand_clock import SetClock
+from tests.any_json import any_json
 from tests.drawn import drawn
 from tests.postback_command import environment_of, postback_here
 from workers.delivery.jwks import tenant_jwks_page
@@ -500,11 +501,10 @@ def test_the_keys_that_sign_are_those_that_were_current_once_and_have_not_ended(
         place[whose] += 1
         current[place["master"], place["tenant"]] = data.derived_keys("acme", now)[0].secret
     now += later
-    never = float("inf")
     expected = {
         secret
         for (master, version), secret in current.items()
-        if min(ends.get(("master", master), never), ends.get(("tenant", version), never)) > now
+        if min(ends.get(("master", master), inf), ends.get(("tenant", version), inf)) > now
     }
     signing = [key.secret for key in data.derived_keys("acme", now)]
     assert signing[0] == current[place["master"], place["tenant"]]
@@ -580,11 +580,7 @@ def test_a_text_that_is_no_secret_is_not_imported_and_not_shown(keyring: Keyring
         assert keyring.path.read_bytes() == before
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
+JSON = any_json(st.text(), st.none() | st.booleans() | st.integers() | st.floats() | st.text(), leaves=12)
 NUMBERS = st.integers() | st.floats() | st.sampled_from([1, 2, 10**400, -1])
 TIMED = {"until": NUMBERS | st.none()}
 MASTERS = st.fixed_dictionaries({"number": NUMBERS, "secret": st.just(KEY)}, optional=TIMED)
@@ -714,7 +710,7 @@ def test_a_name_that_is_no_tenants_has_no_page(shown: Keyring) -> None:
     assert [name for name in odd if tenant_jwks_page(shown, CLOCK, name) is not None] == []
 
 
-@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True), st.text(max_size=80))
+@given(TENANTS, st.text(max_size=80))
 def test_every_valid_name_has_a_page_of_the_same_form_and_no_other_text_has_one(
     shown: Keyring, tenant: str, text: str
 ) -> None:
