@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from typing import Any
@@ -192,12 +193,12 @@ def file(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def env_models_command(file: str) -> dict[str, str]:
+def registry_env(file: str) -> dict[str, str]:
     return environment_of(POSTBACK_WORKER__REGISTRY=file, KEY="sk-secret")
 
 
-def test_the_list_names_each_model_as_a_table_and_with_every_field_as_json(env_models_command: dict[str, str]) -> None:
-    listed = postback_here("models", "list", env=env_models_command)
+def test_the_list_names_each_model_as_a_table_and_with_every_field_as_json(registry_env: dict[str, str]) -> None:
+    listed = postback_here("models", "list", env=registry_env)
     assert listed.returncode == 0
     header, large, small, medium = (line.split("  ") for line in listed.stdout.splitlines())
     assert header[0] == "model"
@@ -207,7 +208,7 @@ def test_the_list_names_each_model_as_a_table_and_with_every_field_as_json(env_m
     assert [each.strip() for each in large if each][:5] == ["large", "-", "hosted (openai)", "large", "big"]
     assert [each.strip() for each in medium if each][-1] == "-"
 
-    as_json = postback_here("models", "list", "--json", env=env_models_command).stdout
+    as_json = postback_here("models", "list", "--json", env=registry_env).stdout
     found = next(each for each in json.loads(as_json) if each["name"] == "small")
     assert found["default"] is True
     assert found["cost"] == {"prompt": 0.15, "completion": 0.6, "currency": "EUR"}
@@ -216,23 +217,23 @@ def test_the_list_names_each_model_as_a_table_and_with_every_field_as_json(env_m
     assert "sk-secret" not in as_json
 
 
-def test_a_model_is_shown_by_its_name_or_alias_without_its_key(env_models_command: dict[str, str]) -> None:
+def test_a_model_is_shown_by_its_name_or_alias_without_its_key(registry_env: dict[str, str]) -> None:
     for asked, line in (
         ("medium", "name: medium"),
         ("medium", "  addresses: https://a.example/v1, https://b.example/v1"),
         ("gpt-4o-mini", "name: small"),
     ):
-        shown = postback_here("models", "show", asked, env=env_models_command)
+        shown = postback_here("models", "show", asked, env=registry_env)
         assert shown.returncode == 0
         assert "sk-secret" not in shown.stdout
         assert line in shown.stdout.splitlines()
-    unknown = postback_here("models", "show", "smal", env=env_models_command)
+    unknown = postback_here("models", "show", "smal", env=registry_env)
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert 'the registry has no model of this name: did you mean "small"?' in unknown.stderr
 
 
-def test_a_valid_file_passes_the_check(env_models_command: dict[str, str], file: str) -> None:
-    checked = postback_here("models", "check", env=env_models_command)
+def test_a_valid_file_passes_the_check(registry_env: dict[str, str], file: str) -> None:
+    checked = postback_here("models", "check", env=registry_env)
     assert (checked.returncode, checked.stdout) == (0, "")
     assert "the registry is valid: 3 models with 5 names" in checked.stderr
     bare = environment_of()
@@ -536,26 +537,17 @@ def test_a_terminal_gets_the_table_and_a_pipe_the_lines(
 
 NOW = 1_700_000_000.0
 EVENT = {"id": "msg_1", "type": "inference.succeeded", "data": {"id": "job_1", "text": "Überall “blau”"}}
-HEADERS_received_view = {
+WEBHOOK_HEADERS = {
     "webhook-id": "msg_1",
     "webhook-timestamp": "1699999998",
     "webhook-signature": "v1,AAAA v1a,BBBB",
 }
+RECEIVED = Received("msg_1", True, None, WEBHOOK_HEADERS, EVENT, b"", NOW, 200)
 JSON = st.none() | st.integers() | st.text(max_size=600) | st.lists(st.text(max_size=5))
 
 
 def received(event: Any = EVENT, **changed: Any) -> Received:
-    given: dict[str, Any] = {
-        "webhook_id": "msg_1",
-        "verified": True,
-        "problem": None,
-        "headers": HEADERS_received_view,
-        "event": event,
-        "body": b"",
-        "received_at": NOW,
-        "status": 200,
-    }
-    return Received(**{**given, **changed})
+    return replace(RECEIVED, event=event, **changed)
 
 
 @pytest.fixture
