@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,7 +30,7 @@ def record(offset: int, partition: Partition | None = None) -> Record:
     return Record("requests", partition.number if partition else 0, offset, b"")
 
 
-def taken(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> list[int]:
+def taken(isolation: Isolation, partition: Partition, offsets: Sequence[int]) -> list[int]:
     """Take these records; return those that are not suspects."""
     free = []
     for offset in offsets:
@@ -39,7 +40,29 @@ def taken(isolation: Isolation, partition: Partition, offsets: range | list[int]
     return free
 
 
-def crashed(isolation: Isolation, partition: Partition, offsets: range | list[int]) -> None:
+def left_open(
+    suspects: dict[int, Suspect] | None = None,
+    came: Sequence[int] = (),
+    *,
+    alone: bool = False,
+    window: int = FIRST_WINDOW,
+) -> tuple[Isolation, Partition]:
+    """Isolation and a partition that was left open with these suspects; the records that came are taken."""
+    isolation = Isolation()
+    partition = opened(progress=Progress(0, open=True, alone=alone, suspects=suspects or {}), window=window)
+    isolation.opened(partition)
+    taken(isolation, partition, came)
+    return isolation, partition
+
+
+def after_crash(offsets: Sequence[int]) -> tuple[Isolation, Partition]:
+    """Isolation and a partition with these records running when the engine died."""
+    isolation, partition = Isolation(), opened()
+    crashed(isolation, partition, offsets)
+    return isolation, partition
+
+
+def crashed(isolation: Isolation, partition: Partition, offsets: Sequence[int]) -> None:
     """Report these records as running in the process or engine that died."""
     for offset in offsets:
         partition.ledger.take(offset)
@@ -57,15 +80,16 @@ def dispatched(isolation: Isolation) -> list[int]:
 
 def acquitted(isolation: Isolation, partition: Partition) -> None:
     """Settle all records of the cohorts under trial."""
-    offsets = [member.offset for cohort in isolation.cohorts for _, member in cohort.members]
-    partition.settle(offsets, partition.progress(offsets))
-    for offset in offsets:
-        isolation.settled(partition, offset)
+    settled(isolation, partition, [member.offset for cohort in isolation.cohorts for _, member in cohort.members])
 
 
 def answered(isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
     """Complete and settle these records."""
     isolation.completed()
+    settled(isolation, partition, offsets)
+
+
+def settled(isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
     partition.settle(offsets, partition.progress(offsets))
     for offset in offsets:
         isolation.settled(partition, offset)
@@ -88,8 +112,7 @@ def test_nothing_is_suspected_in_a_partition_that_was_left_cleanly() -> None:
 
 
 def test_the_first_window_of_a_partition_that_was_left_open_is_suspected_and_no_more() -> None:
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True), window=40)
-    isolation.opened(partition)
+    isolation, partition = left_open(window=40)
     assert taken(isolation, partition, range(50)) == list(range(40, 50))
     assert not isolation.exclusive
     assert dispatched(isolation) == list(range(MAX_SUSPECTS))
@@ -97,9 +120,7 @@ def test_the_first_window_of_a_partition_that_was_left_open_is_suspected_and_no_
 
 def test_after_a_crash_the_next_cohort_waits_until_the_last_one_is_settled() -> None:
     suspects = {offset: Suspect(running=True) for offset in range(8)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects))
-    isolation.opened(partition)
-    taken(isolation, partition, range(40))
+    isolation, partition = left_open(suspects, range(40))
     assert dispatched(isolation) == [0, 1, 2, 3]
     for offset in range(3):
         isolation.settled(partition, offset)
@@ -109,16 +130,12 @@ def test_after_a_crash_the_next_cohort_waits_until_the_last_one_is_settled() -> 
 
 
 def test_a_slow_suspect_of_a_first_window_delays_no_record_behind_it() -> None:
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
-    isolation.opened(partition)
-    taken(isolation, partition, range(FIRST_WINDOW))
+    isolation, partition = left_open(came=range(FIRST_WINDOW))
     tried = set(dispatched(isolation))
     slow = {offset for offset in range(FIRST_WINDOW) if offset % 50 == 0}
     while tried != set(range(FIRST_WINDOW)):
         quick = [offset for cohort in isolation.cohorts for _, offset in cohort.waiting if offset not in slow]
-        partition.settle(quick, partition.progress(quick))
-        for offset in quick:
-            isolation.settled(partition, offset)
+        settled(isolation, partition, quick)
         new = dispatched(isolation)
         assert new
         running = {offset for offset, suspect in reopened(partition).suspects.items() if suspect.running}
@@ -205,9 +222,7 @@ def test_a_first_window_waits_even_for_the_last_suspects_that_ran_in_a_crash() -
 
 def test_suspects_with_attempts_take_places_and_delay_no_other_for_ever() -> None:
     attempted = {offset: Suspect(1) for offset in range(500, 500 + MAX_SUSPECTS - 2)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=attempted))
-    isolation.opened(partition)
-    taken(isolation, partition, range(10))
+    isolation, partition = left_open(attempted, range(10))
     tried = []
     while cohort := dispatched(isolation):
         assert len(cohort) == 2
@@ -219,9 +234,7 @@ def test_suspects_with_attempts_take_places_and_delay_no_other_for_ever() -> Non
 
 
 def test_suspects_are_committed_before_the_dispatch_and_survive_the_worker() -> None:
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True))
-    isolation.opened(partition)
-    taken(isolation, partition, range(8))
+    isolation, partition = left_open(came=range(8))
     cohort = isolation.next_cohort(NO_BOUND)
     assert cohort is not None
     assert not cohort.committed
@@ -232,9 +245,7 @@ def test_suspects_are_committed_before_the_dispatch_and_survive_the_worker() -> 
 @pytest.mark.parametrize(("killed", "cohorts"), [(8, [4, 4]), (7, [4, 3]), (2, [1, 1]), (1, [1])])
 def test_a_cohort_that_killed_its_worker_is_halved(killed: int, cohorts: list[int]) -> None:
     suspects = {offset: Suspect(running=True) for offset in range(killed)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects), window=0)
-    isolation.opened(partition)
-    taken(isolation, partition, range(killed))
+    isolation, partition = left_open(suspects, range(killed), window=0)
     sizes = []
     while not isolation.idle:
         sizes.append(len(dispatched(isolation)))
@@ -244,9 +255,7 @@ def test_a_cohort_that_killed_its_worker_is_halved(killed: int, cohorts: list[in
 
 def test_suspects_that_ran_are_tried_before_the_first_window_and_hold_up_everything_else() -> None:
     suspects = {offset: Suspect(running=True) for offset in (5, 7)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects))
-    isolation.opened(partition)
-    taken(isolation, partition, range(10))
+    isolation, partition = left_open(suspects, range(10))
     before, begun = isolation.exclusive, dispatched(isolation)
     assert (before, begun, [cohort.alone for cohort in isolation.cohorts]) == (True, [5], [True])
     assert (isolation.exclusive, begun) == (True, [5])
@@ -267,17 +276,13 @@ def test_only_a_record_that_killed_while_it_was_alone_gets_an_attempt() -> None:
         ({0: Suspect(1, running=True)}, False, [1]),
         ({0: Suspect(1)}, True, [1]),
     ):
-        isolation = Isolation()
-        partition = opened(progress=Progress(0, open=True, alone=alone, suspects=suspects))
-        isolation.opened(partition)
+        _, partition = left_open(suspects, alone=alone)
         assert [partition.suspects[offset].attempts for offset in sorted(suspects)] == attempts
 
 
 def test_a_record_that_killed_three_workers_alone_is_given_up() -> None:
     killer = {4: Suspect(ATTEMPTS_ALLOWED - 1, running=True)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, alone=True, suspects=killer))
-    isolation.opened(partition)
-    taken(isolation, partition, [4])
+    isolation, partition = left_open(killer, [4], alone=True)
     assert [(owner, condemned.offset, times) for owner, condemned, times in isolation.condemned] == [(partition, 4, 3)]
     assert isolation.next_cohort(NO_BOUND) is None
 
@@ -289,10 +294,7 @@ def test_isolation_is_not_idle_until_a_condemned_record_is_given_up(way: str) ->
     In an earlier version isolation was idle too early, so the last suspect was never given up.
     """
     killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=way == "worker")}
-    isolation = Isolation()
-    partition = opened(progress=Progress(0, open=True, alone=way == "worker", suspects=killer), window=0)
-    isolation.opened(partition)
-    taken(isolation, partition, [0])
+    isolation, partition = left_open(killer, [0], alone=way == "worker", window=0)
     if way == "engine":
         isolation.completed()  # an unsuspected record completes, so the suspect may be tried
         assert dispatched(isolation) == [0]
@@ -315,8 +317,7 @@ def test_partitions_that_open_together_are_halved_together() -> None:
 
 # -- an engine that died -------------------------------------------------------------------------------------------
 def test_records_of_an_engine_that_died_are_halved_until_one_is_alone() -> None:
-    isolation, partition = Isolation(), opened()
-    crashed(isolation, partition, range(8))
+    isolation, partition = after_crash(range(8))
     sizes = []
     for _ in range(4):
         cohort = dispatched(isolation)
@@ -328,8 +329,7 @@ def test_records_of_an_engine_that_died_are_halved_until_one_is_alone() -> None:
 
 def test_one_killer_among_many_is_found_by_halving_its_cohorts_and_no_others() -> None:
     """In an earlier version, each later cohort was as small as the killer's: a thousand jobs ran one by one."""
-    isolation, partition = Isolation(), opened()
-    crashed(isolation, partition, range(1000))
+    isolation, partition = after_crash(range(1000))
     sizes = []
     while cohort := dispatched(isolation):
         sizes.append(len(cohort))
@@ -346,8 +346,7 @@ def test_one_killer_among_many_is_found_by_halving_its_cohorts_and_no_others() -
 
 def test_a_suspect_that_retention_removed_is_no_longer_awaited() -> None:
     suspects = {offset: Suspect(running=True) for offset in range(8)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=suspects), window=0)
-    isolation.opened(partition)
+    isolation, partition = left_open(suspects, window=0)
     partition.ledger.reach(10)
     assert isolation.involves(partition)
     partition.settle([], partition.progress([]))
@@ -355,8 +354,7 @@ def test_a_suspect_that_retention_removed_is_no_longer_awaited() -> None:
 
 
 def test_a_suspect_that_killed_alone_lets_the_others_go_first_and_is_given_up_after_three_attempts() -> None:
-    isolation, partition = Isolation(), opened()
-    crashed(isolation, partition, range(4))
+    isolation, partition = after_crash(range(4))
     tried = []
     while cohort := dispatched(isolation):
         tried += [cohort]
@@ -373,8 +371,7 @@ def test_a_suspect_that_killed_alone_lets_the_others_go_first_and_is_given_up_af
 
 # -- a machine on which everything dies ----------------------------------------------------------------------------
 def test_a_machine_that_kills_at_every_record_is_sick_and_condemns_no_record() -> None:
-    isolation, partition = Isolation(), opened()
-    crashed(isolation, partition, range(40))
+    isolation, partition = after_crash(range(40))
     deaths = 0
     while not isolation.sick:
         crashed(isolation, partition, dispatched(isolation))
@@ -384,8 +381,7 @@ def test_a_machine_that_kills_at_every_record_is_sick_and_condemns_no_record() -
 
 
 def test_a_record_alone_on_a_sick_machine_is_not_condemned_either() -> None:
-    isolation, partition = Isolation(), opened()
-    crashed(isolation, partition, [0])
+    isolation, partition = after_crash([0])
     for _ in range(2):
         crashed(isolation, partition, dispatched(isolation))
     assert isolation.needs_others
@@ -458,8 +454,7 @@ def test_a_sick_machines_restarts_leave_a_progress_that_can_be_read_and_a_health
 
 def test_after_a_crash_nothing_runs_even_beside_the_last_suspects() -> None:
     """If the suspects kill again, a record beside them would become a suspect too, and be tried with these suspects."""
-    isolation, partition = Isolation(), opened()
-    crashed(isolation, partition, range(8))
+    isolation, partition = after_crash(range(8))
     while cohort := dispatched(isolation):
         assert isolation.exclusive, f"others may run beside {cohort}"
         acquitted(isolation, partition)
@@ -486,8 +481,7 @@ def test_a_cohort_that_was_not_dispatched_when_something_else_died_is_still_trie
 
 
 def test_suspicion_starts_over_once_all_suspects_are_settled() -> None:
-    isolation, partition = Isolation(), opened()
-    crashed(isolation, partition, [0])
+    isolation, partition = after_crash([0])
     assert dispatched(isolation) == [0]
     acquitted(isolation, partition)
     crashed(isolation, partition, range(10, 20))
@@ -512,9 +506,7 @@ def test_progress_after_a_crash_can_be_read_however_many_records_ran(casualties:
 
 def test_a_commit_has_room_for_a_cohort_beside_records_with_attempts() -> None:
     attempted = {offset: Suspect(1) for offset in range(500, 504)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, suspects=attempted))
-    isolation.opened(partition)
-    taken(isolation, partition, range(100))
+    isolation, partition = left_open(attempted, range(100))
     dispatched(isolation)
     found = reopened(partition).suspects
     assert {offset: found[offset] for offset in attempted} == attempted
@@ -564,9 +556,7 @@ def test_a_cohort_that_loses_a_partition_before_its_dispatch_gives_those_members
 
 def test_a_condemned_record_goes_with_its_partition() -> None:
     killer = {0: Suspect(ATTEMPTS_ALLOWED - 1, running=True)}
-    isolation, partition = Isolation(), opened(progress=Progress(0, open=True, alone=True, suspects=killer))
-    isolation.opened(partition)
-    taken(isolation, partition, [0])
+    isolation, partition = left_open(killer, [0], alone=True)
     assert [untried.offset for untried in isolation.forget(partition)] == [0]
     assert (isolation.condemned, isolation.idle) == ([], True)
 
@@ -668,9 +658,7 @@ class Fleet:
     def _commit(self, isolation: Isolation, partition: Partition, offsets: list[int]) -> None:
         progress = partition.progress(offsets)
         self.committed[partition.number] = Progress.decode(progress.base, progress.encode())
-        partition.settle(offsets, partition.progress(offsets))
-        for offset in offsets:
-            isolation.settled(partition, offset)
+        settled(isolation, partition, offsets)
 
 
 @settings(max_examples=drawn(150))
