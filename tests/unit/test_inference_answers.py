@@ -89,19 +89,17 @@ async def test_a_result_says_which_model_it_is_from_by_the_job_s_name_for_it_or_
     assert expired.model_id == (model or "echo")
 
 
-class RefusingEngine(EchoEngine):
-    """An engine that refuses the first answer of each job, and gives the others."""
-
-    async def generate(self, request: GenerationRequest) -> Completion:
-        further = (Completion("Paris", "stop", 0, 0, confidence=0.5),) * (request.n - 1)
-        return Completion("", "stop", 5, 3, confidence=0.5, refusal="I cannot say.", further=further)
+def refusing(request: GenerationRequest) -> Completion:
+    """Refuse the first answer, and give the others."""
+    further = (Completion("Paris", "stop", 0, 0, confidence=0.5),) * (request.n - 1)
+    return Completion("", "stop", 5, 3, confidence=0.5, refusal="I cannot say.", further=further)
 
 
 @pytest.mark.parametrize("asked", [{}, {"response_format": {"type": "json_object"}}])
 async def test_a_refusal_is_no_text_and_the_job_that_it_ends_has_succeeded(asked: dict[str, Any]) -> None:
     """In an earlier version the refusal was lost: the job succeeded with an empty text, or failed as `unfinished`."""
     async with working() as worker:
-        worker.engine.generate = RefusingEngine(EchoSettings(), Metrics()).generate  # type: ignore[method-assign]
+        worker.answers_by(refusing)
         one = await worker.result(record(**asked))
         two = await worker.result(record(n=2, temperature=0.5))
     assert (one.outcome, one.text, one.refusal, one.confidence) == ("succeeded", None, "I cannot say.", None)
@@ -365,14 +363,14 @@ async def test_the_log_says_which_job_is_rejected_and_why(caplog: pytest.LogCapt
 
 
 async def test_the_log_leaves_out_the_words_of_an_engine_that_refuses_a_job_since_they_may_quote_the_prompt(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def generate(request: GenerationRequest) -> Completion:
+    def refuse(request: GenerationRequest) -> Completion:
         raise RequestRejected("prompt", f"may not say {request.prompt}")
 
     caplog.set_level("INFO")
     async with working() as worker:
-        monkeypatch.setattr(worker.engine, "generate", generate)
+        worker.answers_by(refuse)
         rejected, letter = await worker.outputs(record(job_id="mine"))
     error = read_result(rejected.value).error
     assert error is not None
