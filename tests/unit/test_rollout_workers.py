@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -75,6 +76,16 @@ def begin(worker: Worker, *steps: Step, order: RolloutOrder = ORDER) -> None:
         worker.handler.rollouts.apply(*each)
 
 
+@asynccontextmanager
+async def rolling(
+    *steps: Step, models: dict[str, str | None] = MODELS, order: RolloutOrder = ORDER
+) -> AsyncIterator[Worker]:
+    """A worker that has read the rollout's order and these steps."""
+    async with working(models) as worker:
+        begin(worker, *steps, order=order)
+        yield worker
+
+
 def job(*headers: tuple[str, bytes], **fields: Any) -> Record:
     return record({"prompt": "Say it", "model_id": "assistant", "temperature": 0, **fields}, *headers)
 
@@ -100,8 +111,7 @@ async def test_the_candidate_in_another_lane_gets_the_jobs_of_its_share_and_the_
 
 
 async def test_jobs_without_a_model_belong_to_the_alias_default() -> None:
-    async with working(ELSEWHERE) as worker:
-        begin(worker)
+    async with rolling(models=ELSEWHERE) as worker:
         worker.handler.rollouts.apply(*order_record(ORDER.model_copy(update={"alias": "default", "primary": "next"})))
         outputs = await worker.outputs(record({"prompt": "Say it"}))
     assert topics_of(outputs) == [TOPICS.requests("big")]
@@ -109,8 +119,7 @@ async def test_jobs_without_a_model_belong_to_the_alias_default() -> None:
 
 async def test_a_job_that_was_forwarded_is_not_sent_in_a_circle_by_workers_that_know_different_steps() -> None:
     moved = (names.FORWARDED, b"1")
-    async with working(ELSEWHERE) as primary:
-        begin(primary, Step.CANARY_100)
+    async with rolling(Step.CANARY_100, models=ELSEWHERE) as primary:
         assert (await primary.outputs(job(moved)))[0].topic == TOPICS.results
     async with working({"assistant": "small", "next": None}) as candidate:
         begin(candidate)  # this worker has not read the step to the canary yet
@@ -120,8 +129,7 @@ async def test_a_job_that_was_forwarded_is_not_sent_in_a_circle_by_workers_that_
 
 
 async def test_a_worker_without_the_candidate_answers_with_the_primary() -> None:
-    async with working({"assistant": None}) as worker:
-        begin(worker, Step.PROMOTED)
+    async with rolling(Step.PROMOTED, models={"assistant": None}) as worker:
         assert read_result((await worker.outputs(job()))[0].value).outcome == "succeeded"
 
 
@@ -134,8 +142,7 @@ def test_an_unreadable_record_of_rollouts_is_skipped(key: bytes | None, value: b
 
 # -- copies --------------------------------------------------------------------------------------------------------
 async def test_a_sampled_job_is_answered_twice_and_copied_beside_its_result() -> None:
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         outputs = await worker.outputs(job(callback_url="https://example.com/x?secret", metadata={"a": "b"}))
         assert topics_of(outputs) == [TOPICS.results, TOPICS.shadow]
         sample = read_sample(outputs[1].value)
@@ -147,8 +154,7 @@ async def test_a_sampled_job_is_answered_twice_and_copied_beside_its_result() ->
 
 async def test_a_job_with_a_temperature_is_answered_twice_more_greedily() -> None:
     """Random answers always differ, so no candidate would seem to differ more than the primary differs from itself."""
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         outputs = await worker.outputs(job(temperature=0.7))
         assert topics_of(outputs) == [TOPICS.results, TOPICS.shadow]
         assert read_sample(outputs[1].value).job.temperature == 0
@@ -162,8 +168,7 @@ async def test_a_copy_has_the_second_answer_only_if_it_differs_and_is_short(monk
         completion = await answered(self, request)
         return replace(completion, text=f"{completion.text} {next(numbers)}")
 
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         same = read_sample((await worker.outputs(job()))[1].value)
         monkeypatch.setattr(EchoEngine, "generate", other_each_time)
         other = read_sample((await worker.outputs(job()))[1].value)
@@ -175,8 +180,7 @@ async def test_a_copy_has_the_second_answer_only_if_it_differs_and_is_short(monk
 
 
 async def test_a_copy_has_the_grounded_prompt_and_the_evidence_but_no_secret() -> None:
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         outputs = await worker.outputs(job(sources=DOCUMENT))
         sample = read_sample(outputs[1].value)
     assert "The capital of France is Paris" in (sample.job.prompt or "")
@@ -189,29 +193,25 @@ async def test_a_copy_has_the_grounded_prompt_and_the_evidence_but_no_secret() -
 
 @pytest.mark.parametrize("other", [{"model_id": "next"}, {"model_id": "echo"}, {"ttl_seconds": 1e-6}])
 async def test_other_jobs_and_jobs_without_an_answer_are_not_copied(other: dict[str, Any]) -> None:
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         assert topics_of(await worker.outputs(job(**other))) == [TOPICS.results]
 
 
 async def test_a_copy_that_is_too_large_is_left_out() -> None:
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         outputs = await worker.outputs(job(prompt="word " * 100_000, max_tokens=100_000))
         assert topics_of(outputs) == [TOPICS.results]
         assert worker.sample("postback_rollout_samples_total", result="too_large") == 1
 
 
 async def test_a_worker_copies_no_more_jobs_in_a_second_than_ordered() -> None:
-    async with working(MODELS) as worker:
-        begin(worker, order=ORDER.model_copy(update={"per_second": 0.001}))
+    async with rolling(order=ORDER.model_copy(update={"per_second": 0.001})) as worker:
         outputs = [topics_of(await worker.outputs(job(job_id=f"j{number}"))) for number in range(5)]
     assert [TOPICS.shadow in each for each in outputs].count(True) == 1
 
 
 async def test_the_canary_reports_both_sides_and_a_request_that_the_candidate_refuses() -> None:
-    async with working(MODELS) as worker:
-        begin(worker, Step.CANARY_100)
+    async with rolling(Step.CANARY_100) as worker:
         reports = [await worker.outputs(job()), await worker.outputs(job(adapter="none-such"))]
         begin(worker, Step.CANARY_1)
         worker.handler.rollouts.apply(step(Step.CANARY_100)[0], None)
@@ -238,8 +238,7 @@ async def test_the_canary_reports_a_candidate_that_reads_no_images(monkeypatch: 
     monkeypatch.setattr(EchoEngine, "takes_images", lambda _, model_id: model_id != "next")
     monkeypatch.setattr(EchoEngine, "generate", generate)
     seeing = [{"role": "user", "content": [image_part(data_url("image/png", PNG)), image_part("https://a.example/b")]}]
-    async with working(MODELS) as worker:
-        begin(worker, Step.CANARY_100)
+    async with rolling(Step.CANARY_100) as worker:
         outputs = await worker.outputs(job(prompt=None, messages=seeing))
     result, reported = read_result(outputs[0].value), read_comparison(outputs[-1].key, outputs[-1].value)
     assert result.error is not None and result.error.message == f"messages.0.content.0: {NO_IMAGES}"
@@ -277,17 +276,18 @@ class Shadow:
         )
         self.rollouts.apply(*order_record(ORDER))
 
-    async def compared(self, value: bytes | None) -> Comparison | None:
+    async def comparisons(self, value: bytes | None) -> list[Comparison]:
         outputs = await self.handler.handle(Record(TOPICS.shadow, 1, 5, value or b""))
-        for output in outputs:
-            assert (output.topic, output.partition) == (TOPICS.comparisons, 0)
-            return read_comparison(output.key, output.value)
-        return None
+        assert {(output.topic, output.partition) for output in outputs} <= {(TOPICS.comparisons, 0)}
+        return [read_comparison(output.key, output.value) for output in outputs]
+
+    async def compared(self, value: bytes | None) -> Comparison:
+        [comparison] = await self.comparisons(value)
+        return comparison
 
 
 async def sample_of(**fields: Any) -> bytes:
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         [*_, output] = await worker.outputs(job(**fields))
     assert output.topic == TOPICS.shadow
     return output.value or b""
@@ -296,24 +296,20 @@ async def sample_of(**fields: Any) -> bytes:
 async def test_a_comparison_of_equal_answers_has_neither_text_and_one_of_different_answers_has_both() -> None:
     shadow, value = Shadow(), await sample_of(job_id="j1")
     equal = await shadow.compared(value)
-    assert equal is not None
     assert (equal.job_id, equal.differs, equal.noise, equal.primary_text) == ("j1", 0, 0, None)
     shadow.engine.says = "I cannot say it"
     other = await shadow.compared(value)
-    assert other is not None
     assert (other.differs, other.primary_text, other.candidate_text) == (1, "Say it", "I cannot say it")
     assert other.candidate is not None
     assert other.candidate.refused
     shadow.engine.refuses = True
     refused = await shadow.compared(value)
-    assert refused is not None
     assert (refused.differs, refused.candidate) == (1, ObservedAnswer(failed=True))
 
 
 @pytest.mark.parametrize("field", KIND_JOBS)
 async def test_numbers_of_texts_are_compared_by_value_and_are_no_failure(field: str) -> None:
-    async with working(MODELS) as worker:
-        begin(worker)
+    async with rolling() as worker:
         outputs = await worker.outputs(record({"model_id": "assistant", **KIND_JOBS[field]}))
         assert worker.sample("postback_rollout_samples_total", result="copied") == 1
     shadow = Shadow()
@@ -321,8 +317,6 @@ async def test_numbers_of_texts_are_compared_by_value_and_are_no_failure(field: 
     equal = await shadow.compared(outputs[-1].value)
     shadow.engine.moves = 2
     other = await shadow.compared(outputs[-1].value)
-    assert equal is not None
-    assert other is not None
     assert (equal.differs, equal.noise, other.differs) == (0, 0, 1)
     assert [each and each.failed for each in (equal.primary, equal.candidate)] == [False, False]
 
@@ -333,8 +327,6 @@ async def test_the_candidates_citations_are_checked_against_the_primarys_evidenc
     good = await shadow.compared(value)
     shadow.engine.says = "The moon is made of green cheese [7]."
     bad = await shadow.compared(value)
-    assert good is not None
-    assert bad is not None
     assert (good.candidate is not None and good.candidate.unsupported, good.profile) == (False, "default")
     assert bad.candidate is not None
     assert bad.candidate.unsupported
@@ -343,8 +335,8 @@ async def test_the_candidates_citations_are_checked_against_the_primarys_evidenc
 async def test_samples_of_rollouts_that_are_over_and_of_other_candidates_are_thrown_away() -> None:
     value, other, over = await sample_of(), Shadow(serves="something"), Shadow()
     over.rollouts.apply(*step(Step.CANARY_1))
-    assert await other.compared(value) is None
-    assert await over.compared(value) is None
+    assert await other.comparisons(value) == []
+    assert await over.comparisons(value) == []
 
 
 def test_a_sample_that_killed_its_worker_counts_against_the_candidate() -> None:
@@ -364,7 +356,7 @@ PARTS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 @given(st.binary(max_size=200) | PARTS.map(lambda parts: json.dumps(parts).encode()))
 def test_any_bytes_on_the_shadow_topic_give_a_comparison_or_nothing(value: bytes) -> None:
-    asyncio.run(Shadow().compared(value))
+    asyncio.run(Shadow().comparisons(value))
     try:
         read_sample(value)
     except InvalidSample as invalid:
@@ -482,8 +474,7 @@ async def test_the_primary_answers_with_the_sources_that_were_read_for_a_candida
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Away(monkeypatch)
-    async with working(MODELS) as worker:
-        begin(worker, Step.CANARY_100)
+    async with rolling(Step.CANARY_100) as worker:
         outputs = await worker.outputs(job(sources=DOCUMENT))
         counts = [worker.sample("postback_job_seconds_count", phase=phase) for phase in ("queued", "enrich", "infer")]
     result = read_result(outputs[0].value)
@@ -506,14 +497,12 @@ async def test_a_candidate_in_a_lane_of_its_own_sends_its_jobs_back_while_it_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     away = Away(monkeypatch)
-    async with working({"assistant": "small", "next": None}) as worker:
-        begin(worker, Step.CANARY_100)
+    async with rolling(Step.CANARY_100, models={"assistant": "small", "next": None}) as worker:
         outputs = await worker.outputs(job((names.FORWARDED, b"1")))
     assert (outputs[0].topic, away.asked) == (TOPICS.requests("small"), ["next"])
     assert dict(outputs[0].headers or ())[names.FORWARDED] == b"2"
     assert [each.candidate for each in reports(outputs)] == [FAILED]
-    async with working(ELSEWHERE) as primary:
-        begin(primary, Step.CANARY_100)
+    async with rolling(Step.CANARY_100, models=ELSEWHERE) as primary:
         again = await primary.outputs(job((names.FORWARDED, b"2")))
     assert again[0].topic == TOPICS.results
 
@@ -534,8 +523,7 @@ async def test_a_job_waits_for_a_promoted_model_but_not_for_a_candidate_of_an_ab
 async def test_the_canary_reports_a_job_that_expires_at_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     away = Away(monkeypatch)
     away.failures["assistant"] = math.inf
-    async with working(MODELS) as worker:
-        begin(worker, Step.CANARY_1)
+    async with rolling(Step.CANARY_1) as worker:
         outputs = await worker.outputs(job(job_id="j1", ttl_seconds=0.3))
     assert read_result(outputs[0].value).outcome == Outcome.EXPIRED
     assert [each.primary for each in reports(outputs)] == [FAILED]
@@ -640,8 +628,7 @@ async def test_the_primary_answers_each_job_of_the_canary_while_no_worker_reads_
         return False
 
     jobs = [job(job_id=f"j{number}") for number in range(1000)]
-    async with working(ELSEWHERE) as worker:
-        begin(worker, step)
+    async with rolling(step, models=ELSEWHERE) as worker:
         before = [(await worker.outputs(each))[0].topic for each in jobs]
         worker.handler.rollouts.is_read = is_read
         after = [(await worker.outputs(each))[0].topic for each in jobs]
