@@ -26,7 +26,11 @@ def evidence(*passages: str, title: str | None = "A page") -> Evidence:
 
 
 def prompt(*passages: str, title: str | None = "A page") -> str:
-    grounded = ground("Why?", evidence(*passages, title=title), mark="m4rk").prompt
+    return prompt_with(evidence(*passages, title=title))
+
+
+def prompt_with(found: Evidence, asked: str = "Why?", mark: str | None = "m4rk") -> str:
+    grounded = ground(asked, found, mark=mark).prompt
     assert grounded is not None
     return grounded
 
@@ -39,15 +43,12 @@ def test_a_prompt_ends_with_its_question() -> None:
 
 def test_sources_are_numbered() -> None:
     two = Evidence(tuple(NumberedSource(n, f"u{n}", f"u{n}", None, (f"text {n}",)) for n in (1, 2)))
-    text = ground("Why?", two, mark="m").prompt
-    assert text is not None
+    text = prompt_with(two, mark="m")
     assert text.index("Source [1]: <m>text 1</m>") < text.index("Source [2]: <m>text 2</m>")
 
 
 def before_the_question(asked: str, found: Evidence) -> str:
-    grounded = ground(asked, found).prompt
-    assert grounded is not None
-    return grounded.partition("Question:")[0]
+    return prompt_with(found, asked, None).partition("Question:")[0]
 
 
 def mark_of(found: Evidence) -> str:
@@ -102,8 +103,7 @@ def test_a_page_that_guesses_the_mark_cannot_write_it() -> None:
 
 
 def test_without_sources_the_prompt_says_so() -> None:
-    text = ground("Why?", Evidence(())).prompt
-    assert text is not None
+    text = prompt_with(Evidence(()), mark=None)
     assert text.startswith("Sources were asked for, and none could be read.")
     assert text.endswith("Question: Why?\nAnswer:")
 
@@ -239,9 +239,7 @@ def test_marks_other_than_ours_survive(parts: list[str]) -> None:
 
 
 @given(
-    st.lists(
-        st.sampled_from([*MARKERS, "[Sources 1, 2]", "[1;2]", "[2: 0†x]", "[1:0†source]", "[01]", "x", ".", "["])
-    ).map("".join)
+    st.lists(st.sampled_from([*MARKERS, *MORE_MARKERS])).map("".join)
     | st.text(alphabet="[]【】^,;:† 012x.source", max_size=40),
     st.integers(1, 30),
 )
@@ -280,8 +278,7 @@ def test_a_long_run_of_digits_is_read_in_linear_time() -> None:
 
 def test_the_templates_that_ship_quote_the_sources_before_the_question() -> None:
     for name in ("plain", "deepseek"):
-        text = ground("Why {so}?", replace(evidence("A {brace}."), template=name), mark="m4rk").prompt
-        assert text is not None
+        text = prompt_with(replace(evidence("A {brace}."), template=name), "Why {so}?")
         assert text.index("A {brace}.") < text.index("Why {so}?")
         assert text.count("m4rk") == 4
 
@@ -300,8 +297,7 @@ def test_a_template_quotes_a_source_and_labels_one_that_steers(
     template: str, steering: tuple[str, ...], part: str
 ) -> None:
     source = replace(evidence("x").sources[0], steering=steering)
-    text = ground("Why?", replace(Evidence((source,)), template=template), mark="m4rk").prompt
-    assert text is not None
+    text = prompt_with(replace(Evidence((source,)), template=template))
     assert part in text
     assert text.endswith("# The user's message is:\nWhy?" if template == "deepseek" else "Question: Why?\nAnswer:")
 
