@@ -18,13 +18,14 @@ from telemetry.metrics import Metrics
 from tests.drawn import drawn
 from tests.unit.echo_worker import record, working
 from tests.unit.one_party import OneParty
+from tests.unit.stage_rig import Desk, Handler, Settler
 from tests.unit.test_fair_queue import always
 from tests.unit.test_fair_queue import partition as a_partition
 from workers.inference.tenants import BYTES_A_TOKEN, MOST_TENANTS, AnswerTokens
 from workers.stage.dispatcher import MOST_DEFERRED
 from workers.stage.fair_queue import OWN_BYTES, QUEUE_BYTES, FairQueue
 from workers.stage.partition import Partition
-from workers.stage.record import Failure, Output, Record
+from workers.stage.record import Record
 from workers.stage.runner import Handled, Runner
 from workers.stage.settings import StageSettings
 from workers.stage.settler import Batch, SettlerState
@@ -43,27 +44,13 @@ FETCHED = 400
 """Records of one fetch from a partition."""
 
 
-class Handler:
-    """A handler that is never called."""
-
-    async def handle(self, record: Record) -> Sequence[Output]:
-        raise AssertionError(record)
-
-    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        raise AssertionError(failure)
-
-
-class Engine:
+class Engine(Desk):
     """A pace with as much room as the test sets."""
 
-    def __init__(self) -> None:
-        self.free = 0
+    free = 0
 
     def room(self) -> int:
         return self.free
-
-    def due_ms(self, record: Record) -> int | None:
-        return None
 
     @property
     def paced(self) -> bool:
@@ -105,18 +92,12 @@ class Log:
         return Contact(member=True, silent_seconds=0.0)
 
 
-class Settler:
+class Committing(Settler):
     """A settler whose commit of a batch has ended at the next call; while `stuck`, the settler commits no batch."""
 
-    state = SettlerState.READY
     stuck = False
     resting = False
-    failures = 0
-    offsets_swept = True
     _batch: Batch | None = None
-
-    def listen(self) -> None:
-        """Do nothing: no event has come."""
 
     def settle(self, batch: Batch) -> None:
         batch.progress = {partition: partition.progress(offsets) for partition, offsets in batch.offsets.items()}
@@ -161,7 +142,7 @@ class Flood:
     def __init__(self) -> None:
         self.clock, self.loop, self.engine = HandClock(), Loop(), Engine()
         log: Any = Log(self.clock)
-        self.settler = Settler()
+        self.settler = Committing()
         settler: Any = self.settler
         settings = StageSettings("requests", Limits(records=512, bytes=3 * ROOM * OWN_BYTES))
         self.stage = Stage(settings, Handler(), log, settler, self.clock, Metrics(), self.engine, OneParty())
