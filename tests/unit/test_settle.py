@@ -38,20 +38,27 @@ def partition() -> Partition:
     return partition
 
 
+SWEPT = ["begin", "results[0] sweep", "results[1] sweep", "offsets requests[0]@5", "abort"]
+COMMITTED = ["begin", "results[0] output", "offsets requests[0]@6", "commit"]
+
+
+def settle_each(settler: WatchedSettler, partition: Partition, *offsets: int) -> None:
+    """Settle these offsets in transactions of their own."""
+    for offset in offsets:
+        batch = batch_of(partition, offset)
+        settler.settle(batch)
+        assert landed(settler) is batch
+        partition.settle([offset], batch.progress[partition])
+
+
 def test_a_topic_is_swept_before_it_is_written_to_and_only_once(settler: WatchedSettler, partition: Partition) -> None:
     repaired(settler)
     settler.settle(batch_of(partition, 5))
     assert settler.state is SettlerState.SWEEPING
     repaired(settler, partition)
-    swept = ["init", "begin", "results[0] sweep", "results[1] sweep", "offsets requests[0]@5", "abort"]
-    assert client(settler).asked == swept
-    for offset in (5, 6):
-        batch = batch_of(partition, offset)
-        settler.settle(batch)
-        assert landed(settler) is batch
-        partition.settle([offset], batch.progress[partition])
-    settled = ["begin", "results[0] output", "offsets requests[0]@6", "commit"]
-    assert client(settler).asked[len(swept) :] == [*settled, *settled[:2], "offsets requests[0]@7", "commit"]
+    assert client(settler).asked == ["init", *SWEPT]
+    settle_each(settler, partition, 5, 6)
+    assert client(settler).asked == ["init", *SWEPT, *COMMITTED, *COMMITTED[:2], "offsets requests[0]@7", "commit"]
 
 
 def test_topics_that_may_be_written_to_are_swept_at_the_start() -> None:
@@ -182,13 +189,9 @@ REFUSED = KafkaError(KafkaError.ILLEGAL_GENERATION, "rebalanced", txn_requires_a
         ({"produce": REFUSED}, SettlerState.ABORTING, ["begin", "abort"]),
         ({"offsets": REFUSED}, SettlerState.ABORTING, ["begin", "results[0] output", "abort"]),
         ({"offsets": REFUSED}, None, ["begin", "results[0] output", "abort"]),
-        (
-            {"commit": RETRIABLE},
-            SettlerState.COMMITTING,
-            ["begin", "results[0] output", "offsets requests[0]@6", "commit"],
-        ),
-        ({}, None, ["begin", "results[0] output", "offsets requests[0]@6", "commit"]),
-        ({}, SettlerState.READY, ["begin", "results[0] output", "offsets requests[0]@6", "commit"]),
+        ({"commit": RETRIABLE}, SettlerState.COMMITTING, COMMITTED),
+        ({}, None, COMMITTED),
+        ({}, SettlerState.READY, COMMITTED),
     ],
     ids=["not produced", "to be aborted", "refused while it closes", "to be repeated", "under way", "committed"],
 )
@@ -241,11 +244,7 @@ def test_topics_with_two_copies_are_written_to_without_a_sweep_and_swept_where_a
     repaired(settler, partition)
     offsets = ["begin", "offsets requests[0]@5", "abort"]
     assert client(settler).asked == ["init", *offsets]
-    for offset in (5, 6):
-        batch = batch_of(partition, offset)
-        settler.settle(batch)
-        assert landed(settler) is batch
-        partition.settle([offset], batch.progress[partition])
+    settle_each(settler, partition, 5, 6)
     partition.ledger.take(7)
     client(settler).sizes["letters"] = []
     settler.settle(batch_of(partition, 7, "letters"))
@@ -264,9 +263,7 @@ def test_a_topic_without_a_leader_delays_only_writes_to_it_and_is_swept_once_it_
     asked = client(settler).asked
     client(settler).sizes["letters"] = [1, -1, 1]
     repaired(settler, partition)
-    batch = batch_of(partition, 5)
-    settler.settle(batch)
-    assert landed(settler) is batch
+    settle_each(settler, partition, 5)
     assert not [each for each in asked if each.startswith("letters")]
     client(settler).sizes["letters"] = [1, 1, 1]
     settler.listen()
@@ -382,14 +379,6 @@ TestSweeping.settings = settings(max_examples=drawn(60), stateful_step_count=25)
 
 # -- settle faults ---------------------------------------------------------------------------------------------------
 @pytest.fixture
-def held() -> Partition:
-    partition = Partition("requests", 0, 1, 0.0)
-    partition.open(Progress(5), 0)
-    partition.ledger.take(5)
-    return partition
-
-
-@pytest.fixture
 def released() -> Iterator[threading.Event]:
     """The event for which hanging calls wait; it is set at the test's end at the latest."""
     event = threading.Event()
@@ -411,14 +400,14 @@ def settled(settler: WatchedSettler, partition: Partition) -> object:
     ("error", "next_state"),
     [
         (KafkaError(KafkaError._TIMED_OUT), SettlerState.REBUILDING),
-        (KafkaError(KafkaError.ILLEGAL_GENERATION, "rebalanced", txn_requires_abort=True), SettlerState.ABORTING),
+        (REFUSED, SettlerState.ABORTING),
         (KafkaError(KafkaError._FENCED, "another one came", fatal=True), SettlerState.REBUILDING),
-        (KafkaError(KafkaError._TRANSPORT, "try again", retriable=True), SettlerState.COMMITTING),
+        (RETRIABLE, SettlerState.COMMITTING),
         (KafkaError(KafkaError.INVALID_TXN_STATE, "refused for good"), SettlerState.ABORTING),
     ],
     ids=["timed out", "to be aborted", "fatal", "retriable", "refused for good"],
 )
-def test_a_commit_that_fails_is_no_commit(held: Partition, error: KafkaError, next_state: SettlerState) -> None:
+def test_a_commit_that_fails_is_no_commit(partition: Partition, error: KafkaError, next_state: SettlerState) -> None:
     class Failing(Client):
         failed = False
 
@@ -429,23 +418,22 @@ def test_a_commit_that_fails_is_no_commit(held: Partition, error: KafkaError, ne
             super().commit_transaction(timeout)
 
     settler = WatchedSettler(Failing)
-    assert settled(settler, held) is None
+    assert settled(settler, partition) is None
     assert settler.state is next_state
     assert (len(settler.clients) == 2) == (next_state is SettlerState.REBUILDING)
-    batch = settler.repair([held])
+    batch = settler.repair([partition])
     assert (batch is not None) == (next_state is SettlerState.COMMITTING), (
         "only a commit that was called again comes through"
     )
     committed = [each for each in settler.clients for asked in each.asked if asked == "commit"]
     assert len(committed) == (1 if batch else 0), "a batch counts as committed only if Kafka was told to commit it"
-    repaired(settler, held)
+    repaired(settler, partition)
     last = settler.clients[-1].asked
-    swept = ["begin", "results[0] sweep", "results[1] sweep", "offsets requests[0]@5", "abort"]
-    assert (last[-len(swept) :] == swept) == (batch is None), "a failed transaction may leave leftovers"
+    assert (last[-len(SWEPT) :] == SWEPT) == (batch is None), "a failed transaction may leave leftovers"
 
 
 def test_a_call_that_hangs_is_left_behind_with_its_producer(
-    held: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+    partition: Partition, released: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call may hang beyond librdkafka's own timeout. An earlier version heard no rebalance while a call hung."""
 
@@ -454,15 +442,15 @@ def test_a_call_that_hangs_is_left_behind_with_its_producer(
             released.wait(5)
 
     settler = WatchedSettler(Hanging)
-    settler.repair([held])
+    settler.repair([partition])
     before = settler.state
     monkeypatch.setattr(producer, "ABORT_SECONDS", -0.9)  # the producer adds a margin of one second
-    settler.repair([held])
+    settler.repair([partition])
     assert (before, settler.state) == (SettlerState.SWEEPING, SettlerState.REBUILDING)
     assert len(settler.clients) == 2
 
 
-def test_progress_is_sent_with_the_member_that_it_belongs_to(held: Partition) -> None:
+def test_progress_is_sent_with_the_member_that_it_belongs_to(partition: Partition) -> None:
     """The broker refuses an expelled member's progress, so a partition's old owner cannot settle beside the new one."""
     members = []
 
@@ -471,11 +459,11 @@ def test_progress_is_sent_with_the_member_that_it_belongs_to(held: Partition) ->
             members.append(metadata)
             super().send_offsets_to_transaction(positions, metadata, timeout)
 
-    assert settled(WatchedSettler(Noting), held) is not None
+    assert settled(WatchedSettler(Noting), partition) is not None
     assert set(members) == {"member"}
 
 
-def test_a_sweep_is_aborted_only_once_all_of_it_is_written(held: Partition) -> None:
+def test_a_sweep_is_aborted_only_once_all_of_it_is_written(partition: Partition) -> None:
     """An abort drops the sweep's unsent records, so their partitions would get no end marker."""
     unsent = []
 
@@ -484,6 +472,6 @@ def test_a_sweep_is_aborted_only_once_all_of_it_is_written(held: Partition) -> N
             unsent.append(len(self))
             super().abort_transaction(timeout)
 
-    assert settled(WatchedSettler(Noting), held) is not None
+    assert settled(WatchedSettler(Noting), partition) is not None
     assert unsent
     assert set(unsent) == {0}
