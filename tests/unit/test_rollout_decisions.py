@@ -38,7 +38,7 @@ from tests.drawn import drawn
 from workers.inference.rollout.difference import Said, Thresholds, difference, similarity, words
 
 # -- rollout decisions -----------------------------------------------------------------------------------------------
-ID = "ro_0123456789abcdef"
+ID, OTHER = "ro_0123456789abcdef", "ro_ffffffffffffffff"
 ORDER = RolloutOrder(id=ID, alias="a", candidate="c", canary_jobs=5, max_jobs=400, at=0)
 VALUES = st.lists(st.floats(-1, 1), max_size=300)
 FINE = ObservedAnswer(infer_ms=100, tokens=20)
@@ -52,6 +52,14 @@ def compared(differs: float = 0.0, noise: float = 0.0, profile: str = "none", **
 
 def reported(step: Step, **candidate: Any) -> Comparison:
     return Comparison(rollout=ID, step=step, job_id="j", candidate=FINE.model_copy(update=candidate))
+
+
+def judge_of(copies: int, **order: Any) -> Judge:
+    """A judge that has taken this number of equal copies; `order` changes the rollout's order."""
+    judge = Judge(ORDER.model_copy(update=order))
+    for _ in range(copies):
+        judge.take(compared())
+    return judge
 
 
 def decided(judge: Judge, said: Comparison, most: int, step: Step = Step.SHADOW) -> tuple[str, int]:
@@ -215,9 +223,7 @@ def test_every_profile_must_pass_and_one_that_differs_aborts() -> None:
 )
 @pytest.mark.parametrize("step", [Step.SHADOW, Step.CANARY_10, Step.CANARY_100])
 def test_each_guard_by_itself_can_abort_in_each_step(fault: dict[str, Any], why: str, step: Step) -> None:
-    judge = Judge(ORDER.model_copy(update={"canary_jobs": 1000}))
-    for _ in range(30):
-        judge.take(compared())
+    judge = judge_of(30, canary_jobs=1000)
     assert judge.decision(step) is None
     said = compared(**fault) if step is Step.SHADOW else reported(step, **fault)
     end, number = decided(judge, said, 100, step)
@@ -230,26 +236,19 @@ def test_each_guard_by_itself_can_abort_in_each_step(fault: dict[str, Any], why:
 
 @pytest.mark.parametrize("copies", [0, 140, 2000])
 def test_a_candidate_that_fails_from_the_canary_on_is_aborted_at_once_however_good_its_copies_were(copies: int) -> None:
-    judge = Judge(ORDER.model_copy(update={"canary_jobs": 50}))
-    for _ in range(copies):
-        judge.take(compared())
+    judge = judge_of(copies, canary_jobs=50)
     assert decided(judge, reported(Step.CANARY_1, failed=True), 50, Step.CANARY_1) == (Step.ABORTED, 7)
 
 
 def test_a_candidate_may_be_as_slow_as_the_order_says() -> None:
     outcomes = {}
     for slower in (1.5, 19.0, 21.0):
-        judge = Judge(ORDER.model_copy(update={"slower": slower}))
-        for _ in range(30):
-            judge.take(compared())
-        outcomes[slower], _ = decided(judge, compared(infer_ms=2000), 200)
+        outcomes[slower], _ = decided(judge_of(30, slower=slower), compared(infer_ms=2000), 200)
     assert outcomes == {1.5: "aborted", 19.0: "aborted", 21.0: "canary-1"}
 
 
 def test_a_candidate_like_the_primary_goes_from_share_to_share() -> None:
-    judge, step = Judge(ORDER), Step.CANARY_1
-    for _ in range(30):
-        judge.take(compared())
+    judge, step = judge_of(30), Step.CANARY_1
     way = []
     while not step.is_over:
         end, number = decided(judge, reported(step), 100, step)
@@ -290,7 +289,7 @@ def test_any_other_bytes_are_no_comparison(key: bytes | None, value: bytes | Non
 
 def test_a_comparison_under_another_rollouts_key_is_refused() -> None:
     with pytest.raises(InvalidComparison, match="key is not the rollout"):
-        read_comparison(b"ro_ffffffffffffffff", write_comparison(compared()))
+        read_comparison(OTHER.encode(), write_comparison(compared()))
 
 
 @pytest.mark.parametrize(
@@ -313,12 +312,10 @@ def test_a_refusal_is_known_by_its_beginning(text: str, refused: bool) -> None:
 
 
 # -- rollout facts ---------------------------------------------------------------------------------------------------
-ROLLOUT_ID, OTHER = "ro_0123456789abcdef", "ro_ffffffffffffffff"
-FACT_ORDER = RolloutOrder(id=ROLLOUT_ID, alias="a", candidate="c", at=0)
 STEPS: list[Step] = [step for step in Step if step is not Step.SHADOW]
 
 
-def step(name: Step, rollout: str = ROLLOUT_ID) -> RolloutStep:
+def step(name: Step, rollout: str = ID) -> RolloutStep:
     return RolloutStep(alias="a", rollout=rollout, step=name, why="because", by="w1", at=1)
 
 
@@ -331,7 +328,7 @@ def table(*records: tuple[bytes, bytes | None]) -> RolloutTable:
 
 @given(st.lists(st.sampled_from(STEPS), max_size=8), st.randoms())
 def test_the_present_step_does_not_depend_on_the_order_of_records(names: list[Step], shuffled: Any) -> None:
-    records = [order_record(FACT_ORDER), *(step_record(step(name)) for name in names)]
+    records = [order_record(ORDER), *(step_record(step(name)) for name in names)]
     other = list(records)
     shuffled.shuffle(other)
     one, two = table(*records).by_alias["a"], table(*other).by_alias["a"]
@@ -341,17 +338,17 @@ def test_the_present_step_does_not_depend_on_the_order_of_records(names: list[St
 
 def test_an_aborted_rollout_stays_aborted_and_a_step_of_an_earlier_rollout_does_not_count() -> None:
     late = step_record(step(Step.CANARY_10))
-    assert table(order_record(FACT_ORDER), step_record(step(Step.ABORTED)), late).by_alias["a"].step is Step.ABORTED
-    assert table(order_record(FACT_ORDER), step_record(step(Step.PROMOTED, OTHER))).by_alias["a"].step is Step.SHADOW
+    assert table(order_record(ORDER), step_record(step(Step.ABORTED)), late).by_alias["a"].step is Step.ABORTED
+    assert table(order_record(ORDER), step_record(step(Step.PROMOTED, OTHER))).by_alias["a"].step is Step.SHADOW
 
 
 def test_a_deleted_step_and_a_deleted_order_are_gone() -> None:
-    key = step_key("a", ROLLOUT_ID, Step.CANARY_1)
-    known = table(order_record(FACT_ORDER), step_record(step(Step.CANARY_1)))
+    key = step_key("a", ID, Step.CANARY_1)
+    known = table(order_record(ORDER), step_record(step(Step.CANARY_1)))
     assert known.records_of("a") == [key]
     known.apply(key, None)
     assert known.by_alias["a"].step is Step.SHADOW
-    known.apply(order_record(FACT_ORDER)[0], None)
+    known.apply(order_record(ORDER)[0], None)
     assert known.by_alias == {}
 
 
@@ -368,7 +365,7 @@ def test_the_way_of_a_rollout_has_its_shares() -> None:
 def test_a_larger_share_keeps_the_jobs_of_the_smaller_one() -> None:
     taken: set[int] = set()
     for name in (Step.CANARY_1, Step.CANARY_10, Step.CANARY_50, Step.CANARY_100):
-        rollout = table(order_record(FACT_ORDER), step_record(step(name))).by_alias["a"]
+        rollout = table(order_record(ORDER), step_record(step(name))).by_alias["a"]
         jobs = {number for number in range(10_000) if rollout.takes("t", f"job-{number}")}
         assert taken <= jobs
         assert len(jobs) == pytest.approx(10_000 * name.share, rel=0.2)
@@ -380,18 +377,9 @@ def test_a_share_is_a_number_from_zero_to_below_one(parts: list[str]) -> None:
     assert 0 <= share_of(*parts) < 1
 
 
-KEYS = st.sampled_from(
-    [
-        order_record(FACT_ORDER)[0],
-        step_key("a", ROLLOUT_ID, Step.ABORTED),
-        b'["a", "x"]',
-        b"[]",
-        b"",
-        None,
-    ]
-)
+KEYS = st.sampled_from([order_record(ORDER)[0], step_key("a", ID, Step.ABORTED), b'["a", "x"]', b"[]", b"", None])
 NOISE = st.binary(max_size=100) | st.sampled_from(
-    [order_record(FACT_ORDER)[1], step_record(step(Step.ABORTED))[1], b"{}", b'{"step": "shadow"}', None]
+    [order_record(ORDER)[1], step_record(step(Step.ABORTED))[1], b"{}", b'{"step": "shadow"}', None]
 )
 
 
@@ -411,14 +399,11 @@ def test_any_record_is_applied_or_refused_and_a_refused_one_changes_nothing(
 @pytest.mark.parametrize(
     "record",
     [
-        (
-            order_record(FACT_ORDER)[0],
-            order_record(FACT_ORDER.model_copy(update={"alias": "b"}))[1],
-        ),
-        (step_key("b", ROLLOUT_ID, Step.ABORTED), step_record(step(Step.ABORTED))[1]),
+        (order_record(ORDER)[0], order_record(ORDER.model_copy(update={"alias": "b"}))[1]),
+        (step_key("b", ID, Step.ABORTED), step_record(step(Step.ABORTED))[1]),
         (step_key("a", OTHER, Step.ABORTED), step_record(step(Step.ABORTED))[1]),
         (
-            step_key("a", ROLLOUT_ID, Step.SHADOW),
+            step_key("a", ID, Step.SHADOW),
             json.dumps({**step(Step.ABORTED).model_dump(), "step": "shadow"}).encode(),
         ),
     ],
