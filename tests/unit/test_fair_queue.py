@@ -83,10 +83,14 @@ class Sender:
 
 def queue_with(lines: dict[Party, list[Queued]]) -> FairQueue:
     queue = FairQueue(QUEUE_BYTES, ROOM)
+    add(queue, lines)
+    return queue
+
+
+def add(queue: FairQueue | Window, lines: dict[Party, list[Queued]]) -> None:
     for party, records in lines.items():
         for where, record in records:
             queue.add(where, record, party)
-    return queue
 
 
 def always(partition: Partition, record: Record) -> bool:
@@ -162,9 +166,7 @@ def test_a_returning_party_has_saved_up_nothing_and_still_owes_its_excess() -> N
     queue = queue_with(lines)
     assert Counter(parties(queue.draw(3, always), lines))[B] == 1
     more: dict[Party, list[Queued]] = {B: sender.send(50), C: sender.send(50)}
-    for party, records in more.items():
-        for where, record in records:
-            queue.add(where, record, party)
+    add(queue, more)
     lines = {A: lines[A], B: lines[B] + more[B], C: more[C]}
     assert B not in parties(queue.draw(16, always), lines), "B has had ten units, and A only two"
     assert Counter(parties(queue.draw(30, always), lines)) == {A: 10, B: 10, C: 10}
@@ -175,8 +177,7 @@ def test_a_new_party_begins_where_the_others_are() -> None:
     lines: dict[Party, list[Queued]] = {A: sender.send(100), C: sender.send(50)}
     queue = queue_with({A: lines[A]})
     queue.draw(50, always)
-    for where, record in lines[C]:
-        queue.add(where, record, C)
+    add(queue, {C: lines[C]})
     assert Counter(parties(queue.draw(20, always), lines)) == {A: 10, C: 10}
 
 
@@ -191,8 +192,7 @@ def test_a_cost_that_turns_out_higher_or_lower_is_corrected_also_for_a_party_tha
     assert Counter(parties(queue.draw(6, always), lines)) == {A: 6}
     queue.correct(C, 8.0)
     lines[C] = sender.send(10)
-    for where, record in lines[C]:
-        queue.add(where, record, C)
+    add(queue, {C: lines[C]})
     assert Counter(parties(queue.draw(14, always), lines)) == {A: 7, B: 7}
 
 
@@ -380,16 +380,14 @@ def test_a_party_alone_in_a_slow_lot_gives_way_at_its_end_until_the_lot_is_half_
     assert not window.wants_pause(where)
     assert not window.tight
     more = sender.send(10)
-    for owner, record in more:
-        window.add(owner, record, A)
+    add(window, {A: more})
     assert window.surplus(MANY) == more[:0:-1]
     window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS)
     assert window.wants_pause(where), "an engine that is away makes no party wait longer"
     window.draw(ROOM // 2, always)
     window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS + 1)
     assert not window.wants_pause(where)
-    for owner, record in sender.send(ROOM):
-        window.add(owner, record, A)
+    add(window, {A: sender.send(ROOM)})
     window.look(TIGHT_SECONDS + SLOW_SECONDS + STILL_SECONDS + 1.1)
     assert window.surplus(MANY) == []
 
@@ -594,10 +592,7 @@ def test_a_window_that_has_no_room_for_a_moment_fetches_nothing_and_pauses_no_pa
 
 def test_a_full_lot_of_several_parties_overflows_in_the_first_place_and_stops_fetching_in_the_later_one() -> None:
     for later in (False, True):
-        window, holder = (
-            shared(),
-            Partition("requests", 9, 1, 0.0, Place.LATER if later else Place.FIRST),
-        )
+        window, holder = shared(), Partition("requests", 9, 1, 0.0, Place.LATER if later else Place.FIRST)
         for offset in range(ROOM):
             window.add(holder, Record("requests", 0, offset, b""), (b"A", b"B")[offset % 2])
         window.look(5.0)
@@ -904,9 +899,7 @@ def test_a_hung_partys_own_records_that_wait_for_no_server_run_too() -> None:
     rig = Rig(8)
     rig.send(HUNG, 20)
     rig.begin()
-    rig.where = (
-        partition()
-    )  # use a second partition, since in the first these records would wait behind the earlier ones
+    rig.where = partition()  # in the first partition these records would wait behind the earlier ones
     rig.send(HUNG, 20, outside=False)
     assert rig.begin() == {HUNG: 2}
 
