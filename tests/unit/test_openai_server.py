@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from schemas.job import Job
 from tests.any_json import COUNTS, SCALARS, any_json
 from tests.any_json import NOISE as ANY_JSON
 from tests.drawn import drawn
+from tests.unit.counted_calls import calls_of
 from workers.engines.base import (
     Completion,
     EngineError,
@@ -107,20 +106,10 @@ HOSTILE = [b'\\"', b"\\\\", b"}", b"} 1", b'a="",', b"{", b" ", b"\t", b"9", b"1
 @pytest.mark.parametrize("label", HOSTILE)
 def test_a_line_takes_few_steps_whatever_its_labels_hold(label: bytes) -> None:
     lines = [name.encode() + b'{a="' + label * (900 // len(label)) + b'"} 1' for name in (RUNNING, WAITING)]
-    count = 0
-
-    def counted(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(counted)
-    try:
-        load = load_in(b"\n".join(lines * 500))
-    finally:
-        sys.setprofile(before)
-    assert load == ServerLoad(500, 500)
-    assert count < 10_000
+    page = b"\n".join(lines * 500)
+    found: list[ServerLoad | None] = []
+    assert calls_of(lambda: found.append(load_in(page))) < 10_000
+    assert found == [ServerLoad(500, 500)]
 
 
 NOISE = st.one_of(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +17,7 @@ from screening.refused import RulesRefused
 from screening.screen import Screen
 from screening.settings import ScreeningSettings
 from tests.screening_rules import CARD, found_in, pii, redacted, regex, screen_of, words
+from tests.unit.counted_calls import calls_of
 
 # -- screening rules -------------------------------------------------------------------------------------------------
 MISTAKES = {
@@ -55,7 +54,8 @@ MISTAKES = {
 }  # fmt: skip
 
 
-def refused(path: Path) -> RulesRefused:
+def refused(path: Path, content: str | bytes) -> RulesRefused:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RulesRefused) as caught:
         Screen.load(path)
     return caught.value
@@ -64,9 +64,8 @@ def refused(path: Path) -> RulesRefused:
 @pytest.mark.parametrize("text", MISTAKES)
 def test_a_mistake_is_named_with_its_place_and_the_fix(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rules.toml"
-    path.write_text(text, encoding="utf-8")
 
-    error = refused(path)
+    error = refused(path, text)
 
     [mistake] = error.mistakes
     assert MISTAKES[text] in mistake
@@ -74,25 +73,23 @@ def test_a_mistake_is_named_with_its_place_and_the_fix(tmp_path: Path, text: str
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "rules.toml"
-    path.write_text(
+    error = refused(
+        tmp_path / "rules.toml",
         '[[rule]]\nname = "one"\nkind = "magic"\n'
-        '[[rule]]\nname = "two"\nkind = "regex"\npatterns = ["("]\nverdict = "flag"\n'
+        '[[rule]]\nname = "two"\nkind = "regex"\npatterns = ["("]\nverdict = "flag"\n',
     )
 
-    assert [mistake.split(":")[0] for mistake in refused(path).mistakes] == ["line 1, rule `one`", "line 4, rule `two`"]
+    assert [mistake.split(":")[0] for mistake in error.mistakes] == ["line 1, rule `one`", "line 4, rule `two`"]
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"# " + b"x" * 1024 * 1024], ids=["no UTF-8", "too large"])
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "rules.toml"
-    path.write_bytes(content)
-
-    assert len(refused(path).mistakes) == 1
+    assert len(refused(tmp_path / "rules.toml", content).mistakes) == 1
 
 
 def test_a_missing_file_is_refused_with_the_setting_that_names_it(tmp_path: Path) -> None:
-    assert "POSTBACK_SCREENING__RULES" in str(refused(tmp_path / "none.toml"))
+    with pytest.raises(RulesRefused, match="POSTBACK_SCREENING__RULES"):
+        Screen.load(tmp_path / "none.toml")
 
 
 def test_without_the_setting_there_is_no_filter() -> None:
@@ -488,20 +485,8 @@ def hostile_screen(tmp_path_factory: pytest.TempPathFactory) -> Screen:
 
 def calls(screen: Screen, text: str) -> int:
     """Calls of functions during a check."""
-    count = 0
-
-    def counted(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
     job = Job(prompt=text)
-    before = sys.getprofile()
-    sys.setprofile(counted)
-    try:
-        screen.check("acme", job)
-    finally:
-        sys.setprofile(before)
-    return count
+    return calls_of(lambda: screen.check("acme", job))
 
 
 @pytest.mark.parametrize("piece", REPEATED, ids=ascii)
