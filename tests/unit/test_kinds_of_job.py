@@ -87,8 +87,12 @@ NOISY_JOBS = st.dictionaries(
 )
 
 
+def received(document: object) -> ReceivedJob:
+    return read_job(document if isinstance(document, bytes) else json.dumps(document).encode(), [], PLACE, 0)
+
+
 def read(document: object) -> Job:
-    return read_job(json.dumps(document).encode(), [], PLACE, 0).job
+    return received(document).job
 
 
 def line(field: str, **body: Any) -> dict[str, Any]:
@@ -172,10 +176,8 @@ def test_the_published_schema_and_the_reader_agree_about_any_job(document: dict[
 
 @given(JOBS)
 @FEWER
-def test_any_texts_survive_the_record_and_the_filter_reads_and_redacts_each(
-    fields: dict[str, Any],
-) -> None:
-    job = read(json.loads(write_job(Job.model_validate(fields))))
+def test_any_texts_survive_the_record_and_the_filter_reads_and_redacts_each(fields: dict[str, Any]) -> None:
+    job = read(write_job(Job.model_validate(fields)))
     assert job == Job.model_validate(fields)
     found = [*texts_of(job)]
     [(field, asked)] = fields.items()
@@ -199,7 +201,7 @@ def test_a_misspelt_member_is_named_with_the_right_one() -> None:
     asked = {"rerank": {"query": "a", "documents": ["b"], "top_m": 1}}
     with pytest.raises(NotAJob, match=r"rerank\.top_m: is unknown; did you mean `rerank\.top_n`"):
         job_of(asked)
-    assert "rerank.top_m" in str(read_job(json.dumps(asked).encode(), [], PLACE, 0).unknown)
+    assert "rerank.top_m" in str(received(asked).unknown)
 
 
 def test_the_largest_job_fits_into_a_record() -> None:
@@ -348,21 +350,13 @@ IMAGE_NOISE = any_json(
 )
 
 
-def encoded(job: object) -> bytes:
-    return json.dumps(job).encode()
-
-
-def received(job: object) -> ReceivedJob:
-    return read_job(job if isinstance(job, bytes) else encoded(job), [], PLACE, 0)
-
-
 def chat(*parts: object, role: str = "user") -> dict[str, Any]:
     return {"messages": [{"role": role, "content": list(parts)}]}
 
 
 def problems(job: object) -> list[str]:
     with pytest.raises(InvalidJob) as raised:
-        received(encoded(job))
+        received(job)
     return [str(problem) for problem in raised.value.problems]
 
 
@@ -441,11 +435,11 @@ def test_only_a_users_message_has_images(role: str) -> None:
 def test_any_content_gives_a_job_or_a_refusal_in_a_record_and_at_the_gateway(content: object) -> None:
     job = {"messages": [{"role": "user", "content": content}]}
     try:
-        received(encoded(job))
+        received(job)
     except InvalidJob as invalid:
         assert invalid.problems
         with pytest.raises(NotAJob):
-            job_in(encoded(job))
+            job_in(json.dumps(job).encode())
     for url, body in (
         (CHAT_COMPLETIONS, job),
         (RESPONSES, {"input": [{"role": "user", "content": content}]}),
@@ -509,7 +503,7 @@ def test_a_line_of_a_batch_has_its_image() -> None:
 def test_the_gateway_names_a_members_unknown_fields_and_a_worker_drops_them() -> None:
     part = image_part(ADDRESS, size=3) | {"alt": "a cat"}
     with pytest.raises(NotAJob) as refused:
-        job_in(encoded(chat(part)))
+        job_in(json.dumps(chat(part)).encode())
     assert [problem.field for problem in refused.value.problems] == [
         "messages.0.content.0.alt",
         "messages.0.content.0.image_url.size",
