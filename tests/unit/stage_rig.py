@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
+from workers.stage.isolation import Cohort
 from workers.stage.partition import Partition
 from workers.stage.progress import Progress
 from workers.stage.record import Failure, Output, Record
@@ -144,14 +145,24 @@ def stage_with(intake: Intake, clock: HandClock, parked: int = 0, **parts: Any) 
     (partition,) = stage.partitions.held.values()
     partition.open(Progress(0), 0)
     partition.open_committed, partition.paused = True, False
-    stage.take([Record("requests", 0, offset, b"") for offset in range(parked)], [])
+    stage.take(records(*range(parked)), [])
     return stage, loop, partition
+
+
+def records(*offsets: int) -> list[Record]:
+    """Records without a value at these offsets of the partition of `stage_with`."""
+    return [Record("requests", 0, offset, b"") for offset in offsets]
+
+
+def offsets_of(cohort: Cohort | None) -> list[int]:
+    """The offsets of a cohort's records."""
+    assert cohort is not None
+    return [record.offset for _, record in cohort.members]
 
 
 def handled(stage: Stage, partition: Partition, *offsets: int, outputs: Sequence[Output] | None = ()) -> None:
     """Queue the handler's completions for these offsets; None as `outputs` means that the engine died at them."""
-    for offset in offsets:
-        record = Record("requests", 0, offset, b"")
+    for record in records(*offsets):
         stage.transactions.completions.put([Handled(partition, record, outputs, 0.0)])
 
 

@@ -19,7 +19,7 @@ from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
 from tests.unit.one_party import OneParty
-from tests.unit.stage_rig import Desk, Intake, Settler, bare_stage, ended, reread, stage_with
+from tests.unit.stage_rig import Desk, Intake, Settler, bare_stage, ended, records, reread, stage_with
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tier_pace import TierPace
 from workers.roles.delivery import stages_of
@@ -71,7 +71,7 @@ def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_r
     for shared in (False, True):
         metrics, sharing = Metrics(), Raising() if shared else None
         stage, loop, _ = stage_with(Intake(), HandClock(), pace=Raising(), sharing=sharing, metrics=metrics)
-        stage.take([Record("requests", 0, 0, b"")], [])
+        stage.take(records(0), [])
         stage.dispatch()
         (([(_, record)], _),) = loop.calls
         assert record.offset == 0
@@ -151,7 +151,7 @@ def test_an_end_after_refetched_records_marks_none_of_them_as_done() -> None:
 def test_a_partition_starts_over_if_kafka_has_undone_confirmed_progress() -> None:
     intake, settler = Intake(), Settler()
     stage, _, partition = stage_with(intake, HandClock(), settler=settler)
-    stage.take([Record("requests", 0, offset, b"") for offset in range(4)], [])
+    stage.take(records(*range(4)), [])
     partition.settle([0, 1, 3], partition.progress([0, 1, 3]))
     intake.progress = Progress(2, 0b10)
     reread(stage, settler)
@@ -164,14 +164,14 @@ def test_a_partition_starts_over_if_kafka_has_undone_confirmed_progress() -> Non
     for _ in range(2):
         stage.regulate()
     assert (intake.paused, intake.resumed) == ([anew.id], [(*anew.id, 1)])
-    stage.take([Record("requests", 0, offset, b"") for offset in range(1, 4)], [])
+    stage.take(records(*range(1, 4)), [])
     assert (anew.phase, anew.ledger.taken) == (Phase.OPEN, frozenset({1, 2, 3}))
     assert (anew.careful_records, anew.suspects) == (0, {})  # no process died, so no record is suspected
 
 
 def test_a_gap_that_is_seen_while_a_transaction_is_under_way_is_committed_by_a_later_one() -> None:
     stage, _, partition = stage_with(Intake(), HandClock())
-    stage.take([Record("requests", 0, 0, b"")], [])
+    stage.take(records(0), [])
     on_its_way = partition.progress([0])
     stage.take([], [("requests", 0, 3)])
     partition.settle([0], on_its_way)
@@ -183,7 +183,7 @@ def test_a_gap_that_is_seen_while_a_transaction_is_under_way_is_committed_by_a_l
 def test_a_leaving_partition_is_dropped_if_its_confirmed_progress_is_undone() -> None:
     settler = Settler()
     stage, _, partition = stage_with(Intake(), HandClock(), settler=settler)
-    stage.take([Record("requests", 0, 0, b"")], [])
+    stage.take(records(0), [])
     partition.settle([0], partition.progress([0]))
     partition.close()
     reread(stage, settler)
@@ -610,9 +610,7 @@ def test_skipped_offsets_are_counted_and_those_of_removed_records_as_lost(
             intake.low = step
         else:
             offsets, end = ([], [int(step)]) if isinstance(step, str) else (step, [])
-            stage.take(
-                [Record("requests", 0, offset, b"") for offset in offsets], [("requests", 0, each) for each in end]
-            )
+            stage.take(records(*offsets), [("requests", 0, each) for each in end])
     value = metrics.registry.get_sample_value
     assert value("postback_gap_offsets_total") == gaps
     assert value("postback_retention_loss_total") == lost
@@ -680,7 +678,7 @@ def read_to_end(log: LostLog, per_fetch: int, given_back: set[int]) -> Partition
     partition.paused = False
     for turn in range(1_000):
         offsets, ended = log.fetch(per_fetch)
-        stage.take([Record("requests", 0, offset, b"") for offset in offsets], [("requests", 0, log.end)] * ended)
+        stage.take(records(*offsets), [("requests", 0, log.end)] * ended)
         if turn in given_back and partition.ledger.taken:
             partition.give_back([Record("requests", 0, min(partition.ledger.taken), b"")])
         if partition.rewind_to is not None:
@@ -714,10 +712,6 @@ def test_all_other_records_are_taken_and_nothing_past_the_end_is_committed(
 
 
 # -- horizon ---------------------------------------------------------------------------------------------------------
-def records(*offsets: int) -> list[Record]:
-    return [Record("requests", 0, offset, b"") for offset in offsets]
-
-
 def opened_run(progress: Progress | None = None) -> Partition:
     """A partition whose first commit has returned."""
     partition = Partition("requests", 0, 1, 0.0)

@@ -11,7 +11,19 @@ import pytest
 
 from telemetry.hand_clock import HandClock
 from tests.unit.one_party import OneParty
-from tests.unit.stage_rig import BusyLoop, Desk, Intake, Settler, bare_stage, ended, handled, reread, stage_with
+from tests.unit.stage_rig import (
+    BusyLoop,
+    Desk,
+    Intake,
+    Settler,
+    bare_stage,
+    ended,
+    handled,
+    offsets_of,
+    records,
+    reread,
+    stage_with,
+)
 from workers.stage.dispatcher import CRASH_SECONDS, OTHERS_SECONDS, SAY_SECONDS, NothingCompletes
 from workers.stage.isolation import DEATHS_IN_A_ROW
 from workers.stage.partition import GAP_SECONDS, Partition, Phase
@@ -93,7 +105,7 @@ def test_nothing_is_dispatched_before_the_open_mark_is_committed() -> None:
     """Without the mark, the next owner would not suspect a record of the first window that killed the worker."""
     stage, loop, partition = stage_with(Intake(), HandClock())
     partition.open_committed = False
-    stage.take([Record("requests", 0, 0, b"")], [])
+    stage.take(records(0), [])
     stage.dispatch()
     assert loop.calls == []
     assert committed(stage) == {partition: []}
@@ -120,7 +132,7 @@ def test_a_cleanly_revoked_partition_is_committed_without_the_open_mark() -> Non
 def test_suspects_run_only_once_their_suspicion_is_committed() -> None:
     stage, loop, partition = stage_with(Intake(), HandClock())
     partition.open(Progress(0, open=True), 10)
-    stage.take([Record("requests", 0, offset, b"") for offset in range(3)], [])
+    stage.take(records(*range(3)), [])
     for _ in range(2):
         stage.dispatch()
     assert loop.calls == []
@@ -176,8 +188,7 @@ WAITS_ON = (Output("tier", b"", may_linger=True),)
 def test_a_batch_that_does_not_come_through_is_tried_smaller_until_it_does() -> None:
     settler = Settler()
     stage, _, partition = stage_with(Intake(), HandClock(), parked=MAX_BATCH_RECORDS, settler=settler)
-    records = [Record("requests", 0, offset, b"") for offset in range(MAX_BATCH_RECORDS)]
-    stage.transactions.pending = [Handled(partition, record, [], 0.0) for record in records]
+    stage.transactions.pending = [Handled(partition, record, [], 0.0) for record in records(*range(MAX_BATCH_RECORDS))]
     sizes = []
     for settler.failures in (0, 1, 2, 10, 0):
         sizes.append(len(stage.transactions.compose().offsets[partition]))
@@ -250,7 +261,7 @@ def test_lingering_records_are_forgotten_with_their_partition() -> None:
     assert settler.pending == 0, "the partition was abandoned, and says farewell"
     stage.assigned([partition.id])
     anew = stage.partitions.held[partition.id]
-    stage.take([Record("requests", 0, offset, b"") for offset in range(2)], [])
+    stage.take(records(*range(2)), [])
     anew.open_committed = True
     stage.dispatch()
     ended(stage, anew, 0, 1, outputs=WAITS_ON)
@@ -297,10 +308,8 @@ def test_a_record_that_is_not_due_is_no_suspect_and_goes_on_waiting() -> None:
 
     stage, _, partition = stage_with(Intake(), HandClock(), pace=Later())
     partition.open(Progress(0, open=True), 4096)
-    stage.take([Record("requests", 0, offset, b"") for offset in range(10)], [])
-    cohort = stage.dispatcher.isolation.next_cohort(10)
-    assert cohort is not None
-    assert [record.offset for _, record in cohort.members] == [0, 1, 2]
+    stage.take(records(*range(10)), [])
+    assert offsets_of(stage.dispatcher.isolation.next_cohort(10)) == [0, 1, 2]
     assert stage.dispatcher.due is not None
     assert len(stage.dispatcher.due) == 7
 
@@ -309,12 +318,9 @@ def test_records_after_the_end_of_a_partition_that_was_left_open_are_no_suspects
     """The last owner cannot have begun them: they were appended after this process reached the partition's end."""
     stage, _, partition = stage_with(Intake(), HandClock())
     partition.open(Progress(0, open=True), 4096)
-    records = [Record("requests", 0, offset, b"") for offset in range(10)]
-    stage.take(records[:3], [("requests", 0, 3)])
-    stage.take(records[3:], [])
-    cohort = stage.dispatcher.isolation.next_cohort(10)
-    assert cohort is not None
-    assert [record.offset for _, record in cohort.members] == [0, 1, 2]
+    stage.take(records(0, 1, 2), [("requests", 0, 3)])
+    stage.take(records(*range(3, 10)), [])
+    assert offsets_of(stage.dispatcher.isolation.next_cohort(10)) == [0, 1, 2]
     assert (stage.dispatcher.window.queued, partition.careful_records) == (7, 0)
 
 
@@ -322,7 +328,7 @@ def regained(stage: Stage, intake: Intake, progress: Progress | None) -> Partiti
     """The partition after it was assigned again, with this committed progress; its first four records are taken."""
     stage.assigned([("requests", 0)])
     intake.progress = progress
-    stage.take([Record("requests", 0, offset, b"") for offset in range(4)], [])
+    stage.take(records(*range(4)), [])
     return stage.partitions.held["requests", 0]
 
 
@@ -427,6 +433,16 @@ def died(stage: Stage, loop: BusyLoop) -> list[int]:
     return [record.offset for _, record in batch]
 
 
+def thrice_died(clock: HandClock, behind: list[Record]) -> tuple[Stage, BusyLoop, Partition]:
+    """A stage whose first record has died three times, alone, before other records come."""
+    stage, loop, partition = stage_with(Intake(), clock, parked=1)
+    for _ in range(3):
+        assert died(stage, loop) == [0]
+    stage.take(behind, [])
+    stage.turn()
+    return stage, loop, partition
+
+
 def test_records_that_died_are_judged_together_once_no_record_runs() -> None:
     """Records that still run may be part of the same crash: judged one by one, each would be tried by itself."""
     stage, loop, partition = stage_with(Intake(), HandClock(), parked=12)
@@ -441,9 +457,7 @@ def test_records_that_died_are_judged_together_once_no_record_runs() -> None:
     handled(stage, partition, 9, outputs=None)
     stage.collect()
     assert stage.dispatch() == 0
-    cohort = isolation.announced
-    assert cohort is not None
-    assert [record.offset for _, record in cohort.members] == [0, 2, 3]
+    assert offsets_of(isolation.announced) == [0, 2, 3]
     assert len(loop.calls) == 1
     assert isolation.exclusive
 
@@ -470,9 +484,7 @@ def test_records_that_run_on_after_a_crash_hold_up_the_suspects_for_a_second_onl
     assert (stage.dispatch(), stage.dispatcher.isolation.idle) == (0, True)
     clock.now += CRASH_SECONDS
     stage.dispatch()
-    cohort = stage.dispatcher.isolation.announced
-    assert cohort is not None
-    assert [record.offset for _, record in cohort.members] == [0, 1, 2, 3, 4]
+    assert offsets_of(stage.dispatcher.isolation.announced) == [0, 1, 2, 3, 4]
 
 
 def test_a_stage_in_which_record_after_record_dies_alone_stops_and_says_why() -> None:
@@ -488,10 +500,7 @@ def test_a_stage_in_which_record_after_record_dies_alone_stops_and_says_why() ->
 
 def test_a_suspect_before_its_last_attempt_waits_ten_seconds_for_others_where_there_are_none() -> None:
     clock = HandClock()
-    stage, loop, _ = stage_with(Intake(), clock, parked=1)
-    for _ in range(3):
-        assert died(stage, loop) == [0]
-    stage.turn()
+    stage, loop, _ = thrice_died(clock, [])
     calls = len(loop.calls)
     clock.now += OTHERS_SECONDS - 1
     stage.dispatch()
@@ -503,11 +512,7 @@ def test_a_suspect_before_its_last_attempt_waits_ten_seconds_for_others_where_th
 
 
 def test_a_suspect_before_its_last_attempt_holds_up_nothing_and_is_given_up_once_others_completed() -> None:
-    stage, loop, partition = stage_with(Intake(), HandClock(), parked=1)
-    for _ in range(3):
-        assert died(stage, loop) == [0]
-    stage.take([Record("requests", 0, offset, b"") for offset in (1, 2)], [])
-    stage.turn()
+    stage, loop, partition = thrice_died(HandClock(), records(1, 2))
     assert [record.offset for _, record in loop.calls[-1][0]] == [1, 2]
     ended(stage, partition, 1, 2)
     assert died(stage, loop) == [0]
@@ -518,11 +523,7 @@ def test_a_suspect_before_its_last_attempt_holds_up_nothing_and_is_given_up_once
 
 def test_a_record_that_was_given_up_does_not_show_that_the_engine_works() -> None:
     """On a machine whose engine answers nothing, a suspect's last attempt would otherwise condemn it."""
-    stage, loop, partition = stage_with(Intake(), HandClock(), parked=1)
-    for _ in range(3):
-        assert died(stage, loop) == [0]
-    stage.take([Record("requests", 0, offset, b"") for offset in (1, 2)], [])
-    stage.turn()
+    stage, _, partition = thrice_died(HandClock(), records(1, 2))
     tried = []
     for offset, answered in ((1, False), (2, True)):
         record = Record("requests", 0, offset, b"")
