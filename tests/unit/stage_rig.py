@@ -17,7 +17,7 @@ from workers.stage.runner import Handled
 from workers.stage.settings import StageSettings
 from workers.stage.settler import SettlerState
 from workers.stage.sharing import Sharing
-from workers.stage.source import Committed, PartitionId
+from workers.stage.source import Committed, Contact, PartitionId
 from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
 
@@ -74,6 +74,9 @@ class Intake:
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
         return None
+
+    def contact(self) -> Contact:
+        return Contact(member=True, silent_seconds=0.0)
 
 
 class Settler:

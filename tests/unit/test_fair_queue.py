@@ -429,14 +429,6 @@ def test_bytes_are_shared_too() -> None:
     assert park(window, sender.send(1, size=100_000), B) == [big[-1]]
 
 
-def test_records_in_the_later_place_are_never_beyond_their_share() -> None:
-    window, where = shared(), partition(place=Place.LATER)
-    sender = Sender(where)
-    for party in (A, B):
-        assert park(window, sender.send(ROOM), party) == []
-    assert window.wants_pause(where)
-
-
 def test_without_sharing_nothing_is_beyond_a_share() -> None:
     window, where = Window(Limits(bytes=ROOM * OWN_BYTES)), partition()
     assert park(window, Sender(where).send(2 * ROOM), None) == []
@@ -506,11 +498,13 @@ def test_the_spare_place_is_served_only_while_nothing_waits_elsewhere() -> None:
     assert window.draw(5, lambda where, _: where is not held) == []
 
 
-def test_a_flood_in_the_spare_place_stops_no_other_place_and_is_never_deferred() -> None:
-    window, first, spare = shared(), partition(), partition(place=Place.SPARE)
+@pytest.mark.parametrize("place", [Place.LATER, Place.SPARE])
+def test_a_flood_in_a_place_after_the_first_stops_no_other_place_and_is_never_deferred(place: Place) -> None:
+    window, first, where = shared(), partition(), partition(place=place)
+    sender = Sender(where)
     for party in (A, B):
-        assert park(window, Sender(spare).send(ROOM), party) == []
-    assert (window.wants_pause(first), window.wants_pause(spare)) == (False, True)
+        assert park(window, sender.send(ROOM), party) == []
+    assert (window.wants_pause(first), window.wants_pause(where)) == (False, True)
 
 
 # -- window ----------------------------------------------------------------------------------------------------------

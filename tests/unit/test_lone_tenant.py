@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from schemas.job import DEFAULT_TTL_SECONDS
 from telemetry.hand_clock import HandClock
-from telemetry.metrics import Metrics
 from tests.drawn import drawn
 from tests.unit.echo_worker import record, working
 from tests.unit.one_party import OneParty
-from tests.unit.stage_rig import Desk, Handler, Settler
+from tests.unit.stage_rig import Desk, Intake, Settler, bare_stage
 from tests.unit.test_fair_queue import always
 from tests.unit.test_fair_queue import partition as a_partition
 from workers.inference.tenants import BYTES_A_TOKEN, MOST_TENANTS, AnswerTokens
@@ -27,9 +26,8 @@ from workers.stage.fair_queue import OWN_BYTES, QUEUE_BYTES, FairQueue
 from workers.stage.partition import Partition
 from workers.stage.record import Record
 from workers.stage.runner import Handled, Runner
-from workers.stage.settings import StageSettings
 from workers.stage.settler import Batch, SettlerState
-from workers.stage.source import Committed, Contact, PartitionId
+from workers.stage.source import PartitionId
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
 
@@ -57,10 +55,11 @@ class Engine(Desk):
         return False
 
 
-class Log:
+class Log(Intake):
     """An intake over partitions with JOBS records each, which pauses and seeks on request."""
 
     def __init__(self, clock: HandClock) -> None:
+        super().__init__()
         self._clock = clock
         self._positions = {("requests", number): 0 for number in range(PARTITIONS)}
         self._fetched: set[PartitionId] = set(self._positions)
@@ -81,15 +80,6 @@ class Log:
             if offset is not None:
                 self._positions[topic, number] = offset
         return True
-
-    def committed(self, partitions: Sequence[PartitionId], timeout_seconds: float) -> Committed:
-        return dict.fromkeys(partitions)
-
-    def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
-        return None
-
-    def contact(self) -> Contact:
-        return Contact(member=True, silent_seconds=0.0)
 
 
 class Committing(Settler):
@@ -140,12 +130,10 @@ class Flood:
     """A stage with a single tenant, who has JOBS jobs in each partition."""
 
     def __init__(self) -> None:
-        self.clock, self.loop, self.engine = HandClock(), Loop(), Engine()
-        log: Any = Log(self.clock)
-        self.settler = Committing()
-        settler: Any = self.settler
-        settings = StageSettings("requests", Limits(records=512, bytes=3 * ROOM * OWN_BYTES))
-        self.stage = Stage(settings, Handler(), log, settler, self.clock, Metrics(), self.engine, OneParty())
+        self.clock, self.loop, self.engine, self.settler = HandClock(), Loop(), Engine(), Committing()
+        limits = Limits(records=512, bytes=3 * ROOM * OWN_BYTES)
+        log, sharing = Log(self.clock), OneParty()
+        self.stage, _ = bare_stage(log, self.clock, self.settler, self.engine, sharing, limits=limits)
         told: Any = self.loop
         self.stage.proxy.loop, self.loop.stage = told, self.stage
         assert isinstance(self.stage.proxy.runner, Runner)

@@ -35,7 +35,7 @@ from workers.stage.settings import StageSettings
 from workers.stage.settler import Batch, SettlerState
 from workers.stage.settler import Settler as RealSettler
 from workers.stage.sharing import Place, Unpaced
-from workers.stage.source import Contact, GroupRefused, GroupSource, Listener, PartitionId, is_admitted
+from workers.stage.source import GroupRefused, GroupSource, Listener, PartitionId, is_admitted
 from workers.stage.stage import IDLE_SECONDS, Stage
 from workers.stage.watch import LOOK_SECONDS
 from workers.stage.window import Limits
@@ -231,9 +231,6 @@ async def test_a_stage_that_ends_closes_its_settler_before_it_leaves_the_group(d
             stage.error = defect
             stage.stop()
             return [], []
-
-        def contact(self) -> Contact:
-            return Contact(member=True, silent_seconds=0.0)
 
         def leave(self) -> None:
             steps.append("leave")
@@ -482,9 +479,6 @@ class Log(Intake):
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
         return 0, 10
-
-    def contact(self) -> Contact:
-        return Contact(member=True, silent_seconds=0.0)
 
 
 @pytest.mark.parametrize(
