@@ -774,10 +774,8 @@ ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_
 
 def test_inference_answers_defers_and_gives_up_every_record(loop: asyncio.AbstractEventLoop) -> None:
     metrics = Metrics()
-    engine, enricher = (
-        EchoEngine(EchoSettings(), metrics),
-        Enricher(EnrichmentSettings(), Guard(NOBODY), CLOCK, metrics),
-    )
+    engine = EchoEngine(EchoSettings(), metrics)
+    enricher = Enricher(EnrichmentSettings(), Guard(NOBODY), CLOCK, metrics)
     handler = inference_handler(engine, enricher, metrics, lanes={"another": "lane"}, callbacks=NOBODY)
 
     @ANY

@@ -93,11 +93,8 @@ async def test_an_engine_does_not_hang_because_its_caller_was_paused_for_longer_
 
 async def test_the_watch_of_a_hung_engine_outlives_an_error_of_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier watch ended in silence at the first error, and no hang was seen from then on."""
-    engine, looks, again = (
-        VllmEngine(VllmSettings(model="m").model_copy(update={"hung_seconds": 0.01}), Metrics()),
-        0,
-        asyncio.Event(),
-    )
+    engine = VllmEngine(VllmSettings(model="m").model_copy(update={"hung_seconds": 0.01}), Metrics())
+    looks, again = 0, asyncio.Event()
 
     async def look(seconds: float) -> None:
         nonlocal looks
