@@ -16,6 +16,12 @@ _REDRIVE = "`postback dead-letters redrive`"
 STAGE = {
     "partitions-assigned": Action("info", "The consumer group gave partitions to the process."),
     "partitions-opened": Action("info", "The process has read its partitions' progress, and takes their records."),
+    "partitions-unread": Action(
+        "warning",
+        "Kafka delivered nothing from assigned partitions for ten seconds, not even their ends; the stage asks again "
+        "where to begin.",
+        "If lines repeat, look at the brokers.",
+    ),
     "partitions-revoked": Action(
         "info",
         "The consumer group moves partitions to another process; records that still run after the drain are "

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.settings import KafkaSettings
 from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.faults.link import Link
 
 
 @pytest.fixture
@@ -21,3 +22,9 @@ def processes(fleet: KafkaSettings, tmp_path: Path, clean_processes: None) -> It
     started = StageProcesses(fleet, tmp_path)
     yield started
     started.end()
+
+
+@pytest.fixture
+def link(ledgers: Ledgers) -> Iterator[Link]:
+    with Link(int(ledgers.kafka.bootstrap_servers.rsplit(":", 1)[1])) as link:
+        yield link

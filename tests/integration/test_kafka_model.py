@@ -175,6 +175,15 @@ class TestKafka:
         assert found.error is None
         return found.offset, found.metadata
 
+    def test_partitions_that_are_assigned_again_are_read_from_the_committed_offset(self) -> None:
+        producer, member = self.cluster.producer("a"), self.member()
+        self.write(producer, 0, 0, 1)
+        producer.commit_transaction(SECONDS)
+        self.until(lambda: (member.offsets[0], member.offsets[1]) == ([0, 1], [0]))
+        member.intake.assign_again([(self.cluster.topic, 0)])
+        self.until(lambda: member.offsets[0] == [0, 1, 0, 1])
+        assert (member.offsets[1], member.told) == ([0], [("assigned", [0, 1, 2, 3])])
+
     def test_markers_and_aborted_records_occupy_offsets_that_are_not_delivered(self) -> None:
         producer = self.cluster.producer("a")
         self.write(producer, 0, 0, 1)

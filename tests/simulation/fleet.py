@@ -397,6 +397,13 @@ class Fleet:
         for producer in process.producers[-1:]:
             producer.stumbles = when
 
+    def refuse_offsets(self, process: Process) -> None:
+        """Let the coordinator refuse the committed offsets of the partitions that the process gets next."""
+        process.note("will be refused the committed offsets")
+        for consumer in self.kafka.consumers:
+            if consumer.host is process:
+                consumer.is_refused = True
+
     def brokers_away(self) -> None:
         """Let all brokers stop answering."""
         self.simulation.note("-", "brokers away")

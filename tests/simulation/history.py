@@ -73,6 +73,7 @@ ACTIONS: dict[str, tuple[int, Act]] = {
     "cut": (2, _to_one(lambda fleet, process, rng: fleet.cut(process, rng.choice((0.3, 3.0, 7.0, 13.0))))),
     "lose": (3, _to_one(lambda fleet, process, rng: fleet.lose_answer(process, rng.choice(REQUESTS)))),
     "stumble": (4, _to_one(lambda fleet, process, rng: fleet.stumble(process, rng.choice(STUMBLES)))),
+    "refuse_offsets": (2, _to_one(lambda fleet, process, rng: fleet.refuse_offsets(process))),
     "crash": (4, _to_one(_crash)),
     "brokers": (2, _brokers),
     "rebalance": (2, lambda fleet, rng: fleet.rebalance()),

@@ -668,6 +668,10 @@ class ModelConsumer(_Client):
         self.released: set[Place] = set()
         self._assigned: dict[Place, int | None] = {}
         """The next offset to read of each assigned partition; None until it is known."""
+        self.is_refused = False
+        """True if the coordinator will refuse the committed offsets of the next partitions."""
+        self._given_up: set[Place] = set()
+        """Assigned partitions whose committed offsets were refused: nothing is read until they are assigned again."""
         self._paused: set[Place] = set()
         self._told_end: dict[Place, int] = {}
         self._seen: dict[Place, tuple[int, int]] = {}
@@ -725,6 +729,12 @@ class ModelConsumer(_Client):
 
     def resume(self, positions: list[TopicPartition]) -> None:
         self._paused -= {(each.topic, each.partition) for each in positions}
+
+    def incremental_unassign(self, positions: list[TopicPartition]) -> None:
+        self._forget({(each.topic, each.partition) for each in positions})
+
+    def incremental_assign(self, positions: list[TopicPartition]) -> None:
+        self._assigned.update(dict.fromkeys((each.topic, each.partition) for each in positions))
 
     def seek(self, position: TopicPartition) -> None:
         place = position.topic, position.partition
@@ -786,6 +796,7 @@ class ModelConsumer(_Client):
         for place in places:
             self._assigned.pop(place, None)
             self._told_end.pop(place, None)
+            self._given_up.discard(place)
 
     def _next(self) -> Message | None:
         """Return the next record or end of a partition."""
@@ -795,13 +806,18 @@ class ModelConsumer(_Client):
         for _ in places:
             self._turn += 1
             place = places[self._turn % len(places)]
-            if place not in self._paused and (message := self._next_of(place)) is not None:
+            is_read = place not in self._paused and place not in self._given_up
+            if is_read and (message := self._next_of(place)) is not None:
                 return message
         return None
 
     def _next_of(self, place: Place) -> Message | None:
         log, offset = self.kafka.log(place), self._assigned[place]
         if offset is None:
+            if self.is_refused:
+                self.is_refused = False
+                self._given_up |= {each for each, known in self._assigned.items() if known is None}
+                return _message(place, -1001, error=KafkaError(KafkaError.NOT_COORDINATOR))
             if self.kafka.unstable(self.group, [place]):
                 return None
             offset = self.kafka.groups[self.group].offsets.get(place, (0, ""))[0]

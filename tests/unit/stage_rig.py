@@ -59,6 +59,7 @@ class Intake:
     def __init__(self) -> None:
         self.paused: list[PartitionId] = []
         self.resumed: list[tuple[str, int, int | None]] = []
+        self.assigned_again: list[PartitionId] = []
         self.away = False
         self.progress: Progress | None = None
 
@@ -66,6 +67,9 @@ class Intake:
         self.paused += pause
         self.resumed += resume
         return True
+
+    def assign_again(self, partitions: Sequence[PartitionId]) -> None:
+        self.assigned_again += partitions
 
     def committed(self, partitions: Sequence[PartitionId], timeout_seconds: float) -> Committed:
         if self.away:

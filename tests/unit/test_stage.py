@@ -473,6 +473,25 @@ def test_returned_records_are_fetched_again_although_the_partition_looks_stalled
     assert partition.rewind_to == (None if resumed else AHEAD_RECORDS)
 
 
+def test_a_partition_that_never_delivers_anything_is_assigned_again_and_again() -> None:
+    """The client reads nothing from a partition whose committed offset it was refused, and says so only once."""
+    clock, intake = HandClock(), Intake()
+    stage, _ = bare_stage(intake, clock)
+    stage.assigned([("requests", 0), ("requests", 1)])
+    again = list[PartitionId]()
+    for _ in range(2):
+        stage.regulate()  # resumes the partitions
+        stage.take(records(0), [])
+        clock.now += STALL_SECONDS - 0.1
+        stage.regulate()
+        assert intake.assigned_again == again
+        clock.now += 0.2
+        stage.regulate()
+        again.append(("requests", 1))
+        assert intake.assigned_again == again
+    assert intake.resumed.count(("requests", 1, None)) == 1 + len(again)
+
+
 # -- stage backlog ---------------------------------------------------------------------------------------------------
 class Log(Intake):
     """A partition with ten records."""

@@ -95,19 +95,28 @@ class Fetching:
                 reached.append(partition)
         return reached
 
-    def seek_stalled(self) -> None:
-        """Schedule a seek of each partition that has records but has delivered none for STALL_SECONDS."""
-        now = self._clock.monotonic()
+    def wake_stalled(self) -> None:
+        """Wake each partition that has delivered nothing for STALL_SECONDS.
+
+        A partition that has never delivered a record or its end is assigned again. For a partition that has records, a
+        seek is scheduled.
+        """
+        now, unread = self._clock.monotonic(), list[Partition]()
         for partition in self._partitions.held.values():
-            if partition.phase is not Phase.OPEN or partition.paused or partition.rewind_to is not None:
-                continue  # the seek to `rewind_to` is scheduled already, and goes further back
-            if now - partition.last_seen < STALL_SECONDS:
+            if partition.phase not in (Phase.ASSIGNED, Phase.OPEN) or partition.paused:
                 continue
+            if partition.rewind_to is not None or now - partition.last_seen < STALL_SECONDS:
+                continue  # the seek to `rewind_to` is scheduled already, and goes further back
             partition.last_seen = now
+            if partition.phase is Phase.ASSIGNED:
+                unread.append(partition)
+                continue
             marks = self._source.watermarks(partition.id, cached=True)
             owed = partition.ledger.next_owed  # `next_offset` may lie after a record that was given back
             if not partition.at_end or (marks is not None and marks[1] > owed):
                 partition.fetch_again(owed)
+        if unread:
+            self._assign_again(unread)
 
     def flow(self, pause: Sequence[Partition], resume: Sequence[Partition]) -> None:
         """Pause and resume partitions.
@@ -121,6 +130,16 @@ class Fetching:
                 partition.paused = True
             for partition in resume:
                 partition.resume(self._clock.monotonic())
+
+    def _assign_again(self, unread: list[Partition]) -> None:
+        log.warning(
+            "Kafka delivers nothing from assigned partitions; assigning them again.",
+            action="partitions-unread",
+            partitions=len(unread),
+        )
+        self._source.assign_again([partition.id for partition in unread])
+        for partition in unread:
+            partition.paused = True  # until the next resume, as after every assignment
 
     def _is_after_silence(self, partition: Partition, now: float) -> bool:
         return partition.phase is Phase.OPEN and now - partition.last_seen >= SILENCE_SECONDS

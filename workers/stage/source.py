@@ -129,6 +129,10 @@ class Source(Protocol):
         """
         ...
 
+    def assign_again(self, partitions: Sequence[PartitionId]) -> None:
+        """Begin once more to read these partitions of the present assignment from their committed progress."""
+        ...
+
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
         """Return the partition's first offset and the offset after its last record; None if unknown."""
         ...
@@ -253,6 +257,18 @@ class GroupSource:
         except KafkaException:
             return False  # the client is still setting up a fetch, and cannot seek yet
         return True
+
+    def assign_again(self, partitions: Sequence[PartitionId]) -> None:
+        """Let the client ask again for the committed offsets of these partitions.
+
+        If the coordinator refuses them, the client reads the partitions only after another assignment (librdkafka's
+        `rd_kafka_assignment_apply_offsets`). The group does not notice that the client assigns them again.
+        """
+        assigned = {(p.topic, p.partition) for p in self._consumer.assignment()}
+        again = [TopicPartition(*partition) for partition in partitions if partition in assigned]
+        if again:
+            self._consumer.incremental_unassign(again)
+            self._consumer.incremental_assign(again)
 
     def watermarks(self, partition: PartitionId, *, cached: bool) -> tuple[int, int] | None:
         """Return the two offsets from the last fetch if `cached`; else ask the broker, for at most a second."""

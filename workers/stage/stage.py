@@ -215,7 +215,7 @@ class Stage:
         window = self.dispatcher.window
         for partition, behind in self.dispatcher.cut():
             self.partitions.give_back(partition, behind)
-        self.fetching.seek_stalled()
+        self.fetching.wake_stalled()
         self.fetching.flow(*window.changes(self.partitions.held.values()))
 
     def drain(self) -> None:
