@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +24,7 @@ from kafka.net.selector import NetworkSelector
 from devkit.broker import Broker
 from gateway.store.store import Store
 from operators.topics import create_topics
+from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from tests.postgres_server import PostgresServer
@@ -194,16 +194,9 @@ def _make_fleet(
     admin = AdminClient(settings.client_config())
     for created in admin.create_topics(topics).values():
         created.result(_ADMIN_TIMEOUT_SECONDS)
-    _wait_until_known(admin, {topic.topic for topic in topics})
+    with admin_client(settings) as waiting:  # a busy broker may know its new topics only seconds later
+        waiting.wait_for_topics([topic.topic for topic in topics], timeout_ms=1000 * _ADMIN_TIMEOUT_SECONDS)
     return settings
-
-
-def _wait_until_known(admin: AdminClient, topics: set[str]) -> None:
-    """Wait until the broker's metadata has these topics: a busy broker may need seconds after it created them."""
-    until = time.monotonic() + _ADMIN_TIMEOUT_SECONDS
-    while missing := topics - admin.list_topics(timeout=_ADMIN_TIMEOUT_SECONDS).topics.keys():
-        assert time.monotonic() < until, f"the broker does not know {missing}"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -116,28 +116,22 @@ def test_a_tenant_of_weight_three_gets_three_quarters_of_the_answers_while_both_
     assert heavy >= 80
 
 
-def test_the_jobs_of_one_tenant_are_answered_in_the_order_of_their_deadlines(fleet_here: FleetHere) -> None:
-    fleet_here.put(jobs("day", 192), of("acme"))
-    fleet_here.put(jobs("hour", 64, ttl_seconds=3600), of("acme"))
-    worker = fleet_here.worker("w1", **{**SLOW, "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "3"})
-    fleet_here.wait_for_results(256, 120)
-
-    order = in_order(fleet_here)
-    assert_each_once(order, day=192, hour=64)
-    # One window of 64 jobs begins at once, and a second window may begin before every partition is read.
-    assert max(places(order, "hour")) < 192
-    assert worker.metrics()["postback_deferred_total"] == 0
-
-
-def test_the_urgent_jobs_of_one_tenant_are_answered_before_its_flood(fleet_here: FleetHere) -> None:
+@pytest.mark.parametrize(
+    ("later", "sooner", "fields", "seconds"),
+    [(192, 64, {"ttl_seconds": 3600}, "3"), (400, 20, {"priority": 9}, "1.5")],
+    ids=["by deadline", "by priority"],
+)
+def test_the_urgent_jobs_of_one_tenant_are_answered_before_its_flood(
+    fleet_here: FleetHere, later: int, sooner: int, fields: dict[str, int], seconds: str
+) -> None:
     """In an earlier version, 20 jobs of priority 9 behind 400 of priority 0 were answered last."""
-    fleet_here.put(jobs("usual", 400), of("acme"))
-    fleet_here.put(jobs("urgent", 20, priority=9), of("acme"))
-    worker = fleet_here.worker("w1", **{**SLOW, "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": "1.5"})
-    fleet_here.wait_for_results(420, 120)
+    fleet_here.put(jobs("usual", later), of("acme"))
+    fleet_here.put(jobs("urgent", sooner, **fields), of("acme"))
+    worker = fleet_here.worker("w1", **{**SLOW, "POSTBACK_ENGINE__ECHO__LATENCY_SECONDS": seconds})
+    fleet_here.wait_for_results(later + sooner, 120)
 
     order = in_order(fleet_here)
-    assert_each_once(order, usual=400, urgent=20)
+    assert_each_once(order, usual=later, urgent=sooner)
     # One window of 64 jobs begins at once, and a second window may begin before every partition is read.
     assert max(places(order, "urgent")) < 192
     assert worker.metrics()["postback_deferred_total"] == 0

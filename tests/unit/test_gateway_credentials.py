@@ -47,20 +47,14 @@ BASE62 = st.sampled_from("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqr
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def store_url(tmp_path: Path) -> str:
+    """One database is enough here."""
     return f"sqlite:///{tmp_path / 'store.db'}"
 
 
 @pytest.fixture
 def tokens(issuer: Issuer, clock: SetClock) -> Tokens:
     return Tokens(issuer.settings(), clock)
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    opened = Store.open(url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -243,35 +237,35 @@ async def test_a_value_that_changes_while_it_is_read_or_that_cannot_be_read_is_r
     assert await recent.get("b") == "here"
 
 
-def test_the_pepper_is_made_once_beside_the_database(store: Store, url: str, tmp_path: Path) -> None:
-    pepper = load_pepper(store, url, None)
+def test_the_pepper_is_made_once_beside_the_database(store: Store, store_url: str, tmp_path: Path) -> None:
+    pepper = load_pepper(store, store_url, None)
     file = tmp_path / "store.db.pepper"
     assert (file.stat().st_mode & 0o777, len(pepper)) == (0o600, 64)
-    assert load_pepper(store, url, None) == load_pepper(store, url, file) == pepper
+    assert load_pepper(store, store_url, None) == load_pepper(store, store_url, file) == pepper
     assert [path.name for path in tmp_path.glob("*pepper*")] == [file.name]
 
 
-def test_a_lost_or_foreign_pepper_is_noticed_at_the_start(store: Store, url: str, tmp_path: Path) -> None:
-    load_pepper(store, url, None)
+def test_a_lost_or_foreign_pepper_is_noticed_at_the_start(store: Store, store_url: str, tmp_path: Path) -> None:
+    load_pepper(store, store_url, None)
     (tmp_path / "store.db.pepper").unlink()
     with pytest.raises(PepperProblem, match="restore the file"):
-        load_pepper(store, url, None)
+        load_pepper(store, store_url, None)
     other = tmp_path / "other"
     other.write_bytes(PEPPER)
     other.chmod(0o600)
     with pytest.raises(PepperProblem, match="not the one"):
-        load_pepper(store, url, other)
+        load_pepper(store, store_url, other)
 
 
 def test_a_database_without_a_folder_needs_the_setting_and_an_unusable_pepper_is_refused(
-    store: Store, url: str, tmp_path: Path
+    store: Store, store_url: str, tmp_path: Path
 ) -> None:
     file, elsewhere = tmp_path / "pepper", "postgresql+psycopg://localhost/postback"
     for content, mode in ((b"short", 0o600), (b"", 0o600), (PEPPER, 0o644), (b"x" * 5000, 0o600)):
         file.write_bytes(content)
         file.chmod(mode)
         with pytest.raises(PepperProblem):
-            load_pepper(store, url, file)
+            load_pepper(store, store_url, file)
     with pytest.raises(PepperProblem, match="POSTBACK_ACCESS__PEPPER_FILE"):
         load_pepper(store, elsewhere, None)
     with pytest.raises(PepperProblem, match="cannot be made"):
@@ -279,8 +273,8 @@ def test_a_database_without_a_folder_needs_the_setting_and_an_unusable_pepper_is
     assert len(load_pepper(store, elsewhere, tmp_path / "new" / "pepper")) == 64
 
 
-def test_the_command_creates_lists_and_revokes_keys(url: str) -> None:
-    env = environment_of(POSTBACK_STORE__URL=url)
+def test_the_command_creates_lists_and_revokes_keys(store_url: str) -> None:
+    env = environment_of(POSTBACK_STORE__URL=store_url)
     create = ("api-keys", "create", "--tenant", "acme", "--scopes", "read, submit", "--label", "ci", "--expires", "7d")
     key = json.loads(postback_here(*create, "--json", env=env).stdout)
     assert key.keys() == {"id", "key"}
@@ -300,9 +294,9 @@ def test_the_command_creates_lists_and_revokes_keys(url: str) -> None:
     assert (unknown.returncode, unknown.stderr.startswith("postback: no API key has the id")) == (1, True)
 
 
-def test_the_command_refuses_wrong_options_and_names_a_store_that_is_away(url: str) -> None:
+def test_the_command_refuses_wrong_options_and_names_a_store_that_is_away(store_url: str) -> None:
     wrong = [("--tenant", "-x"), ("--scopes", "read,all"), ("--scopes", ""), ("--expires", "soon")]
-    env = environment_of(POSTBACK_STORE__URL=url)
+    env = environment_of(POSTBACK_STORE__URL=store_url)
     for options in (*wrong, ("--label", "x" * 257)):
         done = postback_here("api-keys", "create", "--tenant", "acme", *options, env=env)
         assert (done.returncode, done.stdout) == (2, ""), options
