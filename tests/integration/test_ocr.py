@@ -201,7 +201,11 @@ async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest
         late = await enricher.enrich(Sources(urls=[origin]), QUESTION)
         await hangs
         assert quoted(late) == OTHER
-        assert FACT in quoted(await enricher.enrich(Sources(urls=[origin]), QUESTION))
+        again = OTHER
+        for _ in range(5):  # on a busy machine, the new process may be late as well
+            if again == OTHER:
+                again = quoted(await enricher.enrich(Sources(urls=[origin]), QUESTION))
+        assert FACT in again
 
 
 BOMBS = {
