@@ -71,7 +71,7 @@ def test_a_missing_topic_is_an_error_before_anything_is_sent(fleet: KafkaSetting
 def test_results_that_were_there_before_and_aborted_ones_are_not_seen(fleet: KafkaSettings) -> None:
     with Client(fleet) as client:
         client.submit([Job(prompt="early")])
-    with answering(fleet, {}), ResultsReader(fleet) as early:
+    with ResultsReader(fleet) as early, answering(fleet, {}):
         while not (seen := list(early.poll())):
             pass
         assert [settled.result.outcome for settled in seen] == [Outcome.SUCCEEDED]
