@@ -77,7 +77,8 @@ def dev(
     # A signal before everything serves, or while it ends, raises KeyboardInterrupt.
     with suppress(KeyboardInterrupt):
         _serve(Wanted(chosen, model, base_url, kafka, data, port, as_json))
-    say("stopped" if data is None else f"stopped; everything is kept in {data}")
+    kept = "run with --data DIR to keep jobs, keys and addresses" if data is None else f"everything is kept in {data}"
+    say(f"stopped; {kept}")
 
 
 def _serve(wanted: Wanted) -> None:
@@ -92,6 +93,7 @@ def _serve(wanted: Wanted) -> None:
         # A line for each step of the roles would push the addresses off the screen.
         logs.configure("dev", level=os.environ.get("POSTBACK_LOG_LEVEL", "WARNING"))
         quiet_clients()
+        say("starting everything, which takes up to a minute")
         roles = beside.submit(import_module, "console.dev_system")  # beside the start of Kafka, which takes as long
         with dev_start.data_folder(wanted.data) as folder:
             ports = dev_start.kept_ports(folder, wanted)

@@ -176,7 +176,7 @@ class _System:
 
 
 def screen(at: Addresses, topic: str, nearby: Mapping[str, str]) -> list[str]:
-    """Return the lines that a person sees when everything serves."""
+    """Return the lines that a person sees when everything serves. Code has no indentation: Python refuses it pasted."""
     question = "What is a webhook?"
     job = json.dumps({"prompt": question, "callback_url": at.receiver_url})
     lines = [
@@ -184,27 +184,28 @@ def screen(at: Addresses, topic: str, nearby: Mapping[str, str]) -> list[str]:
         "Postback serves on this machine. Ctrl-C ends everything.",
         f"    API        {at.gateway_url}/v1   described at {at.gateway_url}/docs",
         f"    API key    {at.api_key}",
-        f"    console    {at.console_url}",
+        f"    console    {at.console_url}   shows jobs and answers; sign in with the API key",
         f"    Kafka      {at.kafka}",
         f"    callbacks  {at.receiver_url}   verified callbacks are shown below",
+        f"    keyring    {at.keyring}   POSTBACK_KEYRING of `postback keys show --reveal`",
         f"    model      {at.model}",
         "",
         "A job, by curl:",
-        f"    curl {at.gateway_url}/v1/jobs -H 'Authorization: Bearer {at.api_key}' \\",
-        f"      -H 'Content-Type: application/json' -d '{job}'",
+        f"curl {at.gateway_url}/v1/jobs -H 'Authorization: Bearer {at.api_key}' \\",
+        f"  -H 'Content-Type: application/json' -d '{job}'",
         "",
         "By OpenAI's SDK (pip install openai):",
-        "    from openai import OpenAI",
-        f'    client = OpenAI(base_url="{at.gateway_url}/v1", api_key="{at.api_key}")',
-        f'    messages = [{{"role": "user", "content": "{question}"}}]',
-        f'    chat = client.chat.completions.create(model="{at.model}", messages=messages)',
-        "    print(chat.choices[0].message.content)",
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{at.gateway_url}/v1", api_key="{at.api_key}")',
+        f'messages = [{{"role": "user", "content": "{question}"}}]',
+        f'chat = client.chat.completions.create(model="{at.model}", messages=messages)',
+        "print(chat.choices[0].message.content)",
         "",
         "By any Kafka client (pip install kafka-python):",
-        "    import json, kafka",
-        f'    producer = kafka.KafkaProducer(bootstrap_servers="{at.kafka}")',
-        f'    producer.send("{topic}", json.dumps({job}).encode())',
-        "    producer.flush()",
+        "import json, kafka",
+        f'producer = kafka.KafkaProducer(bootstrap_servers="{at.kafka}")',
+        f'producer.send("{topic}", json.dumps({job}).encode())',
+        "producer.flush()",
         "",
     ]
     lines += [

@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +100,32 @@ def test_jobs_come_back_verified_and_a_killed_system_starts_again_with_its_addre
     assert at["gateway_url"].startswith("http://127.0.0.1:")
 
 
-def test_the_screen_s_curl_works_as_printed_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+def code_below(shown: Sequence[str], heading: str) -> str:
+    """Return the lines between a heading of the screen and the next empty line."""
+    start = next(number for number, line in enumerate(shown) if line.startswith(heading)) + 1
+    return "\n".join(takewhile(bool, shown[start:]))
+
+
+def test_the_screen_s_jobs_work_as_printed_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with running(env=environment_of(TMPDIR=tmp_path)) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "postback: starting everything, which takes up to a minute\n"
         shown = []
         for line in process.stdout:
             shown.append(line.rstrip("\n"))
             if "producer.flush()" in line:
                 break
-        start = next(number for number, line in enumerate(shown) if line.startswith("    curl "))
-        command = "\n".join(shown[start : start + 2])
+        command = code_below(shown, "A job, by curl:")
         accepted = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
         job_id = json.loads(accepted.stdout)["id"]
         assert any(job_id in line and "verified" in line for line in process.stdout)
+        subprocess.run([sys.executable, "-c", code_below(shown, "By any Kafka client")], check=True)
+        assert any(job_id not in line and "verified" in line for line in process.stdout)
         children = family(process)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+        assert process.stderr.read() == "postback: stopped; run with --data DIR to keep jobs, keys and addresses\n"
         assert psutil.wait_procs(children, timeout=30)[1] == []
     assert [path for path in tmp_path.iterdir() if path.name.startswith("postback-dev-")] == []
 
@@ -177,9 +189,16 @@ def test_options_that_do_not_fit_are_refused_before_anything_starts(options: lis
     assert said in done.stderr
 
 
+AT = Addresses("http://g", "http://g/console", "key", "k:9092", "http://r/", "http://m", "echo", "keyring.json")
+
+
+@pytest.mark.parametrize("heading", ["By OpenAI's SDK", "By any Kafka client"])
+def test_the_screen_s_python_can_be_pasted_as_printed(heading: str) -> None:
+    compile(code_below(screen(AT, "model_requests", {}), heading), heading, "exec")
+
+
 def test_a_server_nearby_is_offered() -> None:
-    at = Addresses("http://g", "http://g/console", "key", "k:9092", "http://r/", "http://m", "echo", "keyring.json")
-    lines = screen(at, "model_requests", {"Ollama": "http://127.0.0.1:11434/v1"})
+    lines = screen(AT, "model_requests", {"Ollama": "http://127.0.0.1:11434/v1"})
     assert (
         lines[-1] == "Ollama runs here: `postback dev --base-url http://127.0.0.1:11434/v1` answers with its model.\n"
     )
