@@ -38,6 +38,11 @@ class TextEndpoint:
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """The names by which other endpoints call a member, each with the member's name at this endpoint."""
 
+    @property
+    def name(self) -> str:
+        """The endpoint in one word, for the names of its operation and schemas, such as `Embed`."""
+        return self.kind.field.capitalize()
+
     def place(self, path: Sequence[str], body: Mapping[str, Any]) -> tuple[str, ...]:
         """Translate the path of a member in the job's field to the member's path in the body."""
         if self.input is not None:

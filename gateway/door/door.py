@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
 from gateway.access.gate import Admitted, Gate, TooManyRequests
+from gateway.batches.assembly import Assembly
 from gateway.batches.shelf import Shelf
 from gateway.dependency import Dependency
 from gateway.door.errors import ApiError, unavailable
@@ -85,6 +87,13 @@ class Door:
     """Keys of webhook endpoints; None if the operator has set no keyring."""
     batches_changed: Callable[[], None] = nothing
     """Tells the clerk of batches, if it works in this process, that a batch was created or cancelled."""
+    streams: Counter[str] = field(default_factory=Counter)
+    """The open streams of events of each tenant."""
+    assembly: Assembly = field(init=False)
+    """Joins uploads to files on the shelf."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "assembly", Assembly(self.shelf))
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
         """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""

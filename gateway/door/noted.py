@@ -27,7 +27,7 @@ def note_objects(request: Request, objects: Sequence[str], hashes: Sequence[str 
 
 
 def note_action(request: Request, action: str) -> None:
-    """Name the action of a request that is no operation of the API, such as a request of the console page."""
+    """Name the request's action: the name of an endpoint of the API, also for a page that does the same."""
     request.scope["state"][ACTION] = action
 
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,7 +19,6 @@ from gateway.door.errors import unavailable
 from gateway.door.handlers import defect_response, error_response
 from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
 from gateway.door.noted import ACTION, CREDENTIAL, HASHES, OBJECTS, REASON, RULES, VERDICT
-from gateway.door.openapi.document import OPERATIONS
 from gateway.door.traced import describe
 from telemetry.audit import Audit, AuditEvent, Type
 from telemetry.clock import Clock
@@ -33,7 +32,6 @@ UNMATCHED = "unmatched"
 """The metrics' route of a request with an unknown URL."""
 FRAMES = 8
 """The number of a traceback's innermost frames that the log shows. The outer frames are the framework's."""
-_NAMES: Final = {(operation.method, operation.path): operation.name for operation in OPERATIONS}
 _DENIED = (401, 403)
 
 log = get_logger()
@@ -139,9 +137,9 @@ def _audit_event(scope: Scope, status: int) -> AuditEvent | None:
 
     None for any other request, such as one for `/docs`.
     """
-    state, route = scope["state"], getattr(scope.get("route"), "path", None)
+    state = scope["state"]
     principal: Principal | None = state.get(PRINCIPAL)
-    action = state.get(ACTION) or _NAMES.get((scope["method"], (route or "").replace(":path}", "}")))
+    action = state.get(ACTION)
     if action is None or (principal is None and status not in _DENIED):
         return None
     known = [str(value) for value in scope.get("path_params", {}).values()]

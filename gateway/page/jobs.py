@@ -56,7 +56,7 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
 
     async def several(request: Request, visitor: Visitor) -> ShownPage:
         said = asked(request)
-        query.only(said, FILTERS, METADATA)
+        query.only(said, [each.name for each in FILTERS], METADATA)
         paging, wanted = query.page(said), job_filter(said, door.clock.time())
         try:
             found, more = await door.store.read(

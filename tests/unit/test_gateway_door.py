@@ -14,15 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
-from starlette.routing import Route
 
 from gateway.access import Scope
-from gateway.door.app import ROUTES
+from gateway.door.api import API
+from gateway.door.app import routes
 from gateway.door.body import parse_json
 from gateway.door.connection import Pace, RefusedHeadError, check_fields, read_target
+from gateway.door.endpoint import Endpoint
 from gateway.door.errors import ApiError
 from gateway.door.fleet_models import Announcements
-from gateway.door.openapi.document import OPERATIONS, openapi_document
+from gateway.door.openapi.document import openapi_document
 from gateway.door.server import DoorServer, Places
 from gateway.door.settings import GatewaySettings
 from gateway.view.waiting import Waiting
@@ -159,18 +160,25 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 def served(rig: Rig) -> set[tuple[str, str]]:
     """The methods and paths of the API's routes."""
-    found = [route for make in ROUTES for route in make(rig.door) if isinstance(route, Route)]
     return {
         (method, IN_PATH.sub(r"{\1}", route.path))
-        for route in found
+        for route in routes(rig.door)
         for method in (route.methods or ())
         if route.path.startswith("/v1/") and method not in ("HEAD", "OPTIONS")
     }
 
 
 def test_every_route_is_described_and_no_other(rig: Rig) -> None:
-    assert {(operation.method, operation.path) for operation in OPERATIONS} == served(rig)
-    assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
+    paths = openapi_document()["paths"]
+    assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == served(rig)
+    assert len({endpoint.name for endpoint in API}) == len(API)
+
+
+def test_the_key_of_an_upload_and_the_body_that_a_rotation_may_leave_out_are_described() -> None:
+    paths = openapi_document()["paths"]
+    rotation = paths["/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret"]["post"]
+    assert [each["name"] for each in paths["/v1/files"]["post"]["parameters"]] == ["Idempotency-Key"]
+    assert not rotation["requestBody"]["required"]
 
 
 def test_every_reference_of_the_document_leads_to_a_schema() -> None:
@@ -193,12 +201,12 @@ def test_every_reference_of_the_document_leads_to_a_schema() -> None:
 
 async def test_an_operation_needs_the_scope_that_is_described(rig: Rig) -> None:
     wrong = []
-    for operation in OPERATIONS:
-        path = IN_PATH.sub("unknown", operation.path)
-        others = [scope for scope in Scope if scope not in (operation.scope, Scope.ADMIN)]
-        answers = [await rig.request(operation.method, path, key) for key in (None, rig.key("acme", *others))]
+    for endpoint in API:
+        path = IN_PATH.sub("unknown", endpoint.path)
+        others = [scope for scope in Scope if scope not in (endpoint.scope, Scope.ADMIN)]
+        answers = [await rig.request(endpoint.method, path, key) for key in (None, rig.key("acme", *others))]
         if [answer.status_code for answer in answers] != [401, 403]:
-            wrong.append(operation.name)
+            wrong.append(endpoint.name)
     assert wrong == []
 
 
@@ -223,14 +231,14 @@ def described() -> Any:
     return schemathesis.openapi.from_dict(openapi_document())
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.path not in ENDLESS], ids=lambda one: one.name)
-def test_any_request_by_the_description_has_an_answer_below_500(rig: Rig, described: Any, operation: Any) -> None:
+@pytest.mark.parametrize("endpoint", [one for one in API if one.path not in ENDLESS], ids=lambda one: one.name)
+def test_any_request_by_the_description_has_an_answer_below_500(rig: Rig, described: Any, endpoint: Endpoint) -> None:
     key = rig.key("schemathesis", *Scope)
 
     @BY_OPERATION
     @given(st.data())
     def send(data: st.DataObject) -> None:
-        case = data.draw(described[operation.path][operation.method].as_strategy())
+        case = data.draw(described[endpoint.template][endpoint.method].as_strategy())
         arguments = case.as_transport_kwargs(base_url="http://door")
         method, url = arguments.pop("method"), urlsplit(arguments.pop("url"))
         chosen = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from gateway.access.rates import AWAY_SECONDS, Rates, RateWindows, network_of, p
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant, listed_tenants, put_tenant, remove_tenant
+from gateway.door.api import API
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batches, jobs, tenants
 from schemas.job import Job
@@ -605,6 +607,14 @@ async def test_refusals_are_lines_too_and_a_repeat_claims_no_new_job(audited: Ri
     assert (unscoped["organization.id"], unscoped["event.outcome"]) == ("acme", "failure")
     assert len(first["postback.objects"]) == 1
     assert "postback.objects" not in second
+
+
+async def test_the_lines_name_their_endpoints_and_a_head_request_has_none(audited: Rig, file: Path) -> None:
+    for endpoint in API:
+        await audited.request(endpoint.method, re.sub(r"\{.*?\}", "x", endpoint.path))
+        if endpoint.method == "GET":
+            await audited.request("HEAD", re.sub(r"\{.*?\}", "x", endpoint.path))
+    assert [line["event.action"] for line in lines(file)] == [endpoint.name for endpoint in API]
 
 
 async def test_the_line_of_a_refused_key_has_its_id(audited: Rig, file: Path) -> None:

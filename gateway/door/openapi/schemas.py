@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.access.tenant_settings import TenantSettings
-from gateway.door.openapi.kinds import kind_schemas
-from gateway.door.routes.admin import KeyRequest
 from gateway.webhooks.event_types import EVENT_TYPES
 from schemas.job import MAX_CHOICES, MAX_TOP_LOGPROBS, Job
+from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS, TextEndpoint
 from schemas.openai import URLS
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.tools import MAX_TOOLS
 
 PLACE = "#/components/schemas/"
+_SAMPLE = Result.model_validate({"job_id": "job_1", "outcome": "succeeded", "created_at": 0})
 _TEXT: dict[str, Any] = {"type": "string"}
 _WHOLE: dict[str, Any] = {"type": "integer"}
 _TIME: dict[str, Any] = {"type": ["integer", "null"], "description": "Unix seconds."}
@@ -264,14 +264,34 @@ _PLAIN: dict[str, dict[str, Any]] = {
 }
 
 
-def schemas() -> dict[str, Any]:
-    """Return a mapping from names to all schemas."""
-    common = {name: _TUNED[name] for name in ("model", "metadata", "priority", "ttl_seconds")}
-    listed = {name: _list_of(item) for name, item in _LISTED}
-    found = {**_PLAIN, **_WEBHOOKS, **kind_schemas(common, PLACE), **listed}
-    models: tuple[type[BaseModel], ...] = (Job, Result, KeyRequest, TenantSettings)
+def schemas(bodies: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    """Return a mapping from names to all schemas; `bodies` are the models of request bodies."""
+    found = dict(_PLAIN | _WEBHOOKS | {name: _list_of(item) for name, item in _LISTED})
+    models: tuple[type[BaseModel], ...] = (Job, Result, *bodies)
     for model in models:
         schema = model.model_json_schema(ref_template=PLACE + "{model}")
         found |= schema.pop("$defs", {})
         found[model.__name__] = schema
+    for endpoint in ENDPOINTS.values():
+        found[f"{endpoint.name}Request"] = _text_request(endpoint, found["Job"]["properties"])
+        found[f"{endpoint.name}Answer"] = _text_answer(endpoint)
     return dict(sorted(found.items()))
+
+
+def _text_request(endpoint: TextEndpoint, job: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a body of an endpoint for texts; `job` has the schemas of a job's fields."""
+    common = {name: _TUNED[name] for name in ("model", "metadata", "priority", "ttl_seconds")}
+    kind = endpoint.kind
+    if kind.model is not None:
+        own = kind.model.model_json_schema()
+        return _asked({name: own["properties"][name] for name in own["required"]}, **{**own["properties"], **common})
+    texts = {"anyOf": [{"type": "string", "minLength": 1}, job[kind.field]["anyOf"][0]]}
+    options = {option: job[option]["anyOf"][0] for option in kind.options}
+    if endpoint.url == EMBEDDINGS:
+        options["encoding_format"] = {"enum": ["float", "base64"]}
+    return _asked({"input": texts}, **options, **common)
+
+
+def _text_answer(endpoint: TextEndpoint) -> dict[str, Any]:
+    listed = {name: {"type": "array"} for name, value in endpoint.answer(_SAMPLE).items() if isinstance(value, list)}
+    return _asked(listed, model=_TEXT, usage={"type": ["object", "null"]})

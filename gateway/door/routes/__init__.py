@@ -1,1 +1,1 @@
-"""The routes, one file for each subject. Each file has `routes(door) -> list[BaseRoute]`."""
+"""The handlers of the API's endpoints, one file for each subject, and the routes of its description."""

@@ -10,56 +10,48 @@ import json
 from typing import Any
 
 from pydantic_core import to_json
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
-from gateway.access import Scope
 from gateway.door import submitted
 from gateway.door.accepting import accept
 from gateway.door.awaiting import answer_of, bounded
-from gateway.door.body import json_response, parse_json, read_body
-from gateway.door.door import Door
+from gateway.door.body import json_response, parse_json
+from gateway.door.endpoint import Call
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, chat_events, chat_failed, taken_stream
-from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS
-from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS
+from schemas.kind_bodies import EMBEDDINGS
+from schemas.openai import CHAT_COMPLETIONS
 from schemas.openai_answers import BINARY, answer_body, in_binary
 from schemas.responses import NOTES
 from schemas.result import Result
 from schemas.strict import ignored_members
 
 
-def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of completions and of the endpoints for texts."""
+async def create(call: Call) -> Response | AnswerStream:
+    """Accept one job, and answer with its answer."""
+    door, request, url = call.door, call.request, call.request.scope["path"]
+    content = await call.content()
+    body = parse_json(content)
+    streams, with_usage = taken_stream(body) if url == CHAT_COMPLETIONS else (False, False)
+    is_binary = url == EMBEDDINGS and isinstance(body, dict) and body.get("encoding_format") == BINARY
+    if is_binary:
+        del body["encoding_format"]
+    job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
+    [let_in] = await screened(door, request, call.principal, [job], len(content))
+    new = submitted.new_job(let_in, url, door.clock, traceparent=submitted.traceparent_of(request))
+    stored = await accept(door, request, call.principal, content, [new], to_json({"job_id": new.job_id}))
+    note = ignored_members(url, body)
 
-    async def create(request: Request) -> Response | AnswerStream:
-        principal = await door.principal(request, Scope.SUBMIT)
-        url = request.scope["path"]
-        content = await read_body(request, door.settings.body_bytes)
-        body = parse_json(content)
-        streams, with_usage = taken_stream(body) if url == CHAT_COMPLETIONS else (False, False)
-        is_binary = url == EMBEDDINGS and isinstance(body, dict) and body.get("encoding_format") == BINARY
-        if is_binary:
-            del body["encoding_format"]
-        job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
-        [let_in] = await screened(door, request, principal, [job], len(content))
-        new = submitted.new_job(let_in, url, door.clock, traceparent=submitted.traceparent_of(request))
-        stored = await accept(door, request, principal, content, [new], to_json({"job_id": new.job_id}))
-        note = ignored_members(url, body)
+    def shown(result: Result) -> dict[str, Any]:
+        answer = in_binary(answer_body(result, url)) if is_binary else answer_body(result, url)
+        if note is not None:
+            answer["postback"][NOTES] = [*answer["postback"].get(NOTES, ()), note]
+        return answer
 
-        def shown(result: Result) -> dict[str, Any]:
-            answer = in_binary(answer_body(result, url)) if is_binary else answer_body(result, url)
-            if note is not None:
-                answer["postback"][NOTES] = [*answer["postback"].get(NOTES, ()), note]
-            return answer
+    async def events(result: Result) -> list[bytes]:
+        return chat_events(shown(result), with_usage=with_usage)
 
-        async def events(result: Result) -> list[bytes]:
-            return chat_events(shown(result), with_usage=with_usage)
-
-        answer = answer_of(door, request, principal, json.loads(stored.body)["job_id"])
-        if streams:
-            return await AnswerStream.begun(answer, events, chat_failed, door.settings.heartbeat_seconds)
-        return json_response(shown(await answer))
-
-    return [Route(url, create, methods=["POST"]) for url in (CHAT_COMPLETIONS, COMPLETIONS, *ENDPOINTS)]
+    answer = answer_of(door, request, call.principal, json.loads(stored.body)["job_id"])
+    if streams:
+        return await AnswerStream.begun(answer, events, chat_failed, door.settings.heartbeat_seconds)
+    return json_response(shown(await answer))

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from gateway.door.door import Door
 from gateway.door.openapi.document import openapi_document
@@ -78,7 +78,7 @@ _PAGE = """<!doctype html>
 """
 
 
-def routes(door: Door) -> list[BaseRoute]:
+def routes(door: Door) -> list[Route]:
     """Return the routes of the description."""
 
     async def as_json(request: Request) -> Response:

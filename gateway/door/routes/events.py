@@ -7,14 +7,11 @@ with the oldest event that is stored. `types` chooses by type: `types=inference.
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Route
 
-from gateway.access import Scope
 from gateway.door import query
-from gateway.door.door import Door
+from gateway.door.endpoint import Call
 from gateway.door.errors import ApiError
 from gateway.door.event_stream import EventStream
 from gateway.view.stored_events import last_number
@@ -24,30 +21,23 @@ _TYPE = re.compile(r"[a-z_]{1,64}(\.[a-z_]{1,64}){0,4}(\.\*)?")
 _MOST_TYPES = 32
 
 
-def routes(door: Door) -> list[BaseRoute]:
-    """Return the route of events."""
-    streams: Counter[str] = Counter()
+async def stream(call: Call) -> EventStream:
+    """Answer with the stream of events."""
+    door, tenant, streams = call.door, call.tenant, call.door.streams
+    types, after = _types(call.request), _after(call.request)
+    if after is None:
+        after = await door.store.read(lambda connection: last_number(connection, tenant))
+    if streams[tenant] >= door.settings.event_streams:
+        message = f"The tenant has {door.settings.event_streams} open streams of events; close one of them."
+        raise ApiError(429, "too_many_streams", message, headers={"retry-after": "10"})
+    streams[tenant] += 1
 
-    async def events(request: Request) -> EventStream:
-        principal = await door.principal(request, Scope.READ)
-        query.only(request, ("after", "types"))
-        types, after = _types(request), _after(request)
-        tenant = principal.tenant
-        if after is None:
-            after = await door.store.read(lambda connection: last_number(connection, tenant))
-        if streams[tenant] >= door.settings.event_streams:
-            message = f"The tenant has {door.settings.event_streams} open streams of events; close one of them."
-            raise ApiError(429, "too_many_streams", message, headers={"retry-after": "10"})
-        streams[tenant] += 1
+    def ended() -> None:
+        streams[tenant] -= 1
+        if not streams[tenant]:
+            del streams[tenant]
 
-        def ended() -> None:
-            streams[tenant] -= 1
-            if not streams[tenant]:
-                del streams[tenant]
-
-        return EventStream(door, tenant, after, types, ended)
-
-    return [Route("/v1/events", events, methods=["GET"])]
+    return EventStream(door, tenant, after, types, ended)
 
 
 def _after(request: Request) -> int | None:

@@ -9,84 +9,77 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 from sqlalchemy import Connection
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
 
 from gateway.accept.idempotency import StoredAnswer
-from gateway.access import Scope
 from gateway.batches.files import FileRow, file_object, file_terms
 from gateway.batches.paging import list_body, page_query
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
+from gateway.door.endpoint import Call
 from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects
-from gateway.door.query import only
 from gateway.door.receiving import Receiving, file_form
 
 MOST_LISTED = 10_000
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 
 
-def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of files."""
-    shelf = door.shelf
+async def upload(call: Call) -> Response:
+    """Receive a file."""
+    shelf = call.door.shelf
+    idempotency_key(call.request)
+    most = shelf.settings.most_bytes
+    form = file_form(call.request, "file", most)
+    draft = await shelf.storage.run(shelf.begin, call.tenant, call.principal.credential)
 
-    async def upload(request: Request) -> Response:
-        principal = await door.principal(request, Scope.SUBMIT)
-        idempotency_key(request)
-        most = shelf.settings.most_bytes
-        form = file_form(request, "file", most)
-        draft = await shelf.storage.run(shelf.begin, principal.tenant, principal.credential)
+    async def keep() -> StoredAnswer:
+        terms = file_terms(form.filename, form.fields)
+        await shelf.storage.run(draft.writer.commit)
 
-        async def keep() -> StoredAnswer:
-            terms = file_terms(form.filename, form.fields)
-            await shelf.storage.run(draft.writer.commit)
+        def work(connection: Connection) -> StoredAnswer:
+            return StoredAnswer(200, to_json(file_object(shelf.store_row(connection, draft, terms))))
 
-            def work(connection: Connection) -> StoredAnswer:
-                return StoredAnswer(200, to_json(file_object(shelf.store_row(connection, draft, terms))))
+        # The form's boundary differs between repeats, so its parts are compared.
+        said = f"{draft.sha256}\n{terms}".encode()
+        return await write_once(call.door, call.request, call.principal, said, work)
 
-            # The form's boundary differs between repeats, so its parts are compared.
-            said = f"{draft.sha256}\n{terms}".encode()
-            return await write_once(door, request, principal, said, work)
+    received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
+    stored = await received.kept(call.request, keep, lambda: shelf.drop(draft))
+    identifier = json.loads(stored.body)["id"]
+    if identifier != draft.id:  # a repeat, whose file is there already
+        await shelf.storage.run_anyway(shelf.drop, draft)
+    note_objects(call.request, [identifier], [draft.sha256])
+    return response_of(stored)
 
-        received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
-        stored = await received.kept(request, keep, lambda: shelf.drop(draft))
-        identifier = json.loads(stored.body)["id"]
-        if identifier != draft.id:  # a repeat, whose file is there already
-            await shelf.storage.run_anyway(shelf.drop, draft)
-        note_objects(request, [identifier], [draft.sha256])
-        return response_of(stored)
 
-    async def list_files(request: Request) -> JSONResponse:
-        principal = await door.principal(request, Scope.READ)
-        only(request, ("after", "limit", "order", "purpose"))
-        query = page_query(request.query_params, most=MOST_LISTED, default=MOST_LISTED, kind="file")
-        page = await shelf.page(principal.tenant, query, request.query_params.get("purpose"))
-        return JSONResponse(list_body([file_object(row) for row in page.rows], has_more=page.has_more))
+async def list_files(call: Call) -> JSONResponse:
+    """Answer with a page of files."""
+    said = call.request.query_params
+    query = page_query(said, most=MOST_LISTED, default=MOST_LISTED, kind="file")
+    page = await call.door.shelf.page(call.tenant, query, said.get("purpose"))
+    return JSONResponse(list_body([file_object(row) for row in page.rows], has_more=page.has_more))
 
-    async def retrieve(request: Request) -> JSONResponse:
-        principal = await door.principal(request, Scope.READ)
-        return JSONResponse(file_object(await shelf.find(principal.tenant, request.path_params["file_id"])))
 
-    async def content(request: Request) -> Response:
-        principal = await door.principal(request, Scope.READ)
-        row = await shelf.find(principal.tenant, request.path_params["file_id"])
-        return await content_response(door, row, request.headers.get("range"))
+async def retrieve(call: Call) -> JSONResponse:
+    """Answer with a file's description."""
+    return JSONResponse(file_object(await _found(call)))
 
-    async def delete(request: Request) -> JSONResponse:
-        principal = await door.principal(request, Scope.CANCEL)
-        identifier = request.path_params["file_id"]
-        await shelf.delete(principal.tenant, identifier)
-        return JSONResponse({"id": identifier, "object": "file", "deleted": True})
 
-    return [
-        Route("/v1/files", upload, methods=["POST"]),
-        Route("/v1/files", list_files),
-        Route("/v1/files/{file_id}", retrieve),
-        Route("/v1/files/{file_id}", delete, methods=["DELETE"]),
-        Route("/v1/files/{file_id}/content", content),
-    ]
+async def content(call: Call) -> Response:
+    """Answer with a file's bytes."""
+    return await content_response(call.door, await _found(call), call.request.headers.get("range"))
+
+
+async def delete(call: Call) -> JSONResponse:
+    """Remove a file."""
+    identifier = call.in_path("file_id")
+    await call.door.shelf.delete(call.tenant, identifier)
+    return JSONResponse({"id": identifier, "object": "file", "deleted": True})
+
+
+async def _found(call: Call) -> FileRow:
+    return await call.door.shelf.find(call.tenant, call.in_path("file_id"))
 
 
 async def content_response(door: Door, row: FileRow, wanted: str | None) -> Response:

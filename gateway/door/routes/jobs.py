@@ -11,16 +11,14 @@ from typing import Any, get_args
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from gateway.accept.jobs import NewJob
-from gateway.access import Principal, Scope
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import LANE_HEADER, accept, response_of
-from gateway.door.body import json_response, read_body
-from gateway.door.cancelling import cancel
-from gateway.door.door import Door
+from gateway.door.body import json_response
+from gateway.door.cancelling import cancel as cancel_job
+from gateway.door.endpoint import PAGING, Call, Parameter
 from gateway.door.errors import not_found
 from gateway.door.screened import screened
 from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, find_job, list_jobs
@@ -32,70 +30,74 @@ LANE = "lane"
 _LANES: tuple[Lane, ...] = get_args(Lane)
 STATUSES = ("queued", "cancelling", *map(str, Outcome))
 METADATA = "metadata."
-FILTERS = ("limit", "after", "order", "status", "batch", "model", "created_after", "created_before")
+_TIME = "as Unix seconds, ISO 8601, or a duration before now such as `-2h`"
+FILTERS = (
+    *PAGING,
+    Parameter("status", "Only jobs in this state.", {"enum": list(STATUSES)}),
+    Parameter("batch", "Only lines of this batch that have a result."),
+    Parameter("model", "Only jobs of this model."),
+    Parameter("created_after", f"Only jobs created after this time, {_TIME}."),
+    Parameter("created_before", f"Only jobs created before this time, {_TIME}."),
+)
+"""The parameters of a list of jobs, beside those that begin with `METADATA`."""
 _MOST_KEYS = 8
 
 
-class JobRoutes:
-    """The handlers of `/v1/jobs`."""
+async def create(call: Call) -> Response:
+    """Accept one job or several."""
+    door, request = call.door, call.request
+    lane = _lane(request)
+    body = await call.content()
+    many = submitted.is_array(body)
+    if many:
+        jobs = submitted.many_jobs(body, door.settings.jobs_per_request, door.callbacks)
+    else:
+        jobs = [submitted.one_job(body, door.callbacks)]
+    let_in = await screened(door, request, call.principal, jobs, len(body))
+    trace = submitted.traceparent_of(request)
+    new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in let_in]
+    now = int(door.clock.time())
+    shown = [_accepted(one, now) for one in new]
+    answer = to_json(list_body(shown, has_more=False) if many else shown[0])
+    return response_of(await accept(door, request, call.principal, body, new, answer))
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
 
-    async def create(self, request: Request) -> Response:
-        """Accept one job or several."""
-        door = self._door
-        principal = await door.principal(request, Scope.SUBMIT)
-        query.only(request, (LANE,))
-        lane = _lane(request)
-        body = await read_body(request, door.settings.body_bytes)
-        many = submitted.is_array(body)
-        if many:
-            jobs = submitted.many_jobs(body, door.settings.jobs_per_request, door.callbacks)
-        else:
-            jobs = [submitted.one_job(body, door.callbacks)]
-        let_in = await screened(door, request, principal, jobs, len(body))
-        trace = submitted.traceparent_of(request)
-        new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in let_in]
-        now = int(door.clock.time())
-        shown = [_accepted(one, now) for one in new]
-        answer = to_json(list_body(shown, has_more=False) if many else shown[0])
-        return response_of(await accept(door, request, principal, body, new, answer))
+async def retrieve(call: Call) -> Response:
+    """Answer with one job, and its result if there is one."""
+    job = await _found(call)
+    head = to_json(shown(job))
+    result = write_result(read_result(job.result)) if job.result is not None else b"null"
+    return Response(head[:-1] + b',"result":' + result + b"}", media_type="application/json")
 
-    async def retrieve(self, request: Request) -> Response:
-        """Answer with one job, and its result if there is one."""
-        principal = await self._door.principal(request, Scope.READ)
-        return _answer(await self._found(principal, request.path_params["job_id"]))
 
-    async def list(self, request: Request) -> Response:
-        """Answer with a page of jobs, without their results."""
-        principal = await self._door.principal(request, Scope.READ)
-        query.only(request, FILTERS, METADATA)
-        page, wanted = query.page(request), job_filter(request, self._door.clock.time())
-        try:
-            found, more = await self._door.store.read(
-                lambda connection: list_jobs(
-                    connection, principal.tenant, wanted, page.limit, page.after, ascending=page.ascending
-                )
+async def several(call: Call) -> Response:
+    """Answer with a page of jobs, without their results."""
+    page, wanted = query.page(call.request), job_filter(call.request, call.door.clock.time())
+    try:
+        found, more = await call.door.store.read(
+            lambda connection: list_jobs(
+                connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending
             )
-        except NoSuchCursor:
-            raise not_found("job", str(page.after)) from None
-        return json_response(list_body([shown(job) for job in found], has_more=more))
+        )
+    except NoSuchCursor:
+        raise not_found("job", str(page.after)) from None
+    return json_response(list_body([shown(job) for job in found], has_more=more))
 
-    async def cancel(self, request: Request) -> Response:
-        """Ask for a job's cancellation. For a job that has ended, the answer is a 409 with the job's state."""
-        principal = await self._door.principal(request, Scope.CANCEL)
-        job_id = request.path_params["job_id"]
-        await cancel(self._door, principal, job_id)
-        found = await self._found(principal, job_id)
-        status = found.status if found.status != "queued" else "cancelling"
-        return json_response({**shown(found), "status": status})
 
-    async def _found(self, principal: Principal, job_id: str) -> StoredJob:
-        found = await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
-        if found is None:
-            raise not_found("job", job_id)
-        return found
+async def cancel(call: Call) -> Response:
+    """Ask for a job's cancellation. For a job that has ended, the answer is a 409 with the job's state."""
+    await cancel_job(call.door, call.principal, call.in_path("job_id"))
+    found = await _found(call)
+    status = found.status if found.status != "queued" else "cancelling"
+    return json_response({**shown(found), "status": status})
+
+
+async def _found(call: Call) -> StoredJob:
+    job_id = call.in_path("job_id")
+    found = await call.door.store.read(lambda connection: find_job(connection, call.tenant, job_id))
+    if found is None:
+        raise not_found("job", job_id)
+    return found
 
 
 def job_filter(request: Request, now: float) -> JobFilter:
@@ -127,12 +129,6 @@ def shown(job: StoredJob) -> dict[str, Any]:
         "submitted_by": job.submitted_by,
         "prompt_sha256": job.prompt_sha256,
     }
-
-
-def _answer(job: StoredJob) -> Response:
-    head = to_json(shown(job))
-    result = write_result(read_result(job.result)) if job.result is not None else b"null"
-    return Response(head[:-1] + b',"result":' + result + b"}", media_type="application/json")
 
 
 def _accepted(job: NewJob, now: int) -> dict[str, Any]:
@@ -167,14 +163,3 @@ def _metadata(request: Request) -> dict[str, str]:
         if not 1 <= len(key) <= 64 or '"' in key:
             raise query.invalid("metadata", "has a key that is not 1 to 64 characters without quotation marks")
     return found
-
-
-def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of jobs."""
-    handlers = JobRoutes(door)
-    return [
-        Route("/v1/jobs", handlers.create, methods=["POST"]),
-        Route("/v1/jobs", handlers.list, methods=["GET"]),
-        Route("/v1/jobs/{job_id:path}", handlers.retrieve, methods=["GET"]),
-        Route("/v1/jobs/{job_id:path}/cancel", handlers.cancel, methods=["POST"]),
-    ]

@@ -12,19 +12,16 @@ from typing import Any
 
 from pydantic_core import to_json
 from sqlalchemy import Connection
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from gateway.accept.jobs import NewJob
-from gateway.access import Principal, Scope
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import accept, response_of
 from gateway.door.awaiting import answer_of, bounded
-from gateway.door.body import json_response, parse_json, read_body
-from gateway.door.cancelling import cancel
-from gateway.door.door import Door
+from gateway.door.body import json_response, parse_json
+from gateway.door.cancelling import cancel as cancel_job
+from gateway.door.endpoint import Call
 from gateway.door.errors import ApiError, conflict, not_found
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
@@ -47,139 +44,135 @@ from schemas.strict import ignored_members
 from telemetry.clock import unix_ms
 
 
-class ResponseRoutes:
-    """The handlers of `/v1/responses`."""
+async def create(call: Call) -> Response | AnswerStream:
+    """Accept a job.
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    If the body sets `background`, answer at once; otherwise wait, and answer with the job's answer.
+    """
+    door, request = call.door, call.request
+    content = await call.content()
+    body = parse_json(content)
+    streams, _ = taken_stream(body)
+    previous = body.pop("previous_response_id", None) if isinstance(body, dict) else None
+    if previous is not None:
+        body["input"] = await _continued(call, previous, body.get("input"))
+    job = submitted.openai_job(RESPONSES, body, door.callbacks)
+    background = body.get("background") is True
+    if streams and background:
+        raise query.invalid("stream", "is not supported with `background`; poll the response, or read /v1/events")
+    if not background:
+        job = bounded(job, door.settings.await_seconds)
+    [let_in] = await screened(door, request, call.principal, [job], len(content))
+    kept = _kept(body) if let_in.job == job else None  # the filter redacted the job, so the body is not stored
+    if kept is not None and previous is not None:
+        kept["previous_response_id"] = previous
+    trace = submitted.traceparent_of(request)
+    new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
+    # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
+    state = _queued(new, int(door.clock.time()), kept if kept is not None else unstored_members(body))
+    stored = await accept(door, request, call.principal, content, [new], to_json(response_object(state)), 200)
+    if background:
+        return response_of(stored)
+    job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
+    answer = answer_of(door, request, call.principal, job_id)
 
-    async def create(self, request: Request) -> Response | AnswerStream:
-        """Accept a job.
+    async def events(result: Result) -> list[bytes]:
+        state = _state(await _found(call, job_id), result)
+        return response_events(json.loads(stored.body), response_object(state))
 
-        If the body sets `background`, answer at once; otherwise wait, and answer with the job's answer.
-        """
-        door = self._door
-        principal = await door.principal(request, Scope.SUBMIT)
-        content = await read_body(request, door.settings.body_bytes)
-        body = parse_json(content)
-        streams, _ = taken_stream(body)
-        previous = body.pop("previous_response_id", None) if isinstance(body, dict) else None
-        if previous is not None:
-            body["input"] = await self._continued(principal, previous, body.get("input"))
-        job = submitted.openai_job(RESPONSES, body, door.callbacks)
-        background = body.get("background") is True
-        if streams and background:
-            raise query.invalid("stream", "is not supported with `background`; poll the response, or read /v1/events")
-        if not background:
-            job = bounded(job, door.settings.await_seconds)
-        [let_in] = await screened(door, request, principal, [job], len(content))
-        kept = _kept(body) if let_in.job == job else None  # the filter redacted the job, so the body is not stored
-        if kept is not None and previous is not None:
-            kept["previous_response_id"] = previous
-        trace = submitted.traceparent_of(request)
-        new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
-        # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
-        state = _queued(new, int(door.clock.time()), kept if kept is not None else unstored_members(body))
-        stored = await accept(door, request, principal, content, [new], to_json(response_object(state)), 200)
-        if background:
-            return response_of(stored)
-        job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
-        answer = answer_of(door, request, principal, job_id)
-
-        async def events(result: Result) -> list[bytes]:
-            state = _state(await self._found(principal, job_id), result)
-            return response_events(json.loads(stored.body), response_object(state))
-
-        if streams:
-            return await AnswerStream.begun(answer, events, response_failed, door.settings.heartbeat_seconds)
-        result = await answer
-        return _answer(_state(await self._found(principal, job_id), result))
-
-    async def retrieve(self, request: Request) -> Response:
-        """Answer with the response in its present state."""
-        principal = await self._door.principal(request, Scope.READ)
-        if request.query_params.get("stream") in ("true", "1"):
-            raise query.invalid("stream", "is not supported here; poll the response, or read /v1/events")
-        return _answer(_state(await self._found(principal, _job_id(request))))
-
-    async def cancel(self, request: Request) -> Response:
-        """Ask for the job's cancellation, and wait a moment for its end."""
-        door = self._door
-        principal = await door.principal(request, Scope.CANCEL)
-        job_id = _job_id(request)
-        if (await self._found(principal, job_id)).status != Outcome.CANCELLED:
-            await cancel(door, principal, job_id)
-
-        async def look() -> StoredJob | None:
-            found = await self._found(principal, job_id)
-            return found if found.result is not None else None
-
-        await door.waiting.until((principal.tenant, job_id), look, door.settings.cancel_seconds)
-        return _answer(_state(await self._found(principal, job_id)))
-
-    async def delete(self, request: Request) -> Response:
-        """Remove a finished response's answer and input from the store."""
-        door = self._door
-        principal = await door.principal(request, Scope.CANCEL)
-        job_id = _job_id(request)
-        if line_of(job_id) is not None:  # its batch needs the result for the output file
-            message = "The response is a line of a batch; delete the batch's output file instead."
-            raise conflict("response_of_batch", message)
-        found = await self._found(principal, job_id)
-        if found.result is None:
-            raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")
-        now_ms = unix_ms(door.clock)
-
-        def change(connection: Connection) -> None:
-            delete_job(connection, principal.tenant, job_id, now_ms)
-
-        await door.store.write(change)
-        return json_response({"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True})
-
-    async def input_items(self, request: Request) -> Response:
-        """Answer with a page of the response's input."""
-        principal = await self._door.principal(request, Scope.READ)
-        job_id, page = _job_id(request), query.page(request)
-        found = await self._found(principal, job_id)
-        if found.request is None:
-            raise ApiError(
-                404,
-                "input_not_stored",
-                "The response's input was not stored: `store` was false, or the input filter redacted it.",
-            )
-        items = input_items(job_id, json.loads(found.request))
-        if not page.ascending:
-            items.reverse()
-        ids = [item["id"] for item in items]
-        if page.after is not None and page.after not in ids:
-            raise not_found("item", page.after)
-        rest = items[ids.index(page.after) + 1 :] if page.after is not None else items
-        return json_response(list_body(rest[: page.limit], has_more=len(rest) > page.limit))
-
-    async def _continued(self, principal: Principal, previous: object, asked: Any) -> list[Any]:
-        """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
-        if isinstance(previous, str) and previous.startswith(PREFIX):
-            found = await self._look(principal, previous.removeprefix(PREFIX))
-            if found is not None and found.request is not None:
-                answer = response_object(_state(found))
-                if answer["status"] in ("completed", "incomplete"):
-                    return continued(json.loads(found.request), answer["output"], asked)
-        message = "The previous response is absent, unanswered or not stored; send the earlier messages."
-        raise ApiError(400, "previous_response_not_found", message, param="previous_response_id")
-
-    async def _found(self, principal: Principal, job_id: str) -> StoredJob:
-        found = await self._look(principal, job_id)
-        if found is None:
-            raise not_found("response", f"{PREFIX}{job_id}")
-        return found
-
-    async def _look(self, principal: Principal, job_id: str) -> StoredJob | None:
-        return await self._door.store.read(lambda connection: find_job(connection, principal.tenant, job_id))
+    if streams:
+        return await AnswerStream.begun(answer, events, response_failed, door.settings.heartbeat_seconds)
+    result = await answer
+    return _answer(_state(await _found(call, job_id), result))
 
 
-def _job_id(request: Request) -> str:
+async def retrieve(call: Call) -> Response:
+    """Answer with the response in its present state."""
+    if call.request.query_params.get("stream") in ("true", "1"):
+        raise query.invalid("stream", "is not supported here; poll the response, or read /v1/events")
+    return _answer(_state(await _found(call, _job_id(call))))
+
+
+async def cancel(call: Call) -> Response:
+    """Ask for the job's cancellation, and wait a moment for its end."""
+    door = call.door
+    job_id = _job_id(call)
+    if (await _found(call, job_id)).status != Outcome.CANCELLED:
+        await cancel_job(door, call.principal, job_id)
+
+    async def look() -> StoredJob | None:
+        found = await _found(call, job_id)
+        return found if found.result is not None else None
+
+    await door.waiting.until((call.tenant, job_id), look, door.settings.cancel_seconds)
+    return _answer(_state(await _found(call, job_id)))
+
+
+async def delete(call: Call) -> Response:
+    """Remove a finished response's answer and input from the store."""
+    door = call.door
+    job_id = _job_id(call)
+    if line_of(job_id) is not None:  # its batch needs the result for the output file
+        message = "The response is a line of a batch; delete the batch's output file instead."
+        raise conflict("response_of_batch", message)
+    found = await _found(call, job_id)
+    if found.result is None:
+        raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")
+    now_ms = unix_ms(door.clock)
+
+    def change(connection: Connection) -> None:
+        delete_job(connection, call.tenant, job_id, now_ms)
+
+    await door.store.write(change)
+    return json_response({"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True})
+
+
+async def list_input_items(call: Call) -> Response:
+    """Answer with a page of the response's input."""
+    job_id, page = _job_id(call), query.page(call.request)
+    found = await _found(call, job_id)
+    if found.request is None:
+        raise ApiError(
+            404,
+            "input_not_stored",
+            "The response's input was not stored: `store` was false, or the input filter redacted it.",
+        )
+    items = input_items(job_id, json.loads(found.request))
+    if not page.ascending:
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if page.after is not None and page.after not in ids:
+        raise not_found("item", page.after)
+    rest = items[ids.index(page.after) + 1 :] if page.after is not None else items
+    return json_response(list_body(rest[: page.limit], has_more=len(rest) > page.limit))
+
+
+async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
+    """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
+    if isinstance(previous, str) and previous.startswith(PREFIX):
+        found = await _look(call, previous.removeprefix(PREFIX))
+        if found is not None and found.request is not None:
+            answer = response_object(_state(found))
+            if answer["status"] in ("completed", "incomplete"):
+                return continued(json.loads(found.request), answer["output"], asked)
+    message = "The previous response is absent, unanswered or not stored; send the earlier messages."
+    raise ApiError(400, "previous_response_not_found", message, param="previous_response_id")
+
+
+async def _found(call: Call, job_id: str) -> StoredJob:
+    found = await _look(call, job_id)
+    if found is None:
+        raise not_found("response", f"{PREFIX}{job_id}")
+    return found
+
+
+async def _look(call: Call, job_id: str) -> StoredJob | None:
+    return await call.door.store.read(lambda connection: find_job(connection, call.tenant, job_id))
+
+
+def _job_id(call: Call) -> str:
     """Return the job's id in the path. Raises ApiError (404)."""
-    identifier: str = request.path_params["response_id"]
+    identifier = call.in_path("response_id")
     if not identifier.startswith(PREFIX):
         raise not_found("response", identifier)
     return identifier.removeprefix(PREFIX)
@@ -212,16 +205,3 @@ def _state(job: StoredJob, result: Result | None = None) -> ResponseState:
 
 def _answer(state: ResponseState) -> Response:
     return json_response(response_object(state))
-
-
-def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of responses."""
-    handlers = ResponseRoutes(door)
-    one = f"{RESPONSES}/{{response_id:path}}"
-    return [
-        Route(RESPONSES, handlers.create, methods=["POST"]),
-        Route(f"{one}/cancel", handlers.cancel, methods=["POST"]),
-        Route(f"{one}/input_items", handlers.input_items, methods=["GET"]),
-        Route(one, handlers.retrieve, methods=["GET"]),
-        Route(one, handlers.delete, methods=["DELETE"]),
-    ]

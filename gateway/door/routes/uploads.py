@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import BaseRoute, Route
 
-from gateway.access import Scope
-from gateway.batches.assembly import Assembly
 from gateway.batches.uploads import (
     PART_BYTES,
     PartRow,
@@ -17,60 +13,48 @@ from gateway.batches.uploads import (
     upload_object,
     upload_terms,
 )
-from gateway.door.body import parse_json, read_body
-from gateway.door.door import Door
+from gateway.door.endpoint import Call
 from gateway.door.noted import note_objects
 from gateway.door.receiving import Receiving, file_form
 
-MOST_BODY_BYTES = 64 * 1024
+
+async def create(call: Call) -> JSONResponse:
+    """Begin an upload."""
+    terms = upload_terms(await call.body(), call.door.shelf.settings.most_bytes)
+    row = await call.door.assembly.create(call.tenant, terms)
+    note_objects(call.request, [row.id])
+    return await _shown(call, row)
 
 
-def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of uploads."""
-    shelf = door.shelf
-    assembly = Assembly(shelf)
+async def add_part(call: Call) -> JSONResponse:
+    """Receive a part."""
+    shelf, assembly, identifier = call.door.shelf, call.door.assembly, call.in_path("upload_id")
+    most = min(PART_BYTES, shelf.settings.most_bytes)
+    form = file_form(call.request, "data", most)
+    draft = await shelf.storage.run(assembly.begin_part, call.tenant, identifier)
 
-    async def shown(row: UploadRow) -> JSONResponse:
-        return JSONResponse(upload_object(row, await assembly.file_of(row), shelf.now_ms()))
+    async def keep() -> PartRow:
+        return await assembly.keep_part(identifier, draft)
 
-    async def create(request: Request) -> JSONResponse:
-        principal = await door.principal(request, Scope.SUBMIT)
-        body = parse_json(await read_body(request, MOST_BODY_BYTES))
-        row = await assembly.create(principal.tenant, upload_terms(body, shelf.settings.most_bytes))
-        note_objects(request, [row.id])
-        return await shown(row)
+    received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
+    row = await received.kept(call.request, keep, lambda: assembly.drop_part(draft))
+    note_objects(call.request, [row.id], [draft.sha256])
+    return JSONResponse(part_object(row))
 
-    async def add_part(request: Request) -> JSONResponse:
-        principal = await door.principal(request, Scope.SUBMIT)
-        tenant, identifier = principal.tenant, request.path_params["upload_id"]
-        most = min(PART_BYTES, shelf.settings.most_bytes)
-        form = file_form(request, "data", most)
-        draft = await shelf.storage.run(assembly.begin_part, tenant, identifier)
 
-        async def keep() -> PartRow:
-            return await assembly.keep_part(identifier, draft)
+async def complete(call: Call) -> JSONResponse:
+    """Join the parts to a file."""
+    assembly, asked = call.door.assembly, completion(await call.body())
+    row = await assembly.complete(call.tenant, call.in_path("upload_id"), asked, call.principal.credential)
+    file = await assembly.file_of(row)
+    note_objects(call.request, [row.file_id], [] if file is None else [file.sha256])
+    return JSONResponse(upload_object(row, file, call.door.shelf.now_ms()))
 
-        received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
-        row = await received.kept(request, keep, lambda: assembly.drop_part(draft))
-        note_objects(request, [row.id], [draft.sha256])
-        return JSONResponse(part_object(row))
 
-    async def complete(request: Request) -> JSONResponse:
-        principal = await door.principal(request, Scope.SUBMIT)
-        asked = completion(parse_json(await read_body(request, MOST_BODY_BYTES)))
-        identifier = request.path_params["upload_id"]
-        row = await assembly.complete(principal.tenant, identifier, asked, principal.credential)
-        file = await assembly.file_of(row)
-        note_objects(request, [row.file_id], [] if file is None else [file.sha256])
-        return JSONResponse(upload_object(row, file, shelf.now_ms()))
+async def cancel(call: Call) -> JSONResponse:
+    """Cancel an upload."""
+    return await _shown(call, await call.door.assembly.cancel(call.tenant, call.in_path("upload_id")))
 
-    async def cancel(request: Request) -> JSONResponse:
-        principal = await door.principal(request, Scope.CANCEL)
-        return await shown(await assembly.cancel(principal.tenant, request.path_params["upload_id"]))
 
-    return [
-        Route("/v1/uploads", create, methods=["POST"]),
-        Route("/v1/uploads/{upload_id}/parts", add_part, methods=["POST"]),
-        Route("/v1/uploads/{upload_id}/complete", complete, methods=["POST"]),
-        Route("/v1/uploads/{upload_id}/cancel", cancel, methods=["POST"]),
-    ]
+async def _shown(call: Call, row: UploadRow) -> JSONResponse:
+    return JSONResponse(upload_object(row, await call.door.assembly.file_of(row), call.door.shelf.now_ms()))

@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection
-from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import BaseRoute, Route
 
-from gateway.access import Principal, Scope
 from gateway.access.allowed import check_callback
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.paging import list_body
 from gateway.door import query
-from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
+from gateway.door.endpoint import Call
 from gateway.door.errors import NO_RETRY, ApiError, conflict, not_found, unavailable
 from gateway.door.noted import note_objects
 from gateway.door.webhook_terms import changed_terms, event_type_of, keeps_old_secret, new_terms
@@ -30,99 +27,84 @@ from gateway.webhooks.sending import Sending
 from telemetry.clock import unix_ms
 from workers.delivery.exhaustion import Exhausted
 
-MOST_BODY_BYTES = 64 * 1024
 _HINTED = 4
 """The hint of a secret shows this many of its characters."""
 
 
-def routes(door: Door) -> list[BaseRoute]:
-    """Return the routes of webhook endpoints."""
-
-    async def create(request: Request) -> JSONResponse:
-        principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
-        terms, now_ms = new_terms(await _json(request), door.callbacks), unix_ms(door.clock)
-        _require_allowed(await door.access.tenant(principal.tenant), terms)
-        try:
-            row = await door.store.write(lambda open_: endpoints.create(open_, principal.tenant, terms, now_ms))
-        except TooManyEndpoints:
-            message = f"The tenant has {MOST_ENDPOINTS} webhook endpoints, the most it may have; delete one first."
-            raise conflict("too_many_webhook_endpoints", message) from None
-        note_objects(request, [row.id])
-        return JSONResponse(_with_secret(row, sending))
-
-    async def list_endpoints(request: Request) -> JSONResponse:
-        principal, sending = await door.principal(request, Scope.READ), _sending(door)
-        query.only(request, ("after", "limit"))
-        wanted = query.page(request)
-        rows, more = await door.store.read(
-            lambda open_: endpoints.page(open_, principal.tenant, wanted.limit, wanted.after)
-        )
-        return JSONResponse(list_body([_shown(row, sending) for row in rows], has_more=more))
-
-    async def retrieve(request: Request) -> JSONResponse:
-        principal, sending = await door.principal(request, Scope.READ), _sending(door)
-        return JSONResponse(_shown(await _found(door, principal, request), sending))
-
-    async def update(request: Request) -> JSONResponse:
-        principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
-        body, identifier, now_ms = await _json(request), _id(request), unix_ms(door.clock)
-        settings = await door.access.tenant(principal.tenant)
-
-        def change(open_: Connection) -> EndpointRow | None:
-            row = endpoints.find(open_, principal.tenant, identifier)
-            if row is None:
-                return None
-            terms = changed_terms(body, endpoints.terms_of(row), door.callbacks)
-            _require_allowed(settings, terms)
-            return endpoints.update(open_, row, terms, now_ms)
-
-        return JSONResponse(_shown(_present(await door.store.write(change), identifier), sending))
-
-    async def delete(request: Request) -> JSONResponse:
-        principal, identifier = await door.principal(request, Scope.WEBHOOKS), _id(request)
-        if not await door.store.write(lambda open_: endpoints.delete(open_, principal.tenant, identifier)):
-            raise not_found("webhook_endpoint", identifier)
-        return JSONResponse({"id": identifier, "object": "webhook_endpoint.deleted", "deleted": True})
-
-    async def event_types(request: Request) -> JSONResponse:
-        await door.principal(request, Scope.READ)
-        return JSONResponse({"object": "list", "data": list(EVENT_TYPES)})
-
-    one = "/v1/webhook_endpoints/{webhook_endpoint_id}"
-    return [
-        Route("/v1/webhook_event_types", event_types),
-        Route("/v1/webhook_endpoints", create, methods=["POST"]),
-        Route("/v1/webhook_endpoints", list_endpoints),
-        Route(one, retrieve),
-        Route(one, update, methods=["POST"]),
-        Route(one, delete, methods=["DELETE"]),
-        *_secret_routes(door, one),
-    ]
+async def create(call: Call) -> JSONResponse:
+    """Register an endpoint. The answer has its secret."""
+    door, sending = call.door, _sending(call.door)
+    terms, now_ms = new_terms(await call.body(), door.callbacks), unix_ms(door.clock)
+    _require_allowed(await door.access.tenant(call.tenant), terms)
+    try:
+        row = await door.store.write(lambda open_: endpoints.create(open_, call.tenant, terms, now_ms))
+    except TooManyEndpoints:
+        message = f"The tenant has {MOST_ENDPOINTS} webhook endpoints, the most it may have; delete one first."
+        raise conflict("too_many_webhook_endpoints", message) from None
+    note_objects(call.request, [row.id])
+    return JSONResponse(_with_secret(row, sending))
 
 
-def _secret_routes(door: Door, one: str) -> list[BaseRoute]:
-    async def rotate(request: Request) -> JSONResponse:
-        principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
-        overlap, identifier, now_ms = (
-            keeps_old_secret(await _json(request, empty={})),
-            _id(request),
-            unix_ms(door.clock),
-        )
-        row = await door.store.write(
-            lambda open_: endpoints.rotate(open_, principal.tenant, identifier, now_ms, overlap=overlap)
-        )
-        return JSONResponse(_with_secret(_present(row, identifier), sending))
+async def list_endpoints(call: Call) -> JSONResponse:
+    """Answer with a page of endpoints."""
+    sending, wanted = _sending(call.door), query.page(call.request)
+    rows, more = await call.door.store.read(
+        lambda open_: endpoints.page(open_, call.tenant, wanted.limit, wanted.after)
+    )
+    return JSONResponse(list_body([_shown(row, sending) for row in rows], has_more=more))
 
-    async def test(request: Request) -> JSONResponse:
-        principal, sending = await door.principal(request, Scope.WEBHOOKS), _sending(door)
-        kind = event_type_of(await _json(request))
-        row = await _found(door, principal, request)
-        return JSONResponse(await _sent(row, kind, sending))
 
-    return [
-        Route(f"{one}/rotate_secret", rotate, methods=["POST"]),
-        Route(f"{one}/test", test, methods=["POST"]),
-    ]
+async def retrieve(call: Call) -> JSONResponse:
+    """Answer with one endpoint."""
+    sending = _sending(call.door)
+    return JSONResponse(_shown(await _found(call), sending))
+
+
+async def update(call: Call) -> JSONResponse:
+    """Change the members that the body has."""
+    door, sending = call.door, _sending(call.door)
+    body, identifier, now_ms = await call.body(), _id(call), unix_ms(door.clock)
+    settings = await door.access.tenant(call.tenant)
+
+    def change(open_: Connection) -> EndpointRow | None:
+        row = endpoints.find(open_, call.tenant, identifier)
+        if row is None:
+            return None
+        terms = changed_terms(body, endpoints.terms_of(row), door.callbacks)
+        _require_allowed(settings, terms)
+        return endpoints.update(open_, row, terms, now_ms)
+
+    return JSONResponse(_shown(_present(await door.store.write(change), identifier), sending))
+
+
+async def delete(call: Call) -> JSONResponse:
+    """Remove an endpoint."""
+    identifier = _id(call)
+    if not await call.door.store.write(lambda open_: endpoints.delete(open_, call.tenant, identifier)):
+        raise not_found("webhook_endpoint", identifier)
+    return JSONResponse({"id": identifier, "object": "webhook_endpoint.deleted", "deleted": True})
+
+
+async def rotate(call: Call) -> JSONResponse:
+    """Begin a new secret. The answer has it."""
+    door, sending = call.door, _sending(call.door)
+    overlap, identifier, now_ms = keeps_old_secret(await call.body()), _id(call), unix_ms(door.clock)
+    row = await door.store.write(
+        lambda open_: endpoints.rotate(open_, call.tenant, identifier, now_ms, overlap=overlap)
+    )
+    return JSONResponse(_with_secret(_present(row, identifier), sending))
+
+
+async def test(call: Call) -> JSONResponse:
+    """Send a sample event."""
+    sending = _sending(call.door)
+    kind = event_type_of(await call.body())
+    return JSONResponse(await _sent(await _found(call), kind, sending))
+
+
+async def event_types(_call: Call) -> JSONResponse:
+    """Answer with the types of events."""
+    return JSONResponse({"object": "list", "data": list(EVENT_TYPES)})
 
 
 def _require_allowed(settings: TenantSettings, terms: EndpointTerms) -> None:
@@ -138,14 +120,9 @@ def _sending(door: Door) -> Sending:
     return door.webhooks
 
 
-async def _json(request: Request, empty: Any = None) -> Any:
-    body = await read_body(request, MOST_BODY_BYTES)
-    return empty if empty is not None and not body else parse_json(body)
-
-
-async def _found(door: Door, principal: Principal, request: Request) -> EndpointRow:
-    identifier = _id(request)
-    row = await door.store.read(lambda open_: endpoints.find(open_, principal.tenant, identifier))
+async def _found(call: Call) -> EndpointRow:
+    identifier = _id(call)
+    row = await call.door.store.read(lambda open_: endpoints.find(open_, call.tenant, identifier))
     return _present(row, identifier)
 
 
@@ -155,8 +132,8 @@ def _present(row: EndpointRow | None, identifier: str) -> EndpointRow:
     return row
 
 
-def _id(request: Request) -> str:
-    return str(request.path_params["webhook_endpoint_id"])
+def _id(call: Call) -> str:
+    return call.in_path("webhook_endpoint_id")
 
 
 def _object(row: EndpointRow, secret: str) -> dict[str, Any]:

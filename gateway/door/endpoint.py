@@ -1,0 +1,155 @@
+"""An endpoint of the API as data, its route, and the call that its handler gets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gateway.access import Principal, Scope
+from gateway.door import query
+from gateway.door.body import parse_json, read_body
+from gateway.door.door import Door
+from gateway.door.errors import ApiError
+from gateway.door.noted import note_action
+
+JSON = "application/json"
+_CONVERTER = re.compile(r":[a-z]+\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a query or a header field."""
+
+    name: str
+    meaning: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+    place: str = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of a request."""
+
+    schema: str | type[BaseModel]
+    """The model that reads the body, or the name of a schema of the OpenAPI document."""
+    most_bytes: int | None = None
+    """The maximum size; None for the setting `body_bytes`, or if the handler reads a form itself."""
+    media_type: str = JSON
+    required: bool = True
+    """False if an empty body means an object without members."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request to an endpoint, from a principal that has the endpoint's scope."""
+
+    door: Door
+    request: Request
+    principal: Principal
+    _body: Body | None
+
+    @property
+    def tenant(self) -> str:
+        """The principal's tenant."""
+        return self.principal.tenant
+
+    def in_path(self, name: str) -> str:
+        """Return a parameter of the path."""
+        return str(self.request.path_params[name])
+
+    async def content(self) -> bytes:
+        """Read the whole body. Raises ApiError (400, 408, 413, 415, 503) and ClientDisconnect."""
+        most = None if self._body is None else self._body.most_bytes
+        return await read_body(self.request, self.door.settings.body_bytes if most is None else most)
+
+    async def body(self) -> Any:
+        """Read the body: return an instance of the endpoint's model, or JSON if the endpoint names a schema only.
+
+        Raises what `content` raises, and ApiError (400), which names the field and repeats no input.
+        """
+        content, body = await self.content(), self._body
+        if body is not None and not body.required and not content:
+            return {}
+        document = parse_json(content)
+        if body is None or isinstance(body.schema, str):
+            return document
+        return _validated(body.schema, document)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One method of one path: a row of the table in `api`."""
+
+    method: str
+    path: str
+    """The path as Starlette reads it, such as `/v1/jobs/{job_id:path}`."""
+    handler: Callable[[Call], Awaitable[ASGIApp]]
+    name: str
+    """The id of the OpenAPI operation, and the action in the audit."""
+    scope: Scope
+    """The scope that the credential needs."""
+    answer: str | None
+    """The name of the answer's schema; None for an answer that is not JSON."""
+    summary: str
+    _: KW_ONLY
+    body: Body | None = None
+    answer_type: str = JSON
+    status: int = 200
+    about: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    """If a parameter of the query is among them, unknown ones are refused."""
+    prefix: str | None = None
+    """Parameters of the query that begin with it are known, too."""
+    ignores_unknown: bool = False
+    """True if unknown parameters of the query are ignored, since OpenAI's clients send more than the endpoint reads."""
+
+    @property
+    def template(self) -> str:
+        """The path as OpenAPI writes it, such as `/v1/jobs/{job_id}`."""
+        return _CONVERTER.sub("}", self.path)
+
+    def route(self, door: Door) -> Route:
+        """Return the route, which admits the request before it reads anything else of it."""
+        names = () if self.ignores_unknown else tuple(each.name for each in self.parameters if each.place == "query")
+
+        async def serve(request: Request) -> ASGIApp:
+            if request.method == self.method:  # Starlette also serves HEAD, which has no line in the audit
+                note_action(request, self.name)
+            principal = await door.principal(request, self.scope)
+            if names:
+                query.only(request, names, self.prefix)
+            return await self.handler(Call(door, request, principal, self.body))
+
+        return Route(self.path, serve, methods=[self.method])
+
+
+def _validated(model: type[BaseModel], document: object) -> BaseModel:
+    """Return the document as this model. Raises ApiError (400), which names the field and repeats no input."""
+    try:
+        return model.model_validate_json(to_json(document), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        known = [str(part) for part in first["loc"] if isinstance(part, int) or part in model.model_fields]
+        place, reason = ".".join(known) or None, first["msg"].removeprefix("Value error, ")
+        raise ApiError(400, "invalid_value", f"{place or 'The body'}: {reason}.", param=place) from None
+
+
+PAGING = (
+    Parameter("limit", "The maximum number of objects.", {"type": "integer", "minimum": 1, "maximum": 100}),
+    Parameter("after", "The id of the last object of the previous page."),
+    Parameter("order", "The order by time of creation.", {"enum": ["asc", "desc"]}),
+)
+IDEMPOTENCY = Parameter(
+    "Idempotency-Key",
+    "A repeat with the same key and body gets the first answer; another body is a 409.",
+    {"type": "string", "pattern": r"^[\x21-\x7e]{1,256}$"},
+    "header",
+)
