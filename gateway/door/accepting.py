@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
 from gateway.accept.jobs import JobExists, JobsRequest, NewJob
-from gateway.access import Principal
 from gateway.access.allowed import OF_A_BODY, OF_A_JOB, FieldNames, check_parts
 from gateway.access.quotas import QuotaExceeded, total_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
+from gateway.door.endpoint import Call
 from gateway.door.errors import NO_RETRY, ApiError, conflict
 from gateway.door.noted import note_objects
 from gateway.door.submitted import JOBS
@@ -48,9 +48,7 @@ def fingerprint(request: Request, body: bytes) -> bytes:
 
 
 async def write_once(
-    door: Door,
-    request: Request,
-    principal: Principal,
+    call: Call,
     body: bytes,
     work: Callable[[Connection], StoredAnswer],
 ) -> StoredAnswer:
@@ -59,18 +57,16 @@ async def write_once(
     `body` may also be the hash of a body that is not in memory.
     Raises ApiError (400, 409), and everything that `work` raises.
     """
-    key, print_of_it = _key_and_print(request, body)
+    key, print_of_it = _key_and_print(call.request, body)
 
     def change(connection: Connection) -> StoredAnswer:
-        return once(connection, principal.tenant, key, print_of_it, lambda: work(connection), door.clock)
+        return once(connection, call.tenant, key, print_of_it, lambda: work(connection), call.door.clock)
 
-    return await _written(door, change)
+    return await _written(call.door, change)
 
 
 async def accept(
-    door: Door,
-    request: Request,
-    principal: Principal,
+    call: Call,
     body: bytes,
     jobs: Sequence[NewJob],
     answer: bytes,
@@ -80,13 +76,14 @@ async def accept(
 
     Raises ApiError (400, 403, 409, 429).
     """
-    settings = await door.access.tenant(principal.tenant)
+    door = call.door
+    settings = await door.access.tenant(call.tenant)
     _require_allowed(settings, jobs)
     await _require_known(door, jobs)
     _require_fits(settings, jobs)
     made, topics = StoredAnswer(status, answer), door.fleet.kafka.topics
-    key, print_of_it = _key_and_print(request, body)
-    asked = JobsRequest(principal, key, print_of_it, jobs, made, topics, door.clock, settings)
+    key, print_of_it = _key_and_print(call.request, body)
+    asked = JobsRequest(call.principal, key, print_of_it, jobs, made, topics, door.clock, settings)
     try:
         stored = await _written(door, asked)
     except JobExists as error:
@@ -94,9 +91,9 @@ async def accept(
     except QuotaExceeded as error:
         raise ApiError(429, "quota_exceeded", str(error), headers={**NO_RETRY, "retry-after": "60"}) from None
     if stored.body == answer:  # a repeat finds another stored body, and accepts no job
-        note_objects(request, [job.job_id for job in jobs], [job.prompt_sha256 for job in jobs])
+        note_objects(call.request, [job.job_id for job in jobs], [job.prompt_sha256 for job in jobs])
         annotate({"jobs": len(jobs)} if len(jobs) > 1 else {"job_id": jobs[0].job_id})
-        _say_accepted(principal.tenant, jobs)
+        _say_accepted(call.tenant, jobs)
     return stored
 
 

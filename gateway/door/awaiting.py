@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 
 from sqlalchemy import Connection
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 
 from gateway.accept.cancelling import JobFinished, cancel_job
-from gateway.access import Principal
 from gateway.door.accepting import idempotency_key
-from gateway.door.door import Door
+from gateway.door.endpoint import Call
 from gateway.door.errors import NO_RETRY, ApiError
 from gateway.door.leaving import unless_left
 from gateway.view.stored_jobs import find_result
@@ -29,7 +28,7 @@ def bounded(job: Job, seconds: float) -> Job:
     return job.model_copy(update={"ttl_seconds": min(job.ttl_seconds, seconds)})
 
 
-async def answer_of(door: Door, request: Request, principal: Principal, job_id: str) -> Result:
+async def answer_of(call: Call, job_id: str) -> Result:
     """Return the result of a job that succeeded.
 
     The job is cancelled when its client leaves, its time is over, or the gateway stops (503). With an `Idempotency-Key`
@@ -37,17 +36,17 @@ async def answer_of(door: Door, request: Request, principal: Principal, job_id: 
     that did not succeed, ApiError (504) when the time is over, and ClientDisconnect.
     """
     try:
-        value = await _unless_left(door, request, principal.tenant, job_id)
+        value = await _unless_left(call, job_id)
     except (ClientDisconnect, asyncio.CancelledError):
-        if idempotency_key(request) is None:
-            _cancel(door, principal.tenant, job_id)
+        if idempotency_key(call.request) is None:
+            _cancel(call, job_id)
         raise
     if value is None:
-        _cancel(door, principal.tenant, job_id)
+        _cancel(call, job_id)
         raise ApiError(
             504,
             "answer_timeout",
-            f"The job {job_id} had no answer within {door.settings.await_seconds:g} s, and is cancelled. "
+            f"The job {job_id} had no answer within {call.door.settings.await_seconds:g} s, and is cancelled. "
             "For long jobs use /v1/responses with `background`, or /v1/jobs.",
             headers=NO_RETRY,
         )
@@ -58,23 +57,24 @@ async def answer_of(door: Door, request: Request, principal: Principal, job_id: 
     return result
 
 
-async def _unless_left(door: Door, request: Request, tenant: str, job_id: str) -> bytes | None:
+async def _unless_left(call: Call, job_id: str) -> bytes | None:
     """Return the result's record; None when the time is over. Raises ClientDisconnect."""
+    door = call.door
 
     async def look() -> bytes | None:
-        return await door.store.read(lambda connection: find_result(connection, tenant, job_id))
+        return await door.store.read(lambda connection: find_result(connection, call.tenant, job_id))
 
-    waiting = door.waiting.until((tenant, job_id), look, door.settings.await_seconds)
-    return await unless_left(request.receive, waiting)
+    waiting = door.waiting.until((call.tenant, job_id), look, door.settings.await_seconds)
+    return await unless_left(call.request.receive, waiting)
 
 
-def _cancel(door: Door, tenant: str, job_id: str) -> None:
+def _cancel(call: Call, job_id: str) -> None:
     """Queue the cancellation of a job, without waiting for it: the request itself may be cancelled."""
 
     def change(connection: Connection) -> None:
         try:
-            cancel_job(connection, tenant, job_id, door.fleet.kafka.topics, door.clock)
+            cancel_job(connection, call.tenant, job_id, call.door.fleet.kafka.topics, call.door.clock)
         except JobFinished:
             return
 
-    door.store.submit(change)
+    call.door.store.submit(change)

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from starlette.requests import Request
-
-from gateway.access import Principal
-from gateway.door.door import Door
+from gateway.door.endpoint import Call
 from gateway.door.errors import ApiError
 from gateway.door.noted import note_screening
 from schemas.job import Job
@@ -32,25 +29,24 @@ class ScreenedIn(NamedTuple):
     findings: tuple[ScreeningFinding, ...] = ()
 
 
-async def screened(
-    door: Door, request: Request, principal: Principal, jobs: Sequence[Job], size: int
-) -> list[ScreenedIn]:
+async def screened(call: Call, jobs: Sequence[Job], size: int) -> list[ScreenedIn]:
     """Return the jobs, of a body with `size` bytes, that the operator's rules allow.
 
     Raises ApiError (400) that names each rule and field of rejected jobs, and repeats none of their text.
     """
+    door = call.door
     if door.screen is None:
         return [ScreenedIn(job) for job in jobs]
     # A large job takes milliseconds for each rule, and a classifier waits for its process; both need a thread. For any
     # other job, the way to a thread and back would take longer than the check.
     if size > MOST_AT_ONCE or door.screen.waits:
-        found = await door.screening.run(_checked, door.screen, principal.tenant, jobs)
+        found = await door.screening.run(_checked, door.screen, call.tenant, jobs)
     else:
-        found = _checked(door.screen, principal.tenant, jobs)
+        found = _checked(door.screen, call.tenant, jobs)
     for one in found:
         door.metrics.screened.labels(one.verdict).inc()
     strictest = max((one.verdict for one in found), key=lambda verdict: verdict.strictness)
-    note_screening(request, strictest, [finding.rule for one in found for finding in one.findings])
+    note_screening(call.request, strictest, [finding.rule for one in found for finding in one.findings])
     if problems := [problem for index, one in enumerate(found) for problem in _problems(index, one)]:
         said = "; ".join(f"job {problem['index']}: {problem['reason']}" for problem in problems)
         raise ApiError(400, "screened", f"The input filter refuses this: {said}.", problems=problems)

@@ -41,7 +41,7 @@ async def create(call: Call) -> Response:
         )
         return StoredAnswer(200, to_json(batch_object(row)))
 
-    made = await write_once(door, call.request, call.principal, content, work)
+    made = await write_once(call, content, work)
     door.batches_changed()
     note_objects(call.request, [json.loads(made.body)["id"]])
     return response_of(made)

@@ -29,7 +29,7 @@ from schemas.strict import ignored_members
 
 async def create(call: Call) -> Response | AnswerStream:
     """Accept one job, and answer with its answer."""
-    door, request, url = call.door, call.request, call.request.scope["path"]
+    door, url = call.door, call.request.scope["path"]
     content = await call.content()
     body = parse_json(content)
     streams, with_usage = taken_stream(body) if url == CHAT_COMPLETIONS else (False, False)
@@ -37,9 +37,9 @@ async def create(call: Call) -> Response | AnswerStream:
     if is_binary:
         del body["encoding_format"]
     job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
-    [let_in] = await screened(door, request, call.principal, [job], len(content))
-    new = submitted.new_job(let_in, url, door.clock, traceparent=submitted.traceparent_of(request))
-    stored = await accept(door, request, call.principal, content, [new], to_json({"job_id": new.job_id}))
+    [let_in] = await screened(call, [job], len(content))
+    new = submitted.new_job(let_in, url, door.clock, traceparent=submitted.traceparent_of(call.request))
+    stored = await accept(call, content, [new], to_json({"job_id": new.job_id}))
     note = ignored_members(url, body)
 
     def shown(result: Result) -> dict[str, Any]:
@@ -51,7 +51,7 @@ async def create(call: Call) -> Response | AnswerStream:
     async def events(result: Result) -> list[bytes]:
         return chat_events(shown(result), with_usage=with_usage)
 
-    answer = answer_of(door, request, call.principal, json.loads(stored.body)["job_id"])
+    answer = answer_of(call, json.loads(stored.body)["job_id"])
     if streams:
         return await AnswerStream.begun(answer, events, chat_failed, door.settings.heartbeat_seconds)
     return json_response(shown(await answer))

@@ -42,7 +42,7 @@ async def upload(call: Call) -> Response:
 
         # The form's boundary differs between repeats, so its parts are compared.
         said = f"{draft.sha256}\n{terms}".encode()
-        return await write_once(call.door, call.request, call.principal, said, work)
+        return await write_once(call, said, work)
 
     received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
     stored = await received.kept(call.request, keep, lambda: shelf.drop(draft))

@@ -45,21 +45,20 @@ _MOST_KEYS = 8
 
 async def create(call: Call) -> Response:
     """Accept one job or several."""
-    door, request = call.door, call.request
-    lane = _lane(request)
+    door, lane = call.door, _lane(call.request)
     body = await call.content()
     many = submitted.is_array(body)
     if many:
         jobs = submitted.many_jobs(body, door.settings.jobs_per_request, door.callbacks)
     else:
         jobs = [submitted.one_job(body, door.callbacks)]
-    let_in = await screened(door, request, call.principal, jobs, len(body))
-    trace = submitted.traceparent_of(request)
+    let_in = await screened(call, jobs, len(body))
+    trace = submitted.traceparent_of(call.request)
     new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in let_in]
     now = int(door.clock.time())
     shown = [_accepted(one, now) for one in new]
     answer = to_json(list_body(shown, has_more=False) if many else shown[0])
-    return response_of(await accept(door, request, call.principal, body, new, answer))
+    return response_of(await accept(call, body, new, answer))
 
 
 async def retrieve(call: Call) -> Response:

@@ -49,7 +49,7 @@ async def create(call: Call) -> Response | AnswerStream:
 
     If the body sets `background`, answer at once; otherwise wait, and answer with the job's answer.
     """
-    door, request = call.door, call.request
+    door = call.door
     content = await call.content()
     body = parse_json(content)
     streams, _ = taken_stream(body)
@@ -62,19 +62,19 @@ async def create(call: Call) -> Response | AnswerStream:
         raise query.invalid("stream", "is not supported with `background`; poll the response, or read /v1/events")
     if not background:
         job = bounded(job, door.settings.await_seconds)
-    [let_in] = await screened(door, request, call.principal, [job], len(content))
+    [let_in] = await screened(call, [job], len(content))
     kept = _kept(body) if let_in.job == job else None  # the filter redacted the job, so the body is not stored
     if kept is not None and previous is not None:
         kept["previous_response_id"] = previous
-    trace = submitted.traceparent_of(request)
+    trace = submitted.traceparent_of(call.request)
     new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
     # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
     state = _queued(new, int(door.clock.time()), kept if kept is not None else unstored_members(body))
-    stored = await accept(door, request, call.principal, content, [new], to_json(response_object(state)), 200)
+    stored = await accept(call, content, [new], to_json(response_object(state)), 200)
     if background:
         return response_of(stored)
     job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
-    answer = answer_of(door, request, call.principal, job_id)
+    answer = answer_of(call, job_id)
 
     async def events(result: Result) -> list[bytes]:
         state = _state(await _found(call, job_id), result)
