@@ -92,8 +92,8 @@ async def working(
     with_processes: bool = False,
     **settings: object,
 ) -> AsyncIterator[Worker]:
-    """A worker that reads pages in this process, or in processes of its own."""
-    worker = Worker(policy, CacheSettings.model_validate(settings), enrichment)
+    """A worker that reads pages in this process, or in processes of its own; a slow disk is no failure of a level."""
+    worker = Worker(policy, CacheSettings.model_validate({"answer_seconds": 5} | settings), enrichment)
     with nullcontext() if with_processes else readers_here():
         await worker.enricher.start()
         try:
