@@ -1,4 +1,4 @@
-"""What tests do to a rig's door: change its parts, keep an audit, limit a tenant, and read lists to their end."""
+"""Helpers for a rig's door: change its parts, keep an audit, limit a tenant, and read lists to their end."""
 
 from __future__ import annotations
 
