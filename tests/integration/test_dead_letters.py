@@ -18,10 +18,11 @@ from operators.topics import create_topics
 from producers.scan import Scanner
 from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.settings import KafkaSettings
-from telemetry.clock import Deadline, SystemClock
+from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from tests.messages import headers_of
 from tests.postback_command import environment_of, postback_here
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -360,10 +361,8 @@ def test_letters_of_a_recreated_topic_do_not_count_as_put_back(fleet: KafkaSetti
         assert redriven.count == 2
         assert DeadLetters(fleet, scanner, CLOCK).tally(EVERYTHING).count == 0
     admin.delete_topics([topic])[topic].result(20)
-    deadline = Deadline.after(CLOCK, 30)
-    while topic not in create_topics(fleet).created:  # the old topic is still being deleted
-        assert not deadline.passed
-        CLOCK.sleep(0.1)
+    eventually(lambda: topic not in admin.list_topics(timeout=20).topics, 60, "the topic is still there")
+    assert create_topics(fleet).created == [topic]
     put_letters(fleet)
     with Scanner(fleet) as scanner:
         assert DeadLetters(fleet, scanner, CLOCK).tally(EVERYTHING).count == 2
