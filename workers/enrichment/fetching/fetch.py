@@ -98,10 +98,12 @@ class _Wanted:
 class BadStatus(Unreadable):
     """The server answered with a status other than 200."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, retry_after_seconds: float | None = None) -> None:
         is_outage = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
         super().__init__(f"its server answered {status}", is_outage=is_outage)
         self.status = status
+        self.retry_after_seconds = retry_after_seconds
+        """The pause that a 429 or 503 asks for; None for other statuses and without `Retry-After`."""
 
 
 class Fetcher:
@@ -219,8 +221,7 @@ class Fetcher:
     async def _page(self, response: aiohttp.ClientResponse, wanted: _Wanted) -> Page:
         annotate({"http.response.status_code": response.status})
         if response.status != HTTPStatus.OK:
-            self._heed(response)
-            raise BadStatus(response.status)
+            raise BadStatus(response.status, self._heeded(response))
         body = bytearray()
         cut_at_bytes = wanted.cut_at_bytes
         limit = cut_at_bytes or self._settings.page_bytes
@@ -240,12 +241,17 @@ class Fetcher:
             raise Unreadable(f"it is larger than {limit} bytes")
         return _described(response, bytes(body[:limit]))
 
-    def _heed(self, response: aiohttp.ClientResponse) -> None:
-        """Pause requests to an origin that answers 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3)."""
-        if response.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-            seconds = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
-            if seconds is not None:
-                self._politeness.hold(str(response.url.origin()), seconds)
+    def _heeded(self, response: aiohttp.ClientResponse) -> float | None:
+        """Pause requests to an origin that answers 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3).
+
+        Returns the seconds of the pause; None if the answer asks for none.
+        """
+        if response.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+            return None
+        seconds = parse_retry_after(response.headers.get("Retry-After", ""), self._clock.time())
+        if seconds is not None:
+            self._politeness.hold(str(response.url.origin()), seconds)
+        return seconds
 
 
 def _without_public_address(url: URL, reason: str) -> Unreadable:

@@ -15,7 +15,7 @@ from yarl import URL
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.fetch import BadStatus, Fetcher
-from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.politeness import MAX_HELD_SECONDS, Politeness
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
@@ -24,7 +24,9 @@ MAX_ROBOTS_BYTES = 512 * 1024
 """A longer robots.txt is cut to this size. RFC 9309, section 2.5, requires at least 500 KiB to be read."""
 
 _FAILURE_SECONDS = 60.0
-"""Time for which a failure to fetch a robots.txt is cached."""
+"""Time for which a failure to fetch a robots.txt is cached, unless the server's `Retry-After` asks for another."""
+_LEAST_FAILURE_SECONDS = 1.0
+"""Least time for which such a failure is cached, so that `Retry-After: 0` does not make each page ask again."""
 KEPT_BYTES = 32 * 1024 * 1024
 """Cap on the bytes of all cached files, since a stranger may have a thousand sites with files of MAX_ROBOTS_BYTES."""
 _SITE_BYTES = 4096
@@ -99,20 +101,23 @@ class Robots:
         return await asyncio.shield(task)
 
     async def _fetch(self, origin: str, asker: Asker) -> _Rules:
-        body, unknown = b"", None
+        body, unknown, failure_seconds = b"", None, _FAILURE_SECONDS
         try:
             async with asyncio.timeout(self._settings.budget_seconds):
                 url = f"{origin}/robots.txt"
                 body = (await self._fetcher.fetch(url, asker, cut_at_bytes=MAX_ROBOTS_BYTES)).body
         except BadStatus as bad:
-            # An absent (4xx) or empty (204, 205) file allows every page; any other status allows none.
-            is_absent = HTTPStatus.BAD_REQUEST <= bad.status < HTTPStatus.INTERNAL_SERVER_ERROR
+            # An absent (4xx) or empty (204, 205) file allows every page; any other status allows none. A server that is
+            # too busy (429) does not say that the file is absent, so a 429 counts as an outage, like 5xx.
+            is_absent = bad.status >= HTTPStatus.BAD_REQUEST and not bad.is_outage
             unknown = None if is_absent or bad.status in _EMPTY else str(bad)
+            if bad.retry_after_seconds is not None:
+                failure_seconds = min(max(bad.retry_after_seconds, _LEAST_FAILURE_SECONDS), MAX_HELD_SECONDS)
         except Unreadable as reason:
             unknown = str(reason)
         except TimeoutError:
             unknown = "it was late"
-        lasting = self._settings.robots_seconds if unknown is None else _FAILURE_SECONDS
+        lasting = self._settings.robots_seconds if unknown is None else failure_seconds
         rules = _Rules(body, unknown, lasting)
         self._known[origin] = rules
         return rules
