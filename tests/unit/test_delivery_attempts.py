@@ -15,6 +15,7 @@ from schemas import topics as names
 from telemetry.hand_clock import SetClock
 from telemetry.metrics import Metrics
 from tests.integration.delivery_handler.records import NOW_MS, TOPICS, headers_of, result_record
+from tests.unit.loop_clock import LoopClock
 from tests.virtual_time import VirtualLoop
 from workers.delivery.deliver import GROUP_COMMIT_SECONDS, DeliveryHandler
 from workers.delivery.exchange import CallbackAnswer
@@ -133,22 +134,6 @@ async def test_the_outcome_follows_from_the_answers_status_and_its_retry_after(
 # -- an origin that is away ------------------------------------------------------------------------------------------
 
 
-class LoopClock:
-    """A clock that shows the virtual time of the running event loop."""
-
-    def time(self) -> float:
-        return NOW_MS / 1000 + self.monotonic()
-
-    def monotonic(self) -> float:
-        try:
-            return asyncio.get_running_loop().time()
-        except RuntimeError:  # the handler is made before the loop runs
-            return 0.0
-
-    def sleep(self, seconds: float) -> None:
-        raise AssertionError("delivery never blocks its loop")
-
-
 class Away(Poster):
     """A poster whose only origin is away until a time; until then, each attempt fails after `takes_seconds`."""
 
@@ -171,7 +156,7 @@ def test_after_a_minute_away_an_origin_gets_every_callback_within_thirty_seconds
     tmp_path: Path, spread_seconds: float, takes_seconds: float
 ) -> None:
     poster, tiers = Away(60.0, takes_seconds), {name: delay for delay, name in TOPICS.tiers.items()}
-    keyring, clock = Keyring.create(tmp_path / "keyring.json", SetClock(NOW_MS / 1000)), LoopClock()
+    keyring, clock = Keyring.create(tmp_path / "keyring.json", SetClock(NOW_MS / 1000)), LoopClock(NOW_MS / 1000)
     handler = DeliveryHandler(TOPICS, keyring, poster, clock, Metrics(), DeliverySettings(), random.Random(1))
     delivered: list[float] = []
     writes = Counter[int]()

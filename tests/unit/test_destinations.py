@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from schemas.topics import TIER_DELAYS_SECONDS
 from telemetry.hand_clock import SetClock
 from tests.open_files import no_files_left
+from tests.unit.loop_clock import LoopClock
 from tests.virtual_time import VirtualLoop, in_virtual_time
 from workers.delivery.breaker import Breaker, BreakerState, OriginSignal, asked_to_wait, signal_of
 from workers.delivery.destinations import (
@@ -714,19 +715,6 @@ WAITS = Schedule(TIER_DELAYS_SECONDS).waits
 # With 1/32 of the usual limits, 1/32 of a backlog takes as long as the whole backlog, and is faster to simulate.
 PATIENT = DeliverySettings(destination_concurrency=2, destination_queue_records=64, window_records=128)
 A_QUARTER = DeliverySettings(destination_concurrency=16, destination_queue_records=512, window_records=1024)
-
-
-class LoopClock:
-    """A clock that shows the virtual time of the running event loop."""
-
-    def time(self) -> float:
-        return self.monotonic()
-
-    def monotonic(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def sleep(self, seconds: float) -> None:
-        raise AssertionError("nobody blocks the loop")
 
 
 @dataclass

@@ -21,6 +21,7 @@ from schemas.job import Sources
 from telemetry.clock import SystemClock
 from tests.drawn import drawn
 from tests.integration.inside.page import NAMES, SECRETS, written
+from tests.unit.loop_clock import LoopClock
 from tests.virtual_time import in_virtual_time
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.cache.cache import Memory
@@ -38,6 +39,7 @@ from workers.enrichment.cache.entry import (
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Found, Page, Unreadable
+from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
 from workers.enrichment.search.base import SearchMisconfigured, SearchQuery
 from workers.enrichment.search.inside import InsideSource, Items, filled, filled_value
@@ -372,6 +374,68 @@ async def test_a_waiter_cancelled_at_its_turn_loses_no_place() -> None:
     waiting.cancel()  # the waiter was given the place, but has not run since
     await asyncio.gather(waiting, return_exceptions=True)
     assert turns.is_idle
+
+
+# -- pauses of a site ------------------------------------------------------------------------------------------------
+SITE = "https://a.example"
+
+
+class Polite:
+    """Requests to one site, each with the time of its turn, or with the reason why it got none."""
+
+    def __init__(self, interval_seconds: float, budget_seconds: float = 60) -> None:
+        settings = EnrichmentSettings(host_interval_seconds=interval_seconds, budget_seconds=budget_seconds)
+        self.politeness = Politeness(settings, LoopClock())
+        self.turns: dict[str, float | str] = {}
+
+    def ask(self, *names: str) -> list[asyncio.Task[None]]:
+        """Begin these requests, in this order."""
+        return [asyncio.create_task(self._asked(name)) for name in names]
+
+    async def _asked(self, name: str) -> None:
+        try:
+            await self.politeness.turn(SITE)
+            self.turns[name] = asyncio.get_running_loop().time()
+        except Unreadable as unreadable:
+            self.turns[name] = str(unreadable)
+
+
+@in_virtual_time
+async def test_a_cancelled_request_gives_its_turn_to_the_next_at_once() -> None:
+    """In an earlier version, the turns of cancelled jobs passed unused, and the last request waited until 40 s."""
+    polite = Polite(10)
+    first, second, third, fourth, last = polite.ask("1", "2", "3", "4", "5")
+    await asyncio.sleep(1)
+    for gone in (second, third, fourth):
+        gone.cancel()
+    await asyncio.gather(first, last)
+    assert polite.turns == {"1": 0, "5": 10}
+
+
+@in_virtual_time
+async def test_cancelled_requests_do_not_make_a_site_seem_crowded() -> None:
+    polite = Polite(10, budget_seconds=20)
+    _, second, third, fourth = polite.ask("1", "2", "3", "4")
+    await asyncio.sleep(1)
+    assert polite.turns == {"1": 0, "4": "its site asked for a pause"}
+    second.cancel()
+    await asyncio.gather(third, fourth, *polite.ask("5"))
+    assert polite.turns == {"1": 0, "3": 10, "4": "its site asked for a pause", "5": 20}
+
+
+@in_virtual_time
+async def test_requests_in_line_wait_for_a_pause_that_the_site_asks_for_meanwhile() -> None:
+    polite = Polite(10)
+    tasks = polite.ask("1", "2", "3")
+    await asyncio.sleep(1)
+    polite.politeness.hold(SITE, 30)
+    await asyncio.gather(*tasks)
+    assert polite.turns == {"1": 0, "2": 31, "3": 41}
+    tasks = polite.ask("4", "5")
+    await asyncio.sleep(1)
+    polite.politeness.hold(SITE, 600)
+    await asyncio.gather(*tasks)
+    assert {polite.turns["4"], polite.turns["5"]} == {"its site asked for a pause"}
 
 
 # -- robots rule -----------------------------------------------------------------------------------------------------

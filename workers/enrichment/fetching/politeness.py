@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cachetools import LRUCache
@@ -21,8 +21,17 @@ _HOSTS: Final = 10_000
 class _Site:
     interval: float
     asked_at: float = float("-inf")
-    """The monotonic time of the last turn that was granted, which may be in the future."""
+    """The monotonic time of the last turn."""
     held_until: float = float("-inf")
+    waiting: int = 0
+    """The number of requests that wait for a turn."""
+    queue: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the request whose turn is next; the lock lets the others in by order of arrival."""
+
+    @property
+    def free_at(self) -> float:
+        """The monotonic time from which the next request may go to the site."""
+        return max(self.asked_at + self.interval, self.held_until)
 
 
 class Politeness:
@@ -37,15 +46,29 @@ class Politeness:
     async def turn(self, origin: str) -> None:
         """Wait until the next request may go to the site.
 
-        Raises Unreadable at once if the wait would exceed a job's budget.
+        A request that is cancelled uses up no turn: the next one takes its place. Raises Unreadable at once if the wait
+        would exceed a job's budget, and at its turn if the site has asked for such a pause meanwhile.
         """
-        site, now = self._site(origin), self._clock.monotonic()
-        turn = max(now, site.asked_at + site.interval, site.held_until)
-        if turn - now > self._longest:
+        site = self._site(origin)
+        self._seconds_left(site, site.waiting)
+        site.waiting += 1
+        try:
+            async with site.queue:
+                seconds = self._seconds_left(site, 0)
+                while seconds > 0:
+                    await asyncio.sleep(seconds)
+                    seconds = self._seconds_left(site, 0)  # the site may have asked for a pause meanwhile
+                site.asked_at = self._clock.monotonic()
+        finally:
+            site.waiting -= 1
+
+    def _seconds_left(self, site: _Site, ahead: int) -> float:
+        """Return the wait for the turn behind `ahead` other requests. Raises Unreadable if it is too long."""
+        now = self._clock.monotonic()
+        seconds = max(now, site.free_at) + ahead * site.interval - now
+        if seconds > self._longest:
             raise Unreadable("its site asked for a pause", is_outage=True, is_lasting=False)
-        site.asked_at = turn
-        if turn > now:
-            await asyncio.sleep(turn - now)
+        return seconds
 
     def pace(self, origin: str, seconds: float) -> None:
         """Set the pause between requests to the site from its robots.txt; `seconds` is 0 if the file names no delay."""
