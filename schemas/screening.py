@@ -33,12 +33,23 @@ class Verdict(StrEnum):
 _ORDER = tuple(Verdict)
 
 FieldName = Literal[
-    "prompt", "messages", "tools", "embed", "rerank", "score", "classify", "search", "documents", "metadata"
+    "prompt",
+    "messages",
+    "tools",
+    "response_format",
+    "embed",
+    "rerank",
+    "score",
+    "classify",
+    "search",
+    "documents",
+    "metadata",
 ]
 """The name of a job's field whose texts the filter reads.
 
-`search` is the query of each search in `sources`, and the values of its parameters. The filter reads `title` and
-`text` of `sources.documents`, and the values of `metadata`.
+Of `tools`, the filter reads the descriptions and the strings of the parameters' schemas; of `response_format`, the
+name and the strings of its schema. `search` is the query of each search in `sources`, and the values of its
+parameters. The filter reads `title` and `text` of `sources.documents`, and the values of `metadata`.
 """
 
 

@@ -31,6 +31,7 @@ class _Rule(BaseModel):
         "prompt",
         "messages",
         "tools",
+        "response_format",
         "embed",
         "rerank",
         "score",

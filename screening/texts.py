@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from itertools import count
+from typing import Any, Final, cast
 
 from schemas.job import (
     MAX_METADATA_CHARS,
@@ -12,6 +13,7 @@ from schemas.job import (
     MAX_QUERY_CHARS,
     Job,
     Message,
+    ResponseFormat,
     Search,
     SourceDocument,
     Sources,
@@ -23,12 +25,24 @@ from schemas.tools import Tool
 
 Place = tuple[FieldName, str | int]
 """A field, and the text's place in the field: a number, a key, a number with a member such as `2.title`, or 0 for the
-only text."""
+only text. The strings of a schema are numbered: `2.0` is the first one of the third tool."""
 
 _MOST_CHARS: dict[FieldName, int] = {"search": MAX_QUERY_CHARS, "metadata": MAX_METADATA_CHARS}
 """Limits of a job's schema, which a text with markers must not exceed either."""
 _MEMBERS = ("title", "text")
 """The members of a document that the filter reads; the bytes of `base64` are read later, in confined processes."""
+_SCHEMA_WORDS: Final = frozenset((
+    "$anchor", "$comment", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "$vocabulary",
+    "additionalItems", "additionalProperties", "allOf", "anyOf", "const", "contains", "contentEncoding",
+    "contentMediaType", "contentSchema", "default", "definitions", "dependencies", "dependentRequired",
+    "dependentSchemas", "deprecated", "description", "discriminator", "else", "enum", "example", "examples",
+    "exclusiveMaximum", "exclusiveMinimum", "format", "if", "items", "maxContains", "maxItems", "maxLength",
+    "maxProperties", "maximum", "minContains", "minItems", "minLength", "minProperties", "minimum", "multipleOf",
+    "not", "nullable", "oneOf", "pattern", "patternProperties", "prefixItems", "properties", "propertyNames",
+    "readOnly", "required", "strict", "then", "title", "type", "unevaluatedItems", "unevaluatedProperties",
+    "uniqueItems", "writeOnly", "array", "boolean", "integer", "null", "number", "object", "string",
+))  # fmt: skip
+"""The keywords and types of JSON Schema and OpenAPI, which no rule reads: a marker in one would break the schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,11 @@ def texts_of(job: Job) -> Iterator[JobText]:
     if job.prompt is not None:
         yield JobText(("prompt", 0), job.prompt)
     yield from _texts_of_chat(job)
+    if job.response_format is not None and job.response_format.json_schema is not None:
+        schema = job.response_format.json_schema
+        yield JobText(("response_format", "name"), schema.name)
+        for at, text in _strings_of(schema.schema_):
+            yield JobText(("response_format", at), text)
     if job.kind is not None:
         field = cast(FieldName, job.kind.field)
         yield from (JobText((field, key), text) for key, text in texts_in(getattr(job, field)))
@@ -74,6 +93,8 @@ def _texts_of_chat(job: Job) -> Iterator[JobText]:
     for number, tool in enumerate(job.tools or ()):
         if tool.function.description is not None:
             yield JobText(("tools", number), tool.function.description)
+        for at, text in _strings_of(tool.function.parameters):
+            yield JobText(("tools", f"{number}.{at}"), text)
 
 
 def _texts_of_sources(sources: Sources) -> Iterator[JobText]:
@@ -100,7 +121,9 @@ def with_texts(job: Job, changed: Mapping[Place, str | tuple[str, ...]]) -> Job:
             for number, message in enumerate(job.messages)
         ]
     if job.tools is not None:
-        update["tools"] = [_with_description(tool, changed.get(("tools", at))) for at, tool in enumerate(job.tools)]
+        update["tools"] = [_with_tool(number, tool, changed) for number, tool in enumerate(job.tools)]
+    if job.response_format is not None:
+        update["response_format"] = _with_schema(job.response_format, changed)
     if job.kind is not None:
         field = job.kind.field
         of_field = {key: text for (name, key), text in changed.items() if name == field and isinstance(text, str)}
@@ -123,10 +146,24 @@ def _with_arguments(number: int, message: Message, changed: Mapping[Place, str |
     return message.model_copy(update={"tool_calls": calls})
 
 
-def _with_description(tool: Tool, text: str | tuple[str, ...] | None) -> Tool:
-    if text is None:
-        return tool
-    return tool.model_copy(update={"function": tool.function.model_copy(update={"description": text})})
+def _with_tool(number: int, tool: Tool, changed: Mapping[Place, str | tuple[str, ...]]) -> Tool:
+    function = tool.function
+    new = {
+        "description": changed.get(("tools", number), function.description),
+        "parameters": _with_strings(function.parameters, lambda at: changed.get(("tools", f"{number}.{at}"))),
+    }
+    return tool.model_copy(update={"function": function.model_copy(update=new)})
+
+
+def _with_schema(form: ResponseFormat, changed: Mapping[Place, str | tuple[str, ...]]) -> ResponseFormat:
+    schema = form.json_schema
+    if schema is None:
+        return form
+    new = {
+        "name": changed.get(("response_format", "name"), schema.name),
+        "schema_": _with_strings(schema.schema_, lambda at: changed.get(("response_format", at))),
+    }
+    return form.model_copy(update={"json_schema": schema.model_copy(update=new)})
 
 
 def _with_source_texts(sources: Sources, changed: Mapping[Place, str | tuple[str, ...]]) -> Sources:
@@ -158,3 +195,62 @@ def _with_text(message: Message, text: str | tuple[str, ...] | None) -> Message:
         TextPart(type="text", text=next(texts)) if isinstance(part, TextPart) else part for part in message.parts
     ]
     return message.model_copy(update={"content": content})
+
+
+# -- strings of a schema ---------------------------------------------------------------------------------------------
+
+
+def _strings_of(schema: dict[str, Any]) -> list[tuple[int, str]]:
+    """Return the author's strings in a JSON Schema, keys and values, each with its number.
+
+    The model reads them all: names of properties, descriptions, enumerated values and examples.
+    """
+    found: list[tuple[int, str]] = []
+    numbers = count()
+
+    def noted(text: str) -> str:
+        number = next(numbers)
+        if text not in _SCHEMA_WORDS:
+            found.append((number, text))
+        return text
+
+    _rewritten(schema, noted)
+    return found
+
+
+def _with_strings(schema: dict[str, Any], new: Callable[[int], str | tuple[str, ...] | None]) -> dict[str, Any]:
+    """Return the schema with `new(number)` in place of each string for which it is not None."""
+    numbers = count()
+    return _rewritten(schema, lambda text: cast("str", new(next(numbers)) or text))
+
+
+def _rewritten(schema: dict[str, Any], rewrite: Callable[[str], str]) -> dict[str, Any]:
+    """Return the schema with each key and string replaced by `rewrite` of it, which is called in a fixed order.
+
+    The steps are a list instead of calls, because a schema may be nested deeper than calls may be.
+    """
+    copy: dict[str, Any] = {}
+    steps: list[tuple[dict[str, Any] | list[Any], dict[str, Any] | list[Any]]] = [(schema, copy)]
+
+    def rewritten(value: object) -> object:
+        if isinstance(value, str):
+            return rewrite(value)
+        if not isinstance(value, dict | list):
+            return value
+        inner: dict[str, Any] | list[Any] = {} if isinstance(value, dict) else []
+        steps.append((value, inner))
+        return inner
+
+    while steps:
+        source, target = steps.pop()
+        if isinstance(source, list):
+            cast("list[Any]", target).extend(map(rewritten, source))
+            continue
+        for key, value in source.items():
+            cast("dict[str, Any]", target)[_unused(rewrite(key), target)] = rewritten(value)
+    return copy
+
+
+def _unused(key: str, taken: Mapping[str, Any] | list[Any]) -> str:
+    """Return the key, with a number if two redacted names of properties have become one."""
+    return key if key not in taken else next(name for n in count(2) if (name := f"{key} {n}") not in taken)

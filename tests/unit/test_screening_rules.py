@@ -402,6 +402,85 @@ def test_each_field_is_redacted_in_its_place(tmp_path: Path) -> None:
     assert screened.job.metadata == {"card": "[redacted:card]", "ward": "3b"}
 
 
+def job_with_schemas(schema: object) -> Job:
+    return Job.model_validate(
+        {
+            "prompt": "hello",
+            "tools": [
+                {"type": "function", "function": {"name": "ping"}},
+                {"type": "function", "function": {"name": "pay", "description": CARD, "parameters": schema}},
+            ],
+            "response_format": {"type": "json_schema", "json_schema": {"name": CARD, "schema": schema}},
+        }
+    )
+
+
+def schemas_of(job: Job) -> list[object]:
+    assert job.tools is not None
+    assert job.response_format is not None
+    assert job.response_format.json_schema is not None
+    return [job.tools[1].function.parameters, job.response_format.json_schema.schema_]
+
+
+def test_the_strings_of_schemas_are_redacted_like_other_texts(tmp_path: Path) -> None:
+    """The model reads names of properties, descriptions, enumerated values and examples as it reads a prompt."""
+    other = "5555 5555 5555 4444"
+    schema = {
+        "type": "object",
+        "description": f"pay by {CARD}",
+        "properties": {CARD: {"enum": ["a", CARD, 7, None]}, other: {"type": "string", "examples": [[{"by": CARD}]]}},
+        "required": ["by"],
+    }
+    job, screen = job_with_schemas(schema), screen_of(tmp_path, pii())
+
+    screened = screen.check("acme", job)
+
+    marker = "[redacted:card]"
+    assert found_in(screened) == {("pii", "card", "tools"): 6, ("pii", "card", "response_format"): 6}
+    assert (
+        schemas_of(screened.job)
+        == [
+            {
+                "type": "object",
+                "description": f"pay by {marker}",
+                "properties": {
+                    marker: {"enum": ["a", marker, 7, None]},
+                    f"{marker} 2": {"type": "string", "examples": [[{"by": marker}]]},
+                },
+                "required": ["by"],
+            }
+        ]
+        * 2
+    )
+    assert screened.job.tools is not None
+    assert [tool.function.description for tool in screened.job.tools] == [None, marker]
+    assert screened.job.response_format is not None
+    assert screened.job.response_format.json_schema is not None
+    assert screened.job.response_format.json_schema.name == marker
+    assert schemas_of(job) == [schema] * 2
+    again = screen.check("acme", screened.job)
+    assert (again.job, again.findings) == (screened.job, screened.findings)
+
+
+def test_a_rule_may_reject_a_job_by_a_string_of_its_schemas(tmp_path: Path) -> None:
+    screen = screen_of(tmp_path, regex("project falcon", "reject", name="falcon"))
+    deep: dict[str, object] = {"title": "project falcon"}
+    for _ in range(300):
+        deep = {"properties": {"a": deep}}
+
+    assert [found.field for found in screen.check("acme", job_with_schemas(deep)).refusals] == [
+        "tools",
+        "response_format",
+    ]
+
+
+def test_the_words_of_json_schema_itself_are_no_text(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}
+    screen = screen_of(tmp_path, regex("maximum|type|object|x[A-Z]|required", "reject"))
+
+    assert screen.check("acme", job_with_schemas(schema)).findings == ()
+
+
 def test_a_match_over_several_parts_of_a_message_leaves_one_marker(tmp_path: Path) -> None:
     screen = screen_of(tmp_path, regex(r"project\s+falcon", name="falcon"))
     parts = [TextPart(type="text", text=text) for text in ("the project", "falcon flies", "project falcon")]
