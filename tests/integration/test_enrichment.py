@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,8 +15,11 @@ from tests.integration.raw_server import FACT, HTML, SLOW, Script, enriching, pa
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.answering.template import TemplateRefused
 from workers.enrichment.choosing.tokens import estimated_tokens
-from workers.enrichment.evidence import Evidence, NothingFound
+from workers.enrichment.enrich import CROWDED
+from workers.enrichment.evidence import Evidence, NothingFound, Unreadable
+from workers.enrichment.processes.pool import Pool
 from workers.enrichment.search.searches import UNKNOWN
+from workers.enrichment.turns import Asker
 
 
 async def read(script: Script, **settings: object) -> Evidence:
@@ -217,6 +221,36 @@ async def test_readers_get_nothing_of_the_environment_that_could_be_secret(monke
         await enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine")
         (reader,) = readers()
         assert "POSTBACK_KEYRING" not in reader.environ()
+
+
+# -- memory of pages ---------------------------------------------------------------
+
+
+async def test_the_pages_of_all_jobs_share_one_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an earlier version, six jobs with large files took a worker from 70 to 1,005 MB."""
+    held = most = 0
+
+    async def ask(self: Pool, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
+        nonlocal held, most
+        if task["kind"] != "extract":
+            raise Unreadable("only pages are read here")
+        held += len(body)
+        most = max(most, held)
+        await asyncio.sleep(0.02)
+        held -= len(body)
+        return {"title": None, "text": FACT, "rest": "", "particulars": {}}
+
+    limits = {"in_flight_bytes": 3_000_000, "pdf_bytes": 1_000_000, "page_bytes": 1_000_000}
+    async with speaking(saying(b"%PDF-" + b" " * 900_000)) as origin, reading_here(**limits) as enricher:
+        with monkeypatch.context() as patched:  # ends before that of `reading_here`
+            patched.setattr(Pool, "ask", ask)
+            jobs = [Sources(urls=[f"{origin}/{job}/{number}" for number in range(4)]) for job in range(6)]
+            found = await asyncio.gather(
+                *(enricher.enrich(job, "When?", tenant=f"tenant-{number}") for number, job in enumerate(jobs))
+            )
+    notes = [note for evidence in found for note in evidence.notes]
+    assert [note for note in notes if "left out" in note and CROWDED not in note] == []
+    assert 900_000 < most <= 3_000_000
 
 
 # -- robots.txt --------------------------------------------------------------------

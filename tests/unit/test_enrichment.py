@@ -6,10 +6,12 @@ import asyncio
 import json
 import tracemalloc
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -39,6 +41,7 @@ from workers.enrichment.cache.entry import (
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Found, Page, Unreadable
+from workers.enrichment.fetching.page_bytes import HeldPage, PageBytes
 from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
 from workers.enrichment.search.base import SearchMisconfigured, SearchQuery
@@ -374,6 +377,131 @@ async def test_a_waiter_cancelled_at_its_turn_loses_no_place() -> None:
     waiting.cancel()  # the waiter was given the place, but has not run since
     await asyncio.gather(waiting, return_exceptions=True)
     assert turns.is_idle
+
+
+# -- bytes of pages --------------------------------------------------------------------------------------------------
+class Pages:
+    """Pages of a budget, each with its job and the bytes that it wants in turn."""
+
+    def __init__(self, most: int, largest: int) -> None:
+        self.budget = PageBytes(most, largest)
+        self.held: dict[str, HeldPage] = {}
+        self.most = 0
+        """The most bytes that all pages have held together."""
+        self._done: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def begin(self, name: str, *pieces: int) -> None:
+        """Begin a page of the tenant that the name's first letter names."""
+        self._done[name] = asyncio.Event()
+        self._tasks[name] = asyncio.create_task(self._read(name, pieces))
+        await asyncio.sleep(0)
+
+    async def end(self, *names: str) -> None:
+        """The texts of these pages are extracted."""
+        for name in names:
+            self._done[name].set()
+        await asyncio.gather(*(self._tasks.pop(name) for name in names))
+        await asyncio.sleep(0)
+
+    async def cancel(self, name: str) -> None:
+        self._tasks[name].cancel()
+        await asyncio.gather(self._tasks.pop(name), return_exceptions=True)
+        await asyncio.sleep(0)
+
+    @property
+    def bytes_of(self) -> dict[str, int]:
+        """The bytes that each running page holds."""
+        return {name: self.held[name].held for name in self._tasks}
+
+    async def _read(self, name: str, pieces: tuple[int, ...]) -> None:
+        with self.budget.page(Asker(name[0])) as page:
+            self.held[name] = page
+            for piece in pieces:
+                await page.take(piece)
+                self.most = max(self.most, sum(self.bytes_of.values()))
+            await self._done[name].wait()
+
+
+async def test_pages_beyond_the_budget_wait_until_others_are_read() -> None:
+    pages = Pages(150, largest=50)
+    for name in ("a1", "b1", "c1"):
+        await pages.begin(name, 50)
+    await pages.begin("d1", 50)
+    assert pages.bytes_of == {"a1": 50, "b1": 50, "c1": 50, "d1": 0}
+    await pages.end("b1")
+    assert pages.bytes_of == {"a1": 50, "c1": 50, "d1": 50}
+
+
+async def test_pages_that_all_wait_for_more_bytes_are_read_one_after_the_other() -> None:
+    pages = Pages(150, largest=60)
+    names = ["a1", "b1", "c1", "d1"]
+    for name in names:
+        await pages.begin(name, 20, 20, 20)
+    for name in names:
+        await asyncio.wait_for(pages.end(name), timeout=10)
+    assert pages.most <= 150
+
+
+async def test_a_page_larger_than_the_budget_is_read_alone() -> None:
+    pages = Pages(100, largest=1000)
+    await pages.begin("a1", 400, 600)
+    await pages.begin("b1", 10)
+    assert pages.bytes_of == {"a1": 1000, "b1": 0}
+    await pages.end("a1")
+    assert pages.bytes_of == {"b1": 10}
+
+
+async def test_bytes_of_cancelled_pages_are_free_at_once() -> None:
+    pages = Pages(100, largest=100)
+    for name in ("a1", "b1", "c1"):
+        await pages.begin(name, 100)
+    await pages.cancel("b1")  # it waits
+    await pages.cancel("a1")  # it holds bytes
+    assert pages.bytes_of == {"c1": 100}
+
+
+async def test_the_tenant_with_the_fewest_bytes_goes_first_and_none_has_all() -> None:
+    pages = Pages(120, largest=20)
+    for number in range(1, 8):
+        await pages.begin(f"a{number}", 20)
+    assert sum(pages.bytes_of.values()) == 80  # three quarters of 100, and the page that is always read
+    await pages.begin("b1", 20)
+    assert pages.bytes_of["b1"] == 20
+    await pages.begin("c1", 10)
+    await pages.begin("b2", 20)
+    await pages.end("a1")
+    assert (pages.bytes_of["c1"], pages.bytes_of["b2"]) == (10, 20)
+    assert sum(size for name, size in pages.bytes_of.items() if name[0] == "a") == 60
+
+
+@in_virtual_time
+async def test_any_pages_are_all_read_within_the_budget() -> None:
+    for seed in range(200):
+        random = Random(seed)
+        largest, most = random.randint(1, 60), random.randint(1, 200)
+        budget, held, peak = PageBytes(most, largest), Counter[int](), 0
+
+        async def read(number: int, random: Random, budget: PageBytes, held: Counter[int], largest: int) -> None:
+            nonlocal peak
+            left = random.randint(0, largest)
+            with budget.page(Asker(random.choice("abc"))) as page:
+                try:
+                    while left:
+                        piece = random.randint(1, left)
+                        await page.take(piece)
+                        left, held[number] = left - piece, held[number] + piece
+                        peak = max(peak, held.total())
+                        await asyncio.sleep(random.random())
+                finally:
+                    del held[number]
+
+        tasks = [asyncio.create_task(read(number, random, budget, held, largest)) for number in range(30)]
+        await asyncio.sleep(1)
+        for task in random.sample(tasks, 5):
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=1000)
+        assert peak <= max(most, largest), seed
 
 
 # -- pauses of a site ------------------------------------------------------------------------------------------------

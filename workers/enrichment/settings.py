@@ -45,6 +45,13 @@ class EnrichmentSettings(BaseSettings):
     """Maximum size of a page after decompression."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
     """Maximum size of a PDF or an Office file, including its pictures and fonts, which are not read."""
+    in_flight_bytes: int = Field(default=128 * 1024 * 1024, ge=1024, le=100_000_000_000)
+    """Maximum size of all pages together that a worker has in memory, of all jobs, from their first byte until their
+    text is extracted. Further pages wait, tenants in turn.
+
+    The default fits beside the worker's own memory into the half GiB that the chart's limit leaves for the worker. One
+    page of the largest size may always be read; if the budget is smaller than such a page, pages are read one by one.
+    """
     image_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
     """Maximum size of all images together that the worker fetches for one job.
 

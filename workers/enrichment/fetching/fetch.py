@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
@@ -18,6 +18,7 @@ from telemetry.traces import Kind, annotate, span
 from workers.egress import EgressRefused, Guard, ProxyFailed, Refusal
 from workers.egress.retry_after import parse_retry_after
 from workers.enrichment.evidence import Page, Unreadable
+from workers.enrichment.fetching.page_bytes import HeldPage, PageBytes
 from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
@@ -89,6 +90,7 @@ class _Wanted:
     known: Known | None
     counted: Counted | None
     accept: str | None
+    held: HeldPage | None
 
     def conditions(self, url: URL) -> dict[str, str]:
         """Return the headers that make a request to this URL conditional; empty if no copy of this URL is known."""
@@ -113,7 +115,17 @@ class Fetcher:
     connections, and some for jobs without a connection.
     """
 
-    def __init__(self, settings: EnrichmentSettings, guard: Guard, politeness: Politeness, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: EnrichmentSettings,
+        guard: Guard,
+        politeness: Politeness,
+        clock: Clock,
+        page_bytes: PageBytes | None = None,
+    ) -> None:
+        largest = max(settings.page_bytes, settings.pdf_bytes)
+        self.page_bytes = page_bytes or PageBytes(settings.in_flight_bytes, largest)
+        """The worker's budget of bytes in memory; a worker's second fetcher is given that of the first."""
         self._settings = settings
         self._politeness = politeness
         self._clock = clock
@@ -150,6 +162,7 @@ class Fetcher:
         known: Known | None = None,
         counted: Counted | None = None,
         accept: str | None = None,
+        held: HeldPage | None = None,
     ) -> Page:
         """Fetch the page at the end of the redirects. Only the caller can limit the time, by cancelling the call.
 
@@ -157,11 +170,16 @@ class Fetcher:
         larger than the settings allow raises Unreadable; if `cut_at_bytes` is given, the body is cut instead. If the
         function `counted` is given, it replaces both limits: it is called with the size of each piece, and raises
         Unreadable to end the fetch. If `accept` is given, it replaces the value of the header `Accept` for pages. A
-        request to the URL of a `known` copy is conditional (RFC 9110, section 13). Raises Unreadable.
+        request to the URL of a `known` copy is conditional (RFC 9110, section 13).
+
+        The page takes its bytes from the worker's budget, in the name of `held` until the caller lets `held` go, or
+        without it until the call ends. A page with `counted` takes none, since the caller bounds such pages together.
+        Raises Unreadable.
         """
-        with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT):
+        own = self.page_bytes.page(asker) if held is None and counted is None else nullcontext(held)
+        with span("fetch", None, {"url.origin": origin_of(url)}, kind=Kind.CLIENT), own as page:
             try:
-                return await self._follow(url, asker, _Wanted(permit, cut_at_bytes, known, counted, accept))
+                return await self._follow(url, asker, _Wanted(permit, cut_at_bytes, known, counted, accept, page))
             except EgressRefused as refused:
                 raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
             except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -227,6 +245,8 @@ class Fetcher:
         limit = cut_at_bytes or self._settings.page_bytes
         # The chunks are decompressed, so the limit also stops compression bombs.
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+            if wanted.held is not None:
+                await wanted.held.take(len(chunk))
             body += chunk
             if wanted.counted is not None:
                 wanted.counted(len(chunk))
@@ -239,7 +259,8 @@ class Fetcher:
             return _described(response, bytes(body))
         if len(body) > limit and cut_at_bytes is None:
             raise Unreadable(f"it is larger than {limit} bytes")
-        return _described(response, bytes(body[:limit]))
+        del body[limit:]
+        return _described(response, bytes(body))
 
     def _heeded(self, response: aiohttp.ClientResponse) -> float | None:
         """Pause requests to an origin that answers 429 or 503 with `Retry-After` (RFC 9110, section 10.2.3).

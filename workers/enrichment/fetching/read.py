@@ -80,12 +80,14 @@ class Reader:
     async def _anew(self, url: str, older: CacheEntry | None, asker: Asker, deadline: Deadline) -> CacheEntry:
         asked_at = self._clock.time()
         known = Known(older.url, older.etag, older.last_modified) if older is not None else None
-        page = await self._fetcher.fetch(url, asker, permit=self._robots.check, known=known)
-        unchanged = older if page.is_unchanged else None
-        if unchanged is not None:
-            text = _Text(unchanged.answer or {})
-        else:
-            text = await self._text(page, older, asker, deadline)
+        with self._fetcher.page_bytes.page(asker) as held:
+            page = await self._fetcher.fetch(url, asker, permit=self._robots.check, known=known, held=held)
+            unchanged = older if page.is_unchanged else None
+            if unchanged is not None:
+                text = _Text(unchanged.answer or {})
+            else:
+                text = await self._text(page, older, asker, deadline)
+            page = replace(page, body=b"")  # from here on, only the page's headers are needed
         life = lifetime(page, self._settings, asked_at)
         if text.may_grow:
             page = replace(page, etag=None, last_modified=None)  # so that no 304 keeps the incomplete text

@@ -26,6 +26,8 @@ _MODEL_ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PAS
 """Hides the GPUs from models, and makes waiting threads sleep, since the worker needs the cores too."""
 
 _ANSWER_BYTES = 64 * 1024 * 1024
+_PIECE_BYTES = 256 * 1024
+"""Bytes of a page that are handed to a process at once."""
 _REAP_SECONDS = 0.01
 """Pause between two checks whether a killed program has ended."""
 
@@ -102,7 +104,10 @@ class Child:
         If the call is cancelled, the answer may still arrive, so the caller must then kill the process.
         """
         head = json.dumps(task).encode()
-        self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head + body)
+        self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head)
+        for start in range(0, len(body), _PIECE_BYTES):  # in pieces, so that no second copy of the body is in memory
+            self._input.write(body[start : start + _PIECE_BYTES])
+            await self._input.drain()
         await self._input.drain()
         return await self._answer()
 

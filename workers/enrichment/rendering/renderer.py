@@ -81,7 +81,8 @@ class Renderer:
         self._settings = settings
         self._policy = guard.policy
         public = replace(guard, policy=replace(guard.policy, allow=(), names=frozenset()))
-        self._inside, self._public = fetcher, Fetcher(settings, public, politeness, clock)
+        self._inside = fetcher
+        self._public = Fetcher(settings, public, politeness, clock, fetcher.page_bytes)
         self._inside_robots, self._public_robots = robots, Robots(settings, self._public, pool, politeness, clock)
         self._clock = clock
         self._results = metrics.renderings.begin()
