@@ -76,7 +76,8 @@ class SqlSource(InsideSource):
         if not url.startswith(_SQLITE):
             readonly = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": max(2, ceil(seconds))})
             return readonly.execution_options(postgresql_readonly=True)
-        path = f"file:{quote(url.removeprefix(_SQLITE))}?mode=ro"
+        name = quote(url.removeprefix(_SQLITE), safe="/%")  # a URL is percent-encoded already, SQLite decodes it
+        path = f"file:{name}?mode=ro"
         return create_engine("sqlite://", poolclass=NullPool, creator=lambda: sqlite3.connect(path, uri=True))
 
     def _limit_time(self, connection: Connection) -> None:
