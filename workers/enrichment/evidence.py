@@ -71,6 +71,8 @@ class Page:
     expires: str | None = None
     date: str | None = None
     age: str | None = None
+    is_inside: bool = False
+    """True if the body came from an address that is not public."""
     is_unchanged: bool = False
     """True if the server confirmed the known copy (304); the body is then empty."""
 

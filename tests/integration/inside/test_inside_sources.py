@@ -477,7 +477,8 @@ async def test_a_statement_that_fails_or_has_no_end_ends_the_search_with_a_reaso
 async def test_a_space_in_the_name_of_an_sqlite_file_is_written_as_in_any_url(guidelines: Path) -> None:
     guidelines.rename(guidelines.with_name("old guidelines #7?.db"))
     (guidelines.parent / "guidelines.toml").write_text(
-        SQLITE.format(path=f"{guidelines.parent}/{{age}}%20guidelines%20#7?.db", statement=FOUND) + 'values.age = "old"\n'
+        SQLITE.format(path=f"{guidelines.parent}/{{age}}%20guidelines%20#7?.db", statement=FOUND)
+        + 'values.age = "old"\n'
     )
     async with asking(guidelines.parent) as database:
         assert len(await database.found(GUIDELINES)) == 1

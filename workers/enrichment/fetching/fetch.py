@@ -15,7 +15,7 @@ from yarl import URL
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.traces import Kind, annotate, span
-from workers.egress import EgressRefused, Guard, ProxyFailed, Refusal
+from workers.egress import EgressRefused, Guard, ProxyFailed, Refusal, reached_inside
 from workers.egress.retry_after import parse_retry_after
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.fetching.page_bytes import HeldPage, PageBytes
@@ -307,6 +307,7 @@ def _described(response: aiohttp.ClientResponse, body: bytes) -> Page:
         expires=headers.get("Expires"),
         date=headers.get("Date"),
         age=headers.get("Age"),
+        is_inside=reached_inside(),
     )
 
 

@@ -163,6 +163,8 @@ class Renderer:
         """Return a function that fetches a page's files, from allowed addresses only, and up to a number of bytes."""
         url = URL(page.url)
         is_inside = is_named(url.raw_host or "", self._policy) or is_listed(url.host or "", self._policy)
+        if page.is_inside and not is_inside:
+            return _load_nothing  # the name's owner may point it at any address, so not even its origin is safe
         fetcher = self._inside if is_inside else self._public
         robots = self._inside_robots if is_inside else self._public_robots
         room = Room(self._settings.renderer_bytes, "the page loads more bytes than the settings allow")
@@ -185,3 +187,7 @@ class Renderer:
                 action="renderer-failed",
                 reason=reason,
             )
+
+
+async def _load_nothing(_wanted: str) -> Page:
+    raise Unreadable("the page came from an internal address, but the lists lack its name")
