@@ -25,7 +25,10 @@ def readers_here() -> Iterator[None]:
     async def ask(self: Pool, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
         return understood(await asyncio.to_thread(member._answer, member._KINDS, {**task}, body, None))
 
+    async def warm(self: Pool) -> None:
+        pass
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pool, "ask", ask)
-        patch.setattr(Pool, "warm", lambda self: None)
+        patch.setattr(Pool, "warm", warm)
         yield

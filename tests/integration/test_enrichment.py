@@ -17,6 +17,7 @@ from workers.enrichment.answering.template import TemplateRefused
 from workers.enrichment.choosing.tokens import estimated_tokens
 from workers.enrichment.enrich import CROWDED
 from workers.enrichment.evidence import Evidence, NothingFound, Unreadable
+from workers.enrichment.processes.child import Child
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.search.searches import UNKNOWN
 from workers.enrichment.turns import Asker
@@ -147,6 +148,26 @@ async def test_no_process_runs_before_it_is_needed_and_none_is_left() -> None:
             await enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine")
             assert len(readers()) == 1
         assert readers() == []
+
+
+async def test_the_start_of_the_first_reader_takes_no_time_from_the_jobs_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, begun, may_start = Child.start, asyncio.Event(), asyncio.Event()
+
+    async def slow_start(*arguments: str) -> Child:
+        begun.set()
+        await may_start.wait()
+        return await start(*arguments)
+
+    monkeypatch.setattr(Child, "start", slow_start)
+    async with Site() as site, enriching(budget_seconds=4) as enricher:
+        job = asyncio.create_task(enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine"))
+        await begun.wait()
+        await asyncio.sleep(4.1)  # longer than the budget
+        assert not job.done()
+        may_start.set()
+        assert len((await job).sources) == 1
 
 
 async def test_a_page_that_takes_too_long_is_killed_and_the_next_one_is_read() -> None:

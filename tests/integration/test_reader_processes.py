@@ -70,10 +70,11 @@ async def test_a_pool_closes_while_a_reader_that_never_gets_ready_is_starting(
 ) -> None:
     python_that("exec sleep 60", tmp_path, monkeypatch)
     pool = Pool(EnrichmentSettings(), Metrics())
-    pool.warm()
+    warming = asyncio.create_task(pool.warm())
     await asyncio.sleep(0.1)
     async with asyncio.timeout(20):
         await pool.close()
+        await warming
     assert started() == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -227,6 +228,10 @@ class Enricher:
 
         Raises NothingFound if sources are required and none could be used. All other faults become notes.
         """
+        if _named_by(sources) or sources.all_searches:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if deadline is None else deadline.remaining):
+                    await self._pool.warm()
         bounds = Bounds.of(sources, self._settings)
         whole = self._within(bounds.budget_seconds, deadline)
         ranking_seconds = whole.remaining * RANKING_SHARE
@@ -253,6 +258,7 @@ class Enricher:
         Return a LeftOut for a late or unreadable source.
         """
         wanted = [Wanted.of(position, one) for position, one in enumerate(sources, start=1)]
+        await self._pool.warm()
         read = await self._read(wanted, Asker(tenant), Deadline.after(self._clock, seconds))
         found: dict[int, Document | LeftOut] = {one.source.position: one for one in read.documents}
         found |= {one.source.position: one for one in read.left_out}
@@ -310,7 +316,6 @@ class Enricher:
         """Read these sources concurrently; leave out sources that are late."""
         if not wanted:
             return _ReadSources((), ())
-        self._pool.warm()
         tasks = {asyncio.create_task(self._document(one, asker, deadline), name="source"): one for one in wanted}
         try:
             await asyncio.wait(tasks, timeout=deadline.remaining)

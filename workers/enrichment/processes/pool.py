@@ -51,10 +51,15 @@ class Pool:
         self._growing: set[asyncio.Task[None]] = set()
         self._wanting = 0
 
-    def warm(self) -> None:
-        """Start the first member early, while the first page is being fetched."""
+    async def warm(self) -> None:
+        """Wait until the pool has a member, and start the first one. A failed start is reported by `ask`.
+
+        A job calls this before its time for sources begins, or else the first jobs of a worker lose their sources.
+        """
         if not self._members and not self._growing:
             self._start_growing()
+        if not self._members:
+            await asyncio.wait(self._growing, return_when=asyncio.FIRST_COMPLETED)
 
     async def ask(self, task: dict[str, Any], body: bytes, asker: Asker) -> dict[str, Any]:
         """Wait for this job's turn, and return a member's answer to `task`. Raises Unreadable.
