@@ -41,10 +41,11 @@ class EnrichmentSettings(BaseSettings):
     longest_budget_seconds: float = Field(default=30.0, gt=0, le=120)
     """Upper bound of the time that a job may set for its sources (`sources.budget_seconds`)."""
 
-    page_bytes: int = Field(default=2_000_000, ge=1024, le=100_000_000)
-    """Maximum size of a page after decompression."""
+    page_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
+    """Maximum size of a page after decompression. A longer page is cut, and its beginning is read."""
     pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
-    """Maximum size of a PDF or an Office file, including its pictures and fonts, which are not read."""
+    """Maximum size of a PDF or an Office file, including its pictures and fonts, which are not read. A larger file is
+    left out, since its end says how to read it."""
     in_flight_bytes: int = Field(default=128 * 1024 * 1024, ge=1024, le=100_000_000_000)
     """Maximum size of all pages together that a worker has in memory, of all jobs, from their first byte until their
     text is extracted. Further pages wait, tenants in turn.

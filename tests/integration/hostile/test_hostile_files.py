@@ -90,5 +90,7 @@ async def test_a_pdf_or_an_office_file_may_be_larger_than_a_page_whatever_type_i
                 assert FACT in " ".join(evidence.sources[0].passages)
         async with speaking(saying(b"%PDF-" + large, FILE)) as origin:
             assert "not a PDF that can be read" in (await enriched(enricher, origin)).notes[0]
-        async with speaking(saying(b"<p>" + large, HTML)) as origin:
-            assert "larger than 100000 bytes" in (await enriched(enricher, origin)).notes[0]
+        async with speaking(saying(f"<p>{FACT}".encode() + b"<p>more" * 20_000 + b"<p>never read", HTML)) as origin:
+            evidence = await enriched(enricher, origin)
+            assert FACT in " ".join(evidence.sources[0].passages)
+            assert "never" not in " ".join(evidence.sources[0].passages)

@@ -167,9 +167,10 @@ class Fetcher:
         """Fetch the page at the end of the redirects. Only the caller can limit the time, by cancelling the call.
 
         `permit` checks each URL after the guard and before the request, and raises Unreadable to refuse the URL. A body
-        larger than the settings allow raises Unreadable; if `cut_at_bytes` is given, the body is cut instead. If the
-        function `counted` is given, it replaces both limits: it is called with the size of each piece, and raises
-        Unreadable to end the fetch. If `accept` is given, it replaces the value of the header `Accept` for pages. A
+        is read up to `cut_at_bytes`, or else up to the settings' size of a page, and cut there; a PDF, an Office file
+        or a picture that is larger than the settings allow raises Unreadable instead. If the function `counted` is
+        given, it replaces these limits: it is called with the size of each piece, and raises Unreadable to end the
+        fetch. If `accept` is given, it replaces the value of the header `Accept` for pages. A
         request to the URL of a `known` copy is conditional (RFC 9110, section 13).
 
         The page takes its bytes from the worker's budget, in the name of `held` until the caller lets `held` go, or
@@ -241,8 +242,7 @@ class Fetcher:
         if response.status != HTTPStatus.OK:
             raise BadStatus(response.status, self._heeded(response))
         body = bytearray()
-        cut_at_bytes = wanted.cut_at_bytes
-        limit = cut_at_bytes or self._settings.page_bytes
+        limit, is_file = wanted.cut_at_bytes or self._settings.page_bytes, False
         # The chunks are decompressed, so the limit also stops compression bombs.
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             if wanted.held is not None:
@@ -251,13 +251,13 @@ class Fetcher:
             if wanted.counted is not None:
                 wanted.counted(len(chunk))
                 continue
-            if cut_at_bytes is None and body.startswith(self._large):
-                limit = self._settings.pdf_bytes
+            if wanted.cut_at_bytes is None and body.startswith(self._large):
+                limit, is_file = self._settings.pdf_bytes, True
             if len(body) > limit:
                 break
         if wanted.counted is not None:
             return _described(response, bytes(body))
-        if len(body) > limit and cut_at_bytes is None:
+        if is_file and len(body) > limit:
             raise Unreadable(f"it is larger than {limit} bytes")
         del body[limit:]
         return _described(response, bytes(body))
