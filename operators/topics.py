@@ -202,7 +202,7 @@ def _wait_until_led(admin: Any, specs: list[TopicSpec]) -> None:
         admin.wait_for_topics([spec.name for spec in specs], timeout_ms=wait_ms)
     except kafka_errors.KafkaTimeoutError:
         raise RequestRefused(
-            f"the topics are created, but Kafka has not set up all of their partitions within {wait_ms // 1000} s; "
+            f"Kafka has not set up all partitions of the new topics within {wait_ms // 1000} s; "
             "run this command again later: existing topics stay as they are"
         ) from None
 
