@@ -13,6 +13,7 @@ from schemas.trust import TrustSecrets
 from telemetry.metrics import Metrics
 from tests.handlers import CLOCK, TOPICS, inference_handler
 from tests.messages import in_text
+from tests.readers_here import readers_here
 from workers.egress import EgressPolicy, Guard
 from workers.engines.base import Completion, GenerationRequest
 from workers.engines.echo import EchoEngine, EchoSettings
@@ -109,7 +110,8 @@ async def working(
     await worker.engine.start()
     await worker.enricher.start()
     try:
-        yield worker
+        with readers_here():
+            yield worker
     finally:
         await worker.enricher.close()
         await worker.engine.close()

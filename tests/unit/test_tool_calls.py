@@ -118,6 +118,7 @@ def test_a_job_with_tools_survives_its_record_and_the_filter_reads_and_redacts_w
         (("messages", 2), "9:41"),
         (("messages", 3), "So?"),
         (("tools", 0), "The time."),
+        (("tools", "0.3"), "day"),
     ]
     changed = with_texts(read, {("messages", "1.0"): '{"day": "[redacted:day]"}', ("tools", 0): "[redacted:a]"})
     assert changed.messages is not None
