@@ -54,7 +54,7 @@ def test_a_returning_receiver_gets_missed_events_and_untaken_ones_are_dead_lette
     letters = patient.dead_letters()
     assert {letter["job-id"] for letter in letters} == set(lost)
     assert {(letter["reason"], letter["attempts"]) for letter in letters} == {("callback_exhausted", "3")}
-    tried = attempts()
+    tried = sorted(attempts(), key=lambda one: one[1])  # a batch spreads its records over several partitions
     assert {attempt for job, attempt, _ in tried if job in lost} == {1, 2, 3}
     for name in missed:
         errors = [error for job, _, error in tried if job == name]
