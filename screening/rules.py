@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from phonenumbers import SUPPORTED_REGIONS
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -27,17 +27,8 @@ class _Rule(BaseModel):
     """The rule's name in findings and in its marker `[redacted:NAME]`: lower-case letters, digits and dashes."""
     verdict: Verdict
     """The decision about a job with a match: `flag`, `redact` or `reject`."""
-    fields: Annotated[tuple[FieldName, ...], Field(min_length=1)] = (
-        "prompt",
-        "messages",
-        "tools",
-        "response_format",
-        "embed",
-        "rerank",
-        "score",
-        "classify",
-        "search",
-        "documents",
+    fields: Annotated[tuple[FieldName, ...], Field(min_length=1)] = tuple(
+        name for name in get_args(FieldName) if name != "metadata"
     )
     """The job's fields that the rule reads; `metadata` only if it is named here."""
     tenants: Annotated[tuple[Tenant, ...], Field(min_length=1)] | None = None
