@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest_asyncio
 from devkit.model import tiny_model
 from telemetry.metrics import Metrics
 from tests.integration.lora_adapters import write_adapter
+from tests.integration.trapping import hook, named
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.adapter_files import WEIGHTS
 from workers.engines.vllm.settings import VllmSettings
@@ -72,3 +74,15 @@ def reasoning_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generation = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**generation, "temperature": 0.9}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def trapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Confined processes that a test starts end at a call that their list does not have, and the tests fail."""
+    folder = tmp_path_factory.mktemp("trapped")
+    calls = folder / "calls"
+    hook(folder, calls)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(folder), str(Path(__file__).parents[2]))))
+        yield
+    assert named(calls) == [], "a reader made calls that workers/enrichment/processes/confinement.py does not allow"

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from workers.enrichment.processes import member
+from workers.system.secrecy import PR_SET_DUMPABLE, prctl
 
 _PTRACE_ATTACH = 16
 _F_SETOWN_EX, _F_OWNER_PID, _FIOSETOWN, _SIOCSPGRP = 15, 1, 0x8901, 0x8902
+_IPC_PRIVATE = 0
 _PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}[os.uname().machine]
 
 
@@ -39,6 +41,20 @@ def probe(body: bytes) -> dict[str, Any]:
         "mem": lambda: os.close(os.open(f"/proc/{parent}/mem", os.O_RDONLY)),
         "write": lambda: Path(told["writable"]).write_text("x"),
         "remove": lambda: Path(told["removable"]).unlink(),
+        "stat": lambda: Path(told["removable"]).stat(),
+        "mode": lambda: Path(told["removable"]).chmod(0o600),
+        "owner": lambda: os.chown(told["removable"], 0, 0),
+        "times": lambda: os.utime(told["removable"]),
+        "attribute": lambda: os.setxattr(told["removable"], "user.x", b"x"),
+        "mode_of_input": lambda: os.fchmod(0, 0o600),
+        "shared_memory": lambda: _call("shmget", _IPC_PRIVATE, 4096, 0o600),
+        "messages": lambda: _call("msgget", _IPC_PRIVATE, 0o600),
+        "semaphore": lambda: _call("semget", _IPC_PRIVATE, 1, 0o600),
+        "memory_file": lambda: os.memfd_create("x"),
+        "folder": lambda: os.chdir("/"),
+        "priority": lambda: os.setpriority(os.PRIO_PROCESS, parent, 10),
+        "cores_of_parent": lambda: os.sched_setaffinity(parent, {0}),
+        "dumpable": lambda: prctl(PR_SET_DUMPABLE, 1),
         "tcp": lambda: socket.create_connection(("127.0.0.1", told["port"]), timeout=5),
         "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         "unix": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from bench.evaluation.pages import load_pages
+from tests.integration.trapping import hook, named
+from workers.enrichment.evidence import Extractor
 from workers.enrichment.processes import child as child_module
 from workers.enrichment.processes import confinement
-from workers.enrichment.processes.child import Child
+from workers.enrichment.processes.child import Child, ChildLost
 from workers.enrichment.processes.confinement import Fence
 
 REFUSED = {"EACCES", "EPERM", "ENOSYS"}
@@ -65,6 +69,44 @@ async def test_a_reader_opens_no_file_no_socket_and_no_process_of_others(
     assert not Path(told["writable"]).exists()
 
 
+@pytest.mark.parametrize("extractor", get_args(Extractor))
+async def test_a_reader_of_public_pages_makes_no_call_that_its_list_lacks(trapped: None, extractor: str) -> None:
+    """Also judges a robots.txt, and ranks the pages' passages."""
+    child = await Child.start("workers.enrichment.processes.member", "60", str(2**31), extractor)
+    pages = load_pages()
+    documents = []
+    for page in pages:
+        media_type = page.content_type.partition(";")[0]
+        task: dict[str, Any] = {
+            "kind": "extract",
+            "media_type": media_type,
+            "charset": None,
+            "url": "https://a.example/",
+        }
+        answer = await child.ask({**task, "ocr": True}, page.body())
+        documents.append([answer.get("title"), answer.get("text", ""), answer.get("rest", "")])
+    robots = {"kind": "robots", "url": "https://a.example/a", "user_agent": "postback"}
+    assert (await child.ask(robots, b"User-agent: *\nDisallow: /a"))["allowed"] is False
+    task = {"kind": "rank", "evidence_chars": 8000, "evidence_tokens": None, "source_tokens": 500, "passage_chars": 600}
+    body = json.dumps({"question": pages[0].questions[0].text, "documents": documents}).encode()
+    assert any((await child.ask(task, body))["passages"])
+    await child.kill()
+
+
+async def test_a_call_that_the_list_lacks_ends_a_trapped_reader_and_is_named(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hook(tmp_path, tmp_path / "calls")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(Path(__file__).parent), *sys.path)))
+    child = await Child.start("probing_reader", "60", str(2**31), "trafilatura", "workers.enrichment.")
+    with pytest.raises(ChildLost):
+        await child.ask({"kind": "probe"}, json.dumps({**told, "port": 0}).encode())
+    await child.kill()
+    assert named(tmp_path / "calls") == [
+        {"x86_64": "call 87", "aarch64": "call 35"}[platform.machine()]
+    ]  # to remove a file
+
+
 def test_a_reader_that_needs_libraries_reads_only_their_folders() -> None:
     """The process of the embedding model is confined in the same way."""
     script = (
@@ -105,7 +147,7 @@ async def test_a_kernel_without_confinement_still_reads_and_the_log_says_so_once
 @pytest.mark.parametrize("machine", confinement.ARCHITECTURES)
 def test_a_filter_fits_the_kernel_and_its_jumps_stay_within_it(machine: str) -> None:
     """BPF's jumps are relative and forward, see bpf(2); a program has at most 4,096 instructions."""
-    program = confinement.filter_program(confinement.ARCHITECTURES[machine], no_files=True)
+    program = confinement.filter_program(confinement.ARCHITECTURES[machine], reads_files=True, may_execute=True)
     steps = [program[start : start + 8] for start in range(0, len(program), 8)]
     assert len(steps) < 4096
     assert all(index + 1 + max(step[2], step[3]) < len(steps) for index, step in enumerate(steps[:-1]))

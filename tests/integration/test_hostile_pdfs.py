@@ -13,6 +13,8 @@ from devkit.site import Site
 from schemas.job import Sources
 from tests.integration.raw_server import enriching, saying, speaking
 
+pytestmark = pytest.mark.usefixtures("trapped")
+
 PDF = "Content-Type: application/pdf"
 FACT = "The Halvorsen bridge opened in 1987."
 FORM = "/Type /XObject /Subtype /Form /BBox [0 0 600 900]"

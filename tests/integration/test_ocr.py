@@ -25,6 +25,8 @@ from workers.enrichment.settings import EnrichmentSettings
 from workers.system.errors import ProcessError
 from workers.system.secrecy import prctl
 
+pytestmark = pytest.mark.usefixtures("trapped")
+
 QUESTION = "When did the Halvorsen bridge in Tarnby open?"
 HALVES = "The Halvorsen bridge in Tarnby opened in 1987", "and carries the coast road over the river Vesla."
 OTHER = "The ferry was sold to an owner in the north."

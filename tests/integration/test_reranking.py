@@ -28,7 +28,11 @@ from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("trapped"),
+]
 
 ASKER = Asker("default")
 PASSAGE_CHARS = 110

@@ -17,7 +17,7 @@ from tests.integration.raw_server import CLOCK, FACT, HTML, enriching, saying, s
 from tests.unit.office_files import document, packed, paragraph, row, workbook
 from workers.enrichment.enrich import Enricher
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("trapped")]
 
 WORD = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
 XML = "Content-Type: application/xml"

@@ -19,7 +19,7 @@ from workers.egress import EgressPolicy, Guard
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.enrich import Enricher
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("trapped")]
 
 
 SPELLINGS = ["2130706433", "0177.0.0.1", "0x7f000001", "127.1", "0x7f.1", "127.0.0.01", "[::127.0.0.1]", "0"]

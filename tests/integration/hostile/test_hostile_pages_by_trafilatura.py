@@ -13,7 +13,7 @@ from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Document
 from workers.enrichment.reading.by_trafilatura import MAX_CHARS, MAX_TAGS
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("trapped")]
 
 PAGES = {
     "short paragraphs": "<p>short" * 50_000,

@@ -3,14 +3,18 @@
 A page that exploits a bug in its parser would run code as the worker's user. Three fences prevent harm, as far as the
 kernel has them:
 
-    seccomp     refuses sockets, new programs and processes, signals to other processes and access to their memory.
-                If no folder is named, also refuses to open files. Confines all threads. See seccomp(2).
+    seccomp     allows the listed calls and refuses all others: a parser computes, asks for memory, starts threads, and
+                reads and writes what is open. If folders are named, files may be opened, too. Confines all threads.
+                See seccomp(2).
     Landlock    refuses to open, make, change or remove files, except to read in the named folders. Refuses TCP ports.
                 Confines this thread and the threads that it starts. See landlock(7).
     capset      drops all capabilities, even if the process runs as root. See capabilities(7).
 
 All three fences apply to root, too, and cannot be removed. They also protect the files `/proc/PID/mem` and
 `/proc/PID/environ`, and Landlock refuses ptrace(2) of processes outside of the fence.
+
+The lists come from traces of all readers over public pages, hostile pages, PDFs, Office files and scans. A new libc may
+make other calls: these fail, as they do on an old kernel, and the kernel's audit log names their numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import signal
 import stat
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
@@ -38,84 +42,121 @@ class Fence(StrEnum):
     LANDLOCK = "landlock"
 
 
-class SystemCalls(NamedTuple):
-    """An architecture's id for seccomp, and the numbers of its system calls."""
+class Architecture(NamedTuple):
+    """An architecture's id for seccomp, and the column of its numbers in the tables of calls."""
 
     audit: int
-    refused: tuple[int, ...]
-    """Calls for sockets and other processes, and calls that evade a filter."""
-    executing: tuple[int, ...]
-    """Calls that replace this process's program by another one."""
-    opening: tuple[int, ...]
-    seccomp: int
-    clone: int
-    clone3: int
-    to_own_process: tuple[int, ...]
-    """Calls that are allowed only if their first argument is the process itself: tgkill and prlimit64."""
-    by_command: tuple[tuple[int, tuple[int, ...]], ...]
-    """Pairs of a call and the commands that the call may not have as its second argument."""
+    column: int
 
 
-# Names in the order of the numbers, from <asm/unistd_64.h> and <asm-generic/unistd.h>:
-# socket socketpair connect bind | fork vfork | ptrace process_vm_readv process_vm_writev pidfd_open
-# pidfd_getfd pidfd_send_signal kill tkill rt_sigqueueinfo rt_tgsigqueueinfo | io_uring_setup bpf perf_event_open
-# userfaultfd keyctl add_key request_key unshare setns mount open_tree fsopen move_mount
-# The same numbers on every architecture: pidfd_*, io_uring, mounts
-_GENERIC: Final = (434, 438, 424, 425, 428, 430, 429)
-_FCNTL_OWNERS: Final = (8, 15)
-"""F_SETOWN F_SETOWN_EX: name a process that gets a signal, even SIGKILL, when bytes come to a file. See fcntl(2)."""
-_IOCTL_OWNERS: Final = (0x8901, 0x8902)
-"""FIOSETOWN SIOCSPGRP: name such a process for a socket; some event loops make a child's standard input a socket."""
-ARCHITECTURES: Final = {
-    "x86_64": SystemCalls(
-        audit=0xC000003E,
-        refused=(
-            *(41, 53, 42, 49),
-            *(57, 58),
-            *(101, 310, 311, 62, 200, 129, 297),
-            *(321, 298, 323, 250, 248, 249, 272, 308, 165),
-            *_GENERIC,
-        ),
-        executing=(59, 322),  # execve execveat
-        opening=(2, 257, 437, 85, 304),  # open openat openat2 creat open_by_handle_at
-        seccomp=317,
-        clone=56,
-        clone3=435,
-        to_own_process=(234, 302),
-        by_command=((72, _FCNTL_OWNERS), (16, _IOCTL_OWNERS)),
-    ),
-    "aarch64": SystemCalls(
-        audit=0xC00000B7,
-        refused=(
-            *(198, 199, 203, 200),
-            *(117, 270, 271, 129, 130, 138, 240),
-            *(280, 241, 282, 219, 217, 218, 97, 268, 40),
-            *_GENERIC,
-        ),
-        executing=(221, 281),
-        opening=(56, 437, 265),  # openat openat2 open_by_handle_at
-        seccomp=277,
-        clone=220,
-        clone3=435,
-        to_own_process=(131, 261),
-        by_command=((25, _FCNTL_OWNERS), (29, _IOCTL_OWNERS)),
-    ),
+ARCHITECTURES: Final = {"x86_64": Architecture(0xC000003E, 0), "aarch64": Architecture(0xC00000B7, 1)}
+
+_Numbers = Mapping[str, tuple[int, int | None]]
+"""Maps calls to their numbers on x86-64 and on aarch64, which lacks some old calls. See <asm/unistd.h>."""
+
+_COMPUTING: Final[_Numbers] = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "futex": (202, 98),
+    "brk": (12, 214),
+    "mmap": (9, 222),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "mprotect": (10, 226),
+    "madvise": (28, 233),
+    "membarrier": (324, 283),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "pread64": (17, 67),
+    "lseek": (8, 62),
+    "close": (3, 57),
+    "close_range": (436, 436),
+    "select": (23, None),
+    "pselect6": (270, 72),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "wait4": (61, 260),
+    "setitimer": (38, 103),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "gettimeofday": (96, 169),
+    "nanosleep": (35, 101),
+    "restart_syscall": (219, 128),
+    "getrandom": (318, 278),
+    "getrusage": (98, 165),
+    "sysinfo": (99, 179),
+    "uname": (63, 160),
+    "getpid": (39, 172),
+    "getppid": (110, 173),
+    "gettid": (186, 178),
+    "sched_getaffinity": (204, 123),
+    "sched_yield": (24, 124),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
 }
-_X32: Final = 0x40000000
-"""First number of x86-64's x32 calls, which could evade a filter that compares numbers."""
+_READING_FILES: Final[_Numbers] = {
+    "open": (2, None),
+    "openat": (257, 56),
+    "fstat": (5, 80),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    "fadvise64": (221, 223),
+}
+_EXECUTING: Final[_Numbers] = {"execve": (59, 221), "arch_prctl": (158, None), "set_tid_address": (218, 96)}
+"""Calls that replace this process by another program, and that the program's loader makes."""
+
+_ON_ITSELF: Final = ((234, 131), (302, 261))
+"""tgkill(2) and prlimit64(2): calls that are allowed only if their first argument is this process, or 0."""
+_CLONE: Final = (56, 220)
 _CLONE_THREAD: Final = 0x00010000
 
+_BY_ARGUMENT: Final = (
+    # F_GETFD F_SETFD F_GETFL F_SETFL F_DUPFD_CLOEXEC; F_SETOWN would name a process that gets signals. See fcntl(2).
+    ((72, 25), 1, (1, 2, 3, 4, 1030)),
+    # PR_SET_NAME PR_SET_VMA: names of threads and of memory
+    ((157, 167), 0, (15, 0x53564D41)),
+)
+"""Calls that are allowed only if this argument, counted from 0, has one of these values."""
+_TERMINAL: Final = ((16, 29), 1, (0x5401,))
+"""ioctl(2) with TCGETS, by which libraries ask whether an opened file is a terminal."""
+
+_SECCOMP: Final = (317, 277)
+_NEW_CALLS: Final = 424
+"""First number of the calls since Linux 5.1, the same on every architecture.
+
+A libc tries such a call first, for example clone3, and falls back to an older one only after ENOSYS.
+"""
+_X32: Final = 0x40000000
+"""First number of x86-64's x32 calls, which could evade a filter that compares numbers."""
+
 _SET_MODE_FILTER: Final = 1
-_ALL_THREADS: Final = 1
+_ALL_THREADS, _LOGGED = 1, 2
 _INSTRUCTION_BYTES: Final = 8
 _ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
 _KILL_PROCESS: Final = 0x80000000
 _LOAD, _EQUAL, _AT_LEAST, _HAS_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 """BPF_LD|BPF_W|BPF_ABS, BPF_JMP|{BPF_JEQ,BPF_JGE,BPF_JSET}|BPF_K, BPF_RET|BPF_K."""
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
+_NUMBER, _ARCHITECTURE, _ARGUMENTS, _ARGUMENT_BYTES = 0, 4, 16, 8
 """Offsets in struct seccomp_data."""
-_EPERM, _EACCES, _ENOSYS = 1, 13, 38
+_EPERM, _ENOSYS = 1, 38
+_REFUSED: Final = _ERRNO | _EPERM
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -156,16 +197,16 @@ def confine(
         return list(Fence)
     with contextlib.suppress(OSError):
         prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _drop_capabilities()
     missing = []
     for fence, put_up in (
         (Fence.LANDLOCK, partial(_landlock, tuple(readable or ()), is_parent)),
-        (Fence.SECCOMP, partial(_seccomp, readable is None, may_execute)),
+        (Fence.SECCOMP, partial(_seccomp, readable is not None, may_execute)),
     ):
         try:
             put_up()
         except (OSError, LookupError):
             missing.append(fence)
-    _drop_capabilities()
     return missing
 
 
@@ -226,45 +267,60 @@ def _allow_reading(ruleset: int, path: str) -> None:
         os.close(opened)
 
 
-def _seccomp(no_files: bool, may_execute: bool) -> None:
+def _seccomp(reads_files: bool, may_execute: bool) -> None:
     """Apply seccomp. Raises OSError if the kernel lacks it, and LookupError for an architecture not listed here."""
-    calls = ARCHITECTURES[platform.machine()]
-    program = filter_program(calls, no_files, may_execute)
+    architecture = ARCHITECTURES[platform.machine()]
+    program = filter_program(architecture, reads_files=reads_files, may_execute=may_execute)
     filled = _Program(len(program) // _INSTRUCTION_BYTES, program)
-    flags = ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS)
-    if system_call(calls.seccomp, *flags, ctypes.byref(filled)) != 0:
+    flags = ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(_ALL_THREADS | _LOGGED)
+    if system_call(_SECCOMP[architecture.column], *flags, ctypes.byref(filled)) != 0:
         raise OSError("seccomp: a thread has a filter of its own")
 
 
-def filter_program(calls: SystemCalls, no_files: bool, may_execute: bool = False) -> bytes:
-    """Build a classic BPF program over struct seccomp_data, 8 bytes per instruction."""
-    # A step has a code, the number of instructions to skip if true and if false, and an operand.
-    steps: list[tuple[int, int, int, int]] = []
+_Step = tuple[int, int, int, int]
+"""A code, the number of instructions to skip if true and if false, and an operand."""
 
-    def returning(verdict: int) -> tuple[int, int, int, int]:
-        return (_RETURN, 0, 0, verdict)
 
-    steps += [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, calls.audit), returning(_KILL_PROCESS)]
-    steps += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), returning(_ERRNO | _EPERM)]
-    for number in (*calls.refused, *(() if may_execute else calls.executing)):
-        steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EPERM)]
-    for number in calls.opening if no_files else ():
-        steps += [(_EQUAL, 0, 1, number), returning(_ERRNO | _EACCES)]
-    # clone3's flags lie in memory, which a filter cannot read. ENOSYS makes glibc fall back to clone.
-    steps += [(_EQUAL, 0, 1, calls.clone3), returning(_ERRNO | _ENOSYS)]
-    steps += [(_EQUAL, 0, 4, calls.clone), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_HAS_BIT, 0, 1, _CLONE_THREAD)]
-    steps += [returning(_ALLOW), returning(_ERRNO | _EPERM)]
-    for number in calls.to_own_process:
-        # A first argument of 0 is allowed: prlimit64 takes 0 for the process itself, and tgkill finds no process 0.
-        steps += [(_EQUAL, 0, 5, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 1, 0, 0)]
-        steps += [(_EQUAL, 0, 1, os.getpid()), returning(_ALLOW), returning(_ERRNO | _EPERM)]
-    for number, commands in calls.by_command:
-        steps += [(_EQUAL, 0, 2 + 2 * len(commands), number), (_LOAD, 0, 0, _SECOND_ARGUMENT)]
-        for command in commands:
-            steps += [(_EQUAL, 0, 1, command), returning(_ERRNO | _EPERM)]
-        steps += [returning(_ALLOW)]
-    steps += [returning(_ALLOW)]
+def filter_program(
+    architecture: Architecture, *, reads_files: bool = False, may_execute: bool = False, otherwise: int = _REFUSED
+) -> bytes:
+    """Build a classic BPF program over struct seccomp_data, 8 bytes per instruction.
+
+    `otherwise` is the verdict on calls that are not listed, and are older than Linux 5.1.
+    """
+    column = architecture.column
+    verdicts = dict.fromkeys(_COMPUTING.values(), _ALLOW)
+    # A library that looks for its configuration must find that it cannot, whatever `otherwise` is.
+    verdicts |= dict.fromkeys(_READING_FILES.values(), _ALLOW if reads_files else _REFUSED)
+    verdicts |= dict.fromkeys(_EXECUTING.values(), _ALLOW) if may_execute else {}
+    conditions = [
+        *((numbers[column], 0, (0, os.getpid())) for numbers in _ON_ITSELF),
+        *((numbers[column], argument, values) for numbers, argument, values in _BY_ARGUMENT),
+        *((numbers[column], argument, values) for numbers, argument, values in (_TERMINAL,) if reads_files),
+    ]
+    steps: list[_Step] = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture.audit), _returning(_KILL_PROCESS)]
+    steps += [(_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), _returning(_REFUSED)]
+    for numbers, verdict in verdicts.items():
+        if (number := numbers[column]) is not None:
+            steps += [(_EQUAL, 0, 1, number), _returning(verdict)]
+    steps += [(_EQUAL, 0, 4, _CLONE[column]), _loading(0), (_HAS_BIT, 0, 1, _CLONE_THREAD)]
+    steps += [_returning(_ALLOW), _returning(otherwise)]
+    for number, argument, values in conditions:
+        steps += [(_EQUAL, 0, 2 + 2 * len(values), number), _loading(argument)]
+        for value in values:
+            steps += [(_EQUAL, 0, 1, value), _returning(_ALLOW)]
+        steps += [_returning(otherwise)]
+    steps += [(_AT_LEAST, 0, 1, _NEW_CALLS), _returning(_ERRNO | _ENOSYS), _returning(otherwise)]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
+def _returning(verdict: int) -> _Step:
+    return (_RETURN, 0, 0, verdict)
+
+
+def _loading(argument: int) -> _Step:
+    """Load the low half of an argument; the kernel reads no more of an int."""
+    return (_LOAD, 0, 0, _ARGUMENTS + argument * _ARGUMENT_BYTES)
 
 
 def _drop_capabilities() -> None:

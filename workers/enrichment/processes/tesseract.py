@@ -75,16 +75,22 @@ def _shown(languages: Sequence[str]) -> str:
 
 
 def _output_of(*command: str) -> str:
-    # LD_PRELOAD, which vLLM sets for its own processes, would make ldd leave out a library that tesseract loads.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=_QUERY_SECONDS, check=False, env=environment,
+            timeout=_QUERY_SECONDS, check=False, env=_environment(),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ProcessError(f"{command[0]} cannot be run ({type(error).__name__}); install it again") from None
     return done.stdout.decode(errors="replace")
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without LD_PRELOAD, which vLLM sets for its own processes.
+
+    The variable would make ldd leave out a library that tesseract loads, and a fenced program fail at its start.
+    """
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
 def fenced(command: Sequence[str], readable: Iterable[str], seconds: float) -> subprocess.Popen[bytes]:
@@ -110,5 +116,5 @@ def fenced(command: Sequence[str], readable: Iterable[str], seconds: float) -> s
 
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_THREAD_LIMIT": "1"}, preexec_fn=fence,
+        env={**_environment(), "OMP_THREAD_LIMIT": "1"}, preexec_fn=fence,
     )  # fmt: skip
