@@ -19,7 +19,6 @@ COPY gateway gateway
 COPY operators operators
 COPY producers producers
 COPY schemas schemas
-COPY screening screening
 COPY telemetry telemetry
 COPY workers workers
 # A wheel's files have this time: the same sources give the same bytes.

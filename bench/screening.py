@@ -22,7 +22,7 @@ from typing import Final
 from bench.table import table, title, verdict
 from schemas.job import Job
 from schemas.screening import Verdict
-from screening.screen import Screen
+from workers.screening.screen import Screen
 
 TARGET_MS_PER_KB: Final = 1.0
 SIZES: Final = {"1 kB": 1024, "16 kB": 16 * 1024, "500 kB": 500 * 1024}
@@ -89,7 +89,7 @@ def _screen() -> Screen:
 
 
 def _peer() -> Callable[[str], None]:
-    listed = Path(__file__).parents[1] / "screening" / "words"
+    listed = Path(__file__).parents[1] / "workers" / "screening" / "words"
     words = [word for name in ("english", "german") for word in (listed / f"{name}.txt").read_text("utf-8").split("\n")]
     alternation = "|".join(map(re.escape, sorted(filter(None, words), key=len, reverse=True)))
     patterns = [*map(re.compile, FORMS), re.compile(rf"\b(?:{alternation})\b", re.IGNORECASE)]

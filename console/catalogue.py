@@ -20,7 +20,6 @@ from gateway.store.settings import StoreSettings
 from operators.exporter.settings import ExporterSettings
 from schemas.docstrings import descriptions
 from schemas.settings import FleetSettings
-from screening.settings import ScreeningSettings
 from workers.delivery.settings import DeliverySettings
 from workers.egress.settings import EgressSettings
 from workers.engines.registry import engine_settings
@@ -29,6 +28,7 @@ from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.settings import WorkerSettings
+from workers.screening.settings import ScreeningSettings
 
 
 def rooms() -> dict[type[BaseSettings], str]:

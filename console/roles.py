@@ -99,7 +99,6 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
         import uvloop
 
     from schemas.settings import SettingsRefused
-    from screening.refused import RulesRefused
     from telemetry.traces import exporting
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
@@ -110,6 +109,7 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.enrichment.choosing.embedder import EmbeddingModelRefused
     from workers.enrichment.search.base import SearchMisconfigured
     from workers.kafka.topics import PropertyRefused
+    from workers.screening.refused import RulesRefused
     from workers.stage.dispatcher import NothingCompletes
     from workers.stage.settler import IdentityShared
     from workers.stage.source import GroupRefused

@@ -70,7 +70,7 @@ from workers.stage.window import Limits
 from workers.system.errors import ProcessError
 
 if TYPE_CHECKING:
-    from screening.screen import Screen
+    from workers.screening.screen import Screen
 
 ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""

@@ -296,23 +296,6 @@ INFERENCE = {
 
 SCREENING = {
     "job-screened": Action("info", "Rules of the input filter match a job; the line names the rules and the verdict."),
-    "classifier-lost": Action(
-        "error",
-        "A classifier's process died or hung; the job follows the rule's `on_failure`, "
-        "and the next job restarts the process.",
-        "If lines repeat, look at the limits of memory, and at the rule's `seconds`.",
-    ),
-    "classifier-failed": Action(
-        "warning",
-        "A classifier gave a job no scores; the job follows the rule's `on_failure`.",
-        "If jobs are long, raise the rule's `seconds`.",
-    ),
-    "classifier-not-started": Action(
-        "error",
-        "A classifier's process did not start; jobs follow the rule's `on_failure`, and the start is tried again.",
-        "The line names the reason; too little memory is the usual one.",
-    ),
-    "classifier-ready": Action("info", "A classifier's model is loaded again."),
 }
 
 ENRICHMENT = {
@@ -350,20 +333,23 @@ ENRICHMENT = {
         "The kernel lacks a means of isolating the processes that read pages; these processes run without it.",
         "Use a kernel or container runtime that has the means that the line names.",
     ),
-    "judge-lost": Action(
-        "error", "The cross-encoder's process died or hung; answers are judged by words until it is loaded again."
-    ),
-    "embedder-lost": Action(
-        "error", "The embedding model's process died or hung; passages are ranked by words until it is back."
-    ),
-    "embedder-not-started": Action(
+    "model-lost": Action(
         "error",
-        "The embedding model's process did not start; passages are ranked by words, and the start is tried again.",
-        "Look at the limit of memory.",
+        "The process of a classifier, an embedding model or a judge of answers died or hung, and its model is loaded "
+        "again; meanwhile, jobs follow a classifier's `on_failure`, passages are ranked by words, and answers are "
+        "judged by words.",
+        "If lines repeat, look at the limits of memory, and at the `seconds` of a classifier's rule.",
     ),
-    "embedder-ready": Action("info", "The embedding model is loaded again."),
-    "embedding-failed": Action(
-        "warning", "The embedding model failed at passages; these passages are ranked by words alone."
+    "model-not-loaded": Action(
+        "error",
+        "Such a model could not be loaded again; the start is tried again.",
+        "The line names the reason; too little memory is the usual one.",
+    ),
+    "model-ready": Action("info", "Such a model is loaded again."),
+    "model-failed": Action(
+        "warning",
+        "Such a model gave no answer for a text, which counts as without a model.",
+        "If jobs are long, raise the `seconds` of a classifier's rule.",
     ),
     "cache-away": Action(
         "warning",

@@ -17,7 +17,7 @@ from workers.inference.routing import Registry
 from workers.inference.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from screening.screen import Screen  # this import needs the extra `screening`
+    from workers.screening.screen import Screen  # this import needs the extra `screening`
 
 CLOCK = SystemClock()
 TOPICS = Topics("fleet.")

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from workers.enrichment.processes import member
-from workers.enrichment.processes.child import understood
-from workers.enrichment.processes.pool import Pool
+from workers.enrichment.processes.pool import Pool, understood
 from workers.enrichment.turns import Asker
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from schemas.job import Job
-from screening.screen import Screen, Screened
+from workers.screening.screen import Screen, Screened
 
 ALL_PII = 'find = ["card", "iban", "email", "phone", "ip", "ssn"]'
 CARD = "4111 1111 1111 1111"

@@ -18,7 +18,7 @@ ROOMS = (
     "gateway.store.settings:StoreSettings",
     "operators.exporter.settings:ExporterSettings",
     "schemas.settings:FleetSettings",
-    "screening.settings:ScreeningSettings",
+    "workers.screening.settings:ScreeningSettings",
     "workers.delivery.settings:DeliverySettings",
     "workers.egress.settings:EgressSettings",
     "workers.engines.registry:engine_settings",

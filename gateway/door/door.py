@@ -29,7 +29,7 @@ from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy
 
 if TYPE_CHECKING:
-    from screening.screen import Screen
+    from workers.screening.screen import Screen
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from schemas.job import Job
 from schemas.screening import ScreeningFinding
 
 if TYPE_CHECKING:
-    from screening.screen import Screen, Screened
+    from workers.screening.screen import Screen, Screened
 
 MOST_AT_ONCE = 4 * 1024
 """The maximum number of bytes of a body that is checked on the event loop."""

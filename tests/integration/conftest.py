@@ -85,4 +85,4 @@ def trapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join((str(folder), str(Path(__file__).parents[2]))))
         yield
-    assert named(calls) == [], "a reader made calls that workers/enrichment/processes/confinement.py does not allow"
+    assert named(calls) == [], "a reader made calls that workers/processes/confinement.py does not allow"

@@ -16,10 +16,10 @@ import pytest
 from bench.evaluation.pages import load_pages
 from tests.integration.trapping import hook, named
 from workers.enrichment.evidence import Extractor
-from workers.enrichment.processes import child as child_module
-from workers.enrichment.processes import confinement
-from workers.enrichment.processes.child import Child, ChildLost
-from workers.enrichment.processes.confinement import Fence
+from workers.processes import child as child_module
+from workers.processes import confinement
+from workers.processes.child import Child, ChildLost
+from workers.processes.confinement import Fence
 
 REFUSED = {"EACCES", "EPERM", "ENOSYS"}
 ALLOWED = {"thread", "flags", "own_signal"}
@@ -110,7 +110,7 @@ async def test_a_call_that_the_list_lacks_ends_a_trapped_reader_and_is_named(
 def test_a_reader_that_needs_libraries_reads_only_their_folders() -> None:
     """The process of the embedding model is confined in the same way."""
     script = (
-        "from workers.enrichment.processes.confinement import confine; import sysconfig; from pathlib import Path\n"
+        "from workers.processes.confinement import confine; import sysconfig; from pathlib import Path\n"
         "assert confine([sysconfig.get_path('stdlib'), '/nowhere']) == []\n"
         "import colorsys\n"
         "for refused in ('/etc/passwd', '/proc/self/environ'):\n"
@@ -127,7 +127,8 @@ async def test_a_kernel_without_confinement_still_reads_and_the_log_says_so_once
     """A reader that reports missing confinement twice leads to one warning."""
     lacking = tmp_path / "lacking_reader.py"
     lacking.write_text(
-        "from workers.enrichment.processes import confinement, member\n"
+        "from workers.enrichment.processes import member\n"
+        "from workers.processes import confinement\n"
         "def none(*_): raise OSError(38, 'no such call')\n"
         "confinement.system_call = none\n"
         "member.main()\n"

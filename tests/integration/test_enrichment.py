@@ -17,10 +17,10 @@ from workers.enrichment.answering.template import TemplateRefused
 from workers.enrichment.choosing.tokens import estimated_tokens
 from workers.enrichment.enrich import CROWDED
 from workers.enrichment.evidence import Evidence, NothingFound, Unreadable
-from workers.enrichment.processes.child import Child
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.search.searches import UNKNOWN
 from workers.enrichment.turns import Asker
+from workers.processes.child import Child
 
 
 async def read(script: Script, **settings: object) -> Evidence:

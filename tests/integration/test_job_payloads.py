@@ -16,7 +16,6 @@ from schemas.job import MAX_JOB_BYTES, Sources
 from schemas.payload import MAX_VALUES
 from schemas.result import Result
 from schemas.topics import TENANT
-from screening.screen import Screen
 from telemetry.metrics import Metrics
 from tests.handlers import inference_handler
 from tests.images import PNG, image_part
@@ -31,6 +30,7 @@ from workers.enrichment.evidence import Evidence
 from workers.enrichment.fetching import again
 from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.settings import EnrichmentSettings
+from workers.screening.screen import Screen
 
 
 class Worker(FetchingWorker):

@@ -19,9 +19,9 @@ from telemetry.metrics import Metrics
 from tests.integration.raw_server import FACT, enriching, page, saying, speaking
 from tests.scanned import saved, scanned, scanned_pdf, tesseract
 from workers.enrichment.evidence import Evidence
-from workers.enrichment.processes.child import Child
 from workers.enrichment.processes.tesseract import Tesseract
 from workers.enrichment.settings import EnrichmentSettings
+from workers.processes.child import Child
 from workers.system.errors import ProcessError
 from workers.system.secrecy import prctl
 

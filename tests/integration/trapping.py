@@ -14,9 +14,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from workers.enrichment.processes import confinement
+from workers.processes import confinement
 
-CONFINED = ("workers.enrichment.", "screening.classifier.")
+CONFINED = ("workers.enrichment.", "workers.screening.classifier_model")
 """The beginnings of the modules' names that run as confined processes."""
 _TRAP = 0x00030000
 """SECCOMP_RET_TRAP: the kernel sends SIGSYS instead of making the call."""

@@ -23,7 +23,7 @@ from workers.inference.settings import WorkerSettings
 from workers.stage.record import Output, Record
 
 if TYPE_CHECKING:
-    from screening.screen import Screen
+    from workers.screening.screen import Screen
 
 TOPIC_ID = "topic-uuid"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -50,11 +50,11 @@ from schemas.result import Result, ResultError, Usage
 from schemas.screening import read_findings
 from schemas.tools import CalledFunction, ToolCall
 from schemas.topics import SCREENING, Topics
-from screening.screen import Screen
 from tests.conftest import DATABASES
 from tests.drawn import JSON, drawn
 from tests.unit.door_rig import all_pages, changed, limit, with_audit
 from tests.unit.gateway_rig import Rig, gateway_rig
+from workers.screening.screen import Screen
 
 TENANT = "acme"
 JOB = {"prompt": "Why is the sky blue?"}

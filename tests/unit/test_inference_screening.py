@@ -15,12 +15,12 @@ from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.screening import ScreeningFinding, Verdict, write_findings
 from schemas.topics import TENANT
-from screening.screen import Screen, Screened
 from telemetry.clock import unix_ms
 from tests.handlers import CLOCK, TOPICS
 from tests.screening_rules import CARD, pii, regex, screen_of, words
 from tests.unit.echo_worker import HOOK, headers_of, record, working
 from workers.inference.input_filter import LONG_JOB_BYTES
+from workers.screening.screen import Screen, Screened
 
 
 @pytest.fixture

@@ -32,8 +32,6 @@ from schemas.publish import FOLDER
 from schemas.result import Result
 from schemas.screening import ScreeningFinding
 from schemas.strict import NotAJob, body_job, job_in, job_of
-from screening.rules import RegexRule
-from screening.texts import JobText, texts_of, with_texts
 from telemetry.metrics import Metrics
 from tests.any_json import any_json
 from tests.drawn import drawn
@@ -47,6 +45,8 @@ from workers.engines.pooling import Pooled, PoolingInput
 from workers.enrichment.choosing.tokens import room_for_sources
 from workers.inference.results import answer_of
 from workers.inference.tenants import prompt_tokens
+from workers.screening.rules import RegexRule
+from workers.screening.texts import JobText, texts_of, with_texts
 
 # -- kinds of job ----------------------------------------------------------------------------------------------------
 FEWER = settings(max_examples=drawn(60))

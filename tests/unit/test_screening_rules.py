@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from schemas.job import Job, Message, Search, Sources, TextPart
 from schemas.screening import Verdict
-from screening.loading import load_screen
-from screening.plain import plain
-from screening.refused import RulesRefused
-from screening.screen import Screen
-from screening.settings import ScreeningSettings
 from tests.screening_rules import CARD, found_in, pii, redacted, regex, screen_of, words
 from tests.unit.counted_calls import calls_of
+from workers.screening.loading import load_screen
+from workers.screening.plain import plain
+from workers.screening.refused import RulesRefused
+from workers.screening.screen import Screen
+from workers.screening.settings import ScreeningSettings
 
 # -- screening rules -------------------------------------------------------------------------------------------------
 MISTAKES = {

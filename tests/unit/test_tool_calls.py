@@ -23,7 +23,6 @@ from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
 from schemas.strict import NotAJob, body_job, ignored_members, job_in
 from schemas.tools import CalledFunction, Tool, ToolCall
-from screening.texts import texts_of, with_texts
 from tests.any_json import any_json
 from tests.unit.echo_worker import record, working
 from workers.engines.address import with_quirks, without_fence
@@ -53,6 +52,7 @@ from workers.inference.answer_form import UNCHECKED, NotJson, require_form, requ
 from workers.inference.ground import GroundedRequest
 from workers.inference.model_rules import Escalate
 from workers.inference.results import ReadAnswer, notes_on, read_answers
+from workers.screening.texts import texts_of, with_texts
 
 # -- tool calls ------------------------------------------------------------------------------------------------------
 PLACE = Origin("topic-uuid", 3, 7)

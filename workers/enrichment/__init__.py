@@ -17,9 +17,8 @@ takes and returns, so a signature shows which steps come before it.
     turns       fair shares of connections and processes, among tenants and among a tenant's jobs
     processes/
       pool      the processes that parse bytes of pages; the worker may kill them
-      child     the worker's side of one process's pipes; frames: the process's side
       recognition   pictures of text; ocr: the process that starts tesseract; tesseract: the program and its fences
-      member    the loop of a pool process; confinement: the fences around the process
+      member    the loop of a pool process; `workers.processes` has its pipes and its fences
     reading/
       extract   bytes to the text that a person would see, by media type      Page → Document
         charset, hidden, inline_style, embedded   HTML: its charset, unseen text, and text in a page's data

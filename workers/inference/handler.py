@@ -59,7 +59,7 @@ from workers.inference.tenants import TenantSharing
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 
 if TYPE_CHECKING:
-    from screening.screen import Screen  # for types only: workers without rules lack the extra `screening`
+    from workers.screening.screen import Screen  # for types only: workers without rules lack the extra `screening`
 
 log = get_logger()
 

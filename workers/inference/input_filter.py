@@ -22,7 +22,10 @@ from workers.inference.lifetime import JobIsOver, Lifetimes
 from workers.inference.pace import EnginePace
 
 if TYPE_CHECKING:
-    from screening.screen import Screen, Screened  # for types only: workers without rules lack the extra `screening`
+    from workers.screening.screen import (  # for types only: workers without rules lack the extra `screening`
+        Screen,
+        Screened,
+    )
 
 log = get_logger()
 

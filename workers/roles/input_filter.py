@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from schemas.settings import read_settings
-from screening.loading import load_screen
-from screening.settings import ScreeningSettings
+from workers.screening.loading import load_screen
+from workers.screening.settings import ScreeningSettings
 
 if TYPE_CHECKING:
-    from screening.screen import Screen
+    from workers.screening.screen import Screen
 
 
 async def open_screen(stack: AsyncExitStack) -> Screen | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from workers.enrichment.processes.model import Answer, serve_model
+from workers.processes.serving import Answer, serve_model
 
 NEEDED: Final = "contradiction"
 """The class that a model must have. With `entailment` too, it also finds support; all others decide nothing."""

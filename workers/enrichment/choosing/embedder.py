@@ -19,7 +19,7 @@ from typing import Final, Generic, TypeVar
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.enrichment.processes.child import Child, ChildLost, ModelNotLoaded, load_model
+from workers.processes.model_process import ModelAway, ModelNotLoaded, ModelProcess
 
 log = get_logger()
 
@@ -34,8 +34,6 @@ BATCH_SECONDS: Final = 20.0
 """Timeout of a batch; a process that takes longer counts as hung."""
 LOAD_SECONDS: Final = 1800.0
 """Timeout of loading the model, which may have to be downloaded."""
-FIRST_PAUSE_SECONDS: Final = 1.0
-LONGEST_PAUSE_SECONDS: Final = 60.0
 _NEWEST_WEIGHT: Final = 0.25
 """Weight of the last request in the average time of one request."""
 
@@ -78,14 +76,23 @@ class Embedder:
         self._setting = setting
         self._clock = clock
         self._batch_seconds = batch_seconds
-        self._child: Child | None = None
+        self._process = ModelProcess("embedding model", _MODULE, model, load_seconds=LOAD_SECONDS, inherited=_INHERITED)
         self._working: asyncio.Task[None] | None = None
         self._line: NewestFirst[_Request] = NewestFirst()
         self._news = asyncio.Event()
 
     async def start(self) -> None:
         """Load the model, which takes many seconds. Raises EmbeddingModelRefused."""
-        self._child = await self._loaded()
+        try:
+            await asyncio.wrap_future(self._process.load())
+        except ModelNotLoaded as reason:
+            raise EmbeddingModelRefused(
+                f"{self._setting} names {self._model}, which cannot be loaded: {reason}. "
+                "Name a sentence-transformers model or its folder, or unset the variable, so that words alone decide"
+            ) from None
+        finally:
+            if self._process.pid is None:  # the model is refused, or the start was cancelled
+                await self.close()
         self._working = asyncio.create_task(self._work(), name="embedder")
 
     async def close(self) -> None:
@@ -94,7 +101,8 @@ class Embedder:
             self._working.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._working
-        await self._discard("the worker is stopping")
+        self._end_all("the worker is stopping")
+        await asyncio.to_thread(self._process.close)
 
     async def similarities(self, question: str, passages: Sequence[str], seconds: float) -> list[float]:
         """Return the cosine, from -1 to 1, of the question and each passage, in the order of `passages`.
@@ -102,7 +110,7 @@ class Embedder:
         If time runs out, the last passages have no cosine. If newer requests evict this request, the list is
         empty at once. Raises EmbedderAway. May be cancelled.
         """
-        if self._child is None:
+        if self._process.pid is None:
             raise EmbedderAway("the embedding model is being loaded again")
         request = _Request(question, passages)
         for crowded in self._line.put(request, seconds):
@@ -117,74 +125,40 @@ class Embedder:
             self._line.leave(request)
         return list(request.found)
 
-    async def _loaded(self) -> Child:
-        """Start a process and load the model. Raises EmbeddingModelRefused."""
-        try:
-            return await load_model(_MODULE, self._model, seconds=LOAD_SECONDS, inherited=_INHERITED)
-        except ModelNotLoaded as reason:
-            raise EmbeddingModelRefused(
-                f"{self._setting} names {self._model}, which cannot be loaded: {reason}. "
-                "Name a sentence-transformers model or its folder, or unset the variable, so that words alone decide"
-            ) from None
-
     async def _work(self) -> None:
-        """Serve requests, and replace the process if it is lost."""
-        while True:
-            try:
-                if self._child is not None:
-                    await self._serve(self._child)
-            except (ChildLost, OSError) as lost:  # OSError includes TimeoutError
-                kind = type(lost).__qualname__
-                log.error("The embedding model's process is lost.", action="embedder-lost", error=kind)
-            await self._discard("the embedding model failed")
-            self._child = await self._loaded_again()
-
-    async def _serve(self, child: Child) -> None:
-        """Answer requests until the process is lost. Raises ChildLost, TimeoutError and other kinds of OSError."""
         while True:
             while not self._line:
                 self._news.clear()
                 await self._news.wait()
             request, started = self._line.next(), self._clock.monotonic()
             try:
-                await self._answer(child, request)
+                await self._answer(request)
+            except ModelAway as away:
+                request.end(str(away))
+                self._end_all(str(away))
             finally:
-                request.end("the embedding model failed")
+                request.end()
             self._line.served(self._clock.monotonic() - started)
 
-    async def _answer(self, child: Child, request: _Request) -> None:
+    async def _answer(self, request: _Request) -> None:
+        """Compare a request's passages with its question. Raises ModelAway."""
         for start in range(0, len(request.passages), BATCH):
             if request.ended.done():  # the job has stopped waiting
                 return
-            batch = request.passages[start : start + BATCH]
-            async with asyncio.timeout(self._batch_seconds):
-                answer = await child.ask({"question": request.question}, json.dumps(batch).encode())
+            batch = json.dumps(request.passages[start : start + BATCH]).encode()
+            answer = await asyncio.wrap_future(
+                self._process.ask({"question": request.question}, batch, self._batch_seconds)
+            )
             if "failed" in answer:
-                log.warning("The embedding model failed.", action="embedding-failed", error=str(answer["failed"]))
+                error = str(answer["failed"])
+                log.warning("A model failed.", action="model-failed", model=self._process.title, error=error)
+                request.end("the embedding model failed")
                 return
             request.found += answer["similarities"]
-        request.end()
 
-    async def _discard(self, reason: str) -> None:
-        """Kill the process, and end the waiting requests with this reason."""
-        child, self._child = self._child, None
+    def _end_all(self, reason: str) -> None:
         for request in self._line.clear():
             request.end(reason)
-        if child is not None:
-            await asyncio.shield(child.kill())
-
-    async def _loaded_again(self) -> Child:
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                child = await self._loaded()
-            except EmbeddingModelRefused:
-                log.error("The embedding model was not loaded again.", action="embedder-not-started")
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            else:
-                log.info("The embedding model is loaded again.", action="embedder-ready")
-                return child
 
 
 class NewestFirst(Generic[T]):

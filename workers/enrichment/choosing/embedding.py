@@ -1,7 +1,7 @@
 """The loop of the embedding model's process: `python -m workers.enrichment.choosing.embedding MODEL`.
 
 A task has a `question`, and a JSON list of texts as its body. The answer is the cosine of each text with the question,
-or `failed`; see `processes.model`.
+or `failed`; see `workers.processes.serving`.
 
 The model runs on the CPU, since the engine uses the GPU. Three caps bound the process's memory: tokens of a text, texts
 at once, and bytes of cached vectors.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cachetools import LRUCache
 
-from workers.enrichment.processes.model import Answer, serve_model
+from workers.processes.serving import Answer, serve_model
 
 if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports a missing numpy
     import numpy as np

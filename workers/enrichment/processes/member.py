@@ -28,11 +28,11 @@ from protego import Protego
 
 from workers.enrichment.choosing.rank import Budget, Ranking
 from workers.enrichment.evidence import Extractor, Unreadable
-from workers.enrichment.processes.confinement import confine
-from workers.enrichment.processes.frames import receive, send
 from workers.enrichment.reading.extract import Extracted, extract
 from workers.enrichment.reading.pictures import Postponed
 from workers.enrichment.reading.steering import steering
+from workers.processes.confinement import confine
+from workers.processes.frames import receive, send
 
 Kind = Callable[..., dict[str, Any]]
 """A function that answers tasks of one kind. Its arguments are the task's body and the task's other values."""

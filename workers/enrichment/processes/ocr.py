@@ -23,11 +23,11 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from telemetry.clock import Deadline, SystemClock
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.processes.confinement import end_with
 from workers.enrichment.processes.member import answered, import_all, limit_memory, serve
 from workers.enrichment.processes.tesseract import Tesseract
 from workers.enrichment.reading.extract import MAX_TEXT_CHARS, extract
 from workers.enrichment.reading.scans import as_tiff, images_in, page_image
+from workers.processes.confinement import end_with
 
 if TYPE_CHECKING:
     from PIL.Image import Image

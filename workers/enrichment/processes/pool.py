@@ -22,10 +22,10 @@ from typing import Any
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.enrichment.evidence import Page, Unreadable
-from workers.enrichment.processes.child import Child, ChildLost, understood
 from workers.enrichment.processes.tesseract import Tesseract
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
+from workers.processes.child import Child, ChildLost
 
 log = get_logger()
 
@@ -202,3 +202,10 @@ class Recognition:
             raise Unreadable(lost, is_ours=True) from None
         finally:
             await asyncio.shield(child.kill())
+
+
+def understood(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer. Raises Unreadable if the process could not read the page."""
+    if "unreadable" in answer:
+        raise Unreadable(str(answer["unreadable"]))
+    return answer

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from math import ceil
 from typing import Final
 
-from workers.enrichment.processes.confinement import confine, end_with
+from workers.processes.confinement import confine, end_with
 from workers.system.errors import ProcessError
 
 VARIABLE: Final = "POSTBACK_ENRICHMENT__OCR"

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from telemetry.logs import get_logger
-from workers.enrichment.evidence import Unreadable
-from workers.enrichment.processes.confinement import Fence
+from workers.processes.confinement import Fence
+from workers.processes.frames import ANSWER_BYTES, answer_of, task_head
 
 log = get_logger()
 
-_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 """The environment variables that every process inherits. All other variables of the worker may hold secrets."""
 
-_MODEL_ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-"""Hides the GPUs from models, and makes waiting threads sleep, since the worker needs the cores too."""
-
-_ANSWER_BYTES = 64 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
 """Bytes of a page that are handed to a process at once."""
 _REAP_SECONDS = 0.01
@@ -34,10 +28,6 @@ _REAP_SECONDS = 0.01
 
 class ChildLost(Exception):  # noqa: N818 - named after the event
     """The process ended without an answer."""
-
-
-class ModelNotLoaded(Exception):  # noqa: N818 - as above
-    """A model's process did not load its model. The text gives the reason."""
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +40,7 @@ def warn_of_missing(missing: tuple[str, ...]) -> None:
     )
 
 
-def _note_missing(missing: object) -> None:
+def note_missing(missing: object) -> None:
     """Log the fences that a child lacks. This happens once per worker, since all children run on the same kernel."""
     known = [str(fence) for fence in Fence if isinstance(missing, list) and fence in missing]
     if known:
@@ -73,26 +63,17 @@ class Child:
         return self._process.returncode is None
 
     @classmethod
-    async def start(
-        cls,
-        module: str,
-        *arguments: str,
-        inherited: Sequence[str] = (),
-        environment: Mapping[str, str] | None = None,
-    ) -> Child:
-        """Start a process that runs this module, and wait until it is ready. Raises ChildLost and OSError.
-
-        `inherited` names further variables of the worker that the process inherits; `environment` holds new variables.
-        """
-        passed = {name: os.environ[name] for name in (*_INHERITED, *inherited) if name in os.environ}
+    async def start(cls, module: str, *arguments: str) -> Child:
+        """Start a process that runs this module, and wait until it is ready. Raises ChildLost and OSError."""
+        passed = {name: os.environ[name] for name in INHERITED if name in os.environ}
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", module, *arguments,
-            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={**passed, **(environment or {})}, start_new_session=True,
+            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=passed, start_new_session=True,
         )  # fmt: skip
         child = cls(process)
         try:
             child.greeting = await child._answer()
-            _note_missing(child.greeting.get("missing", []))
+            note_missing(child.greeting.get("missing", []))
         except BaseException:
             await child.kill()
             raise
@@ -103,12 +84,10 @@ class Child:
 
         If the call is cancelled, the answer may still arrive, so the caller must then kill the process.
         """
-        head = json.dumps(task).encode()
-        self._input.write(len(head).to_bytes(4) + len(body).to_bytes(4) + head)
+        self._input.write(task_head(task, body))
         for start in range(0, len(body), _PIECE_BYTES):  # in pieces, so that no second copy of the body is in memory
             self._input.write(body[start : start + _PIECE_BYTES])
             await self._input.drain()
-        await self._input.drain()
         return await self._answer()
 
     async def kill(self) -> None:
@@ -123,36 +102,9 @@ class Child:
     async def _answer(self) -> dict[str, Any]:
         try:
             size = int.from_bytes(await self._output.readexactly(4))
-            if size > _ANSWER_BYTES:
-                raise ChildLost
-            answer = json.loads(await self._output.readexactly(size))
+            return answer_of(await self._output.readexactly(size) if size <= ANSWER_BYTES else b"")
         except (asyncio.IncompleteReadError, ValueError):
             raise ChildLost from None
-        if not isinstance(answer, dict):
-            raise ChildLost
-        return answer
-
-
-async def load_model(
-    module: str,
-    *arguments: str,
-    seconds: float,
-    inherited: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-) -> Child:
-    """Start a process that loads a model, as `Child.start`; `model` is the process's side. Raises ModelNotLoaded."""
-    environment = {**_MODEL_ENVIRONMENT, **(environment or {})}
-    try:
-        async with asyncio.timeout(seconds):
-            child = await Child.start(module, *arguments, inherited=inherited, environment=environment)
-    except TimeoutError:
-        raise ModelNotLoaded(f"it took more than {seconds:g} s") from None
-    except (ChildLost, OSError):
-        raise ModelNotLoaded("its process ended; it may need more memory") from None
-    if "refused" in child.greeting:
-        await child.kill()
-        raise ModelNotLoaded(str(child.greeting["refused"]))
-    return child
 
 
 async def _reap(group: int) -> None:
@@ -165,10 +117,3 @@ async def _reap(group: int) -> None:
         while True:
             if os.waitpid(-group, os.WNOHANG)[0] == 0:  # noqa: ASYNC222 - WNOHANG does not block
                 await asyncio.sleep(_REAP_SECONDS)
-
-
-def understood(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer. Raises Unreadable if the process could not read the page."""
-    if "unreadable" in answer:
-        raise Unreadable(str(answer["unreadable"]))
-    return answer

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from schemas.screening import Verdict
-from screening.matchers.base import Matcher
-from screening.matchers.patterns import PatternRefused, Patterns
-from screening.matchers.pii import Pii
-from screening.matchers.words import WordLists, without_case
-from screening.plain import plain
-from screening.rules import PiiRule, RegexRule, WordsRule
+from workers.screening.matchers.base import Matcher
+from workers.screening.matchers.patterns import PatternRefused, Patterns
+from workers.screening.matchers.pii import Pii
+from workers.screening.matchers.words import WordLists, without_case
+from workers.screening.plain import plain
+from workers.screening.rules import PiiRule, RegexRule, WordsRule
 
 MatchingRule = RegexRule | PiiRule | WordsRule
 """A rule that finds places in a text."""

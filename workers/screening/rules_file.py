@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from screening.refused import RulesRefused
-from screening.rules import Rule
+from workers.screening.refused import RulesRefused
+from workers.screening.rules import Rule
 
 _MOST_BYTES: Final = 1024 * 1024
 _MOST_RULES: Final = 256

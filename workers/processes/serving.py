@@ -1,4 +1,4 @@
-"""The loop of a model's process, which `child.load_model` starts. The module's arguments name the model.
+"""The loop of a model's process, which a `ModelProcess` starts. The module's arguments name the model.
 
 The process takes tasks from standard input and answers on standard output, as `frames` describes. If the model cannot
 be loaded, the first answer is `refused` with the reason; else it lists the fences that this kernel lacks (`missing`).
@@ -10,6 +10,7 @@ and of the system's libraries.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
@@ -17,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from workers.enrichment.processes.confinement import confine
-from workers.enrichment.processes.frames import receive, send
+from workers.processes.confinement import confine
+from workers.processes.frames import receive, send
 
 Answer = Callable[[dict[str, Any], bytes], dict[str, Any]]
 """A function that answers a task, which is a head and a body."""
@@ -33,6 +34,8 @@ def serve_model(load: Callable[[], Answer], packages: str) -> None:
     `packages` tells which packages are missing, and how to install them, if `load` raises ImportError.
     """
     output = _own_output()
+    with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process rather than its parent
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         answer = load()
     except ImportError:

@@ -1,4 +1,4 @@
-"""The input filter as gateway and workers use it: `screening.loading` gives a Screen, and its `check` reads a job.
+"""The input filter as gateway and workers use it: `loading` gives a Screen, and its `check` reads a job.
 
 `RulesRefused`, which `load` and `start` raise, names every mistake in the operator's file and in the files that it
 names. A check raises nothing for any job.
@@ -15,14 +15,14 @@ from typing import Self
 
 from schemas.job import Job
 from schemas.screening import FieldName, ScreeningFinding, Verdict
-from screening.classifier.process import Classifier, ClassifierAway, ModelRefused, check_folder
-from screening.compiled import CompiledRule, RuleRefused, compiled
-from screening.plain import plain
-from screening.redaction import Cut, Markers, marker, merged, outside, redacted, redacted_parts
-from screening.refused import RulesRefused
-from screening.rules import ClassifierRule
-from screening.rules_file import PlacedRule, read_rules
-from screening.texts import JobText, Place, texts_of, with_texts
+from workers.screening.classifier_process import Classifier, ClassifierAway, ModelRefused, check_folder
+from workers.screening.compiled import CompiledRule, RuleRefused, compiled
+from workers.screening.plain import plain
+from workers.screening.redaction import Cut, Markers, marker, merged, outside, redacted, redacted_parts
+from workers.screening.refused import RulesRefused
+from workers.screening.rules import ClassifierRule
+from workers.screening.rules_file import PlacedRule, read_rules
+from workers.screening.texts import JobText, Place, texts_of, with_texts
 
 _MOST_PASSES = 4
 """The maximum number of passes over a text. After a pass has inserted a marker, the text beside the marker may match

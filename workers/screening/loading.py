@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from screening.refused import RulesRefused
-from screening.settings import ScreeningSettings
+from workers.screening.refused import RulesRefused
+from workers.screening.settings import ScreeningSettings
 
 if TYPE_CHECKING:
-    from screening.screen import Screen
+    from workers.screening.screen import Screen
 
 
 def load_screen(settings: ScreeningSettings) -> Screen | None:
@@ -19,7 +19,7 @@ def load_screen(settings: ScreeningSettings) -> Screen | None:
     if settings.rules is None:
         return None
     try:
-        from screening.screen import Screen
+        from workers.screening.screen import Screen
     except ModuleNotFoundError as error:
         needed = f"POSTBACK_SCREENING__RULES needs {error.name}: pip install 'postback[screening]'"
         raise RulesRefused(settings.rules, [needed]) from None

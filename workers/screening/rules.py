@@ -1,4 +1,4 @@
-"""The rules of an operator's file as models. `screening.rules_file` reads the rules."""
+"""The rules of an operator's file as models. `workers.screening.rules_file` reads the rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from schemas.job import Tenant
 from schemas.screening import FieldName, Verdict
-from screening.matchers.pii import PiiKind
+from workers.screening.matchers.pii import PiiKind
 
 RuleName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]

@@ -1,23 +1,21 @@
-"""The loop of a classifier's process: `python -m screening.classifier.child DESCRIPTOR FOLDER`.
+"""The classifier's process: `python -m workers.screening.classifier_model FOLDER`; see `processes.serving`.
 
-The descriptor is a socket that carries JSON as messages of `multiprocessing.connection`. The first message has the
-model's labels, or the reason why the model is refused. Then each request has texts and seconds, and each answer has the
-scores of each text by label, or `failed`.
+A task has `seconds`, and a JSON list of texts as its body; the answer has the scores of each text by label, or
+`failed`. A task without `seconds` asks for the model's labels.
 
 The model is read from the folder alone: safetensors, no code of the model's own, and no network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
+
+from workers.processes.serving import Answer, serve_model
 
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
@@ -31,7 +29,6 @@ _PIECE_CHARS: Final = 16_384
 """Characters that are tokenised at once, so that a long text can be abandoned when its time is up."""
 _ALARM_SECONDS: Final = 30.0
 """Seconds after a request's time is up until the process ends itself, in case the parent process is dead."""
-_MOST_REASON_CHARS: Final = 200
 
 
 class _Late(Exception):  # noqa: N818 - private
@@ -39,44 +36,26 @@ class _Late(Exception):  # noqa: N818 - private
 
 
 def main() -> None:
-    """Load the model, and answer requests until the other side closes."""
-    connection = Connection(int(sys.argv[1]))
-    with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process, not its parent
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    try:
-        model = _ClassifierModel(sys.argv[2])
-    except ImportError as error:
-        _send(connection, {"refused": f"{error.name} is not installed; install transformers and torch"})
-        return
-    except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
-        _send(connection, {"refused": _reason(error)})
-        return
-    _send(connection, {"labels": model.labels})
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            request = json.loads(connection.recv_bytes())
-            signal.setitimer(signal.ITIMER_REAL, request["seconds"] + _ALARM_SECONDS)
-            _send(connection, _answer(model, request))
+    """Load the model, and answer tasks until the input ends."""
+    serve_model(_load, "transformers or torch is not installed; install both")
+
+
+def _load() -> Answer:
+    model = _ClassifierModel(sys.argv[1])
+
+    def answer(task: dict[str, Any], body: bytes) -> dict[str, Any]:
+        if "seconds" not in task:
+            return {"labels": model.labels}
+        deadline = time.monotonic() + task["seconds"]
+        signal.setitimer(signal.ITIMER_REAL, task["seconds"] + _ALARM_SECONDS)
+        try:
+            return {"scores": [model.scores(text, deadline) for text in json.loads(body)]}
+        except _Late:
+            return {"failed": "its seconds were over"}
+        finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-
-def _send(connection: Connection, message: dict[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
-
-
-def _reason(error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]
-
-
-def _answer(model: _ClassifierModel, request: dict[str, Any]) -> dict[str, Any]:
-    deadline = time.monotonic() + request["seconds"]
-    try:
-        return {"scores": [model.scores(text, deadline) for text in request["texts"]]}
-    except _Late:
-        return {"failed": "its seconds were over"}
-    except Exception as error:  # a failure at one text must not end this process, which serves all jobs
-        return {"failed": type(error).__qualname__}
+    return answer
 
 
 class _ClassifierModel:
