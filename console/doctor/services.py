@@ -12,7 +12,7 @@ from schemas.settings import read_settings
 
 ROLES = {"worker": "worker", "deliver": "worker", "gateway": "gateway"}
 """Maps each role that needs more than the base install to the extra that installs the role's packages."""
-_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("alembic", "sqlalchemy", "starlette")}
+_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("sqlalchemy", "starlette", "uvicorn")}
 _REDIS_SECONDS = 3.0
 
 
@@ -32,23 +32,10 @@ def check_store() -> Iterator[Finding]:
     from gateway.store.settings import StoreSettings
 
     try:
-        state = examine_store(read_settings(StoreSettings).url)
+        examine_store(read_settings(StoreSettings).url)
     except StoreAway as away:
         problem, _, fix = str(away).partition("; ")
         yield fault(problem, fix or "start the database, or correct POSTBACK_STORE__URL")
-        return
-    if state.revision is None and state.has_tables:
-        yield fault("the database of POSTBACK_STORE__URL is of another program", "correct POSTBACK_STORE__URL")
-    elif state.revision is not None and state.revision < state.newest:
-        yield fault(
-            f"the store has schema {state.revision}, older than this program's {state.newest}",
-            "stop the gateways, back the store up, and run `postback store upgrade`",
-        )
-    elif state.revision is not None and state.revision > state.newest:
-        yield fault(
-            f"the store has schema {state.revision}, newer than this program's {state.newest}",
-            "install the newer Postback here too",
-        )
 
 
 def check_bucket() -> Iterator[Finding]:

@@ -70,8 +70,8 @@ class Store:
         return cls(engine)
 
     @staticmethod
-    def upgrade(url: str) -> tuple[str | None, str]:
-        """Bring a store to the newest schema. Returns the revisions before and after. Raises StoreAway."""
+    def upgrade(url: str) -> tuple[int | None, int]:
+        """Bring a store to the newest schema. Returns the numbers before and after. Raises StoreAway."""
         engine = open_engine(url)
         try:
             with writing(engine).begin() as connection:
