@@ -1,6 +1,5 @@
 """OpenAI's files and batches: upload, expansion into jobs, output and error files.
 
-    declined     a request that is refused, with OpenAI's code and parameter
     paging       lists in pages
     states       the states of a batch
     files        rows of files; `shelf` keeps rows and contents together

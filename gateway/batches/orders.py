@@ -16,7 +16,6 @@ from gateway.accept.cancelling import put_control
 from gateway.accept.outbox import put_record
 from gateway.batches import files
 from gateway.batches.checking import MOST_BYTES, Checked
-from gateway.batches.declined import Declined, unknown
 from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.ranges import LineRange, write_range
 from gateway.batches.states import (
@@ -31,6 +30,7 @@ from gateway.batches.states import (
     IN_PROGRESS,
     VALIDATING,
 )
+from gateway.errors import ApiError, conflict, not_found
 from gateway.store.tables import batches
 from schemas import topics as names
 from schemas.openai import URLS
@@ -58,19 +58,19 @@ class BatchTerms:
 
 
 def batch_terms(body: object) -> BatchTerms:
-    """Check the body of a request to create a batch. Raises Declined (400)."""
+    """Check the body of a request to create a batch. Raises ApiError (400)."""
     if not isinstance(body, dict):
-        raise Declined(400, "invalid_value", "The body is a JSON object.")
+        raise ApiError(400, "invalid_value", "The body is a JSON object.")
     file_id, endpoint = body.get("input_file_id"), body.get("endpoint")
     if not isinstance(file_id, str):
-        raise Declined(400, "missing_required_parameter", "`input_file_id` is required: a file's id.", "input_file_id")
+        raise ApiError(400, "missing_required_parameter", "`input_file_id` is required: a file's id.", "input_file_id")
     if not isinstance(endpoint, str) or endpoint not in URLS:
-        raise Declined(400, "invalid_value", f"`endpoint` is none of {', '.join(URLS)}.", "endpoint")
+        raise ApiError(400, "invalid_value", f"`endpoint` is none of {', '.join(URLS)}.", "endpoint")
     if body.get("completion_window") != WINDOW:
-        raise Declined(400, "invalid_value", f"`completion_window` can only be `{WINDOW}`.", "completion_window")
+        raise ApiError(400, "invalid_value", f"`completion_window` can only be `{WINDOW}`.", "completion_window")
     expiry = body.get("output_expires_after")
     if expiry is not None and not isinstance(expiry, dict):
-        raise Declined(400, "invalid_value", "`output_expires_after` is an object.", "output_expires_after")
+        raise ApiError(400, "invalid_value", "`output_expires_after` is an object.", "output_expires_after")
     return BatchTerms(
         file_id,
         endpoint,
@@ -80,7 +80,7 @@ def batch_terms(body: object) -> BatchTerms:
 
 
 def checked_metadata(metadata: object) -> Mapping[str, str] | None:
-    """Check the bounds of OpenAI's `metadata`. Raises Declined (400)."""
+    """Check the bounds of OpenAI's `metadata`. Raises ApiError (400)."""
     if metadata is None:
         return None
     if isinstance(metadata, dict) and len(metadata) <= _MOST_METADATA and all(map(_is_pair, metadata.items())):
@@ -89,7 +89,7 @@ def checked_metadata(metadata: object) -> Mapping[str, str] | None:
         f"`metadata` has at most {_MOST_METADATA} texts, with keys of {_LONGEST_KEY} and values of {_LONGEST_VALUE} "
         "characters at most."
     )
-    raise Declined(400, "invalid_value", message, "metadata")
+    raise ApiError(400, "invalid_value", message, "metadata")
 
 
 def skips_invalid(row: BatchRow) -> bool:
@@ -107,14 +107,14 @@ def create(
     submitted_by: str | None = None,
     traceparent: str | None = None,
 ) -> BatchRow:
-    """Write the row of a new batch, which the clerk will check. Raises Declined (400, 404)."""
+    """Write the row of a new batch, which the clerk will check. Raises ApiError (400, 404)."""
     file = files.find(connection, tenant, terms.input_file_id, now_ms, lock=True)
     if file.purpose != "batch":
         message = f"The file's purpose is `{file.purpose}`; upload it with the purpose `batch`."
-        raise Declined(400, "invalid_file_purpose", message, "input_file_id")
+        raise ApiError(400, "invalid_file_purpose", message, "input_file_id")
     if file.bytes > MOST_BYTES:
         message = f"The file has more than {MOST_BYTES} bytes; split it."
-        raise Declined(400, "file_too_large", message, "input_file_id")
+        raise ApiError(400, "file_too_large", message, "input_file_id")
     row = {
         "id": identifier,
         "tenant": tenant,
@@ -137,11 +137,11 @@ def create(
 
 
 def find(connection: Connection, tenant: str, identifier: str) -> BatchRow:
-    """Return the row of a tenant's batch. Raises Declined (404)."""
+    """Return the row of a tenant's batch. Raises ApiError (404)."""
     this = and_(batches.c.id == identifier, batches.c.tenant == tenant)
     row = connection.execute(select(batches).where(this)).one_or_none()
     if row is None:
-        raise unknown("batch", identifier)
+        raise not_found("batch", identifier)
     return row
 
 
@@ -153,7 +153,7 @@ def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:
 def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, topics: Topics) -> BatchRow:
     """Begin to cancel a batch: write one record that cancels all of its jobs.
 
-    Raises Declined (404; 409 for a batch that has ended).
+    Raises ApiError (404; 409 for a batch that has ended).
 
     A batch that is already being cancelled is not changed.
     """
@@ -162,7 +162,7 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
         return row
     if row.status not in CANCELLABLE or not step(connection, identifier, row.status, CANCELLING, cancelling_at=now_ms):
         message = f"Batch {identifier} is `{row.status}`, and cannot be cancelled."
-        raise Declined(409, "batch_not_cancellable", message, "batch_id")
+        raise conflict("batch_not_cancellable", message, "batch_id")
     put_control(connection, tenant, identifier, topics, now_ms)
     return find(connection, tenant, identifier)
 

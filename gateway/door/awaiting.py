@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect
 from gateway.accept.cancelling import JobFinished, cancel_job
 from gateway.door.accepting import idempotency_key
 from gateway.door.endpoint import Call
-from gateway.door.errors import NO_RETRY, ApiError
 from gateway.door.leaving import unless_left
+from gateway.errors import NO_RETRY, ApiError
 from gateway.view.stored_jobs import find_result
 from schemas.codec import read_result
 from schemas.job import Job

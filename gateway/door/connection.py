@@ -32,10 +32,10 @@ from uvicorn.server import ServerState
 
 from gateway.door.cycle import Cycle, Outlet
 from gateway.door.door import PEER
-from gateway.door.errors import ApiError
 from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
 from gateway.door.proxies import TrustedProxies
 from gateway.door.settings import GatewaySettings
+from gateway.errors import ApiError
 
 MOST_PIPELINED = 16
 """The maximum number of requests that may wait behind the running one.

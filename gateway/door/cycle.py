@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.door.errors import ApiError
+from gateway.errors import ApiError
 
 
 class Outlet:

@@ -17,8 +17,8 @@ from gateway.access import Principal, Scope
 from gateway.door import query
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_action
+from gateway.errors import ApiError
 
 JSON = "application/json"
 _CONVERTER = re.compile(r":[a-z]+\}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from gateway.door.errors import ApiError
+from gateway.errors import ApiError
 
 OVERHEAD_BYTES = 64 * 1024
 """The maximum number of bytes that a form may have besides its file: boundaries, headers and fields."""

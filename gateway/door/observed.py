@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.access import Principal
 from gateway.door.body import BODIES, BodyBudget, HeldBytes
 from gateway.door.door import ANSWER_HEADERS, PRINCIPAL
-from gateway.door.errors import unavailable
 from gateway.door.handlers import defect_response, error_response
 from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
 from gateway.door.noted import ACTION, CREDENTIAL, HASHES, OBJECTS, REASON, RULES, VERDICT
 from gateway.door.traced import describe
+from gateway.errors import unavailable
 from telemetry.audit import Audit, AuditEvent, Type
 from telemetry.clock import Clock
 from telemetry.logs import get_logger

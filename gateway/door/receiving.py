@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from gateway.batches.shelf import Draft
 from gateway.dependency import Dependency
 from gateway.door.body import expect_body
-from gateway.door.errors import ApiError
 from gateway.door.file_form import OVERHEAD_BYTES, FileForm
+from gateway.errors import ApiError
 
 WRITE_BYTES = 256 * 1024
 """This many bytes are collected before a thread writes them."""

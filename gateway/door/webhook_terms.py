@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.door.errors import ApiError
+from gateway.errors import ApiError
 from gateway.webhooks.endpoints import EndpointTerms
 from gateway.webhooks.event_types import EVENT_TYPES
 from workers.delivery.endpoint_events import MOST_HEADERS, is_reserved

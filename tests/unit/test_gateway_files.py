@@ -22,15 +22,14 @@ from prometheus_client import generate_latest
 from gateway.access import Scope
 from gateway.batches.assembly import Assembly
 from gateway.batches.clerk import Clerk
-from gateway.batches.declined import Declined
 from gateway.batches.files import PURPOSES, clean_filename
 from gateway.batches.shelf import STORAGE_CALLS, STORAGE_WAITING
 from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, completion, upload_terms
 from gateway.blobs.base import BlobsAway, BlobWriter
 from gateway.blobs.opening import folder_of
 from gateway.blobs.settings import FilesSettings
-from gateway.door.errors import ApiError
 from gateway.door.file_form import FileForm
+from gateway.errors import ApiError
 from gateway.store.disk import measure_disks
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
@@ -569,7 +568,7 @@ def test_a_completion_of_another_form_is_declined() -> None:
         *(({"part_ids": ids}, "part_ids") for ids in ([], "part_1", [1], ["A", "A"])),
         *(({"part_ids": ["A"], "md5": md5}, "md5") for md5 in ("no", 5)),
     ):
-        with pytest.raises(Declined) as declined:
+        with pytest.raises(ApiError) as declined:
             completion(asked)
         assert (declined.value.status, declined.value.param) == (400, param), asked
 
@@ -589,7 +588,7 @@ def test_an_upload_out_of_bounds_is_declined() -> None:
         ({"expires_after": soon}, (400, "invalid_value", "expires_after.seconds")),
     ]
     for changes, refused in cases:
-        with pytest.raises(Declined) as declined:
+        with pytest.raises(ApiError) as declined:
             upload_terms({**TERMS, **changes}, 100_000)
         assert (declined.value.status, declined.value.code, declined.value.param) == refused, changes
 
@@ -662,7 +661,7 @@ def test_any_body_is_an_upload_or_a_completion_or_is_declined(body: Any) -> None
     for read in (lambda: upload_terms(body, 1000), lambda: completion(body)):
         try:
             made: Any = read()
-        except Declined as declined:
+        except ApiError as declined:
             assert declined.status in (400, 413)
         else:
             assert 1 <= made.bytes <= 1000 if hasattr(made, "bytes") else len(made.part_ids_sha256) == 64

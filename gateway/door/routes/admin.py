@@ -15,8 +15,8 @@ from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.body import json_response
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError, not_found
 from gateway.door.noted import note_objects
+from gateway.errors import ApiError, not_found
 from schemas.bounded import BoundedModel
 from schemas.job import Tenant
 from telemetry.clock import Clock, unix_ms

@@ -12,8 +12,8 @@ from starlette.requests import Request
 
 from gateway.door import query
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError
 from gateway.door.event_stream import EventStream
+from gateway.errors import ApiError
 from gateway.view.stored_events import last_number
 
 _NUMBER = re.compile(r"[0-9]{1,18}")

@@ -17,9 +17,9 @@ from gateway.batches.paging import list_body, page_query
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects
 from gateway.door.receiving import Receiving, file_form
+from gateway.errors import ApiError
 
 MOST_LISTED = 10_000
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")

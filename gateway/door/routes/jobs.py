@@ -19,9 +19,9 @@ from gateway.door.accepting import LANE_HEADER, accept, response_of
 from gateway.door.body import json_response
 from gateway.door.cancelling import cancel as cancel_job
 from gateway.door.endpoint import PAGING, Call, Parameter
-from gateway.door.errors import not_found
 from gateway.door.screened import screened
-from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, find_job, list_jobs
+from gateway.errors import not_found
+from gateway.view.stored_jobs import JobFilter, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome
 from schemas.topics import Lane
@@ -72,14 +72,9 @@ async def retrieve(call: Call) -> Response:
 async def several(call: Call) -> Response:
     """Answer with a page of jobs, without their results."""
     page, wanted = query.page(call.request), job_filter(call.request, call.door.clock.time())
-    try:
-        found, more = await call.door.store.read(
-            lambda connection: list_jobs(
-                connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending
-            )
-        )
-    except NoSuchCursor:
-        raise not_found("job", str(page.after)) from None
+    found, more = await call.door.store.read(
+        lambda connection: list_jobs(connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending)
+    )
     return json_response(list_body([shown(job) for job in found], has_more=more))
 
 

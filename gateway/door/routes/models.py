@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from gateway.door.body import json_response
 from gateway.door.endpoint import Call
-from gateway.door.errors import not_found, unavailable
-from gateway.door.fleet_models import FleetModels, ModelsUnknown
+from gateway.door.fleet_models import FleetModels
+from gateway.errors import not_found
 
 
 async def list_models(call: Call) -> Response:
@@ -31,11 +31,7 @@ async def retrieve(call: Call) -> Response:
 
 async def _names(call: Call) -> list[str]:
     """Return the names of the tenant's models that workers announce. Raises ApiError (503)."""
-    try:
-        names = await call.door.models.names()
-    except ModelsUnknown:
-        message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
-        raise unavailable("models_unknown", message) from None
+    names = await call.door.models.names()
     allowed = (await call.door.access.tenant(call.tenant)).models
     return sorted(names if allowed is None else set(names) & set(allowed))
 

@@ -22,9 +22,9 @@ from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import json_response, parse_json
 from gateway.door.cancelling import cancel as cancel_job
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError, conflict, not_found
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
+from gateway.errors import ApiError, conflict, not_found
 from gateway.view.stored_jobs import StoredJob, delete_job, find_job, line_of
 from schemas.codec import read_result
 from schemas.openai import RESPONSES

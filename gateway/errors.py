@@ -20,8 +20,8 @@ class ApiError(Exception):
         status: int,
         code: str,
         message: str,
-        *,
         param: str | None = None,
+        *,
         headers: Mapping[str, str] = MappingProxyType({}),
         problems: Sequence[Mapping[str, object]] = (),
     ) -> None:
@@ -65,4 +65,4 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 def not_found(kind: str, identifier: str) -> ApiError:
     """Return the 404 for an object that does not exist or is another tenant's: a client cannot tell which."""
-    return ApiError(404, f"{kind}_not_found", f"No such {kind}: {identifier!r}.", param=f"{kind}_id")
+    return ApiError(404, f"{kind}_not_found", f"No such {kind}: {identifier[:80]!r}.", param=f"{kind}_id")
