@@ -1,6 +1,11 @@
 """Errors of the API in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
 Source: OpenAI's API reference, "Error codes", and `openai-python`'s `_exceptions.py`.
+
+The store's own errors, which every room may meet:
+
+    StoreAway
+    └── OutcomeUnknown
 """
 
 from __future__ import annotations
@@ -66,3 +71,11 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 def not_found(kind: str, identifier: str) -> ApiError:
     """Return the 404 for an object that does not exist or is another tenant's: a client cannot tell which."""
     return ApiError(404, f"{kind}_not_found", f"No such {kind}: {identifier[:80]!r}.", param=f"{kind}_id")
+
+
+class StoreAway(Exception):  # noqa: N818 - it names what happened
+    """The database cannot be reached, or did not take the change; the request may be repeated."""
+
+
+class OutcomeUnknown(StoreAway):
+    """The database may have committed the change, and cannot be asked now; repeat with the same Idempotency-Key."""

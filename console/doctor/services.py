@@ -27,7 +27,7 @@ def check_packages(roles: Sequence[str]) -> Iterator[Finding]:
 
 def check_store() -> Iterator[Finding]:
     """Yield the faults of the gateway's database. The check makes no table and no file. Raises SettingsRefused."""
-    from gateway.store.errors import StoreAway
+    from gateway.errors import StoreAway
     from gateway.store.schema import examine_store
     from gateway.store.settings import StoreSettings
 
@@ -44,7 +44,7 @@ def check_bucket() -> Iterator[Finding]:
     The check writes an empty object and deletes it.
     """
     from gateway.blobs.base import BlobsAway, has_answer
-    from gateway.blobs.opening import open_blobs
+    from gateway.blobs.folder import open_blobs
     from gateway.blobs.settings import FilesSettings
 
     variable, step = "POSTBACK_FILES__PLACE", "read"

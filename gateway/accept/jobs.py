@@ -13,10 +13,9 @@ from gateway.accept.outbox import Header, outbox_row
 from gateway.access import Principal
 from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, tokens_of, total_of
 from gateway.access.tenant_settings import TenantSettings
-from gateway.errors import NO_RETRY, ApiError
+from gateway.errors import NO_RETRY, ApiError, StoreAway
 from gateway.store.dialects import insert, insert_new, write_rows
-from gateway.store.errors import StoreAway
-from gateway.store.hold import require_no_hold
+from gateway.store.engine import require_no_hold
 from gateway.store.tables import idempotency, jobs, outbox
 from schemas import topics as names
 from schemas.job import DEFAULT_MAX_TOKENS

@@ -5,8 +5,7 @@
     files        rows of files; `shelf` keeps rows and contents together
     uploads      rows of uploads in parts; `assembly` keeps the contents of parts, and joins them to a file
     orders       rows of batches: create, cancel, list
-    lines        the lines of a file; `checking` finds lines that are no job
-    ranges       records of `batch_requests`
+    ranges       the lines of a file, and records of `batch_requests`; `checking` finds lines that are no job
     expansion    the stage from `batch_requests` to the lanes
     counting     counts results, in the view's transactions
     finalising   writes the output and error files

@@ -17,9 +17,8 @@ from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, lite
 from gateway.batches import files, orders
 from gateway.batches.checking import MOST_LINES
 from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
-from gateway.batches.lines import Line, lines_of
 from gateway.batches.orders import ENDED_AT, BatchRow, OnEnded, step
-from gateway.batches.ranges import job_id
+from gateway.batches.ranges import Line, job_id, lines_of
 from gateway.batches.shelf import Draft, Shelf
 from gateway.batches.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing

@@ -11,7 +11,7 @@ from typing import get_args
 from gateway.access import Scope
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.endpoint import IDEMPOTENCY, PAGING, Body, Endpoint, Parameter
-from gateway.door.routes import admin, batches, completions, events, files, jobs, models, responses, uploads
+from gateway.door.routes import admin, batches, completions, events, files, jobs, models, responses
 from gateway.door.routes import webhook_endpoints as hooks
 from schemas.kind_bodies import ENDPOINTS
 from schemas.topics import Lane
@@ -225,7 +225,7 @@ _UPLOADS = (
     Endpoint(
         "POST",
         "/v1/uploads",
-        uploads.create,
+        files.create_upload,
         "createUpload",
         Scope.SUBMIT,
         "UploadObject",
@@ -236,7 +236,7 @@ _UPLOADS = (
     Endpoint(
         "POST",
         "/v1/uploads/{upload_id}/parts",
-        uploads.add_part,
+        files.add_part,
         "createUploadPart",
         Scope.SUBMIT,
         "UploadPart",
@@ -247,7 +247,7 @@ _UPLOADS = (
     Endpoint(
         "POST",
         "/v1/uploads/{upload_id}/complete",
-        uploads.complete,
+        files.complete_upload,
         "completeUpload",
         Scope.SUBMIT,
         "UploadObject",
@@ -258,7 +258,7 @@ _UPLOADS = (
     Endpoint(
         "POST",
         "/v1/uploads/{upload_id}/cancel",
-        uploads.cancel,
+        files.cancel_upload,
         "cancelUpload",
         Scope.CANCEL,
         "UploadObject",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from gateway.door.settings import GatewaySettings
 from gateway.errors import ApiError, unavailable
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
-from gateway.webhooks.sending import Sending
+from gateway.webhooks.fan_out import Sending
 from schemas.settings import FleetSettings
 from telemetry.audit import Audit
 from telemetry.clock import Clock
@@ -37,6 +38,19 @@ PRINCIPAL = "principal"
 """The key of the principal in the ASGI scope's state, for the audit."""
 ANSWER_HEADERS = "answer_headers"
 """The key, in the ASGI scope's state, of header fields that the response gets."""
+
+REQUEST_ID = "x-request-id"
+
+SECURITY: tuple[tuple[bytes, bytes], ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+"""Default fields, which keep browsers and caches from misusing a response (OWASP REST Security Cheat Sheet).
+
+Fields that a route sets take precedence.
+"""
 
 SEARCHES_AT_ONCE = 2
 
@@ -132,3 +146,8 @@ class Door:
 def address_of(request: Request) -> str | None:
     """Return the client's address: the one behind trusted proxies."""
     return request.client.host if request.client is not None else None
+
+
+def new_request_id() -> str:
+    """Return an id for a request. A client's `x-request-id` is never used: it could be another client's."""
+    return f"req_{secrets.token_hex(12)}"

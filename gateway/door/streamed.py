@@ -15,7 +15,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from gateway.door.event_stream import HEADERS, stream_part
+from gateway.door.routes.events import HEADERS, stream_part
 from gateway.errors import ApiError
 from schemas.result import Result
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.errors import StoreAway
 from gateway.store.engine import cause_of, open_engine
-from gateway.store.errors import StoreAway
 from gateway.store.meta import set_value, value_of
 from gateway.store.tables import meta, metadata
 

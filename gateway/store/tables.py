@@ -21,7 +21,7 @@ from sqlalchemy import (
     Text,
 )
 
-from gateway.store.text import Name
+from gateway.store.dialects import Name
 
 metadata = MetaData(
     naming_convention={

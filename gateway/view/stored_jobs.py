@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, and_, or_, select
 
 from gateway.errors import not_found
+from gateway.store.dialects import storable
 from gateway.store.tables import batches, jobs
-from gateway.store.text import storable
 
 _LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch's id, and the line's number, counted from 0."""

@@ -12,8 +12,7 @@ from gateway.batches.assembly import Assembly
 from gateway.batches.shelf import Shelf
 from gateway.batches.uploads import completion, upload_terms
 from gateway.blobs.base import BlobMissing, Blobs, BlobsAway
-from gateway.blobs.folder import FolderBlobs
-from gateway.blobs.opening import open_blobs
+from gateway.blobs.folder import FolderBlobs, open_blobs
 from gateway.blobs.s3 import PART_BYTES
 from gateway.blobs.settings import FilesSettings
 from gateway.store.store import Store

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from gateway.door.event_stream import event_text
+from gateway.door.routes.events import event_text
 from gateway.view.stored_events import StoredEvent
 from postback_client import (
     CallbackRefused,

@@ -20,7 +20,6 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.checking import Checked, check_file
 from gateway.batches.clerk import LATE_MS
 from gateway.batches.expansion import UNUSABLE, ExpansionHandler
-from gateway.batches.lines import lines_of
 from gateway.batches.ranges import (
     MOST_BYTES,
     MOST_LINES,
@@ -28,6 +27,7 @@ from gateway.batches.ranges import (
     LineRange,
     cut,
     job_id,
+    lines_of,
     read_range,
     write_range,
 )

@@ -20,7 +20,6 @@ from sqlalchemy import Row, select
 
 from gateway.accept.outbox import unpacked
 from gateway.access import Scope
-from gateway.door.event_stream import READ_TOGETHER, event_text
 from gateway.door.fleet_models import (
     FRESH_SECONDS,
     KNOWN_SECONDS,
@@ -28,12 +27,12 @@ from gateway.door.fleet_models import (
     Announcements,
     FleetModels,
 )
+from gateway.door.routes.events import READ_TOGETHER, event_text
 from gateway.errors import ApiError
 from gateway.store.tables import events, outbox
-from gateway.view.results import StoredResult
 from gateway.view.stored_events import StoredEvent
-from gateway.webhooks.fan_out import batch_ended, fanning_out
-from gateway.webhooks.sending import Sending
+from gateway.view.writing import StoredResult
+from gateway.webhooks.fan_out import Sending, batch_ended, fanning_out
 from producers.errors import BrokerUnreachable
 from schemas import topics as names
 from schemas.codec import write_result

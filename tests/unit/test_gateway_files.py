@@ -26,11 +26,11 @@ from gateway.batches.files import PURPOSES, clean_filename
 from gateway.batches.shelf import STORAGE_CALLS, STORAGE_WAITING
 from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, completion, upload_terms
 from gateway.blobs.base import BlobsAway, BlobWriter
-from gateway.blobs.opening import folder_of
+from gateway.blobs.folder import folder_of
 from gateway.blobs.settings import FilesSettings
-from gateway.door.file_form import FileForm
+from gateway.door.receiving import FileForm
 from gateway.errors import ApiError
-from gateway.store.disk import measure_disks
+from gateway.role import measure_disks
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
 from tests.drawn import JSON, drawn

@@ -20,13 +20,12 @@ from gateway.access.quotas import Work, queued_work, release_answered, reserve
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.counting import counting
 from gateway.store import schema
-from gateway.store.dialects import insert, insert_new, pair_in, write_rows
+from gateway.store.dialects import insert, insert_new, pair_in, storable, storable_json, write_rows
 from gateway.store.engine import cause_of
 from gateway.store.meta import set_value, store_id, value_of
 from gateway.store.schema import OtherSchema, examine_store
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import events, idempotency, job_attempts, jobs, meta, outbox
-from gateway.store.text import storable, to_json
 from gateway.view.records import ResultRecord
 from gateway.view.retention import TOGETHER, Retention
 from gateway.view.writing import write_results
@@ -167,7 +166,7 @@ def test_any_text_can_be_stored_and_found(store: Store) -> None:
 
 @given(st.dictionaries(st.text(alphabet=st.characters(codec=None)), st.text(alphabet=st.characters(codec=None))))
 def test_json_has_no_nul_and_no_lone_surrogate(value: object) -> None:
-    text = to_json(value)
+    text = storable_json(value)
     assert text.encode()
     assert "\\u0000" not in text
 

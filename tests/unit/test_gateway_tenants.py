@@ -21,8 +21,7 @@ from yarl import URL
 
 from gateway.access import Scope
 from gateway.access.allowed import OF_A_BODY, OF_A_JOB, OF_A_LINE, check_job, may_call
-from gateway.access.key_text import id_of
-from gateway.access.keys import revoke_key
+from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES
 from gateway.access.quotas import (
     QuotaExceeded,

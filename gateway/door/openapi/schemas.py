@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.webhooks.event_types import EVENT_TYPES
+from gateway.webhooks.endpoints import EVENT_TYPES
 from schemas.job import MAX_CHOICES, MAX_TOP_LOGPROBS, Job
 from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS, TextEndpoint
 from schemas.openai import URLS
