@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from gateway.batches import files, uploads
 from gateway.batches.files import FileRow
 from gateway.batches.shelf import Draft, Shelf
-from gateway.batches.uploads import CompletionTerms, PartRow, UploadRow, UploadTerms
+from gateway.batches.uploads import PartRow, UploadCompletion, UploadRequest, UploadRow
 from gateway.blobs.base import BlobError, BlobMissing, BlobsAway
 from gateway.errors import ApiError
 from gateway.store.store import StoreAway
@@ -41,8 +41,11 @@ class Assembly:
         self._shelf = shelf
         self._joining: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def create(self, tenant: str, terms: UploadTerms) -> UploadRow:
+    async def create(self, tenant: str, terms: UploadRequest) -> UploadRow:
         """Begin an upload. Raises ApiError (413) and StoreAway."""
+        largest = self._shelf.settings.most_bytes
+        if terms.bytes > largest:
+            raise ApiError(413, "file_too_large", f"The file has more than {largest} bytes; split it.", "bytes")
         identifier, now_ms = f"upload_{new_hex(self._shelf.clock)}", self._shelf.now_ms()
         most = self._shelf.settings.tenant_bytes
         return await self._shelf.store.write(
@@ -83,7 +86,7 @@ class Assembly:
         self._remove([draft.id])
 
     async def complete(
-        self, tenant: str, upload_id: str, asked: CompletionTerms, submitted_by: str | None
+        self, tenant: str, upload_id: str, asked: UploadCompletion, submitted_by: str | None
     ) -> UploadRow:
         """Join the parts to a file, and return the upload. A repeat gets the same upload with the same file.
 
@@ -130,14 +133,14 @@ class Assembly:
         self._remove(found)
         return len(found)
 
-    async def _parts_to_join(self, tenant: str, upload_id: str, asked: CompletionTerms) -> Sequence[str] | None:
+    async def _parts_to_join(self, tenant: str, upload_id: str, asked: UploadCompletion) -> Sequence[str] | None:
         now_ms = self._shelf.now_ms()
         return await self._shelf.store.read(
             lambda connection: uploads.parts_to_join(connection, tenant, upload_id, asked, now_ms)
         )
 
     async def _join(
-        self, tenant: str, upload_id: str, asked: CompletionTerms, parts: Sequence[str], submitted_by: str | None
+        self, tenant: str, upload_id: str, asked: UploadCompletion, parts: Sequence[str], submitted_by: str | None
     ) -> None:
         """Write the file, and end the upload with it. Raises Overtaken."""
         draft = await self._shelf.storage.run(self._shelf.begin, tenant, submitted_by, bounded=False)
@@ -175,7 +178,7 @@ class Assembly:
             pieces = self._shelf.blobs.read(part)
             while await self._shelf.storage.run(some, pieces):
                 pass
-        if md5 is not None and digest.hexdigest() != md5:
+        if md5 is not None and digest.hexdigest() != md5.lower():
             raise ApiError(400, "checksum_mismatch", "The parts in this order have another MD5 than `md5`.", "md5")
 
     def _remove(self, parts: Sequence[str]) -> None:

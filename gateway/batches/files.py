@@ -8,30 +8,45 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
+from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 
 from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.states import LIVE
-from gateway.errors import ApiError, conflict, not_found
+from gateway.errors import ApiError, conflict, not_found, validated
 from gateway.store.tables import batches, files, upload_parts, uploads
+from schemas.bounded import WireModel
 
-PURPOSES: Final = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals")
+Purpose = Literal["batch", "assistants", "fine-tune", "vision", "user_data", "evals"]
 """The purposes that OpenAI's SDKs send (`openai.types.FilePurpose`).
 
 Only files of `batch` are used here; files of other purposes are only stored and returned.
 """
+PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
 OUTPUT_PURPOSE: Final = "batch_output"
-SHORTEST_EXPIRY_SECONDS, LONGEST_EXPIRY_SECONDS = 3600, 2_592_000
-"""Bounds of `expires_after[seconds]`, the same as OpenAI's."""
 UNNAMED: Final = "file.jsonl"
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_NAME = 255
-_NUMBER = re.compile(r"[0-9]{1,9}")
 
 FileRow = Row[Any]
+
+
+class ExpiresAfter(WireModel):
+    """The life of a file."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
+    """The bounds are the same as OpenAI's."""
+
+
+class FileFields(WireModel):
+    """The fields of an upload's form."""
+
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +60,16 @@ class FileTerms:
 
 def file_terms(filename: str | None, fields: Mapping[str, str]) -> FileTerms:
     """Check the fields of an upload's form. Raises ApiError (400)."""
-    purpose = checked_purpose(fields.get("purpose"))
-    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
-    return FileTerms(purpose, clean_filename(filename), expiry_seconds(anchor, seconds, "expires_after"))
+    said: dict[str, Any] = {"purpose": fields["purpose"]} if "purpose" in fields else {}
+    parts = {name: fields.get(f"expires_after[{name}]") for name in ExpiresAfter.model_fields}
+    expiry = {name: text for name, text in parts.items() if text is not None}
+    checked = validated(FileFields, {**said, "expires_after": expiry or None}, strict=False)
+    return FileTerms(checked.purpose, clean_filename(filename), seconds_of(checked.expires_after))
 
 
-def checked_purpose(purpose: object) -> str:
-    """Check the purpose of a file. Raises ApiError (400)."""
-    if purpose is None:
-        raise ApiError(400, "missing_required_parameter", f"Send `purpose`: one of {_listed()}.", "purpose")
-    if not isinstance(purpose, str) or purpose not in PURPOSES:
-        raise ApiError(400, "invalid_value", f"`purpose` is none of {_listed()}.", "purpose")
-    return purpose
-
-
-def expiry_seconds(anchor: object, seconds: object, name: str) -> int | None:
-    """Check the two members of an `expires_after`; None for both means no expiry. Raises ApiError (400)."""
-    if anchor is None and seconds is None:
-        return None
-    if anchor != "created_at":
-        raise ApiError(400, "invalid_value", f"`{name}.anchor` can only be `created_at`.", f"{name}.anchor")
-    if isinstance(seconds, str) and _NUMBER.fullmatch(seconds):
-        seconds = int(seconds)
-    if type(seconds) is int and SHORTEST_EXPIRY_SECONDS <= seconds <= LONGEST_EXPIRY_SECONDS:
-        return seconds
-    bounds = f"{SHORTEST_EXPIRY_SECONDS} to {LONGEST_EXPIRY_SECONDS}"
-    raise ApiError(400, "invalid_value", f"`{name}.seconds` is a whole number from {bounds}.", f"{name}.seconds")
+def seconds_of(expiry: ExpiresAfter | None) -> int | None:
+    """Return the life of a file in seconds; None for a file that does not expire."""
+    return None if expiry is None else expiry.seconds
 
 
 def clean_filename(given: str | None) -> str:
@@ -182,7 +181,3 @@ def file_object(row: FileRow) -> dict[str, Any]:
 def _visible(tenant: str, now_ms: int) -> tuple[ColumnElement[bool], ...]:
     unexpired = or_(files.c.expires_at.is_(None), files.c.expires_at > now_ms)
     return files.c.tenant == tenant, files.c.stored_at.is_not(None), files.c.deleted_at.is_(None), unexpired
-
-
-def _listed() -> str:
-    return ", ".join(f"`{purpose}`" for purpose in PURPOSES)

@@ -6,17 +6,17 @@ Source: OpenAI's API reference, "Uploads".
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from pydantic import AfterValidator, Field, StringConstraints
 from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from gateway.batches import files
-from gateway.batches.files import FileRow, FileTerms, file_object
+from gateway.batches.files import ExpiresAfter, FileRow, FileTerms, Purpose, file_object
 from gateway.errors import ApiError, conflict, not_found
 from gateway.store.tables import upload_parts, uploads
+from schemas.bounded import WireModel
 
 PENDING: Final = "pending"
 COMPLETED: Final = "completed"
@@ -33,27 +33,35 @@ MOST_PARTS: Final = 1000
 PART_BYTES: Final = 64 * 1024 * 1024
 """The maximum number of bytes of one part, the same as OpenAI's limit."""
 _SWEPT_TOGETHER = 1000
-_MD5 = re.compile(r"[0-9A-Fa-f]{32}")
 
 UploadRow = Row[Any]
 PartRow = Row[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class UploadTerms:
+def _distinct(part_ids: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(part_ids)) < len(part_ids):
+        raise ValueError("has an id more than once")
+    return part_ids
+
+
+class UploadRequest(WireModel):
     """The body of a request to create an upload."""
 
-    bytes: int
-    file: FileTerms
+    bytes: int = Field(ge=1)
+    """The size of the whole file."""
+    filename: str
+    mime_type: str
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionTerms:
+class UploadCompletion(WireModel):
     """The body of a request to complete an upload."""
 
-    part_ids: tuple[str, ...]
-    md5: str | None
-    """The hexadecimal MD5 of the whole file, in lower case."""
+    part_ids: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
+    """The ids of all parts, in the order of the file."""
+    md5: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{32}$")] | None = None
+    """The hexadecimal MD5 of the whole file."""
 
     @property
     def part_ids_sha256(self) -> str:
@@ -61,42 +69,8 @@ class CompletionTerms:
         return hashlib.sha256("\n".join(self.part_ids).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def upload_terms(body: object, most_bytes: int) -> UploadTerms:
-    """Check the body of a request to create an upload. Raises ApiError (400, 413)."""
-    if not isinstance(body, dict):
-        raise ApiError(400, "invalid_value", "The body is a JSON object.")
-    size, expiry = body.get("bytes"), body.get("expires_after")
-    for name in ("filename", "mime_type"):
-        if not isinstance(body.get(name), str):
-            raise ApiError(400, "missing_required_parameter", f"`{name}` is required: a text.", name)
-    if type(size) is not int or size < 1:
-        raise ApiError(400, "invalid_value", "`bytes` is the file's size: a whole number from 1.", "bytes")
-    if size > most_bytes:
-        raise ApiError(413, "file_too_large", f"The file has more than {most_bytes} bytes; split it.", "bytes")
-    if expiry is not None and not isinstance(expiry, dict):
-        raise ApiError(400, "invalid_value", "`expires_after` is an object.", "expires_after")
-    seconds = files.expiry_seconds(expiry.get("anchor"), expiry.get("seconds"), "expires_after") if expiry else None
-    purpose = files.checked_purpose(body.get("purpose"))
-    return UploadTerms(size, FileTerms(purpose, files.clean_filename(body["filename"]), seconds))
-
-
-def completion(body: object) -> CompletionTerms:
-    """Check the body of a request to complete an upload. Raises ApiError (400)."""
-    if not isinstance(body, dict):
-        raise ApiError(400, "invalid_value", "The body is a JSON object.")
-    part_ids, md5 = body.get("part_ids"), body.get("md5")
-    if not isinstance(part_ids, list) or not part_ids or not all(isinstance(each, str) for each in part_ids):
-        message = "`part_ids` is required: the ids of all parts, in the order of the file."
-        raise ApiError(400, "missing_required_parameter", message, "part_ids")
-    if len(set(part_ids)) < len(part_ids):
-        raise ApiError(400, "invalid_value", "`part_ids` has an id more than once.", "part_ids")
-    if md5 is not None and not (isinstance(md5, str) and _MD5.fullmatch(md5)):
-        raise ApiError(400, "invalid_value", "`md5` is the file's MD5: 32 hexadecimal digits.", "md5")
-    return CompletionTerms(tuple(part_ids), None if md5 is None else md5.lower())
-
-
 def create(
-    connection: Connection, identifier: str, tenant: str, terms: UploadTerms, now_ms: int, tenant_bytes: int
+    connection: Connection, identifier: str, tenant: str, terms: UploadRequest, now_ms: int, tenant_bytes: int
 ) -> UploadRow:
     """Write the row of a new upload. Raises ApiError (413) for a tenant whose space has no room for the file."""
     files.require_room(connection, tenant, terms.bytes, tenant_bytes, "bytes")
@@ -104,12 +78,12 @@ def create(
         "id": identifier,
         "tenant": tenant,
         "status": PENDING,
-        "purpose": terms.file.purpose,
-        "filename": terms.file.filename,
+        "purpose": terms.purpose,
+        "filename": files.clean_filename(terms.filename),
         "bytes": terms.bytes,
         "created_at": now_ms,
         "expires_at": now_ms + LIFE_MS,
-        "file_expires_seconds": terms.file.expires_seconds,
+        "file_expires_seconds": files.seconds_of(terms.expires_after),
     }
     connection.execute(uploads.insert().values(**row))
     return find(connection, tenant, identifier)
@@ -146,7 +120,7 @@ def store_part(connection: Connection, identifier: str, tenant: str, upload_id: 
 
 
 def parts_to_join(
-    connection: Connection, tenant: str, upload_id: str, asked: CompletionTerms, now_ms: int
+    connection: Connection, tenant: str, upload_id: str, asked: UploadCompletion, now_ms: int
 ) -> Sequence[str] | None:
     """Return the ids of the parts to join; None if the upload is completed with the same parts already.
 
@@ -171,7 +145,7 @@ def parts_to_join(
 
 
 def complete(
-    connection: Connection, tenant: str, upload_id: str, asked: CompletionTerms, file_id: str, sha256: str, now_ms: int
+    connection: Connection, tenant: str, upload_id: str, asked: UploadCompletion, file_id: str, sha256: str, now_ms: int
 ) -> bool:
     """Make the joined file visible and end its upload. False if another request ended the upload first.
 

@@ -22,7 +22,7 @@ from gateway.door.body import parse_json
 from gateway.door.connection import Pace, RefusedHeadError, check_fields, read_target
 from gateway.door.endpoint import Endpoint
 from gateway.door.fleet_models import Announcements
-from gateway.door.openapi.document import openapi_document
+from gateway.door.openapi import openapi_document
 from gateway.door.server import DoorServer, Places
 from gateway.door.settings import GatewaySettings
 from gateway.errors import ApiError

@@ -30,7 +30,10 @@ _MOST_TYPES = 32
 
 
 async def stream(call: Call) -> EventStream:
-    """Answer with the stream of events."""
+    """Stream the tenant's events.
+
+    Server-sent events. `id` is the event's number, `data` is the body of the webhook.
+    """
     door, tenant, streams = call.door, call.tenant, call.door.streams
     types, after = _types(call.request), _after(call.request)
     if after is None:

@@ -21,10 +21,8 @@ from gateway.batches.uploads import (
     PART_BYTES,
     PartRow,
     UploadRow,
-    completion,
     part_object,
     upload_object,
-    upload_terms,
 )
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
@@ -38,7 +36,7 @@ _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 
 
 async def upload(call: Call) -> Response:
-    """Receive a file."""
+    """Upload a file."""
     shelf = call.door.shelf
     idempotency_key(call.request)
     most = shelf.settings.most_bytes
@@ -66,7 +64,7 @@ async def upload(call: Call) -> Response:
 
 
 async def list_files(call: Call) -> JSONResponse:
-    """Answer with a page of files."""
+    """List files."""
     said = call.request.query_params
     query = page_query(said, most=MOST_LISTED, default=MOST_LISTED, kind="file")
     page = await call.door.shelf.page(call.tenant, query, said.get("purpose"))
@@ -74,17 +72,17 @@ async def list_files(call: Call) -> JSONResponse:
 
 
 async def retrieve(call: Call) -> JSONResponse:
-    """Answer with a file's description."""
+    """Read a file's description."""
     return JSONResponse(file_object(await _found(call)))
 
 
 async def content(call: Call) -> Response:
-    """Answer with a file's bytes."""
+    """Download a file."""
     return await content_response(call.door, await _found(call), call.request.headers.get("range"))
 
 
 async def delete(call: Call) -> JSONResponse:
-    """Remove a file."""
+    """Delete a file."""
     identifier = call.in_path("file_id")
     await call.door.shelf.delete(call.tenant, identifier)
     return JSONResponse({"id": identifier, "object": "file", "deleted": True})
@@ -123,15 +121,20 @@ async def _rest(door: Door, first: bytes, pieces: Iterator[bytes]) -> AsyncItera
 
 
 async def create_upload(call: Call) -> JSONResponse:
-    """Begin an upload."""
-    terms = upload_terms(await call.body(), call.door.shelf.settings.most_bytes)
-    row = await call.door.assembly.create(call.tenant, terms)
+    """Begin a file that arrives in parts.
+
+    It expires after an hour.
+    """
+    row = await call.door.assembly.create(call.tenant, await call.body())
     note_objects(call.request, [row.id])
     return await _shown_upload(call, row)
 
 
 async def add_part(call: Call) -> JSONResponse:
-    """Receive a part."""
+    """Upload a part.
+
+    A part has 64 MiB at most; parts may arrive at the same time and in any order.
+    """
     shelf, assembly, identifier = call.door.shelf, call.door.assembly, call.in_path("upload_id")
     most = min(PART_BYTES, shelf.settings.most_bytes)
     form = file_form(call.request, "data", most)
@@ -147,9 +150,13 @@ async def add_part(call: Call) -> JSONResponse:
 
 
 async def complete_upload(call: Call) -> JSONResponse:
-    """Join the parts to a file."""
-    assembly, asked = call.door.assembly, completion(await call.body())
-    row = await assembly.complete(call.tenant, call.in_path("upload_id"), asked, call.principal.credential)
+    """Join the parts to a file.
+
+    A repeat with the same parts gets the same file.
+    """
+    assembly = call.door.assembly
+    asked, credential = await call.body(), call.principal.credential
+    row = await assembly.complete(call.tenant, call.in_path("upload_id"), asked, credential)
     file = await assembly.file_of(row)
     note_objects(call.request, [row.file_id], [] if file is None else [file.sha256])
     return JSONResponse(upload_object(row, file, call.door.shelf.now_ms()))

@@ -16,13 +16,13 @@ from gateway.errors import not_found
 
 
 async def list_models(call: Call) -> Response:
-    """Answer with the tenant's models."""
+    """List the tenant's models."""
     models = [_model(call.door.models, name) for name in await _names(call)]
     return json_response({"object": "list", "data": models})
 
 
 async def retrieve(call: Call) -> Response:
-    """Answer with one model."""
+    """Read one model."""
     name = call.in_path("model")
     if name not in await _names(call):
         raise not_found("model", name)
