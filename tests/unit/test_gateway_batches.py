@@ -34,7 +34,7 @@ from gateway.batches.ranges import (
 from gateway.blobs.base import BlobsAway
 from gateway.store.tables import files, jobs
 from gateway.view.stored_jobs import line_of
-from producers.sharding import shard_of
+from schemas.affinity import shard_of
 from schemas.control import read_control, read_job_key
 from schemas.job import MAX_JOB_BYTES
 from schemas.outcome import Outcome
