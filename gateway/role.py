@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +31,7 @@ from gateway.batches.expansion import ExpansionHandler
 from gateway.batches.orders import BatchRow
 from gateway.batches.shelf import RANGES_AT_ONCE, Shelf
 from gateway.blobs.base import BlobsAway, has_answer
-from gateway.blobs.opening import folder_of, open_blobs
+from gateway.blobs.folder import folder_of, open_blobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door, nothing
@@ -39,16 +41,14 @@ from gateway.door.settings import GatewaySettings
 from gateway.page.rendering import CONSOLE
 from gateway.page.routes import page_routes
 from gateway.store.dialects import sqlite_file
-from gateway.store.disk import measure_disks
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, TlsFiles
-from gateway.view.results import OnResults
 from gateway.view.retention import Retention
 from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
-from gateway.webhooks.fan_out import batch_ended, fanning_out
-from gateway.webhooks.sending import Sending
+from gateway.view.writing import OnResults
+from gateway.webhooks.fan_out import Sending, batch_ended, fanning_out
 from schemas.groups import EXPANSION_GROUP
 from schemas.settings import FleetSettings, read_settings
 from telemetry.audit import Audit
@@ -354,3 +354,28 @@ def _bound(host: str, port: int) -> socket.socket:
         raise CannotListen(
             f"the API cannot be served on port {port} of {host} ({error.strerror}); choose another --port or --host"
         ) from None
+
+
+def measure_disks(metrics: Metrics, folders: Mapping[str, Path | None]) -> None:
+    """Show the size and the free space of each folder's disk as metrics. None stands for content on another machine.
+
+    Each scrape asks the operating system again. A vanished folder has the value NaN.
+    """
+    for content, folder in folders.items():
+        if folder is not None:
+            metrics.store_free_bytes.labels(content).set_function(partial(_free, folder))
+            metrics.store_disk_bytes.labels(content).set_function(partial(_size, folder))
+
+
+def _free(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return math.nan
+
+
+def _size(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).total
+    except OSError:
+        return math.nan

@@ -1,4 +1,13 @@
-"""Prefix affinity: jobs with the same prompt prefix go to one place, whose engine caches the prefix.
+"""Chooses the partitions of a tenant, and the place of a job. The client library has this very file in its package.
+
+Shuffle sharding with rendezvous hashing: each tenant has k of the N partitions, so that one tenant's flood fills k
+queues and not all. Two tenants rarely share all of their partitions; with plain sharding, all tenants of a shard
+would. k is a third of N, but at least 2: of 12 partitions each tenant has 4, and there are 495 different choices. The
+weight of a (tenant, partition) pair is a hash of both, and a tenant gets the k heaviest partitions. So a new partition
+replaces at most one of a tenant's partitions, or joins them if k grows; it moves nothing else. Jobs without a tenant
+belong to `default`, which uses all partitions: a fleet with a single tenant needs no shielding.
+
+Prefix affinity: jobs with the same prompt prefix go to one place, whose engine caches the prefix.
 
 The prefix is the system message and the sources; the question comes last. A place is a partition, or an address of a
 remote engine. The place is chosen by consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, SODA
@@ -14,15 +23,15 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from pydantic_core import from_json
-
-from schemas import openai
-from schemas.problems import UnusableLine
-
+DEFAULT_TENANT = "default"
+"""The tenant of jobs without one."""
 MOST_LOAD = 1.25
 """Cap on a place's load, relative to the mean. A larger cap keeps more jobs together, and spreads loads less evenly."""
 SLACK = 8
 """Jobs that a place may get beyond MOST_LOAD, because every engine answers this many at the same time."""
+LATELY_JOBS = 1000
+"""All counts of a shard are halved after this number of jobs for each partition, because most older jobs are answered
+by then."""
 _RANKINGS = 4096
 _DEFAULTS = {"limit": 5, "profile": "default"}
 """Defaults of sources and searches. A member that equals its default is treated like an absent one."""
@@ -31,24 +40,45 @@ _IGNORED = ("required",)
 _ABSENT: tuple[object, ...] = (None, [], {})
 
 
-def prefix_key(value: bytes | None) -> bytes | None:
-    """Return the affinity key of the job in `value`, which is a job's JSON or a line of an OpenAI Batch.
+def shard_of(tenant: str, partitions: int) -> tuple[int, ...]:
+    """Return the tenant's partitions out of 0 to `partitions` - 1, ascending.
 
-    Any bytes may be given.
+    All processes compute the same partitions.
+    """
+    if tenant == DEFAULT_TENANT:
+        return tuple(range(partitions))
+    size = min(partitions, max(2, partitions // 3))
+    heaviest = sorted(range(partitions), key=lambda partition: _weight(tenant, partition), reverse=True)
+    return tuple(sorted(heaviest[:size]))
+
+
+def _weight(tenant: str, partition: int) -> bytes:
+    return hashlib.blake2b(f"{tenant}:{partition}".encode(), digest_size=8).digest()
+
+
+class Shard:
+    """One tenant's partitions of one topic, with the number of recent jobs of each."""
+
+    def __init__(self, tenant: str, partitions: int) -> None:
+        """`partitions` is the topic's number of partitions."""
+        self._partitions = shard_of(tenant, partitions)
+        self._jobs = [0] * len(self._partitions)
+
+    def next(self, key: bytes | None) -> int:
+        """Return the partition of a job with this key, and count the job."""
+        index = place_of(key, self._partitions, self._jobs)
+        self._jobs[index] += 1
+        if sum(self._jobs) >= LATELY_JOBS * len(self._jobs):
+            self._jobs = [jobs // 2 for jobs in self._jobs]
+        return self._partitions[index]
+
+
+def prefix_of(job: Mapping[str, Any]) -> bytes | None:
+    """Return the affinity key of a job's fields, which may have any types.
 
     Jobs with equal keys share a prompt prefix. None means that the job has no system message, no sources and no
     `payload_url`.
     """
-    try:
-        document = from_json(value or b"")
-        job = openai.job_fields(document) if openai.is_batch_line(document) else document
-    except (ValueError, UnusableLine):
-        return None
-    return prefix_of(job) if isinstance(job, dict) else None
-
-
-def prefix_of(job: Mapping[str, Any]) -> bytes | None:
-    """Return the same key as `prefix_key`, but from the job's fields, which may have any types."""
     system, sources, payload = _system(job.get("messages")), job.get("sources"), _payload(job)
     if not system and not isinstance(sources, dict) and not payload:
         return None

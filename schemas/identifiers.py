@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-DEFAULT_TENANT = "default"
+from schemas.affinity import DEFAULT_TENANT as DEFAULT_TENANT
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[\x21-\x7e]+$")]
 """Printable ASCII without spaces: identifiers travel in headers, logs and file names."""

@@ -137,7 +137,7 @@ def configure(service: str, *, stream: TextIO | None = None, level: str | None =
     root.setLevel(max(number, logging.INFO))
     logging.getLogger(_OURS).setLevel(number if number < logging.INFO else logging.NOTSET)
     logging.captureWarnings(True)
-    for chatty in ("aiohttp.access", "alembic", "asyncio", "kafka", "urllib3"):
+    for chatty in ("aiohttp.access", "asyncio", "kafka", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=_OWN_STEPS,

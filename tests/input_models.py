@@ -17,7 +17,6 @@ NOT_IMPORTED: Final = (
     "workers.enrichment.reading.by_trafilatura",  # imports a package that only reading processes load
     "workers.enrichment.reading.scans",  # imports a package that only OCR processes load
     "workers.enrichment.processes.ocr",
-    "gateway.store.migrations.env",  # works only when Alembic runs it
 )
 
 

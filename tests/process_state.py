@@ -23,7 +23,7 @@ _UNWATCHED = {
     signal.SIGSTOP,
 }
 _WATCHED = sorted(set(signal.Signals) - _UNWATCHED)
-_QUIETED = ("aiohttp.access", "alembic", "asyncio", "confluent_kafka", "kafka", "urllib3")
+_QUIETED = ("aiohttp.access", "asyncio", "confluent_kafka", "kafka", "urllib3")
 _LOGGERS = [logging.getLogger(name) for name in (None, "postback", *_QUIETED)]
 """The root logger, ours, and the loggers that our processes silence. Loggers that an import silences are left out."""
 

@@ -12,7 +12,7 @@ from schemas.settings import read_settings
 
 ROLES = {"worker": "worker", "deliver": "worker", "gateway": "gateway"}
 """Maps each role that needs more than the base install to the extra that installs the role's packages."""
-_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("alembic", "sqlalchemy", "starlette")}
+_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("sqlalchemy", "starlette", "uvicorn")}
 _REDIS_SECONDS = 3.0
 
 
@@ -27,28 +27,15 @@ def check_packages(roles: Sequence[str]) -> Iterator[Finding]:
 
 def check_store() -> Iterator[Finding]:
     """Yield the faults of the gateway's database. The check makes no table and no file. Raises SettingsRefused."""
-    from gateway.store.errors import StoreAway
+    from gateway.errors import StoreAway
     from gateway.store.schema import examine_store
     from gateway.store.settings import StoreSettings
 
     try:
-        state = examine_store(read_settings(StoreSettings).url)
+        examine_store(read_settings(StoreSettings).url)
     except StoreAway as away:
         problem, _, fix = str(away).partition("; ")
         yield fault(problem, fix or "start the database, or correct POSTBACK_STORE__URL")
-        return
-    if state.revision is None and state.has_tables:
-        yield fault("the database of POSTBACK_STORE__URL is of another program", "correct POSTBACK_STORE__URL")
-    elif state.revision is not None and state.revision < state.newest:
-        yield fault(
-            f"the store has schema {state.revision}, older than this program's {state.newest}",
-            "stop the gateways, back the store up, and run `postback store upgrade`",
-        )
-    elif state.revision is not None and state.revision > state.newest:
-        yield fault(
-            f"the store has schema {state.revision}, newer than this program's {state.newest}",
-            "install the newer Postback here too",
-        )
 
 
 def check_bucket() -> Iterator[Finding]:
@@ -57,7 +44,7 @@ def check_bucket() -> Iterator[Finding]:
     The check writes an empty object and deletes it.
     """
     from gateway.blobs.base import BlobsAway, has_answer
-    from gateway.blobs.opening import open_blobs
+    from gateway.blobs.folder import open_blobs
     from gateway.blobs.settings import FilesSettings
 
     variable, step = "POSTBACK_FILES__PLACE", "read"

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, select
 
 from gateway.accept.jobs import QUEUED
 from gateway.accept.outbox import put_record
+from gateway.errors import NO_RETRY, ApiError
 from gateway.store.tables import jobs
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
 from schemas.outcome import Outcome
@@ -20,12 +21,12 @@ FINISHED = frozenset(map(str, Outcome))
 """The statuses of jobs that have a result."""
 
 
-class JobFinished(Exception):  # noqa: N818 - it names what happened
-    """The job has its result already. The door answers 409."""
+class JobFinished(ApiError):  # noqa: N818 - it names what happened
+    """The job has its result already."""
 
     def __init__(self, job_id: str, status: str) -> None:
-        super().__init__(f"The job {job_id!r} has ended as {status!r}; a finished job cannot be cancelled.")
-        self.status = status
+        message = f"The job {job_id!r} has ended as {status!r}; a finished job cannot be cancelled."
+        super().__init__(409, "job_finished", message, headers=NO_RETRY)
 
 
 def cancel_job(connection: Connection, tenant: str, job_id: str, topics: Topics, clock: Clock) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
+from gateway.errors import NO_RETRY, ApiError
 from gateway.store.dialects import insert, insert_new, write_rows
 from gateway.store.tables import idempotency
 from telemetry.clock import Clock, SystemClock, unix_ms
@@ -24,8 +25,12 @@ _STORED = select(idempotency.c.fingerprint, idempotency.c.status, idempotency.c.
 """This query is built once, because SQLAlchemy takes longer to build it than SQLite takes to answer it."""
 
 
-class KeyReused(Exception):  # noqa: N818 - it names what happened
-    """A request has the `Idempotency-Key` of an earlier request, but another body. The door answers 409."""
+class KeyReused(ApiError):  # noqa: N818 - it names what happened
+    """A request has the `Idempotency-Key` of an earlier request, but another body."""
+
+    def __init__(self) -> None:
+        message = "The Idempotency-Key was used for another request; send a new key with a new request."
+        super().__init__(409, "idempotency_key_reused", message, headers=NO_RETRY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +80,5 @@ def key_row(tenant: str, key: str, fingerprint: bytes, now_ms: int, answer: Stor
 
 def _stored(fingerprint: bytes, answer: StoredAnswer, asked: bytes) -> StoredAnswer:
     if fingerprint != asked:
-        raise KeyReused("The Idempotency-Key was used for another request; send a new key with a new request.")
+        raise KeyReused
     return answer

@@ -13,9 +13,9 @@ from gateway.accept.outbox import Header, outbox_row
 from gateway.access import Principal
 from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, tokens_of, total_of
 from gateway.access.tenant_settings import TenantSettings
+from gateway.errors import NO_RETRY, ApiError, StoreAway
 from gateway.store.dialects import insert, insert_new, write_rows
-from gateway.store.errors import StoreAway
-from gateway.store.hold import require_no_hold
+from gateway.store.engine import require_no_hold
 from gateway.store.tables import idempotency, jobs, outbox
 from schemas import topics as names
 from schemas.job import DEFAULT_MAX_TOKENS
@@ -26,12 +26,12 @@ QUEUED = "queued"
 _CLOCK = SystemClock()
 
 
-class JobExists(Exception):  # noqa: N818 - it names what happened
-    """The tenant already has a job with this id. The door answers 409."""
+class JobExists(ApiError):  # noqa: N818 - it names what happened
+    """The tenant already has a job with this id."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"The tenant already has a job with the id {job_id!r}; choose another id, or leave it out.")
-        self.job_id = job_id
+        message = f"The tenant already has a job with the id {job_id!r}; choose another id, or leave it out."
+        super().__init__(409, "job_exists", message, "job_id", headers=NO_RETRY)
 
 
 @dataclass(frozen=True, slots=True)

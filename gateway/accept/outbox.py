@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 
-from gateway.store.hold import require_no_hold
+from gateway.store.engine import require_no_hold
 from gateway.store.tables import outbox
 
 Header = tuple[str, bytes]

@@ -5,14 +5,13 @@ A TLS client certificate that TLS has verified names a tenant and scopes.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
-from gateway.access.key_text import PREFIX, id_of
-from gateway.access.keys import ApiKey, KeyDigests, find_key, note_use
-from gateway.access.oidc.token_text import is_token
+from gateway.access.keys import PREFIX, ApiKey, KeyDigests, find_key, id_of, note_use
 from gateway.access.pepper import load_pepper
 from gateway.access.principal import DEFAULT_SCOPES, CredentialRefused, Principal, Scope
 from gateway.access.recent import Recent
@@ -199,3 +198,12 @@ def agreed(shown: Principal | None, found: Principal) -> Principal:
     if shown is not None and shown.tenant != found.tenant:
         raise CredentialRefused("the API key and the client certificate are of different tenants; send a key of yours")
     return found
+
+
+MOST_TOKEN_BYTES = 8192
+_TOKEN_PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+
+def is_token(credential: str) -> bool:
+    """True if the text has the three parts of a signed token. An unsigned token lacks the third, the signature."""
+    return len(credential) <= MOST_TOKEN_BYTES and _TOKEN_PARTS.fullmatch(credential) is not None

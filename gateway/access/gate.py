@@ -9,17 +9,19 @@ from gateway.access.access import Access, Credential
 from gateway.access.principal import CredentialRefused, Principal
 from gateway.access.rates import Rates, Taken, network_of, per_minute, per_second
 from gateway.access.settings import AccessSettings
+from gateway.errors import ApiError
 
 DOUBTED_AT_ONCE = 2
 """The maximum number of lookups at once for addresses that sent too many bad credentials."""
 
 
-class TooManyRequests(Exception):  # noqa: N818 - named after the status 429
+class TooManyRequests(ApiError):  # noqa: N818 - it names what happened
     """A rate is used up. The text names the owner of the rate."""
 
     def __init__(self, whose: str, taken: Taken) -> None:
-        super().__init__(f"{whose} sends more than {taken.limit} requests; repeat this one in {taken.reset_seconds} s.")
-        self.taken = taken
+        message = f"{whose} sends more than {taken.limit} requests; repeat this one in {taken.reset_seconds} s."
+        headers = {**taken.headers, "retry-after": str(taken.reset_seconds)}
+        super().__init__(429, "rate_limit_exceeded", message, headers=headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from sqlalchemy import Connection, case, func, select
 
 from gateway.access.tenant_settings import TenantSettings
+from gateway.errors import NO_RETRY, ApiError
 from gateway.store.dialects import insert, pair_in
 from gateway.store.tables import batches, jobs, quotas
 
@@ -21,8 +22,11 @@ BYTES_OF_A_TOKEN = 4
 """Approximate bytes of text for one token: English text has four characters a token."""
 
 
-class QuotaExceeded(Exception):  # noqa: N818 - it names what happened
-    """The tenant may queue no more work at present. The error's text is for the tenant."""
+class QuotaExceeded(ApiError):  # noqa: N818 - it names what happened
+    """The tenant may queue no more work at present."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(429, "quota_exceeded", message, headers={**NO_RETRY, "retry-after": "60"})
 
 
 class Work(NamedTuple):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from cachetools import TLRUCache
 
@@ -14,7 +14,9 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from limits.aio.storage import RedisStorage
+    from redis.asyncio import Redis
+
+T = TypeVar("T")
 
 REDIS_SECONDS = 0.25
 """Longest wait for one answer of Redis. A request asks for up to three answers at the same time."""
@@ -91,109 +93,91 @@ class RateWindow:
     count: int = 0
 
 
-class RateWindows:
-    """Fixed windows in this process's memory.
-
-    The windows of the library `limits` are not used, because the library sets no limit on their number. While requests
-    come, it also starts a thread every 10 ms, which took a tenth of the event loop's time.
-    """
-
-    def __init__(self, clock: Clock, most: int = MOST_WINDOWS) -> None:
-        self._clock = clock
-        self._windows: TLRUCache[str, RateWindow] = TLRUCache(
-            most, ttu=lambda _, window, __: window.ends, timer=clock.monotonic
-        )
-
-    def window(self, key: str, seconds: float) -> RateWindow:
-        """Return the present window. If there is none, return a new one of this length, which `take` will store."""
-        return self._windows.get(key) or RateWindow(self._clock.monotonic() + seconds)
-
-    def take(self, key: str, window: RateWindow) -> None:
-        """Count a request in the window."""
-        window.count += 1
-        if window.count == 1:
-            self._windows[key] = window
-
-
 class Rates:
     """Counts requests in Redis.
 
     Without Redis, or while Redis does not answer, each gateway counts in its own memory.
     """
 
-    def __init__(self, redis_url: str | None, clock: Clock) -> None:
-        self._memory = RateWindows(clock)
+    def __init__(self, redis_url: str | None, clock: Clock, most: int = MOST_WINDOWS) -> None:
+        self._windows: TLRUCache[str, RateWindow] = TLRUCache(
+            most, ttu=lambda _, window, __: window.ends, timer=clock.monotonic
+        )
         self._clock = clock
-        self._redis = _redis_storage(redis_url) if redis_url is not None else None
+        self._redis = _redis(redis_url) if redis_url is not None else None
         self._away_until = -math.inf
         self._away = False
 
-    async def take(self, item: Rate, *names: str) -> Taken:
+    async def take(self, rate: Rate, *names: str) -> Taken:
         """Count one request in the present window, and return its place. A request beyond the limit is counted, too."""
-        return await self._place(item, names, take=True)
+        key = rate.key_for(*names)
 
-    async def is_spent(self, item: Rate, *names: str) -> bool:
+        async def counted(redis: Redis) -> tuple[int, float]:
+            async with redis.pipeline() as asked:
+                asked.set(key, 0, ex=rate.seconds, nx=True)
+                asked.incr(key)
+                asked.pttl(key)
+                _, count, left_ms = await asked.execute()
+            return count, left_ms / 1000
+
+        count, seconds = await self._shared(counted) or self._counted_here(key, rate.seconds)
+        reset = min(max(math.ceil(seconds), 1), rate.seconds)
+        return Taken(rate.amount, max(rate.amount - count, 0), reset, count <= rate.amount)
+
+    async def is_spent(self, rate: Rate, *names: str) -> bool:
         """True if the present window has no place left. No place is taken."""
-        found = await self._place(item, names, take=False)
-        return not found.allowed
+        key = rate.key_for(*names)
+
+        async def looked_up(redis: Redis) -> int:
+            return int(await redis.get(key) or 0)
+
+        count = await self._shared(looked_up)
+        if count is None:
+            window = self._windows.get(key)
+            count = window.count if window is not None else 0
+        return count >= rate.amount
 
     async def close(self) -> None:
         """Close the connections to Redis."""
         if self._redis is not None:
-            await self._redis.bridge.get_connection().aclose()  # type: ignore[attr-defined]
+            await self._redis.aclose()
 
-    async def _place(self, item: Rate, names: Sequence[str], *, take: bool) -> Taken:
-        """Return a request's place. Without `take`, return the place that the next request would get."""
-        key, more = item.key_for(*names), 0 if take else 1
-        if (storage := self._shared()) is not None:
-            from limits.errors import StorageError  # most gateways count in memory, and do not need this import
+    def _counted_here(self, key: str, seconds: float) -> tuple[int, float]:
+        """Count a request in memory; return the window's requests, and the seconds until it ends."""
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = RateWindow(self._clock.monotonic() + seconds)
+        window.count += 1
+        return window.count, window.ends - self._clock.monotonic()
 
-            try:
-                count = more + await (storage.incr(key, item.seconds) if take else storage.get(key))
-                is_over = count > item.amount
-                seconds = await storage.get_expiry(key) - self._clock.time() if is_over else item.seconds
-            except StorageError:
-                self._gone()
-            else:
-                self._back()
-                return self._taken(item, count, seconds)
-        window = self._memory.window(key, item.seconds)
-        if take:
-            self._memory.take(key, window)
-        return self._taken(item, window.count + more, window.ends - self._clock.monotonic())
+    async def _shared(self, ask: Callable[[Redis], Awaitable[T]]) -> T | None:
+        """Return the answer of Redis; None without Redis, and while it is away."""
+        if self._redis is None or self._clock.monotonic() < self._away_until:
+            return None
+        from redis.exceptions import RedisError  # most gateways count in memory, and do not need this import
 
-    @staticmethod
-    def _taken(item: Rate, count: int, seconds: float) -> Taken:
-        """Return the place of request number `count` in a window that ends in `seconds`."""
-        reset = min(max(math.ceil(seconds), 1), item.seconds)
-        return Taken(item.amount, max(item.amount - count, 0), reset, count <= item.amount)
-
-    def _shared(self) -> RedisStorage | None:
-        return self._redis if self._clock.monotonic() >= self._away_until else None
-
-    def _gone(self) -> None:
-        self._away_until = self._clock.monotonic() + AWAY_SECONDS
-        if not self._away:
-            self._away = True
-            log.warning(
-                "Redis does not answer; this gateway counts its own requests only until it does.",
-                action="rates-unshared",
-            )
-
-    def _back(self) -> None:
+        try:
+            answer = await ask(self._redis)
+        except (RedisError, OSError):
+            self._away_until = self._clock.monotonic() + AWAY_SECONDS
+            if not self._away:
+                self._away = True
+                log.warning(
+                    "Redis does not answer; this gateway counts its own requests only until it does.",
+                    action="rates-unshared",
+                )
+            return None
         if self._away:
             self._away = False
             log.info("Redis answers again; counting the requests of all gateways together.", action="rates-shared")
+        return answer
 
 
-def _redis_storage(url: str) -> RedisStorage:
-    from limits.aio.storage import RedisStorage  # most gateways count in memory, and do not need these imports
+def _redis(url: str) -> Redis:
+    from redis.asyncio import Redis  # most gateways count in memory, and do not need these imports
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    options: dict[str, Any] = {
-        "socket_connect_timeout": REDIS_SECONDS,
-        "socket_timeout": REDIS_SECONDS,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    return RedisStorage(f"async+{url}", wrap_exceptions=True, implementation="redispy", **options)
+    return Redis.from_url(
+        url, socket_connect_timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS, retry=Retry(NoBackoff(), 0)
+    )

@@ -1,13 +1,11 @@
 """OpenAI's files and batches: upload, expansion into jobs, output and error files.
 
-    declined     a request that is refused, with OpenAI's code and parameter
     paging       lists in pages
     states       the states of a batch
     files        rows of files; `shelf` keeps rows and contents together
     uploads      rows of uploads in parts; `assembly` keeps the contents of parts, and joins them to a file
     orders       rows of batches: create, cancel, list
-    lines        the lines of a file; `checking` finds lines that are no job
-    ranges       records of `batch_requests`
+    ranges       the lines of a file, and records of `batch_requests`; `checking` finds lines that are no job
     expansion    the stage from `batch_requests` to the lanes
     counting     counts results, in the view's transactions
     finalising   writes the output and error files

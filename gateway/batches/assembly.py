@@ -15,11 +15,11 @@ from weakref import WeakValueDictionary
 from sqlalchemy import Connection
 
 from gateway.batches import files, uploads
-from gateway.batches.declined import Declined
 from gateway.batches.files import FileRow
 from gateway.batches.shelf import Draft, Shelf
-from gateway.batches.uploads import CompletionTerms, PartRow, UploadRow, UploadTerms
+from gateway.batches.uploads import PartRow, UploadCompletion, UploadRequest, UploadRow
 from gateway.blobs.base import BlobError, BlobMissing, BlobsAway
+from gateway.errors import ApiError
 from gateway.store.store import StoreAway
 from producers.identity import new_hex
 from telemetry.logs import get_logger
@@ -41,8 +41,11 @@ class Assembly:
         self._shelf = shelf
         self._joining: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def create(self, tenant: str, terms: UploadTerms) -> UploadRow:
-        """Begin an upload. Raises Declined (413) and StoreAway."""
+    async def create(self, tenant: str, terms: UploadRequest) -> UploadRow:
+        """Begin an upload. Raises ApiError (413) and StoreAway."""
+        largest = self._shelf.settings.most_bytes
+        if terms.bytes > largest:
+            raise ApiError(413, "file_too_large", f"The file has more than {largest} bytes; split it.", "bytes")
         identifier, now_ms = f"upload_{new_hex(self._shelf.clock)}", self._shelf.now_ms()
         most = self._shelf.settings.tenant_bytes
         return await self._shelf.store.write(
@@ -50,7 +53,7 @@ class Assembly:
         )
 
     def begin_part(self, tenant: str, upload_id: str) -> Draft:
-        """Begin a part. Raises Declined (400, 404, 409, 413), BlobsAway and StoreAway."""
+        """Begin a part. Raises ApiError (400, 404, 409, 413), BlobsAway and StoreAway."""
         identifier, now_ms = f"part_{new_hex(self._shelf.clock)}", self._shelf.now_ms()
         most = self._shelf.settings.tenant_bytes
         self._shelf.store.write_now(
@@ -65,7 +68,7 @@ class Assembly:
     async def keep_part(self, upload_id: str, draft: Draft) -> PartRow:
         """Finish a part: complete its blob, and then its row.
 
-        Raises Declined (404, 409, 413), BlobsAway and StoreAway.
+        Raises ApiError (404, 409, 413), BlobsAway and StoreAway.
         """
         await self._shelf.storage.run(draft.writer.commit)
         now_ms, most = self._shelf.now_ms(), self._shelf.settings.tenant_bytes
@@ -83,11 +86,11 @@ class Assembly:
         self._remove([draft.id])
 
     async def complete(
-        self, tenant: str, upload_id: str, asked: CompletionTerms, submitted_by: str | None
+        self, tenant: str, upload_id: str, asked: UploadCompletion, submitted_by: str | None
     ) -> UploadRow:
         """Join the parts to a file, and return the upload. A repeat gets the same upload with the same file.
 
-        Raises Declined (400, 404, 408, 409), BlobsAway, BlobMissing and StoreAway.
+        Raises ApiError (400, 404, 408, 409), BlobsAway, BlobMissing and StoreAway.
         """
         lock = self._joining.setdefault(upload_id, asyncio.Lock())
         async with lock:
@@ -103,7 +106,7 @@ class Assembly:
         return await self._shelf.store.read(lambda connection: uploads.find(connection, tenant, upload_id))
 
     async def cancel(self, tenant: str, upload_id: str) -> UploadRow:
-        """End an upload without a file. Raises Declined (404, 409) and StoreAway."""
+        """End an upload without a file. Raises ApiError (404, 409) and StoreAway."""
         now_ms = self._shelf.now_ms()
         row = await self._shelf.store.write(lambda connection: uploads.cancel(connection, tenant, upload_id, now_ms))
         await self._shelf.storage.run_anyway(self.remove_parts, upload_id)
@@ -130,14 +133,14 @@ class Assembly:
         self._remove(found)
         return len(found)
 
-    async def _parts_to_join(self, tenant: str, upload_id: str, asked: CompletionTerms) -> Sequence[str] | None:
+    async def _parts_to_join(self, tenant: str, upload_id: str, asked: UploadCompletion) -> Sequence[str] | None:
         now_ms = self._shelf.now_ms()
         return await self._shelf.store.read(
             lambda connection: uploads.parts_to_join(connection, tenant, upload_id, asked, now_ms)
         )
 
     async def _join(
-        self, tenant: str, upload_id: str, asked: CompletionTerms, parts: Sequence[str], submitted_by: str | None
+        self, tenant: str, upload_id: str, asked: UploadCompletion, parts: Sequence[str], submitted_by: str | None
     ) -> None:
         """Write the file, and end the upload with it. Raises Overtaken."""
         draft = await self._shelf.storage.run(self._shelf.begin, tenant, submitted_by, bounded=False)
@@ -161,7 +164,7 @@ class Assembly:
                 await asyncio.shield(self._shelf.storage.run_anyway(self._shelf.drop, draft))
 
     async def _copy(self, draft: Draft, parts: Sequence[str], md5: str | None) -> None:
-        """Append the parts to the draft. Raises Declined (400) if the MD5 of the parts is not `md5`."""
+        """Append the parts to the draft. Raises ApiError (400) if the MD5 of the parts is not `md5`."""
         digest = hashlib.md5(usedforsecurity=False)
 
         def some(pieces: Iterator[bytes]) -> bool:
@@ -175,8 +178,8 @@ class Assembly:
             pieces = self._shelf.blobs.read(part)
             while await self._shelf.storage.run(some, pieces):
                 pass
-        if md5 is not None and digest.hexdigest() != md5:
-            raise Declined(400, "checksum_mismatch", "The parts in this order have another MD5 than `md5`.", "md5")
+        if md5 is not None and digest.hexdigest() != md5.lower():
+            raise ApiError(400, "checksum_mismatch", "The parts in this order have another MD5 than `md5`.", "md5")
 
     def _remove(self, parts: Sequence[str]) -> None:
         """Remove the blobs of parts, then their rows; the sweep repeats what fails."""

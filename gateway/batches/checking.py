@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-from gateway.batches.lines import Line, lines_of
-from gateway.batches.ranges import LONGEST_REASON, LineCut, SkippedLine, cut
+from gateway.batches.ranges import LONGEST_REASON, Line, LineCut, SkippedLine, cut, lines_of
 from schemas import openai
 from schemas.codec import read_batch_line
 from schemas.job import MAX_JOB_BYTES, Job

@@ -21,13 +21,13 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
 from gateway.batches.assembly import Assembly
 from gateway.batches.checking import Checked, LineError, check_file
-from gateway.batches.declined import Declined
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, OnEnded
 from gateway.batches.shelf import Shelf
 from gateway.batches.states import FINALIZING, IN_PROGRESS, VALIDATING
 from gateway.blobs.base import BlobError, BlobMissing
 from gateway.dependency import Dependency
+from gateway.errors import ApiError
 from gateway.store.store import StoreAway
 from gateway.store.tables import batches
 from schemas.codec import write_job
@@ -148,7 +148,7 @@ class Clerk(SideTask):
             row = await self._shelf.store.write(lambda connection: self._claim(connection, batch_id))
             if row is not None:
                 await self._claimed(row)
-        except (BlobError, StoreAway, Declined) as error:
+        except (BlobError, StoreAway, ApiError) as error:
             self._failed(batch_id, str(error))
             await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
@@ -197,7 +197,7 @@ class Clerk(SideTask):
             self._away = str(away)
 
     def _next_step(self, row: BatchRow) -> None:
-        """Do a batch's next step. Blocks. Raises BlobError, StoreAway, Declined and Stopping."""
+        """Do a batch's next step. Blocks. Raises BlobError, StoreAway, ApiError and Stopping."""
         if row.status == VALIDATING:
             self._check(row)
             return

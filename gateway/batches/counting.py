@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 from gateway.batches.orders import step
 from gateway.batches.states import COUNTING, FINALIZING, IN_PROGRESS
 from gateway.store.tables import batches, jobs
-from gateway.view.results import StoredResult
+from gateway.view.writing import StoredResult
 from schemas.outcome import Outcome
 from telemetry.clock import Clock, unix_ms
 

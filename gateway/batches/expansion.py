@@ -25,9 +25,8 @@ from typing import Final, TypeVar
 from pydantic_core import from_json
 from sqlalchemy import Connection, select
 
-from gateway.batches.lines import lines_of
 from gateway.batches.orders import BatchRow
-from gateway.batches.ranges import InvalidRange, LineRange, job_id, read_range
+from gateway.batches.ranges import InvalidRange, LineRange, job_id, lines_of, read_range
 from gateway.batches.shelf import Shelf
 from gateway.batches.states import CANCELLING, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing, BlobsAway

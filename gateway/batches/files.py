@@ -8,30 +8,45 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
+from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 
-from gateway.batches.declined import Declined, unknown
 from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.states import LIVE
+from gateway.errors import ApiError, conflict, not_found, validated
 from gateway.store.tables import batches, files, upload_parts, uploads
+from schemas.bounded import WireModel
 
-PURPOSES: Final = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals")
+Purpose = Literal["batch", "assistants", "fine-tune", "vision", "user_data", "evals"]
 """The purposes that OpenAI's SDKs send (`openai.types.FilePurpose`).
 
 Only files of `batch` are used here; files of other purposes are only stored and returned.
 """
+PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
 OUTPUT_PURPOSE: Final = "batch_output"
-SHORTEST_EXPIRY_SECONDS, LONGEST_EXPIRY_SECONDS = 3600, 2_592_000
-"""Bounds of `expires_after[seconds]`, the same as OpenAI's."""
 UNNAMED: Final = "file.jsonl"
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_NAME = 255
-_NUMBER = re.compile(r"[0-9]{1,9}")
 
 FileRow = Row[Any]
+
+
+class ExpiresAfter(WireModel):
+    """The life of a file."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
+    """The bounds are the same as OpenAI's."""
+
+
+class FileFields(WireModel):
+    """The fields of an upload's form."""
+
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +59,17 @@ class FileTerms:
 
 
 def file_terms(filename: str | None, fields: Mapping[str, str]) -> FileTerms:
-    """Check the fields of an upload's form. Raises Declined (400)."""
-    purpose = checked_purpose(fields.get("purpose"))
-    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
-    return FileTerms(purpose, clean_filename(filename), expiry_seconds(anchor, seconds, "expires_after"))
+    """Check the fields of an upload's form. Raises ApiError (400)."""
+    said: dict[str, Any] = {"purpose": fields["purpose"]} if "purpose" in fields else {}
+    parts = {name: fields.get(f"expires_after[{name}]") for name in ExpiresAfter.model_fields}
+    expiry = {name: text for name, text in parts.items() if text is not None}
+    checked = validated(FileFields, {**said, "expires_after": expiry or None}, strict=False)
+    return FileTerms(checked.purpose, clean_filename(filename), seconds_of(checked.expires_after))
 
 
-def checked_purpose(purpose: object) -> str:
-    """Check the purpose of a file. Raises Declined (400)."""
-    if purpose is None:
-        raise Declined(400, "missing_required_parameter", f"Send `purpose`: one of {_listed()}.", "purpose")
-    if not isinstance(purpose, str) or purpose not in PURPOSES:
-        raise Declined(400, "invalid_value", f"`purpose` is none of {_listed()}.", "purpose")
-    return purpose
-
-
-def expiry_seconds(anchor: object, seconds: object, name: str) -> int | None:
-    """Check the two members of an `expires_after`; None for both means no expiry. Raises Declined (400)."""
-    if anchor is None and seconds is None:
-        return None
-    if anchor != "created_at":
-        raise Declined(400, "invalid_value", f"`{name}.anchor` can only be `created_at`.", f"{name}.anchor")
-    if isinstance(seconds, str) and _NUMBER.fullmatch(seconds):
-        seconds = int(seconds)
-    if type(seconds) is int and SHORTEST_EXPIRY_SECONDS <= seconds <= LONGEST_EXPIRY_SECONDS:
-        return seconds
-    bounds = f"{SHORTEST_EXPIRY_SECONDS} to {LONGEST_EXPIRY_SECONDS}"
-    raise Declined(400, "invalid_value", f"`{name}.seconds` is a whole number from {bounds}.", f"{name}.seconds")
+def seconds_of(expiry: ExpiresAfter | None) -> int | None:
+    """Return the life of a file in seconds; None for a file that does not expire."""
+    return None if expiry is None else expiry.seconds
 
 
 def clean_filename(given: str | None) -> str:
@@ -87,7 +86,7 @@ def begin(
     submitted_by: str | None,
     tenant_bytes: int | None,
 ) -> None:
-    """Write the row of a file whose first byte is still to come. Raises Declined (413) if the tenant lacks room."""
+    """Write the row of a file whose first byte is still to come. Raises ApiError (413) if the tenant lacks room."""
     if tenant_bytes is not None:
         require_room(connection, tenant, 1, tenant_bytes, "file")
     row = {"id": identifier, "tenant": tenant, "created_at": now_ms, "submitted_by": submitted_by}
@@ -95,7 +94,7 @@ def begin(
 
 
 def require_room(connection: Connection, tenant: str, more_bytes: int, tenant_bytes: int, param: str) -> None:
-    """Raise Declined (413) if the tenant's space has no room. Parts of pending uploads take space as files do."""
+    """Raise ApiError (413) if the tenant's space has no room. Parts of pending uploads take space as files do."""
     of_files = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
         files.c.tenant == tenant, files.c.deleted_at.is_(None)
     )
@@ -107,29 +106,29 @@ def require_room(connection: Connection, tenant: str, more_bytes: int, tenant_by
     held = connection.execute(of_files).scalar_one() + connection.execute(of_parts).scalar_one()
     if held + more_bytes > tenant_bytes:
         message = f"The tenant's files have {held} bytes, and may have {tenant_bytes}; delete some."
-        raise Declined(413, "storage_full", message, param)
+        raise ApiError(413, "storage_full", message, param)
 
 
 def store(connection: Connection, identifier: str, terms: FileTerms, size: int, sha256: str, now_ms: int) -> FileRow:
     """Make a file visible.
 
-    Raises Declined (408) if the file's row was removed meanwhile because the write took too long.
+    Raises ApiError (408) if the file's row was removed meanwhile because the write took too long.
     """
     expires_at = None if terms.expires_seconds is None else now_ms + 1000 * terms.expires_seconds
     said = {"purpose": terms.purpose, "filename": terms.filename, "bytes": size, "sha256": sha256}
     this = and_(files.c.id == identifier, files.c.deleted_at.is_(None))
     made = files.update().where(this).values(**said, expires_at=expires_at, created_at=now_ms, stored_at=now_ms)
     if connection.execute(made).rowcount == 0:
-        raise Declined(408, "upload_too_slow", "The upload took too long; send the file again.", "file")
+        raise ApiError(408, "upload_too_slow", "The upload took too long; send the file again.", "file")
     return connection.execute(select(files).where(this)).one()
 
 
 def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, lock: bool = False) -> FileRow:
-    """Return the row of a tenant's file. `lock` locks the row until the end of the change. Raises Declined (404)."""
+    """Return the row of a tenant's file. `lock` locks the row until the end of the change. Raises ApiError (404)."""
     statement = select(files).where(files.c.id == identifier, *_visible(tenant, now_ms))
     row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:
-        raise unknown("file", identifier)
+        raise not_found("file", identifier)
     return row
 
 
@@ -140,12 +139,12 @@ def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | N
 
 
 def mark_deleted(connection: Connection, tenant: str, identifier: str, now_ms: int) -> None:
-    """Hide a file, so that its blob can be removed. Raises Declined (404; 409 while a batch reads the file)."""
+    """Hide a file, so that its blob can be removed. Raises ApiError (404; 409 while a batch reads the file)."""
     find(connection, tenant, identifier, now_ms, lock=True)
     using = select(batches.c.id).where(batches.c.input_file_id == identifier, batches.c.status.in_(LIVE)).limit(1)
     if (user := connection.execute(using).scalar_one_or_none()) is not None:
         message = f"Batch {user} reads the file; wait for its end, or cancel the batch first."
-        raise Declined(409, "file_in_use", message, "file_id")
+        raise conflict("file_in_use", message, "file_id")
     connection.execute(files.update().where(files.c.id == identifier).values(deleted_at=now_ms))
 
 
@@ -182,7 +181,3 @@ def file_object(row: FileRow) -> dict[str, Any]:
 def _visible(tenant: str, now_ms: int) -> tuple[ColumnElement[bool], ...]:
     unexpired = or_(files.c.expires_at.is_(None), files.c.expires_at > now_ms)
     return files.c.tenant == tenant, files.c.stored_at.is_not(None), files.c.deleted_at.is_(None), unexpired
-
-
-def _listed() -> str:
-    return ", ".join(f"`{purpose}`" for purpose in PURPOSES)

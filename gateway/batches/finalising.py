@@ -16,14 +16,13 @@ from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, lite
 
 from gateway.batches import files, orders
 from gateway.batches.checking import MOST_LINES
-from gateway.batches.declined import Declined
 from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
-from gateway.batches.lines import Line, lines_of
 from gateway.batches.orders import ENDED_AT, BatchRow, OnEnded, step
-from gateway.batches.ranges import job_id
+from gateway.batches.ranges import Line, job_id, lines_of
 from gateway.batches.shelf import Draft, Shelf
 from gateway.batches.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing
+from gateway.errors import ApiError
 from gateway.store.store import Store
 from gateway.store.tables import jobs
 from schemas.codec import InvalidResult, read_result
@@ -59,7 +58,7 @@ class OutOfStep(Exception):  # noqa: N818 - it names what happened
 def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsked) -> None:
     """Write a batch's files and end the batch. Blocks.
 
-    Raises BlobsAway, StoreAway and Declined, after which another attempt may follow.
+    Raises BlobsAway, StoreAway and ApiError, after which another attempt may follow.
     """
     now_ms = shelf.now_ms()
     writers: list[FileWriter] = []
@@ -176,7 +175,7 @@ def _commit(shelf: Shelf, change: Callable[[Connection], None], writers: list[Fi
     """Run the change that ends the batch. A refused change has certainly not happened, so its files are dropped."""
     try:
         shelf.store.write_now(change)
-    except (OutOfStep, Declined):
+    except (OutOfStep, ApiError):
         for writer in writers:
             writer.dropped = True
         raise
@@ -363,7 +362,7 @@ def _end(
     writers: tuple[FileWriter, FileWriter],
     on_ended: OnEnded,
 ) -> None:
-    """End the batch with its files. Raises OutOfStep, and Declined if a file took too long and was swept."""
+    """End the batch with its files. Raises OutOfStep, and ApiError if a file took too long and was swept."""
     (output, error), now_ms = writers, shelf.now_ms()
     expires = row.output_expires_seconds or int(shelf.settings.result_days * 86_400)
     kept = {

@@ -6,17 +6,16 @@ status, so that of two processes one wins. Source: OpenAI's API reference, "Batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
 
+from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 from sqlalchemy import Connection, Row, and_, or_, select
 
 from gateway.accept.cancelling import put_control
 from gateway.accept.outbox import put_record
 from gateway.batches import files
 from gateway.batches.checking import MOST_BYTES, Checked
-from gateway.batches.declined import Declined, unknown
 from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.ranges import LineRange, write_range
 from gateway.batches.states import (
@@ -31,8 +30,10 @@ from gateway.batches.states import (
     IN_PROGRESS,
     VALIDATING,
 )
+from gateway.errors import ApiError, conflict, not_found
 from gateway.store.tables import batches
 from schemas import topics as names
+from schemas.bounded import WireModel
 from schemas.openai import URLS
 from schemas.topics import Topics
 
@@ -40,56 +41,28 @@ WINDOW: Final = "24h"
 WINDOW_MS: Final = 24 * 3600 * 1000
 SKIP_INVALID: Final = "postback.skip_invalid"
 """The key of the metadata by which a batch skips lines that are no jobs: they fail, and the others run."""
-_MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
+_Key = Annotated[str, StringConstraints(max_length=64)]
+_Value = Annotated[str, StringConstraints(max_length=512)]
 
 BatchRow = Row[Any]
 OnEnded = Callable[[Connection, BatchRow], None]
 """A function that is called with the row of a batch, in the transaction that ends this batch."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchTerms:
+def _endpoint(url: str) -> str:
+    if url not in URLS:
+        raise ValueError(f"is none of {', '.join(URLS)}")
+    return url
+
+
+class BatchRequest(WireModel):
     """The body of a request to create a batch."""
 
     input_file_id: str
-    endpoint: str
-    metadata: Mapping[str, str] | None
-    output_expires_seconds: int | None
-
-
-def batch_terms(body: object) -> BatchTerms:
-    """Check the body of a request to create a batch. Raises Declined (400)."""
-    if not isinstance(body, dict):
-        raise Declined(400, "invalid_value", "The body is a JSON object.")
-    file_id, endpoint = body.get("input_file_id"), body.get("endpoint")
-    if not isinstance(file_id, str):
-        raise Declined(400, "missing_required_parameter", "`input_file_id` is required: a file's id.", "input_file_id")
-    if not isinstance(endpoint, str) or endpoint not in URLS:
-        raise Declined(400, "invalid_value", f"`endpoint` is none of {', '.join(URLS)}.", "endpoint")
-    if body.get("completion_window") != WINDOW:
-        raise Declined(400, "invalid_value", f"`completion_window` can only be `{WINDOW}`.", "completion_window")
-    expiry = body.get("output_expires_after")
-    if expiry is not None and not isinstance(expiry, dict):
-        raise Declined(400, "invalid_value", "`output_expires_after` is an object.", "output_expires_after")
-    return BatchTerms(
-        file_id,
-        endpoint,
-        checked_metadata(body.get("metadata")),
-        files.expiry_seconds(expiry.get("anchor"), expiry.get("seconds"), "output_expires_after") if expiry else None,
-    )
-
-
-def checked_metadata(metadata: object) -> Mapping[str, str] | None:
-    """Check the bounds of OpenAI's `metadata`. Raises Declined (400)."""
-    if metadata is None:
-        return None
-    if isinstance(metadata, dict) and len(metadata) <= _MOST_METADATA and all(map(_is_pair, metadata.items())):
-        return metadata
-    message = (
-        f"`metadata` has at most {_MOST_METADATA} texts, with keys of {_LONGEST_KEY} and values of {_LONGEST_VALUE} "
-        "characters at most."
-    )
-    raise Declined(400, "invalid_value", message, "metadata")
+    endpoint: Annotated[str, AfterValidator(_endpoint), WithJsonSchema({"enum": list(URLS)})]
+    completion_window: Literal["24h"]
+    metadata: Annotated[dict[_Key, _Value], Field(max_length=16)] | None = None
+    output_expires_after: files.ExpiresAfter | None = None
 
 
 def skips_invalid(row: BatchRow) -> bool:
@@ -101,20 +74,20 @@ def create(
     connection: Connection,
     identifier: str,
     tenant: str,
-    terms: BatchTerms,
+    terms: BatchRequest,
     now_ms: int,
     *,
     submitted_by: str | None = None,
     traceparent: str | None = None,
 ) -> BatchRow:
-    """Write the row of a new batch, which the clerk will check. Raises Declined (400, 404)."""
+    """Write the row of a new batch, which the clerk will check. Raises ApiError (400, 404)."""
     file = files.find(connection, tenant, terms.input_file_id, now_ms, lock=True)
     if file.purpose != "batch":
         message = f"The file's purpose is `{file.purpose}`; upload it with the purpose `batch`."
-        raise Declined(400, "invalid_file_purpose", message, "input_file_id")
+        raise ApiError(400, "invalid_file_purpose", message, "input_file_id")
     if file.bytes > MOST_BYTES:
         message = f"The file has more than {MOST_BYTES} bytes; split it."
-        raise Declined(400, "file_too_large", message, "input_file_id")
+        raise ApiError(400, "file_too_large", message, "input_file_id")
     row = {
         "id": identifier,
         "tenant": tenant,
@@ -124,10 +97,10 @@ def create(
         "total": 0,
         "completed": 0,
         "failed": 0,
-        "metadata": None if terms.metadata is None else dict(terms.metadata),
+        "metadata": terms.metadata,
         "created_at": now_ms,
         "expires_at": now_ms + WINDOW_MS,
-        "output_expires_seconds": terms.output_expires_seconds,
+        "output_expires_seconds": files.seconds_of(terms.output_expires_after),
         "claimed_until": 0,
         "traceparent": traceparent,
         "submitted_by": submitted_by,
@@ -137,11 +110,11 @@ def create(
 
 
 def find(connection: Connection, tenant: str, identifier: str) -> BatchRow:
-    """Return the row of a tenant's batch. Raises Declined (404)."""
+    """Return the row of a tenant's batch. Raises ApiError (404)."""
     this = and_(batches.c.id == identifier, batches.c.tenant == tenant)
     row = connection.execute(select(batches).where(this)).one_or_none()
     if row is None:
-        raise unknown("batch", identifier)
+        raise not_found("batch", identifier)
     return row
 
 
@@ -153,7 +126,7 @@ def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:
 def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, topics: Topics) -> BatchRow:
     """Begin to cancel a batch: write one record that cancels all of its jobs.
 
-    Raises Declined (404; 409 for a batch that has ended).
+    Raises ApiError (404; 409 for a batch that has ended).
 
     A batch that is already being cancelled is not changed.
     """
@@ -162,7 +135,7 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
         return row
     if row.status not in CANCELLABLE or not step(connection, identifier, row.status, CANCELLING, cancelling_at=now_ms):
         message = f"Batch {identifier} is `{row.status}`, and cannot be cancelled."
-        raise Declined(409, "batch_not_cancellable", message, "batch_id")
+        raise conflict("batch_not_cancellable", message, "batch_id")
     put_control(connection, tenant, identifier, topics, now_ms)
     return find(connection, tenant, identifier)
 
@@ -272,10 +245,3 @@ _TIMES = (
 
 def _seconds(at_ms: int | None) -> int | None:
     return None if at_ms is None else at_ms // 1000
-
-
-def _is_pair(pair: tuple[object, object]) -> bool:
-    key, value = pair
-    if not isinstance(key, str) or not isinstance(value, str):
-        return False
-    return len(key) <= _LONGEST_KEY and len(value) <= _LONGEST_VALUE

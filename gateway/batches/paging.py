@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, select
 
-from gateway.batches.declined import Declined, unknown
+from gateway.errors import ApiError, not_found
 
 _IDS = {"file": re.compile(r"file-[A-Za-z0-9_-]{1,58}"), "batch": re.compile(r"batch_[A-Za-z0-9_-]{1,58}")}
 _LIMIT = re.compile(r"[0-9]{1,6}")
@@ -42,20 +42,20 @@ class RowPage:
 
 
 def page_query(said: Mapping[str, str], *, most: int, default: int, kind: str) -> PageQuery:
-    """Read `after`, `limit` and `order` of a query string. Raises Declined (400, 404).
+    """Read `after`, `limit` and `order` of a query string. Raises ApiError (400, 404).
 
     An `after` of the right form may name an object that was deleted meanwhile.
     """
     after, limit, order = said.get("after") or None, said.get("limit", str(default)), said.get("order", "desc")
     if after is not None and not _IDS[kind].fullmatch(after):
-        raise unknown(kind, after)
+        raise not_found(kind, after)
     if not _LIMIT.fullmatch(limit) or not 1 <= int(limit) <= most:
-        raise Declined(400, "invalid_value", f"`limit` is a number from 1 to {most}.", "limit")
+        raise ApiError(400, "invalid_value", f"`limit` is a number from 1 to {most}.", "limit")
     if order == "asc":
         return PageQuery(after, int(limit), "asc")
     if order == "desc":
         return PageQuery(after, int(limit), "desc")
-    raise Declined(400, "invalid_value", "`order` is `asc` or `desc`.", "order")
+    raise ApiError(400, "invalid_value", "`order` is `asc` or `desc`.", "order")
 
 
 def read_page(connection: Connection, table: Table, where: Sequence[ColumnElement[bool]], query: PageQuery) -> RowPage:

@@ -49,7 +49,7 @@ class Shelf:
         return unix_ms(self.clock)
 
     def begin(self, tenant: str, submitted_by: str | None, *, bounded: bool = True) -> Draft:
-        """Begin a file. Raises Declined (413), BlobsAway and StoreAway.
+        """Begin a file. Raises ApiError (413), BlobsAway and StoreAway.
 
         Without `bounded`, the file may exceed the tenant's space, so that a batch's answers always find room.
         """
@@ -63,12 +63,12 @@ class Shelf:
             raise
 
     async def keep(self, draft: Draft, terms: FileTerms) -> FileRow:
-        """Finish a file: complete its blob, and then its row. Raises Declined (408, 413), BlobsAway and StoreAway."""
+        """Finish a file: complete its blob, and then its row. Raises ApiError (408, 413), BlobsAway and StoreAway."""
         await self.storage.run(draft.writer.commit)
         return await self.store.write(lambda connection: self.store_row(connection, draft, terms))
 
     def store_row(self, connection: Connection, draft: Draft, terms: FileTerms) -> FileRow:
-        """Make a file with a complete blob visible. Raises Declined (408, 413)."""
+        """Make a file with a complete blob visible. Raises ApiError (408, 413)."""
         # Check the room again, because several concurrent uploads may have begun while there was room for only one.
         files.require_room(connection, draft.tenant, draft.size, self.settings.tenant_bytes, "file")
         return files.store(connection, draft.id, terms, draft.size, draft.sha256, self.now_ms())
@@ -79,7 +79,7 @@ class Shelf:
         self.remove(draft.id)
 
     async def find(self, tenant: str, identifier: str) -> FileRow:
-        """Return a file's row. Raises Declined (404)."""
+        """Return a file's row. Raises ApiError (404)."""
         return await self.store.read(lambda connection: files.find(connection, tenant, identifier, self.now_ms()))
 
     async def page(self, tenant: str, query: PageQuery, purpose: str | None) -> RowPage:
@@ -91,7 +91,7 @@ class Shelf:
         return self.blobs.read(identifier, start, length)
 
     async def delete(self, tenant: str, identifier: str) -> None:
-        """Delete a file. Raises Declined (404, 409)."""
+        """Delete a file. Raises ApiError (404, 409)."""
         now_ms = self.now_ms()
         await self.store.write(lambda connection: files.mark_deleted(connection, tenant, identifier, now_ms))
         await self.storage.run_anyway(self.remove, identifier)

@@ -6,17 +6,17 @@ Source: OpenAI's API reference, "Uploads".
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from pydantic import AfterValidator, Field, StringConstraints
 from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from gateway.batches import files
-from gateway.batches.declined import Declined, unknown
-from gateway.batches.files import FileRow, FileTerms, file_object
+from gateway.batches.files import ExpiresAfter, FileRow, FileTerms, Purpose, file_object
+from gateway.errors import ApiError, conflict, not_found
 from gateway.store.tables import upload_parts, uploads
+from schemas.bounded import WireModel
 
 PENDING: Final = "pending"
 COMPLETED: Final = "completed"
@@ -33,27 +33,35 @@ MOST_PARTS: Final = 1000
 PART_BYTES: Final = 64 * 1024 * 1024
 """The maximum number of bytes of one part, the same as OpenAI's limit."""
 _SWEPT_TOGETHER = 1000
-_MD5 = re.compile(r"[0-9A-Fa-f]{32}")
 
 UploadRow = Row[Any]
 PartRow = Row[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class UploadTerms:
+def _distinct(part_ids: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(part_ids)) < len(part_ids):
+        raise ValueError("has an id more than once")
+    return part_ids
+
+
+class UploadRequest(WireModel):
     """The body of a request to create an upload."""
 
-    bytes: int
-    file: FileTerms
+    bytes: int = Field(ge=1)
+    """The size of the whole file."""
+    filename: str
+    mime_type: str
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionTerms:
+class UploadCompletion(WireModel):
     """The body of a request to complete an upload."""
 
-    part_ids: tuple[str, ...]
-    md5: str | None
-    """The hexadecimal MD5 of the whole file, in lower case."""
+    part_ids: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
+    """The ids of all parts, in the order of the file."""
+    md5: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{32}$")] | None = None
+    """The hexadecimal MD5 of the whole file."""
 
     @property
     def part_ids_sha256(self) -> str:
@@ -61,84 +69,50 @@ class CompletionTerms:
         return hashlib.sha256("\n".join(self.part_ids).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def upload_terms(body: object, most_bytes: int) -> UploadTerms:
-    """Check the body of a request to create an upload. Raises Declined (400, 413)."""
-    if not isinstance(body, dict):
-        raise Declined(400, "invalid_value", "The body is a JSON object.")
-    size, expiry = body.get("bytes"), body.get("expires_after")
-    for name in ("filename", "mime_type"):
-        if not isinstance(body.get(name), str):
-            raise Declined(400, "missing_required_parameter", f"`{name}` is required: a text.", name)
-    if type(size) is not int or size < 1:
-        raise Declined(400, "invalid_value", "`bytes` is the file's size: a whole number from 1.", "bytes")
-    if size > most_bytes:
-        raise Declined(413, "file_too_large", f"The file has more than {most_bytes} bytes; split it.", "bytes")
-    if expiry is not None and not isinstance(expiry, dict):
-        raise Declined(400, "invalid_value", "`expires_after` is an object.", "expires_after")
-    seconds = files.expiry_seconds(expiry.get("anchor"), expiry.get("seconds"), "expires_after") if expiry else None
-    purpose = files.checked_purpose(body.get("purpose"))
-    return UploadTerms(size, FileTerms(purpose, files.clean_filename(body["filename"]), seconds))
-
-
-def completion(body: object) -> CompletionTerms:
-    """Check the body of a request to complete an upload. Raises Declined (400)."""
-    if not isinstance(body, dict):
-        raise Declined(400, "invalid_value", "The body is a JSON object.")
-    part_ids, md5 = body.get("part_ids"), body.get("md5")
-    if not isinstance(part_ids, list) or not part_ids or not all(isinstance(each, str) for each in part_ids):
-        message = "`part_ids` is required: the ids of all parts, in the order of the file."
-        raise Declined(400, "missing_required_parameter", message, "part_ids")
-    if len(set(part_ids)) < len(part_ids):
-        raise Declined(400, "invalid_value", "`part_ids` has an id more than once.", "part_ids")
-    if md5 is not None and not (isinstance(md5, str) and _MD5.fullmatch(md5)):
-        raise Declined(400, "invalid_value", "`md5` is the file's MD5: 32 hexadecimal digits.", "md5")
-    return CompletionTerms(tuple(part_ids), None if md5 is None else md5.lower())
-
-
 def create(
-    connection: Connection, identifier: str, tenant: str, terms: UploadTerms, now_ms: int, tenant_bytes: int
+    connection: Connection, identifier: str, tenant: str, terms: UploadRequest, now_ms: int, tenant_bytes: int
 ) -> UploadRow:
-    """Write the row of a new upload. Raises Declined (413) for a tenant whose space has no room for the file."""
+    """Write the row of a new upload. Raises ApiError (413) for a tenant whose space has no room for the file."""
     files.require_room(connection, tenant, terms.bytes, tenant_bytes, "bytes")
     row = {
         "id": identifier,
         "tenant": tenant,
         "status": PENDING,
-        "purpose": terms.file.purpose,
-        "filename": terms.file.filename,
+        "purpose": terms.purpose,
+        "filename": files.clean_filename(terms.filename),
         "bytes": terms.bytes,
         "created_at": now_ms,
         "expires_at": now_ms + LIFE_MS,
-        "file_expires_seconds": terms.file.expires_seconds,
+        "file_expires_seconds": files.seconds_of(terms.expires_after),
     }
     connection.execute(uploads.insert().values(**row))
     return find(connection, tenant, identifier)
 
 
 def find(connection: Connection, tenant: str, identifier: str) -> UploadRow:
-    """Return the row of a tenant's upload. Raises Declined (404)."""
+    """Return the row of a tenant's upload. Raises ApiError (404)."""
     this = and_(uploads.c.id == identifier, uploads.c.tenant == tenant)
     row = connection.execute(select(uploads).where(this)).one_or_none()
     if row is None:
-        raise unknown("upload", identifier)
+        raise not_found("upload", identifier)
     return row
 
 
 def begin_part(
     connection: Connection, identifier: str, tenant: str, upload_id: str, now_ms: int, tenant_bytes: int
 ) -> None:
-    """Write the row of a part whose first byte is still to come. Raises Declined (404, 409, 413; 400 for too many)."""
+    """Write the row of a part whose first byte is still to come. Raises ApiError (404, 409, 413; 400 for too many)."""
     _require_pending(find(connection, tenant, upload_id), now_ms)
     files.require_room(connection, tenant, 1, tenant_bytes, "data")
     of_upload = select(func.count()).select_from(upload_parts).where(upload_parts.c.upload_id == upload_id)
     if connection.execute(of_upload).scalar_one() >= MOST_PARTS:
-        raise Declined(400, "too_many_parts", f"An upload has at most {MOST_PARTS} parts; send larger ones.", "data")
+        raise ApiError(400, "too_many_parts", f"An upload has at most {MOST_PARTS} parts; send larger ones.", "data")
     row = {"id": identifier, "upload_id": upload_id, "bytes": 0, "created_at": now_ms}
     connection.execute(upload_parts.insert().values(**row))
 
 
 def store_part(connection: Connection, identifier: str, tenant: str, upload_id: str, size: int, now_ms: int) -> PartRow:
-    """Make a part usable. Raises Declined (409) if the upload has ended meanwhile."""
+    """Make a part usable. Raises ApiError (409) if the upload has ended meanwhile."""
     _require_pending(find(connection, tenant, upload_id), now_ms)
     this = upload_parts.c.id == identifier
     connection.execute(upload_parts.update().where(this).values(bytes=size, stored_at=now_ms))
@@ -146,11 +120,11 @@ def store_part(connection: Connection, identifier: str, tenant: str, upload_id: 
 
 
 def parts_to_join(
-    connection: Connection, tenant: str, upload_id: str, asked: CompletionTerms, now_ms: int
+    connection: Connection, tenant: str, upload_id: str, asked: UploadCompletion, now_ms: int
 ) -> Sequence[str] | None:
     """Return the ids of the parts to join; None if the upload is completed with the same parts already.
 
-    Raises Declined: 404, 409 for an upload that has ended otherwise, 400 for parts that are not the whole file.
+    Raises ApiError: 404, 409 for an upload that has ended otherwise, 400 for parts that are not the whole file.
     """
     row = find(connection, tenant, upload_id)
     if row.status == COMPLETED and row.part_ids_sha256 == asked.part_ids_sha256:
@@ -162,20 +136,20 @@ def parts_to_join(
     sizes = {part.id: part.bytes for part in connection.execute(stored)}
     missing = next((each for each in asked.part_ids if each not in sizes), None)
     if missing is not None:
-        raise Declined(400, "part_not_found", f"The upload has no part {missing[:80]!r}.", "part_ids")
+        raise ApiError(400, "part_not_found", f"The upload has no part {missing[:80]!r}.", "part_ids")
     total = sum(sizes[each] for each in asked.part_ids)
     if total != row.bytes:
         message = f"The parts have {total} bytes, and the upload was created for {row.bytes}."
-        raise Declined(400, "bytes_mismatch", message, "part_ids")
+        raise ApiError(400, "bytes_mismatch", message, "part_ids")
     return asked.part_ids
 
 
 def complete(
-    connection: Connection, tenant: str, upload_id: str, asked: CompletionTerms, file_id: str, sha256: str, now_ms: int
+    connection: Connection, tenant: str, upload_id: str, asked: UploadCompletion, file_id: str, sha256: str, now_ms: int
 ) -> bool:
     """Make the joined file visible and end its upload. False if another request ended the upload first.
 
-    Raises Declined (408) if the file's row was removed meanwhile.
+    Raises ApiError (408) if the file's row was removed meanwhile.
     """
     pending = and_(uploads.c.id == upload_id, uploads.c.status == PENDING)
     ended = {"status": COMPLETED, "file_id": file_id, "part_ids_sha256": asked.part_ids_sha256}
@@ -188,7 +162,7 @@ def complete(
 
 
 def cancel(connection: Connection, tenant: str, upload_id: str, now_ms: int) -> UploadRow:
-    """End a pending upload. A cancelled upload stays cancelled. Raises Declined (404, 409)."""
+    """End a pending upload. A cancelled upload stays cancelled. Raises ApiError (404, 409)."""
     row = find(connection, tenant, upload_id)
     if row.status != CANCELLED:
         _require_pending(row, now_ms)
@@ -202,7 +176,7 @@ def file_of(connection: Connection, row: UploadRow, now_ms: int) -> FileRow | No
         return None
     try:
         return files.find(connection, row.tenant, row.file_id, now_ms)
-    except Declined:
+    except ApiError:
         return None
 
 
@@ -264,4 +238,4 @@ def _status(row: UploadRow, now_ms: int) -> str:
 
 def _require_pending(row: UploadRow, now_ms: int) -> None:
     if (status := _status(row, now_ms)) != PENDING:
-        raise Declined(409, "upload_not_pending", f"Upload {row.id} is `{status}`; create another one.", "upload_id")
+        raise conflict("upload_not_pending", f"Upload {row.id} is `{status}`; create another one.", "upload_id")

@@ -1,7 +1,7 @@
 """Blobs as files of one folder, for one machine or a shared file system.
 
 A write goes to a part file, which is renamed when its bytes are on the disk. So a reader sees a whole blob or none.
-Only the gateway's user may read the folder.
+Only the gateway's user may read the folder. `open_blobs` opens the storage that the settings name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gateway.blobs.base import PIECE_BYTES, BlobMissing, BlobsAway, checked_name
+from gateway.blobs.base import PIECE_BYTES, BlobMissing, Blobs, BlobsAway, checked_name
+from gateway.blobs.settings import FilesSettings
+from gateway.store.dialects import sqlite_file
 
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 
@@ -105,3 +107,27 @@ def _sync_folder(folder: Path) -> None:
 
 def _away(error: OSError) -> BlobsAway:
     return BlobsAway(f"the folder of files cannot be used ({error.strerror}); check POSTBACK_FILES__PLACE and the disk")
+
+
+_FOLDER = "postback-files"
+
+
+def open_blobs(settings: FilesSettings, store_url: str) -> Blobs:
+    """Return the storage of files. Raises BlobsAway."""
+    folder, place = folder_of(settings, store_url), settings.place
+    if folder is not None or place is None:
+        return FolderBlobs(folder or Path(_FOLDER))
+    try:
+        from gateway.blobs.s3 import S3Blobs
+    except ImportError:
+        raise BlobsAway("POSTBACK_FILES__PLACE names a bucket, and boto3 is missing; install postback[s3]") from None
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    return S3Blobs(bucket, prefix, settings.s3_endpoint)
+
+
+def folder_of(settings: FilesSettings, store_url: str) -> Path | None:
+    """Return the folder of the files; None if they are in a bucket."""
+    if settings.place is not None:
+        return None if settings.place.startswith("s3://") else Path(settings.place)
+    database = sqlite_file(store_url)
+    return Path(_FOLDER) if database is None else database.parent / _FOLDER

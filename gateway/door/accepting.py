@@ -10,16 +10,16 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.accept.idempotency import KeyReused, StoredAnswer, once
-from gateway.accept.jobs import JobExists, JobsRequest, NewJob
+from gateway.accept.idempotency import StoredAnswer, once
+from gateway.accept.jobs import JobsRequest, NewJob
 from gateway.access.allowed import OF_A_BODY, OF_A_JOB, FieldNames, check_parts
-from gateway.access.quotas import QuotaExceeded, total_of
+from gateway.access.quotas import total_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
-from gateway.door.errors import NO_RETRY, ApiError, conflict
 from gateway.door.noted import note_objects
 from gateway.door.submitted import JOBS
+from gateway.errors import NO_RETRY, ApiError
 from telemetry.logs import get_logger, is_debugging
 from telemetry.traces import annotate
 
@@ -62,7 +62,7 @@ async def write_once(
     def change(connection: Connection) -> StoredAnswer:
         return once(connection, call.tenant, key, print_of_it, lambda: work(connection), call.door.clock)
 
-    return await _written(call.door, change)
+    return await call.door.store.write(change)
 
 
 async def accept(
@@ -84,12 +84,7 @@ async def accept(
     made, topics = StoredAnswer(status, answer), door.fleet.kafka.topics
     key, print_of_it = _key_and_print(call.request, body)
     asked = JobsRequest(call.principal, key, print_of_it, jobs, made, topics, door.clock, settings)
-    try:
-        stored = await _written(door, asked)
-    except JobExists as error:
-        raise conflict("job_exists", str(error), "job_id") from None
-    except QuotaExceeded as error:
-        raise ApiError(429, "quota_exceeded", str(error), headers={**NO_RETRY, "retry-after": "60"}) from None
+    stored = await door.store.write(asked)
     if stored.body == answer:  # a repeat finds another stored body, and accepts no job
         note_objects(call.request, [job.job_id for job in jobs], [job.prompt_sha256 for job in jobs])
         annotate({"jobs": len(jobs)} if len(jobs) > 1 else {"job_id": jobs[0].job_id})
@@ -101,14 +96,6 @@ def _key_and_print(request: Request, body: bytes) -> tuple[str | None, bytes]:
     """Return the request's key, and the fingerprint that its repeats must have, which is empty without a key."""
     key = idempotency_key(request)
     return key, b"" if key is None else fingerprint(request, body)
-
-
-async def _written(door: Door, change: Callable[[Connection], StoredAnswer]) -> StoredAnswer:
-    """Return the answer of a change. Raises ApiError (409) for the key of another request."""
-    try:
-        return await door.store.write(change)
-    except KeyReused as error:
-        raise conflict("idempotency_key_reused", str(error)) from None
 
 
 def _require_allowed(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:

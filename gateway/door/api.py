@@ -1,427 +1,198 @@
 """The API: one row per endpoint. The rows drive routing, admission, bodies, the audit and the OpenAPI document.
 
 The most frequent endpoints come first, because a request is compared with one route after another. Of two paths that
-match the same request, the longer one comes first.
+match the same request, the longer one comes first. The docstring of a row's handler describes the operation.
 """
 
 from __future__ import annotations
 
 from typing import get_args
 
+from pydantic import BaseModel
+
 from gateway.access import Scope
 from gateway.access.tenant_settings import TenantSettings
+from gateway.batches.orders import BatchRequest
+from gateway.batches.uploads import UploadCompletion, UploadRequest
 from gateway.door.endpoint import IDEMPOTENCY, PAGING, Body, Endpoint, Parameter
-from gateway.door.routes import admin, batches, completions, events, files, jobs, models, responses, uploads
+from gateway.door.routes import admin, batches, completions, events, files, jobs, models, responses
 from gateway.door.routes import webhook_endpoints as hooks
 from schemas.kind_bodies import ENDPOINTS
 from schemas.topics import Lane
 
 _SMALL = 64 * 1024
 _ADMIN_BYTES = 1024 * 1024
-_FORM = "multipart/form-data"
 _LANE = {"enum": list(get_args(Lane))}
-_AWAITED = (
-    "The request waits for the answer. When its time is over, the job is cancelled and the status is 504. "
-    "A job that did not succeed is an error with its code. When the gateway stops, the status is 503: "
-    "a repeat with the same `Idempotency-Key` gets the answer of the same job."
-)
-_LONG_PAGES = (
-    Parameter("limit", "The maximum number of objects.", {"type": "integer", "minimum": 1, "maximum": 1000}),
-    PAGING[1],
-)
+_SUBMIT, _READ, _CANCEL, _HOOKS, _ADMIN = Scope.SUBMIT, Scope.READ, Scope.CANCEL, Scope.WEBHOOKS, Scope.ADMIN
 
-_JOBS = (
+_JOB, _RESPONSE, _BATCH = "/v1/jobs/{job_id:path}", "/v1/responses/{response_id:path}", "/v1/batches/{batch_id}"
+_FILE, _UPLOAD = "/v1/files/{file_id}", "/v1/uploads/{upload_id}"
+_WEBHOOKS, _HOOK = "/v1/webhook_endpoints", "/v1/webhook_endpoints/{webhook_endpoint_id}"
+_KEYS, _TENANTS, _TENANT = "/v1/admin/api_keys", "/v1/admin/tenants", "/v1/admin/tenants/{tenant}"
+
+
+def _limit(most: int) -> Parameter:
+    return Parameter("limit", "The maximum number of objects.", {"type": "integer", "minimum": 1, "maximum": most})
+
+
+def _small(schema: str | type[BaseModel]) -> Body:
+    return Body(schema, _SMALL)
+
+
+def _form(schema: str) -> Body:
+    return Body(schema, media_type="multipart/form-data")
+
+
+_LONG_PAGES = (_limit(1000), PAGING[1])
+_LANES = (
+    Parameter("lane", "`bulk` jobs wait behind `default` ones; `spare` jobs run while no other waits.", _LANE),
+    Parameter("x-postback-lane", "The lane, if the query names none.", _LANE, "header"),
+)
+_FILES_ASKED = (_limit(10_000), *PAGING[1:], Parameter("purpose", "Only files with this purpose."))
+_RANGE = (Parameter("Range", "The bytes to send, such as `bytes=0-1023`.", place="header"),)
+_EVENTS_ASKED = (
+    Parameter("after", "Begin after this event; 0 begins with the oldest one.", {"type": "integer"}),
+    Parameter("types", "Only these types, separated by commas; `batch.*` means all below `batch.`."),
+    Parameter("Last-Event-ID", "As `after`, sent by browsers that connect again.", place="header"),
+)
+_KEYS_ASKED = (Parameter("tenant", "Only keys of this tenant."), *_LONG_PAGES)
+_ONCE = (IDEMPOTENCY,)
+
+
+def _awaited(url: str, name: str, summary: str, request: str, answer: str) -> Endpoint:
+    """Return an endpoint whose request waits for the answer of one job."""
+    create = completions.create
+    return Endpoint("POST", url, create, f"create{name}", _SUBMIT, answer, Body(request), _ONCE, summary=summary)
+
+
+API: tuple[Endpoint, ...] = (
     Endpoint(
         "POST",
         "/v1/jobs",
         jobs.create,
         "createJobs",
-        Scope.SUBMIT,
+        _SUBMIT,
         "AcceptedJobs",
-        "Submit one job, or an array of jobs",
-        body=Body("JobOrJobs"),
-        status=202,
-        about="An array is accepted whole or not at all. Unknown fields are refused, and a problem names its job's "
-        "index.",
-        parameters=(
-            IDEMPOTENCY,
-            Parameter("lane", "`bulk` jobs wait behind `default` ones; `spare` jobs run while no other waits.", _LANE),
-            Parameter("x-postback-lane", "The lane, if the query names none.", _LANE, "header"),
-        ),
+        Body("JobOrJobs"),
+        (*_ONCE, *_LANES),
+        202,
     ),
     Endpoint(
-        "GET",
-        "/v1/jobs",
-        jobs.several,
-        "listJobs",
-        Scope.READ,
-        "JobList",
-        "List jobs, without their results",
-        about="`metadata.KEY=VALUE` chooses jobs with this metadata; up to eight keys may be given.",
-        parameters=jobs.FILTERS,
-        prefix=jobs.METADATA,
+        "GET", "/v1/jobs", jobs.several, "listJobs", _READ, "JobList", parameters=jobs.FILTERS, prefix=jobs.METADATA
     ),
-    Endpoint(
-        "GET",
-        "/v1/jobs/{job_id:path}",
-        jobs.retrieve,
-        "getJob",
-        Scope.READ,
-        "JobWithResult",
-        "Read a job with its result",
-    ),
-    Endpoint(
-        "POST",
-        "/v1/jobs/{job_id:path}/cancel",
-        jobs.cancel,
-        "cancelJob",
-        Scope.CANCEL,
-        "JobObject",
-        "Cancel a job",
-        about="A job that has ended is a 409. A result that is older than the cancellation remains.",
-    ),
-)
-_RESPONSE = "/v1/responses/{response_id:path}"
-_RESPONSES = (
+    Endpoint("GET", _JOB, jobs.retrieve, "getJob", _READ, "JobWithResult"),
+    Endpoint("POST", f"{_JOB}/cancel", jobs.cancel, "cancelJob", _CANCEL, "JobObject"),
     Endpoint(
         "POST",
         "/v1/responses",
         responses.create,
         "createResponse",
-        Scope.SUBMIT,
+        _SUBMIT,
         "ResponseObject",
-        "Create a response",
-        body=Body("ResponseRequest"),
-        about=f"With `background` the answer comes at once, as `queued`. Without `background`: {_AWAITED}",
-        parameters=(IDEMPOTENCY,),
+        Body("ResponseRequest"),
+        _ONCE,
     ),
-    Endpoint(
-        "POST",
-        f"{_RESPONSE}/cancel",
-        responses.cancel,
-        "cancelResponse",
-        Scope.CANCEL,
-        "ResponseObject",
-        "Cancel a response",
-        about="A response whose end is not known yet is `in_progress`, and `postback.status` is `cancelling`.",
-    ),
+    Endpoint("POST", f"{_RESPONSE}/cancel", responses.cancel, "cancelResponse", _CANCEL, "ResponseObject"),
     Endpoint(
         "GET",
         f"{_RESPONSE}/input_items",
         responses.list_input_items,
         "listInputItems",
-        Scope.READ,
+        _READ,
         "ItemList",
-        "List a response's input",
         parameters=PAGING,
         ignores_unknown=True,
     ),
-    Endpoint("GET", _RESPONSE, responses.retrieve, "getResponse", Scope.READ, "ResponseObject", "Read a response"),
-    Endpoint(
-        "DELETE",
-        _RESPONSE,
-        responses.delete,
-        "deleteResponse",
-        Scope.CANCEL,
-        "Deleted",
-        "Delete a finished response with its answer and input",
-    ),
-)
-_COMPLETIONS = tuple(
-    Endpoint(
-        "POST",
-        url,
-        completions.create,
-        f"create{name}",
-        Scope.SUBMIT,
-        answer,
-        summary,
-        body=Body(request),
-        about=_AWAITED,
-        parameters=(IDEMPOTENCY,),
-    )
-    for url, name, summary, request, answer in (
-        ("/v1/chat/completions", "ChatCompletion", "Answer a chat", "ChatRequest", "ChatCompletion"),
-        ("/v1/completions", "Completion", "Continue a text", "CompletionRequest", "TextCompletion"),
-        *((one.url, one.name, one.title, f"{one.name}Request", f"{one.name}Answer") for one in ENDPOINTS.values()),
-    )
-)
-_BATCHES = (
-    Endpoint(
-        "POST",
-        "/v1/batches",
-        batches.create,
-        "createBatch",
-        Scope.SUBMIT,
-        "BatchObject",
-        "Create a batch from an uploaded file",
-        body=Body("BatchRequest", _SMALL),
-        parameters=(IDEMPOTENCY,),
-    ),
+    Endpoint("GET", _RESPONSE, responses.retrieve, "getResponse", _READ, "ResponseObject"),
+    Endpoint("DELETE", _RESPONSE, responses.delete, "deleteResponse", _CANCEL, "Deleted"),
+    _awaited("/v1/chat/completions", "ChatCompletion", "Answer a chat", "ChatRequest", "ChatCompletion"),
+    _awaited("/v1/completions", "Completion", "Continue a text", "CompletionRequest", "TextCompletion"),
+    *(_awaited(one.url, one.name, one.title, f"{one.name}Request", f"{one.name}Answer") for one in ENDPOINTS.values()),
+    Endpoint("POST", "/v1/batches", batches.create, "createBatch", _SUBMIT, "BatchObject", _small(BatchRequest), _ONCE),
+    Endpoint("GET", "/v1/batches", batches.list_batches, "listBatches", _READ, "BatchList", parameters=PAGING),
+    Endpoint("GET", _BATCH, batches.retrieve, "getBatch", _READ, "BatchObject"),
+    Endpoint("POST", f"{_BATCH}/cancel", batches.cancel, "cancelBatch", _CANCEL, "BatchObject"),
+    Endpoint("POST", "/v1/files", files.upload, "createFile", _SUBMIT, "FileObject", _form("FileForm"), _ONCE),
+    Endpoint("GET", "/v1/files", files.list_files, "listFiles", _READ, "FileList", parameters=_FILES_ASKED),
+    Endpoint("GET", _FILE, files.retrieve, "getFile", _READ, "FileObject"),
+    Endpoint("DELETE", _FILE, files.delete, "deleteFile", _CANCEL, "Deleted"),
     Endpoint(
         "GET",
-        "/v1/batches",
-        batches.list_batches,
-        "listBatches",
-        Scope.READ,
-        "BatchList",
-        "List batches",
-        parameters=PAGING,
-    ),
-    Endpoint("GET", "/v1/batches/{batch_id}", batches.retrieve, "getBatch", Scope.READ, "BatchObject", "Read a batch"),
-    Endpoint(
-        "POST",
-        "/v1/batches/{batch_id}/cancel",
-        batches.cancel,
-        "cancelBatch",
-        Scope.CANCEL,
-        "BatchObject",
-        "Cancel a batch",
-    ),
-)
-_FILES = (
-    Endpoint(
-        "POST",
-        "/v1/files",
-        files.upload,
-        "createFile",
-        Scope.SUBMIT,
-        "FileObject",
-        "Upload a file",
-        body=Body("FileForm", media_type=_FORM),
-        parameters=(IDEMPOTENCY,),
-    ),
-    Endpoint(
-        "GET",
-        "/v1/files",
-        files.list_files,
-        "listFiles",
-        Scope.READ,
-        "FileList",
-        "List files",
-        parameters=(
-            Parameter("limit", "The maximum number of files.", {"type": "integer", "minimum": 1, "maximum": 10_000}),
-            *PAGING[1:],
-            Parameter("purpose", "Only files with this purpose."),
-        ),
-    ),
-    Endpoint(
-        "GET", "/v1/files/{file_id}", files.retrieve, "getFile", Scope.READ, "FileObject", "Read a file's description"
-    ),
-    Endpoint("DELETE", "/v1/files/{file_id}", files.delete, "deleteFile", Scope.CANCEL, "Deleted", "Delete a file"),
-    Endpoint(
-        "GET",
-        "/v1/files/{file_id}/content",
+        f"{_FILE}/content",
         files.content,
         "getFileContent",
-        Scope.READ,
+        _READ,
         None,
-        "Download a file",
+        parameters=_RANGE,
         answer_type="application/octet-stream",
-        parameters=(Parameter("Range", "The bytes to send, such as `bytes=0-1023`.", place="header"),),
-    ),
-)
-_UPLOADS = (
-    Endpoint(
-        "POST",
-        "/v1/uploads",
-        uploads.create,
-        "createUpload",
-        Scope.SUBMIT,
-        "UploadObject",
-        "Begin a file that arrives in parts",
-        body=Body("UploadRequest", _SMALL),
-        about="It expires after an hour.",
     ),
     Endpoint(
-        "POST",
-        "/v1/uploads/{upload_id}/parts",
-        uploads.add_part,
-        "createUploadPart",
-        Scope.SUBMIT,
-        "UploadPart",
-        "Upload a part",
-        body=Body("PartForm", media_type=_FORM),
-        about="A part has 64 MiB at most; parts may arrive at the same time and in any order.",
+        "POST", "/v1/uploads", files.create_upload, "createUpload", _SUBMIT, "UploadObject", _small(UploadRequest)
     ),
+    Endpoint("POST", f"{_UPLOAD}/parts", files.add_part, "createUploadPart", _SUBMIT, "UploadPart", _form("PartForm")),
     Endpoint(
         "POST",
-        "/v1/uploads/{upload_id}/complete",
-        uploads.complete,
+        f"{_UPLOAD}/complete",
+        files.complete_upload,
         "completeUpload",
-        Scope.SUBMIT,
+        _SUBMIT,
         "UploadObject",
-        "Join the parts to a file",
-        body=Body("UploadCompletion", _SMALL),
-        about="A repeat with the same parts gets the same file.",
+        _small(UploadCompletion),
     ),
-    Endpoint(
-        "POST",
-        "/v1/uploads/{upload_id}/cancel",
-        uploads.cancel,
-        "cancelUpload",
-        Scope.CANCEL,
-        "UploadObject",
-        "Cancel an upload",
-    ),
-)
-_EVENTS = (
+    Endpoint("POST", f"{_UPLOAD}/cancel", files.cancel_upload, "cancelUpload", _CANCEL, "UploadObject"),
     Endpoint(
         "GET",
         "/v1/events",
         events.stream,
         "streamEvents",
-        Scope.READ,
+        _READ,
         None,
-        "Stream the tenant's events",
+        parameters=_EVENTS_ASKED,
         answer_type="text/event-stream",
-        about="Server-sent events. `id` is the event's number, `data` is the body of the webhook.",
-        parameters=(
-            Parameter("after", "Begin after this event; 0 begins with the oldest one.", {"type": "integer"}),
-            Parameter("types", "Only these types, separated by commas; `batch.*` means all below `batch.`."),
-            Parameter("Last-Event-ID", "As `after`, sent by browsers that connect again.", place="header"),
-        ),
     ),
-)
-_MODELS = (
-    Endpoint(
-        "GET", "/v1/models", models.list_models, "listModels", Scope.READ, "ModelList", "List the tenant's models"
-    ),
-    Endpoint(
-        "GET", "/v1/models/{model:path}", models.retrieve, "getModel", Scope.READ, "ModelObject", "Read one model"
-    ),
-)
-_HOOKS, _HOOK = "/v1/webhook_endpoints", "/v1/webhook_endpoints/{webhook_endpoint_id}"
-_WEBHOOKS = (
-    Endpoint(
-        "GET",
-        "/v1/webhook_event_types",
-        hooks.event_types,
-        "listWebhookEventTypes",
-        Scope.READ,
-        "EventTypeList",
-        "List the types of events",
-    ),
+    Endpoint("GET", "/v1/models", models.list_models, "listModels", _READ, "ModelList"),
+    Endpoint("GET", "/v1/models/{model:path}", models.retrieve, "getModel", _READ, "ModelObject"),
+    Endpoint("GET", "/v1/webhook_event_types", hooks.event_types, "listWebhookEventTypes", _READ, "EventTypeList"),
     Endpoint(
         "POST",
-        _HOOKS,
+        _WEBHOOKS,
         hooks.create,
         "createWebhookEndpoint",
-        Scope.WEBHOOKS,
+        _HOOKS,
         "WebhookEndpointWithSecret",
-        "Register a URL for events",
-        body=Body("WebhookEndpointRequest", _SMALL),
-        about="The answer shows the endpoint's signing secret, once.",
+        _small("WebhookEndpointRequest"),
     ),
     Endpoint(
         "GET",
-        _HOOKS,
+        _WEBHOOKS,
         hooks.list_endpoints,
         "listWebhookEndpoints",
-        Scope.READ,
+        _READ,
         "WebhookEndpointList",
-        "List webhook endpoints",
         parameters=PAGING[:2],
     ),
+    Endpoint("GET", _HOOK, hooks.retrieve, "getWebhookEndpoint", _READ, "WebhookEndpoint"),
     Endpoint(
-        "GET", _HOOK, hooks.retrieve, "getWebhookEndpoint", Scope.READ, "WebhookEndpoint", "Read a webhook endpoint"
+        "POST", _HOOK, hooks.update, "updateWebhookEndpoint", _HOOKS, "WebhookEndpoint", _small("WebhookEndpointChange")
     ),
-    Endpoint(
-        "POST",
-        _HOOK,
-        hooks.update,
-        "updateWebhookEndpoint",
-        Scope.WEBHOOKS,
-        "WebhookEndpoint",
-        "Change a webhook endpoint",
-        body=Body("WebhookEndpointChange", _SMALL),
-        about="Members that the body leaves out stay as they are.",
-    ),
-    Endpoint(
-        "DELETE", _HOOK, hooks.delete, "deleteWebhookEndpoint", Scope.WEBHOOKS, "Deleted", "Delete a webhook endpoint"
-    ),
+    Endpoint("DELETE", _HOOK, hooks.delete, "deleteWebhookEndpoint", _HOOKS, "Deleted"),
     Endpoint(
         "POST",
         f"{_HOOK}/rotate_secret",
         hooks.rotate,
         "rotateWebhookSecret",
-        Scope.WEBHOOKS,
+        _HOOKS,
         "WebhookEndpointWithSecret",
-        "Begin a new signing secret",
-        body=Body("WebhookRotation", _SMALL, required=False),
+        Body("WebhookRotation", _SMALL, required=False),
     ),
     Endpoint(
-        "POST",
-        f"{_HOOK}/test",
-        hooks.test,
-        "testWebhookEndpoint",
-        Scope.WEBHOOKS,
-        "WebhookTest",
-        "Send a sample event at once",
-        body=Body("WebhookTestRequest", _SMALL),
-        about="409 if the endpoint gives no HTTP answer.",
+        "POST", f"{_HOOK}/test", hooks.test, "testWebhookEndpoint", _HOOKS, "WebhookTest", _small("WebhookTestRequest")
     ),
-)
-_KEYS, _TENANTS, _TENANT = "/v1/admin/api_keys", "/v1/admin/tenants", "/v1/admin/tenants/{tenant}"
-_ADMIN = (
-    Endpoint(
-        "POST",
-        _KEYS,
-        admin.create_key,
-        "createKey",
-        Scope.ADMIN,
-        "KeyObject",
-        "Create an API key; the answer shows it once",
-        body=Body(admin.KeyRequest, _ADMIN_BYTES),
-    ),
-    Endpoint(
-        "GET",
-        _KEYS,
-        admin.list_keys,
-        "listKeys",
-        Scope.ADMIN,
-        "KeyList",
-        "List API keys",
-        parameters=(Parameter("tenant", "Only keys of this tenant."), *_LONG_PAGES),
-    ),
-    Endpoint(
-        "DELETE", f"{_KEYS}/{{key_id}}", admin.revoke_key, "revokeKey", Scope.ADMIN, "KeyObject", "Revoke an API key"
-    ),
-    Endpoint(
-        "GET",
-        _TENANTS,
-        admin.list_tenants,
-        "listTenants",
-        Scope.ADMIN,
-        "TenantList",
-        "List tenants with settings",
-        parameters=_LONG_PAGES,
-    ),
-    Endpoint("GET", _TENANT, admin.get_tenant, "getTenant", Scope.ADMIN, "TenantObject", "Read a tenant's settings"),
-    Endpoint(
-        "PUT",
-        _TENANT,
-        admin.put_tenant,
-        "putTenant",
-        Scope.ADMIN,
-        "TenantObject",
-        "Write a tenant's settings",
-        body=Body(TenantSettings, _ADMIN_BYTES),
-    ),
-    Endpoint(
-        "DELETE", _TENANT, admin.delete_tenant, "deleteTenant", Scope.ADMIN, "Deleted", "Remove a tenant's settings"
-    ),
-)
-
-API: tuple[Endpoint, ...] = (
-    *_JOBS,
-    *_RESPONSES,
-    *_COMPLETIONS,
-    *_BATCHES,
-    *_FILES,
-    *_UPLOADS,
-    *_EVENTS,
-    *_MODELS,
-    *_WEBHOOKS,
-    *_ADMIN,
+    Endpoint("POST", _KEYS, admin.create_key, "createKey", _ADMIN, "KeyObject", Body(admin.KeyRequest, _ADMIN_BYTES)),
+    Endpoint("GET", _KEYS, admin.list_keys, "listKeys", _ADMIN, "KeyList", parameters=_KEYS_ASKED),
+    Endpoint("DELETE", f"{_KEYS}/{{key_id}}", admin.revoke_key, "revokeKey", _ADMIN, "KeyObject"),
+    Endpoint("GET", _TENANTS, admin.list_tenants, "listTenants", _ADMIN, "TenantList", parameters=_LONG_PAGES),
+    Endpoint("GET", _TENANT, admin.get_tenant, "getTenant", _ADMIN, "TenantObject"),
+    Endpoint("PUT", _TENANT, admin.put_tenant, "putTenant", _ADMIN, "TenantObject", Body(TenantSettings, _ADMIN_BYTES)),
+    Endpoint("DELETE", _TENANT, admin.delete_tenant, "deleteTenant", _ADMIN, "Deleted"),
 )

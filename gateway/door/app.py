@@ -12,9 +12,8 @@ from gateway.door.api import API
 from gateway.door.body import BodyBudget
 from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
-from gateway.door.observed import Observed
+from gateway.door.observed import Observed, Traced
 from gateway.door.routes import docs
-from gateway.door.traced import Traced
 from telemetry.traces import collecting
 
 MakeRoutes = Callable[[Door], Sequence[BaseRoute]]

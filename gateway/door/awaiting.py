@@ -6,15 +6,17 @@ The job's own time to live is bounded by the same time. So the job also ends if 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from sqlalchemy import Connection
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from gateway.accept.cancelling import JobFinished, cancel_job
 from gateway.door.accepting import idempotency_key
 from gateway.door.endpoint import Call
-from gateway.door.errors import NO_RETRY, ApiError
-from gateway.door.leaving import unless_left
+from gateway.errors import NO_RETRY, ApiError
 from gateway.view.stored_jobs import find_result
 from schemas.codec import read_result
 from schemas.job import Job
@@ -78,3 +80,30 @@ def _cancel(call: Call, job_id: str) -> None:
             return
 
     call.door.store.submit(change)
+
+
+T = TypeVar("T")
+
+
+async def unless_left(receive: Receive, work: Awaitable[T]) -> T:
+    """Return the work's result. The request's body must have been read before.
+
+    Raises the work's own error, and ClientDisconnect if the client ends the connection before the work ends.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client ends the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

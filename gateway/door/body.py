@@ -12,7 +12,7 @@ from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.door.errors import ApiError, unavailable
+from gateway.errors import ApiError, unavailable
 from schemas.payload import MAX_VALUES, has_too_many_values
 
 MOST_VALUES = 4 * MAX_VALUES

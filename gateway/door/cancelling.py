@@ -9,7 +9,7 @@ from gateway.access import Principal
 from gateway.batches import orders
 from gateway.batches.orders import BatchRow
 from gateway.door.door import Door
-from gateway.door.errors import conflict, not_found
+from gateway.errors import not_found
 from gateway.view.stored_jobs import find_job
 from telemetry.clock import unix_ms
 
@@ -29,16 +29,12 @@ async def cancel(door: Door, principal: Principal, job_id: str) -> None:
         put_control(connection, principal.tenant, job_id, topics, unix_ms(door.clock))
         return True
 
-    try:
-        known = await door.store.write(change)
-    except JobFinished as error:
-        raise conflict("job_finished", str(error)) from None
-    if not known:
+    if not await door.store.write(change):
         raise not_found("job", job_id)
 
 
 async def cancel_batch(door: Door, principal: Principal, batch_id: str) -> BatchRow:
-    """Begin to cancel a batch, and return its row. Raises Declined: 404, and 409 for a batch that has ended."""
+    """Begin to cancel a batch, and return its row. Raises ApiError: 404, and 409 for a batch that has ended."""
     now_ms, topics = unix_ms(door.clock), door.fleet.kafka.topics
     row = await door.store.write(
         lambda connection: orders.cancel(connection, principal.tenant, batch_id, now_ms, topics)

@@ -27,21 +27,14 @@ from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.door.cycle import Cycle, Outlet
-from gateway.door.door import PEER
-from gateway.door.errors import ApiError
-from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
+from gateway.door.door import PEER, REQUEST_ID, SECURITY, new_request_id
 from gateway.door.proxies import TrustedProxies
 from gateway.door.settings import GatewaySettings
+from gateway.errors import ApiError
 
-MOST_PIPELINED = 16
-"""The maximum number of requests that may wait behind the running one.
-
-When so many wait, later input is ignored, and the connection ends after the answers to the waiting requests.
-"""
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
@@ -102,7 +95,6 @@ class DoorConnection(HttpToolsProtocol):
         self._idle_since: float | None = None
         self._sending: Pace | None = None
         self._closing_since: float | None = None
-        self._running: Cycle | None = None
         self._deaf = False
         """True if further input is discarded."""
         self._peer_ended = False
@@ -124,11 +116,7 @@ class DoorConnection(HttpToolsProtocol):
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Drop the waiting requests, and let the running request notice that its client is gone."""
-        self.pipeline.clear()
-        if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True
-            self._running.message_event.set()
+        """Let the running request notice that its client is gone."""
         super().connection_lost(exc)
         self._lost()
 
@@ -174,7 +162,13 @@ class DoorConnection(HttpToolsProtocol):
     # -- the parser's events ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin a request's head."""
+        """Begin a request's head. Raises RefusedHeadError before the response to an earlier request is complete.
+
+        Then the connection ends after that response: no client that is known pipelines requests.
+        """
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._end_after_response()
+            raise RefusedHeadError
         super().on_message_begin()
         self._in_head = True
         self._head_bytes, self._field_bytes = 1, 0
@@ -197,7 +191,7 @@ class DoorConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request, or queue the request behind the running one."""
+        """Start the request."""
         version = self.parser.get_http_version()
         self.scope["http_version"] = version
         method = self.scope["method"] = self.parser.get_method().decode("ascii")
@@ -210,18 +204,8 @@ class DoorConnection(HttpToolsProtocol):
             cast("dict[str, Any]", self.scope)[PEER] = self._peer
         self._in_head, self._head_since, self._unseen = False, None, 0
         self._body, self._body_bytes = _pace(self._limits, self.loop.time(), 0), 0
-        before, self.cycle = self.cycle, self._new_cycle(version)
-        if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
-            return
-        self.flow.pause_reading()
-        self.pipeline.appendleft((self.cycle, self.app))
-        if len(self.pipeline) >= MOST_PIPELINED:
-            self.cycle.keep_alive = False
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        self.cycle = self._new_cycle(version)
+        self._start_asgi_task(self.cycle, self.app)
 
     def _new_cycle(self, version: str) -> Cycle:
         return Cycle(
@@ -248,29 +232,26 @@ class DoorConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End a request's body."""
         self._body = None
-        if self._linger is not None:
-            self.transport.close()
-        else:
+        if self._linger is None:
             super().on_message_complete()
-        if self._linger is not None or len(self.pipeline) >= MOST_PIPELINED:
-            self._deaf = True
-            raise RefusedHeadError  # stops the parser: later input on this connection gets no answer
+            return
+        self.transport.close()
+        self._deaf = True
+        raise RefusedHeadError  # stops the parser: later input on this connection gets no answer
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Start the next waiting request, or wait for a request."""
+        """Wait for the next request."""
         self.server_state.total_requests += 1
         if self.transport.is_closing() or self._linger is not None:
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif self._head_since is None:
+        if self._head_since is None:
             self._idle_since = self.loop.time()
 
     def _refuse(self, error: ApiError) -> None:
-        """Refuse all further input. Earlier requests are answered first."""
+        """Refuse all further input. A running request is answered first."""
         already, self._deaf = self._deaf, True
         cycle = cast("Cycle | None", self.cycle)
         if already or self._linger is not None or self.transport.is_closing():
@@ -285,7 +266,7 @@ class DoorConnection(HttpToolsProtocol):
         self._finish()
 
     def _end_after_response(self) -> None:
-        """Ignore an `Upgrade`: answer the request, and discard all input after it (RFC 9110, section 7.8)."""
+        """Answer the running request, and discard all input after it, as after an `Upgrade` (RFC 9110, section 7.8)."""
         self._deaf = True
         if self.cycle is not None:
             self.cycle.keep_alive = False
@@ -311,8 +292,8 @@ class DoorConnection(HttpToolsProtocol):
         Streams of events end at once.
         """
         super().shutdown()
-        if self._running is not None:
-            self._running.end_events()
+        if self.cycle is not None:
+            cast("Cycle", self.cycle).end_events()
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
@@ -494,3 +475,75 @@ def _acknowledged_bytes(connection: socket.socket) -> int:
     except OSError:
         return 0  # the socket is closed
     return int(_BYTES_ACKED.unpack(info)[0])
+
+
+class Outlet:
+    """The transport that a connection gives its cycles: `close` lets the connection end in order."""
+
+    def __init__(self, transport: asyncio.Transport, finish: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = finish
+
+
+class Cycle(RequestResponseCycle):
+    """A request whose body may be refused while it arrives."""
+
+    fault: ApiError | None = None
+    _until_end = False
+    _events = False
+    _task: asyncio.Task[None] | None = None
+
+    def fail(self, error: ApiError) -> None:
+        """Refuse the rest of the body: `receive` raises the error, and the connection ends after the response."""
+        self.fault = error
+        self.keep_alive = False
+        self.message_event.set()
+
+    async def run_asgi(self, app: Any) -> None:
+        """Run the application.
+
+        The application answers its own errors; if the application breaks off a response, the connection ends.
+        """
+        self._task = asyncio.current_task()
+        try:
+            await app(self.scope, self.receive, self.send)
+        finally:
+            if not self.response_complete and not self.disconnected:
+                self.transport.close()
+            self.on_response = _nothing
+
+    async def receive(self) -> Any:
+        """Return the next part of the body. Raises ApiError (400, 408) for a malformed or slow body."""
+        message = await super().receive() if self.fault is None else None
+        if self.fault is None:
+            return message
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        raise self.fault
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the response.
+
+        A connection with an unread body ends after the response. An HTTP/1.0 client knows no chunks, so the end
+        of the connection marks the end of a response without a length (RFC 9112, section 6.3).
+        """
+        if message["type"] == "http.response.start":
+            if self.more_body:
+                self.keep_alive = False
+            fields = {name.lower(): value for name, value in message.get("headers", ())}
+            self._events = fields.get(b"content-type", b"").startswith(b"text/event-stream")
+            if self.scope["http_version"] == "1.0" and b"content-length" not in fields:
+                self.chunked_encoding, self._until_end = False, True
+        elif self._until_end:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+    def end_events(self) -> None:
+        """End a stream of events, which never ends by itself; its client connects again to another gateway."""
+        if self._events and self._task is not None and not self.response_complete:
+            self._task.cancel()
+
+
+def _nothing() -> None:
+    """Do nothing. This replaces the callback of a response when the cycle has ended."""

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
-from gateway.access.gate import Admitted, Gate, TooManyRequests
+from gateway.access.gate import Admitted, Gate
 from gateway.batches.assembly import Assembly
 from gateway.batches.shelf import Shelf
 from gateway.dependency import Dependency
-from gateway.door.errors import ApiError, unavailable
 from gateway.door.fleet_models import FleetModels
 from gateway.door.noted import note_refused_key
 from gateway.door.settings import GatewaySettings
+from gateway.errors import ApiError, unavailable
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting
-from gateway.webhooks.sending import Sending
+from gateway.webhooks.fan_out import Sending
 from schemas.settings import FleetSettings
 from telemetry.audit import Audit
 from telemetry.clock import Clock
@@ -31,14 +32,25 @@ from workers.egress import EgressPolicy
 if TYPE_CHECKING:
     from workers.screening.screen import Screen
 
-T = TypeVar("T")
-
 PEER = "postback.peer_certificate"
 """The key of the peer's certificate (DER) in the ASGI scope; the server sets it."""
 PRINCIPAL = "principal"
 """The key of the principal in the ASGI scope's state, for the audit."""
 ANSWER_HEADERS = "answer_headers"
 """The key, in the ASGI scope's state, of header fields that the response gets."""
+
+REQUEST_ID = "x-request-id"
+
+SECURITY: tuple[tuple[bytes, bytes], ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+"""Default fields, which keep browsers and caches from misusing a response (OWASP REST Security Cheat Sheet).
+
+Fields that a route sets take precedence.
+"""
 
 SEARCHES_AT_ONCE = 2
 
@@ -99,7 +111,7 @@ class Door:
         """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""
         authorization, peer = request.headers.get("authorization"), request.scope.get(PEER)
         try:
-            admitted = await _within_rates(self.gate.admit(authorization, peer, address_of(request)))
+            admitted = await self.gate.admit(authorization, peer, address_of(request))
         except CredentialRefused as error:
             note_refused_key(request, self.access.parsed(authorization).key_id)
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
@@ -112,11 +124,11 @@ class Door:
 
     async def visit(self, request: Request) -> None:
         """Count a request that needs no credential. Raises ApiError (429)."""
-        await _within_rates(self.gate.visit(address_of(request)))
+        await self.gate.visit(address_of(request))
 
     async def known(self, request: Request, principal: Principal, scope: Scope) -> Principal:
         """Return the principal of a browser's session, as `principal` does. Raises ApiError: 403, 429 and 503."""
-        return self._entered(request, await _within_rates(self.gate.admit_known(principal)), scope)
+        return self._entered(request, await self.gate.admit_known(principal), scope)
 
     def _entered(self, request: Request, admitted: Admitted, scope: Scope) -> Principal:
         found = request.scope["state"][PRINCIPAL] = admitted.principal
@@ -136,15 +148,6 @@ def address_of(request: Request) -> str | None:
     return request.client.host if request.client is not None else None
 
 
-async def _within_rates(counting: Awaitable[T]) -> T:
-    """Return the gate's answer. Raises ApiError (429) and all other errors of the gate."""
-    try:
-        return await counting
-    except TooManyRequests as error:
-        raise too_many(error) from None
-
-
-def too_many(error: TooManyRequests) -> ApiError:
-    """Return the 429 of a spent rate."""
-    headers = {**error.taken.headers, "retry-after": str(error.taken.reset_seconds)}
-    return ApiError(429, "rate_limit_exceeded", str(error), headers=headers)
+def new_request_id() -> str:
+    """Return an id for a request. A client's `x-request-id` is never used: it could be another client's."""
+    return f"req_{secrets.token_hex(12)}"

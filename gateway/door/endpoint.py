@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -17,8 +17,8 @@ from gateway.access import Principal, Scope
 from gateway.door import query
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import Door
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_action
+from gateway.errors import validated
 
 JSON = "application/json"
 _CONVERTER = re.compile(r":[a-z]+\}")
@@ -81,7 +81,7 @@ class Call:
         document = parse_json(content)
         if body is None or isinstance(body.schema, str):
             return document
-        return _validated(body.schema, document)
+        return validated(body.schema, document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +98,14 @@ class Endpoint:
     """The scope that the credential needs."""
     answer: str | None
     """The name of the answer's schema; None for an answer that is not JSON."""
-    summary: str
-    _: KW_ONLY
     body: Body | None = None
-    answer_type: str = JSON
-    status: int = 200
-    about: str = ""
     parameters: tuple[Parameter, ...] = ()
     """If a parameter of the query is among them, unknown ones are refused."""
+    status: int = 200
+    _: KW_ONLY
+    answer_type: str = JSON
+    summary: str | None = None
+    """The operation in a phrase; by default the first sentence of the handler's docstring."""
     prefix: str | None = None
     """Parameters of the query that begin with it are known, too."""
     ignores_unknown: bool = False
@@ -115,6 +115,12 @@ class Endpoint:
     def template(self) -> str:
         """The path as OpenAPI writes it, such as `/v1/jobs/{job_id}`."""
         return _CONVERTER.sub("}", self.path)
+
+    @property
+    def described(self) -> tuple[str, str]:
+        """The operation in a phrase, and more about it: the docstring of the handler."""
+        summary, _, about = " ".join((inspect.getdoc(self.handler) or "").split()).partition(". ")
+        return self.summary or summary.removesuffix("."), about
 
     def route(self, door: Door) -> Route:
         """Return the route, which admits the request before it reads anything else of it."""
@@ -129,17 +135,6 @@ class Endpoint:
             return await self.handler(Call(door, request, principal, self.body))
 
         return Route(self.path, serve, methods=[self.method])
-
-
-def _validated(model: type[BaseModel], document: object) -> BaseModel:
-    """Return the document as this model. Raises ApiError (400), which names the field and repeats no input."""
-    try:
-        return model.model_validate_json(to_json(document), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        known = [str(part) for part in first["loc"] if isinstance(part, int) or part in model.model_fields]
-        place, reason = ".".join(known) or None, first["msg"].removeprefix("Value error, ")
-        raise ApiError(400, "invalid_value", f"{place or 'The body'}: {reason}.", param=place) from None
 
 
 PAGING = (

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from gateway.dependency import Dependency
+from gateway.errors import unavailable
 from gateway.store.meta import set_value, value_of
 from gateway.store.store import Store, StoreAway
 from producers.errors import ProducerError
@@ -30,10 +31,6 @@ SOON_SECONDS = 2.0
 KNOWN_SECONDS = 24 * 3600.0
 _WRITE_SECONDS = 3600.0
 _KEPT = "models"
-
-
-class ModelsUnknown(Exception):  # noqa: N818 - it names what is missing
-    """The workers' models cannot be read from Kafka, and the last answer is too old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +68,12 @@ class FleetModels:
         self._thread.close()
 
     async def names(self) -> tuple[str, ...]:
-        """Return the names of the models that live workers have. Raises ModelsUnknown."""
+        """Return the names of the models that live workers have. Raises ApiError (503)."""
         if self._age() > FRESH_SECONDS:
             await self._refreshed()
         if self._age() > LIVE_SECONDS:
-            raise ModelsUnknown
+            message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
+            raise unavailable("models_unknown", message)
         return self._announced.live
 
     async def unknown(self, names: set[str]) -> set[str]:

@@ -12,11 +12,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
 from gateway.access.principal import IssuerAway
-from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
-from gateway.door.errors import NO_RETRY, ApiError, unavailable
 from gateway.door.noted import REASON
+from gateway.errors import ApiError, unavailable
 from gateway.store.store import StoreAway
 
 _AWAY: tuple[tuple[type[Exception], str, int], ...] = (
@@ -34,7 +33,6 @@ def add_handlers(app: Starlette) -> None:
     for kind, code, seconds in _AWAY:
         app.add_exception_handler(kind, partial(_later, code, seconds))
     app.add_exception_handler(BlobMissing, _content_missing)
-    app.add_exception_handler(Declined, _refused_by_batches)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _defect)
 
@@ -59,14 +57,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _later(code: str, seconds: int, request: Request, error: Exception) -> Response:
     return error_response(unavailable(code, f"{error}; repeat the request.", seconds), request)
-
-
-async def _refused_by_batches(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Declined)  # noqa: S101 - registered for this class
-    headers = NO_RETRY if error.status == 409 else {}
-    return error_response(
-        ApiError(error.status, error.code, error.message, param=error.param, headers=headers), request
-    )
 
 
 async def _content_missing(request: Request, _error: Exception) -> Response:

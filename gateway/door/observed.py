@@ -1,4 +1,4 @@
-"""Pure ASGI middleware around the application: ids, header fields, metrics, audit, and the last resort for errors."""
+"""Pure ASGI middleware: ids, header fields, metrics, audit, spans, and the last resort for errors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access import Principal
 from gateway.door.body import BODIES, BodyBudget, HeldBytes
-from gateway.door.door import ANSWER_HEADERS, PRINCIPAL
-from gateway.door.errors import unavailable
+from gateway.door.door import ANSWER_HEADERS, PRINCIPAL, REQUEST_ID, SECURITY, new_request_id
 from gateway.door.handlers import defect_response, error_response
-from gateway.door.headers import REQUEST_ID, SECURITY, new_request_id
 from gateway.door.noted import ACTION, CREDENTIAL, HASHES, OBJECTS, REASON, RULES, VERDICT
-from gateway.door.traced import describe
+from gateway.errors import unavailable
+from schemas.topics import TRACEPARENT
 from telemetry.audit import Audit, AuditEvent, Type
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from telemetry.traces import current_trace, exemplar
+from telemetry.traces import Kind, TraceContext, annotate, current_trace, exemplar, parse_traceparent, rename, span
 
 CLIENT_GONE = "499"
 """The metrics' status of a request whose client ended the connection before the response, as in nginx."""
@@ -169,3 +168,31 @@ def _audit_type(method: str, action: str, status: int) -> Type:
     if method == "DELETE":
         return "deletion"
     return "creation" if action.startswith("create") else "change"
+
+
+class Traced:
+    """Serves each request as a span. The names are OpenTelemetry's semantic conventions for HTTP servers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        method = scope["method"]
+        with span(method, _parent(scope), {"http.request.method": method}, kind=Kind.SERVER):
+            await self._app(scope, receive, send)
+
+
+def describe(method: str, route: str, status: int) -> None:
+    """Name the span of the present request after the route's template, and add the response's status to it."""
+    rename(f"{method} {route}")
+    annotate({"http.route": route, "http.response.status_code": status}, failed=status >= 500)
+
+
+def _parent(scope: Scope) -> TraceContext | None:
+    """Return the client's span; None without a valid `traceparent`.
+
+    Several such fields are not valid, because servers join them by commas.
+    """
+    said = [value for name, value in scope["headers"] if name == TRACEPARENT.encode()]
+    return parse_traceparent(b",".join(said).decode("latin-1"))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from starlette.requests import Request
 
 from gateway.batches.paging import PageQuery
-from gateway.door.errors import ApiError
+from gateway.errors import ApiError
 from producers.times import NotATime, parse_time
 
 DEFAULT_LIMIT = 20

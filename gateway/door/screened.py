@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_screening
+from gateway.errors import ApiError
 from schemas.job import Job
 from schemas.screening import ScreeningFinding
 

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from gateway.door.errors import ApiError
-from gateway.door.event_stream import HEADERS, stream_part
+from gateway.door.routes.events import HEADERS, stream_part
+from gateway.errors import ApiError
 from schemas.result import Result
 
 HEAD_SECONDS = 2.0

@@ -10,8 +10,8 @@ from starlette.requests import Request
 
 from gateway.accept.jobs import NewJob
 from gateway.door.body import parse_json, require_few_values
-from gateway.door.errors import ApiError
 from gateway.door.screened import ScreenedIn
+from gateway.errors import ApiError
 from gateway.view.stored_jobs import line_of
 from producers.identity import new_job_id
 from schemas import topics

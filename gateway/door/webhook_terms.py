@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.door.errors import ApiError
-from gateway.webhooks.endpoints import EndpointTerms
-from gateway.webhooks.event_types import EVENT_TYPES
+from gateway.errors import ApiError
+from gateway.webhooks.endpoints import EVENT_TYPES, EndpointTerms
 from workers.delivery.endpoint_events import MOST_HEADERS, is_reserved
 from workers.egress import EgressPolicy, EgressRefused, check_url
 

@@ -7,8 +7,8 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 
-from gateway.door.errors import ApiError
 from gateway.door.routes.jobs import METADATA
+from gateway.errors import ApiError
 
 _LABEL = "metadata"
 

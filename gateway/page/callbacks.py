@@ -14,8 +14,8 @@ from starlette.routing import Route
 from gateway.access import Scope
 from gateway.access.allowed import may_call
 from gateway.door.door import Door
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects
+from gateway.errors import ApiError
 from gateway.page.asked import identifier_of
 from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import link

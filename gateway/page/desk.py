@@ -11,11 +11,10 @@ from starlette.routing import Route
 
 from gateway.access import Scope
 from gateway.access.principal import IssuerAway
-from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_action
+from gateway.errors import ApiError
 from gateway.page.rendering import HEADERS, link, page
 from gateway.page.visitors import NotSignedIn, Visitor, Visitors, read_form
 from gateway.store.store import StoreAway
@@ -83,8 +82,6 @@ def guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
             return _to_sign_in(request, str(error))
         except ApiError as error:
             return _refusal(error.status, error.message, error.headers)
-        except Declined as error:
-            return _refusal(error.status, error.message)
         except BlobMissing:
             return _refusal(404, "The storage has lost the file's content.")
         except (StoreAway, IssuerAway, BlobsAway, DependencyBusy) as error:

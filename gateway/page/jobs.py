@@ -13,14 +13,14 @@ from gateway.access import Scope
 from gateway.door import query
 from gateway.door.cancelling import cancel
 from gateway.door.door import Door
-from gateway.door.errors import not_found
 from gateway.door.noted import note_objects
 from gateway.door.routes.jobs import FILTERS, METADATA, STATUSES, job_filter
+from gateway.errors import not_found
 from gateway.page.asked import asked, identifier_of
 from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import duration, link, web_address
 from gateway.page.visitors import Visitor
-from gateway.view.stored_jobs import NoSuchCursor, list_jobs
+from gateway.view.stored_jobs import list_jobs
 from gateway.view.trace import Attempt, Trace, trace
 from schemas.result import Result, SourceDetails
 
@@ -58,19 +58,11 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
         said = asked(request)
         query.only(said, [each.name for each in FILTERS], METADATA)
         paging, wanted = query.page(said), job_filter(said, door.clock.time())
-        try:
-            found, more = await door.store.read(
-                lambda connection: list_jobs(
-                    connection,
-                    visitor.principal.tenant,
-                    wanted,
-                    paging.limit,
-                    paging.after,
-                    ascending=paging.ascending,
-                )
+        found, more = await door.store.read(
+            lambda connection: list_jobs(
+                connection, visitor.principal.tenant, wanted, paging.limit, paging.after, ascending=paging.ascending
             )
-        except NoSuchCursor:
-            raise not_found("job", str(paging.after)) from None
+        )
         fields = {name: value for name in _FIELDS if (value := request.query_params.get(name, ""))}
         values = {"rows": found, "has_more": more, "after": paging.after, "fields": fields, "statuses": STATUSES}
         return ShownPage("jobs", values)

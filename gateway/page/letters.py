@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from gateway.access import Scope
 from gateway.door.door import Door
-from gateway.door.errors import conflict, not_found
 from gateway.door.noted import note_objects
+from gateway.errors import conflict, not_found
 from gateway.page.asked import identifier_of
 from gateway.page.callbacks import require_may_call
 from gateway.page.desk import Desk, Form, ShownPage

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gateway.dependency import Dependency, DependencyBusy
-from gateway.door.errors import unavailable
+from gateway.errors import unavailable
 from producers.errors import ProducerError, RequestRefused
 from telemetry.logs import get_logger
 

@@ -12,9 +12,9 @@ from starlette.routing import Route
 from gateway.access import CredentialRefused, Scope
 from gateway.access.gate import TooManyRequests
 from gateway.access.sessions import Sessions
-from gateway.door.door import PEER, PRINCIPAL, Door, address_of, too_many
-from gateway.door.errors import ApiError
+from gateway.door.door import PEER, PRINCIPAL, Door, address_of
 from gateway.door.noted import note_action
+from gateway.errors import ApiError
 from gateway.page.desk import SIGN_IN, going_to, guarded
 from gateway.page.rendering import CONSOLE, link, page
 from gateway.page.visitors import NotSignedIn, Visitors, cookie_name, read_form, set_cookie
@@ -57,8 +57,7 @@ class SignIn:
                 401, "The key or token is unknown, expired or revoked. Check that you pasted the whole text.", wanted
             )
         except TooManyRequests as error:
-            refusal = too_many(error)
-            return _form(429, refusal.message, wanted, refusal.headers)
+            return _form(429, error.message, wanted, error.headers)
         request.scope["state"][PRINCIPAL] = admitted.principal
         if not admitted.principal.may(Scope.READ):
             raise ApiError(403, "insufficient_permissions", "The credential lacks the scope `read`; use another one.")

@@ -23,7 +23,7 @@ from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.sessions import Sessions
 from gateway.door.body import read_body
 from gateway.door.door import PEER, Door
-from gateway.door.errors import ApiError
+from gateway.errors import ApiError
 
 TOKEN_FIELD = "form_token"  # noqa: S105 - a field's name
 _MOST_FORM_BYTES = 16 * 1024

@@ -4,19 +4,22 @@ SQLite has one writer at a time by itself (`BEGIN IMMEDIATE`). On PostgreSQL a w
 lock, and holds the lock until the transaction ends. So transactions of several gateways become visible in the order in
 which they took numbers from a sequence: without the lock, a reader could see number 7 before number 6. The lock also
 keeps other changes from happening between a change's reads and its writes.
+
+A `Hold` keeps this process from adding to the outbox until the next row's number is known, and while it is full.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from gateway.store.errors import StoreAway
-from gateway.store.hold import OPTION, Hold
-from gateway.store.text import to_json
+from gateway.errors import StoreAway
+from gateway.store.dialects import storable_json
 
 POOL = 16
 _WRITES = "postback_writes"
@@ -43,7 +46,7 @@ def open_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
         engine = create_engine(
-            parsed, pool_size=POOL, pool_timeout=10, json_serializer=to_json, connect_args=_arguments(parsed)
+            parsed, pool_size=POOL, pool_timeout=10, json_serializer=storable_json, connect_args=_arguments(parsed)
         )
     except (ArgumentError, ImportError, ValueError) as error:
         raise StoreAway(
@@ -148,3 +151,52 @@ def _begin_sqlite(connection: Connection) -> None:
     """
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+OPTION = "postback_hold"
+
+
+MOVED = "the database was started again or replaced, and Kafka has not yet shown which accepted records it has"
+
+
+@dataclass(slots=True)
+class Hold:
+    """The reasons why this process may not add to the outbox, as phrases; None for a reason that does not apply."""
+
+    unknown: str | None = None
+    """The reason for which no record may enter the outbox."""
+    full: str | None = None
+    """The reason for which no job may enter the outbox; records about accepted work still may."""
+    away: str | None = None
+    """The reason why the database takes no change now."""
+    watched: bool = False
+    """True if `Acceptance` releases the hold. Commands have no `Acceptance`."""
+    moves: int = 0
+    """The number of times that another database server was seen."""
+    _lock: Lock = field(default_factory=Lock)
+
+    @property
+    def refusal(self) -> str | None:
+        """The reason why no work can be accepted; None if it can."""
+        return self.unknown or self.away or self.full
+
+    def move(self) -> None:
+        """Hold until the position is known again: another server may lack the last commits of the former one."""
+        with self._lock:
+            self.moves += 1
+            if self.watched:
+                self.unknown = MOVED
+
+    def release(self, moves: int) -> None:
+        """Note that the position is known to the server of this number of moves."""
+        with self._lock:
+            if moves == self.moves:
+                self.unknown = None
+
+
+def require_no_hold(connection: Connection, *, new_work: bool) -> None:
+    """Raise StoreAway if the outbox is on hold in this process."""
+    hold: Hold | None = connection.get_execution_options().get(OPTION)
+    reason = None if hold is None else (hold.unknown or hold.full) if new_work else hold.unknown
+    if reason is not None:
+        raise StoreAway(reason)

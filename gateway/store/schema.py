@@ -1,87 +1,77 @@
-"""The schema's revision: a new store gets the newest, and a store with another revision is refused.
-
-The revision is read without Alembic, whose import costs a command a fifth of a second of CPU.
-"""
+"""The schema's number: an empty database gets the newest schema, and a store with another number is refused."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, column, inspect, make_url, select, table
+from sqlalchemy import Connection, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.errors import StoreAway
 from gateway.store.engine import cause_of, open_engine
-from gateway.store.errors import StoreAway
-from gateway.store.tables import meta
+from gateway.store.meta import set_value, value_of
+from gateway.store.tables import meta, metadata
 
-NEWEST = "0001"
-"""The revision of this program: the last one in `gateway/store/migrations/versions`."""
+UPGRADES: tuple[tuple[str, ...], ...] = ()
+"""The statements that bring a store to the next number; the first ones lead from number 1 to 2.
 
-_ALEMBIC = table("alembic_version", column("version_num"))
+A change of `gateway.store.tables` adds its statements here.
+"""
+_NUMBER = "schema"
 
 
 class OtherSchema(StoreAway):
-    """The store's schema is older or newer than this program's."""
+    """The store's schema is older or newer than this program's, or another program's."""
+
+
+def newest() -> int:
+    """Return the number of this program's schema."""
+    return 1 + len(UPGRADES)
 
 
 def require_current(connection: Connection) -> None:
-    """Make the tables of an empty database. Raises OtherSchema if the store has another revision."""
-    present = _revision_of(connection)
-    if present == NEWEST:
-        return
-    if present is None and not _has_tables(connection):
-        from gateway.store.migrating import create
-
-        create(connection)
-        return
-    if present is not None and present > NEWEST:
-        raise OtherSchema(f"the store's schema {present} is newer than this program; install a newer Postback")
-    raise OtherSchema(
-        f"the store's schema {present or 'has no number and'} is older than this program; stop the gateways, back the "
-        "store up, and run `postback store upgrade`"
-    )
+    """Make the tables of an empty database. Raises OtherSchema if the store has another schema."""
+    present = _number_of(connection)
+    if present is None:
+        metadata.create_all(connection)
+        set_value(connection, _NUMBER, str(newest()))
+    elif present < newest():
+        raise OtherSchema(
+            f"the store has schema {present}, older than this program's {newest()}; stop the gateways, back the store "
+            "up, and run `postback store upgrade`"
+        )
 
 
-def upgrade(connection: Connection) -> tuple[str | None, str]:
-    """Bring the schema to the newest revision, in the connection's transaction. Returns the revisions before and after.
+def upgrade(connection: Connection) -> tuple[int | None, int]:
+    """Bring the schema to the newest number, in the connection's transaction. Returns the numbers before and after.
 
-    Raises OtherSchema if the store is newer than this program, or if the store has tables but no revision.
+    The number before is None for an empty database. Raises OtherSchema if the store is newer or of another program.
     """
-    present = _revision_of(connection)
-    if (present is None and _has_tables(connection)) or (present is not None and present > NEWEST):
-        raise OtherSchema("the store's schema is of another program; check POSTBACK_STORE__URL")
-    if present != NEWEST:
-        from gateway.store.migrating import run_revisions
-
-        run_revisions(connection)
-    return present, NEWEST
-
-
-@dataclass(frozen=True, slots=True)
-class StoreState:
-    """A store's schema."""
-
-    revision: str | None
-    """The store's revision; None if it has none."""
-    newest: str
-    """The revision of this program."""
-    has_tables: bool
-    """True if the database has tables of a Postback store."""
+    present = _number_of(connection)
+    if present is not None:
+        for statements in UPGRADES[present - 1 :]:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        set_value(connection, _NUMBER, str(newest()))
+    require_current(connection)
+    return present, newest()
 
 
-def examine_store(url: str) -> StoreState:
-    """Return a store's schema, and change nothing. Raises StoreAway, also if an SQLite file's folder is missing."""
+def examine_store(url: str) -> None:
+    """Check a store's schema, and change nothing. An empty database is right.
+
+    Raises OtherSchema, and StoreAway, also if an SQLite file's folder is missing.
+    """
     engine = open_engine(url)
     try:
-        if engine.dialect.name == "sqlite":
-            file = make_url(url).database
-            if file and file != ":memory:" and not Path(file).exists():
-                if not Path(file).absolute().parent.is_dir():
-                    raise StoreAway("the store's folder is missing; make it, or correct POSTBACK_STORE__URL")
-                return StoreState(None, NEWEST, has_tables=False)
+        file = make_url(url).database if engine.dialect.name == "sqlite" else None
+        if file and file != ":memory:" and not Path(file).exists():
+            if not Path(file).absolute().parent.is_dir():
+                raise StoreAway("the store's folder is missing; make it, or correct POSTBACK_STORE__URL")
+            return
         with engine.connect() as connection:
-            return StoreState(_revision_of(connection), NEWEST, has_tables=_has_tables(connection))
+            if _number_of(connection) is not None:
+                require_current(connection)
     except SQLAlchemyError as error:
         raise StoreAway(
             f"the store cannot be opened: {cause_of(error)}; start the database, or correct POSTBACK_STORE__URL"
@@ -90,14 +80,15 @@ def examine_store(url: str) -> StoreState:
         engine.dispose()
 
 
-def _revision_of(connection: Connection) -> str | None:
-    """Return the store's revision; None if it has none."""
-    if not inspect(connection).has_table(_ALEMBIC.name):
+def _number_of(connection: Connection) -> int | None:
+    """Return the store's number; None for a database without a store's tables. Raises OtherSchema."""
+    if not inspect(connection).has_table(meta.name):
         return None
-    found: str | None = connection.scalar(select(_ALEMBIC.c.version_num))
-    return found
-
-
-def _has_tables(connection: Connection) -> bool:
-    """Return whether the database has tables of a store."""
-    return bool(inspect(connection).has_table(meta.name))
+    found = value_of(connection, _NUMBER)
+    if found is None:
+        raise OtherSchema("the database of POSTBACK_STORE__URL is of another program; correct POSTBACK_STORE__URL")
+    if int(found) > newest():
+        raise OtherSchema(
+            f"the store has schema {found}, newer than this program's {newest()}; install the newer Postback here too"
+        )
+    return int(found)

@@ -10,9 +10,8 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from gateway.store.engine import cause_of, is_passing, open_engine, take_turn, writing
-from gateway.store.errors import OutcomeUnknown, StoreAway
-from gateway.store.hold import Hold
+from gateway.errors import OutcomeUnknown, StoreAway
+from gateway.store.engine import Hold, cause_of, is_passing, open_engine, take_turn, writing
 from gateway.store.meta import store_id
 from gateway.store.schema import require_current, upgrade
 from gateway.store.writer import Writer
@@ -70,8 +69,8 @@ class Store:
         return cls(engine)
 
     @staticmethod
-    def upgrade(url: str) -> tuple[str | None, str]:
-        """Bring a store to the newest schema. Returns the revisions before and after. Raises StoreAway."""
+    def upgrade(url: str) -> tuple[int | None, int]:
+        """Bring a store to the newest schema. Returns the numbers before and after. Raises StoreAway."""
         engine = open_engine(url)
         try:
             with writing(engine).begin() as connection:

@@ -21,7 +21,7 @@ from sqlalchemy import (
     Text,
 )
 
-from gateway.store.text import Name
+from gateway.store.dialects import Name
 
 metadata = MetaData(
     naming_convention={
@@ -39,7 +39,7 @@ meta = Table(
     Column("name", Name(64), primary_key=True),
     Column("value", Text, nullable=False),
 )
-"""Single values: the store's UUID, the outbox's counter, the events' counter."""
+"""Single values: the store's UUID, the schema's number, the outbox's counter, the events' counter."""
 
 tenants = Table(
     "tenants",

@@ -26,10 +26,9 @@ from typing import Any, Protocol, Self, cast
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from gateway.errors import OutcomeUnknown, StoreAway
 from gateway.store.dialects import insert
-from gateway.store.engine import cause_of, is_passing, take_turn, writing
-from gateway.store.errors import OutcomeUnknown, StoreAway
-from gateway.store.hold import Hold
+from gateway.store.engine import Hold, cause_of, is_passing, take_turn, writing
 from gateway.store.tables import writers
 from telemetry.clock import Clock, Deadline, unix_ms
 

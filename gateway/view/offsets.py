@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, select
 
+from gateway.errors import StoreAway
 from gateway.store.dialects import insert_new
-from gateway.store.errors import StoreAway
 from gateway.store.tables import view_offsets
 
 

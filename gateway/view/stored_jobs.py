@@ -12,17 +12,14 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select
 
+from gateway.errors import not_found
+from gateway.store.dialects import storable
 from gateway.store.tables import batches, jobs
-from gateway.store.text import storable
 
 _LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch's id, and the line's number, counted from 0."""
 _ENDED_BATCHES = {"cancelled": "cancelled", "expired": "expired", "failed": "rejected"}
 _LISTED = [column for column in jobs.c if column.name not in ("result", "request")]
-
-
-class NoSuchCursor(Exception):  # noqa: N818 - it names what is wrong
-    """The tenant has no job with the id after which the list should go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def list_jobs(
 ) -> tuple[Sequence[StoredJob], bool]:
     """Return jobs without their results, ordered by time of creation, and True if there are more.
 
-    Equal times are ordered by the id. Raises NoSuchCursor.
+    Equal times are ordered by the id. Raises ApiError (404) if the tenant has no job `after`.
     """
     conditions = [jobs.c.tenant == tenant, jobs.c.deleted_at.is_(None), *_conditions(wanted)]
     if after is not None:
@@ -127,11 +124,11 @@ def _labelled(key: str, value: str) -> Any:
 
 
 def _beyond(connection: Connection, tenant: str, after: str, *, ascending: bool) -> Any:
-    """Return the condition for rows beyond the job `after`. Raises NoSuchCursor."""
+    """Return the condition for rows beyond the job `after`. Raises ApiError (404)."""
     found = select(jobs.c.created_at).where(jobs.c.tenant == tenant, jobs.c.job_id == after)
     at = connection.execute(found).scalar()
     if at is None:
-        raise NoSuchCursor(after)
+        raise not_found("job", after)
     if ascending:
         return or_(jobs.c.created_at > at, and_(jobs.c.created_at == at, jobs.c.job_id > after))
     return or_(jobs.c.created_at < at, and_(jobs.c.created_at == at, jobs.c.job_id < after))

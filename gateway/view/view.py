@@ -14,15 +14,13 @@ from typing import Any
 from confluent_kafka import KafkaException
 from sqlalchemy import Connection
 
-from gateway.accept.side_thread import SideThread
-from gateway.accept.trouble import Trouble
+from gateway.accept.side_thread import SideThread, Trouble
 from gateway.store.store import Store, StoreAway
 from gateway.view.offsets import OffsetsMoved, TopicPlace, begin_at, move
 from gateway.view.reader import TopicReader
 from gateway.view.records import AttemptRecord, ResultRecord, attempt_of, result_of
-from gateway.view.results import OnResults
 from gateway.view.waiting import Waiting
-from gateway.view.writing import write_attempts, write_results
+from gateway.view.writing import OnResults, write_attempts, write_results
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.logs import get_logger

@@ -1,15 +1,37 @@
-"""Rows of webhook endpoints. Every function runs in a change or a query of the store; times are Unix milliseconds."""
+"""Rows of webhook endpoints, and the types of the events that they may take.
+
+`batch.*` and `response.*` are OpenAI's, with the object's id as their data. `inference.*` are Postback's own, with the
+whole result. Source: OpenAI's API reference, "Webhook events". Every function of a connection runs in a change or a
+query of the store; times are Unix milliseconds.
+"""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row, func, select
 
 from gateway.store.tables import webhook_endpoints as table
+from schemas.outcome import Outcome
+from schemas.result import Result
+
+BATCH_TYPES: Final = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
+RESPONSE_TYPES: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+INFERENCE_TYPES: Final = tuple(f"inference.{outcome}" for outcome in Outcome)
+EVENT_TYPES: Final = (*BATCH_TYPES, *RESPONSE_TYPES, *INFERENCE_TYPES)
+
+
+def response_type(result: Result) -> str:
+    """Return the type of the event for a response with this result."""
+    if result.outcome is Outcome.CANCELLED:
+        return "response.cancelled"
+    if result.outcome is not Outcome.SUCCEEDED:
+        return "response.failed"
+    return "response.incomplete" if result.finish_reason == "length" else "response.completed"
+
 
 MOST_ENDPOINTS = 20
 """Limit on a tenant's endpoints, because each endpoint gets a copy of each event."""

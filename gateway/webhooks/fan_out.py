@@ -6,6 +6,7 @@ An event's id is derived from its tenant, type and object, so a repeat has the s
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -16,14 +17,15 @@ from sqlalchemy import Connection, select
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.outbox import Header, put_record
 from gateway.store.tables import webhook_endpoints
-from gateway.view.results import StoredResult
-from gateway.webhooks.endpoints import EndpointRow, versions
-from gateway.webhooks.event_types import response_type
+from gateway.view.writing import StoredResult
+from gateway.webhooks.endpoints import EndpointRow, response_type, versions
 from schemas import topics as names
 from schemas.event import event_type, stored_event_body
 from schemas.openai import RESPONSES
 from schemas.topics import Topics
 from telemetry.clock import Clock, unix_ms
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster, PostOutcome
 
 _ASKED_TOGETHER = 200
 
@@ -121,3 +123,27 @@ def _write(
             if event.type in row.events:
                 key = f"{row.id}/{event.object_id}".encode()
                 put_record(connection, topics.events, key, event.body, event_headers(row, event, now_ms))
+
+
+class Sending:
+    """Derives the secrets of webhook endpoints from the keyring, and sends test events through the egress guard."""
+
+    def __init__(self, keyring: Keyring, poster: Poster, clock: Clock) -> None:
+        self._keyring = keyring
+        self._poster = poster
+        self._clock = clock
+
+    def secret(self, row: EndpointRow) -> str:
+        """Return the endpoint's current secret, `whsec_…`."""
+        now = self._clock.time()
+        self._keyring.follow(now)
+        return self._keyring.endpoint_secret(row.tenant, row.id, row.secret_version, now)
+
+    async def test(self, row: EndpointRow, kind: str) -> PostOutcome:
+        """POST a sample event of this type, signed as a real event is. Raises Exhausted."""
+        now = self._clock.time()
+        sample = f"{kind.split('.')[0]}_test_{secrets.token_hex(8)}"
+        event = object_event(row.tenant, kind, sample, sample, int(now * 1000))
+        signer = self._keyring.endpoint_signer(row.tenant, row.id, versions(row, int(now * 1000)), now)
+        headers = {**signer.headers(event.webhook_id, int(now), event.body), **row.headers}
+        return await self._poster.post(row.url, event.body, headers, row.tenant)

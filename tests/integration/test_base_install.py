@@ -12,7 +12,7 @@ from tests.postback_command import environment_of
 
 ABSENT = (
     *("aiohttp", "confluent_kafka", "protego", "resiliparse", "selectolax", "Stemmer", "torch", "uvloop", "vllm"),
-    *("alembic", "fastapi", "httptools", "joserfc", "psycopg", "sqlalchemy", "starlette", "uvicorn"),
+    *("fastapi", "httptools", "joserfc", "psycopg", "sqlalchemy", "starlette", "uvicorn"),
 )
 
 

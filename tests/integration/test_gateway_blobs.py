@@ -10,10 +10,9 @@ import pytest
 
 from gateway.batches.assembly import Assembly
 from gateway.batches.shelf import Shelf
-from gateway.batches.uploads import completion, upload_terms
+from gateway.batches.uploads import UploadCompletion, UploadRequest
 from gateway.blobs.base import BlobMissing, Blobs, BlobsAway
-from gateway.blobs.folder import FolderBlobs
-from gateway.blobs.opening import open_blobs
+from gateway.blobs.folder import FolderBlobs, open_blobs
 from gateway.blobs.s3 import PART_BYTES
 from gateway.blobs.settings import FilesSettings
 from gateway.store.store import Store
@@ -123,14 +122,14 @@ class Contract:
     async def test_parts_of_an_upload_become_one_blob(self, blobs: Blobs, tmp_path: Path) -> None:
         store, asked = Store.open(f"sqlite:///{tmp_path}/store.db"), {**UPLOAD, "bytes": PART_BYTES + 3}
         assembly = Assembly(Shelf(store, blobs, FilesSettings(), SystemClock()))
-        upload = await assembly.create("acme", upload_terms(asked, PART_BYTES + 3))
+        upload = await assembly.create("acme", UploadRequest.model_validate(asked))
         contents, part_ids = [b"x" * PART_BYTES, b"end"], []
         for content in contents:
             draft = assembly.begin_part("acme", upload.id)
             draft.write(content)
             part_ids.append((await assembly.keep_part(upload.id, draft)).id)
 
-        done = await assembly.complete("acme", upload.id, completion({"part_ids": part_ids}), None)
+        done = await assembly.complete("acme", upload.id, UploadCompletion(part_ids=tuple(part_ids)), None)
 
         assert b"".join(blobs.read(done.file_id)) == b"".join(contents)
         for part_id in part_ids:

@@ -9,7 +9,7 @@ import pytest
 from producers.client import Client, SubmitError
 from producers.errors import TopicMissing
 from producers.results import ResultsReader
-from producers.sharding import shard_of
+from schemas.affinity import shard_of
 from schemas.codec import Origin, read_job
 from schemas.job import Job
 from schemas.outcome import Outcome

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import Connection
 
 from gateway.accept.jobs import NewJob, accept_jobs
-from gateway.accept.lease import BEAT_SECONDS, STALE_SECONDS
 from gateway.accept.outbox import put_record
+from gateway.accept.relay import BEAT_SECONDS, STALE_SECONDS
 from gateway.store.store import StoreAway
 from tests.simulation.gateway_history import FULL_ROWS, KAFKA, PRINCIPAL, ROUND_SECONDS, Gateway, History, history
 

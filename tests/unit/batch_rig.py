@@ -18,9 +18,8 @@ from gateway.batches.clerk import Clerk
 from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
 from gateway.store.tables import jobs, outbox
-from gateway.view.results import StoredResult
 from gateway.view.stored_jobs import line_of
-from gateway.view.writing import BATCHES
+from gateway.view.writing import BATCHES, StoredResult
 from schemas.codec import Origin, ReceivedJob, read_job, read_result, write_result
 from schemas.outcome import Outcome
 from schemas.result import Result, Usage

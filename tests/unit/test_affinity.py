@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postback_client.sharding import Shard
-from postback_client.sharding import prefix_key as clients_key
-from producers.sharding import Partitioner, shard_of
-from schemas.affinity import MOST_LOAD, SLACK, place_of, prefix_key, prefix_of
+from producers.sharding import Partitioner, prefix_key
+from schemas.affinity import MOST_LOAD, SLACK, place_of, prefix_of, shard_of
 from schemas.codec import write_job
 from schemas.job import Job
 from tests.any_json import SCALARS, any_json
@@ -72,7 +70,7 @@ def test_a_jobs_key_is_the_same_in_each_form_in_which_it_is_written() -> None:
     }
     parts = asked("Why?", {"role": "system", "content": [{"type": "text", "text": SYSTEM["content"]}]}, job["sources"])
     keys = {prefix_key(value) for value in (written(job), write_job(parsed), *map(written, (line, response, parts)))}
-    assert keys == {prefix_of(parsed.model_dump(mode="json")), clients_key(job)}
+    assert keys == {prefix_of(parsed.model_dump(mode="json")), prefix_of(job)}
     assert len(keys) == 1
 
 
@@ -86,10 +84,10 @@ NOISE = any_json(st.text() | st.sampled_from(KEYS), SCALARS | st.sampled_from(["
 
 
 @given(NOISE)
-def test_any_json_has_a_key_or_none_and_the_client_library_agrees(document: Any) -> None:
+def test_any_json_has_a_key_or_none(document: Any) -> None:
     key = prefix_key(json.dumps(document).encode())
     if isinstance(document, dict) and "body" not in document:
-        assert clients_key(document) == prefix_of(document) == key
+        assert prefix_of(document) == key
 
 
 @given(st.none() | st.binary())
@@ -139,14 +137,6 @@ def test_a_single_prefix_does_not_fill_a_partition_since_old_jobs_cease_to_count
         partitioner.partition(TOPIC, "acme", 12, b'{"prompt": "Why?"}')
     burst = [partitioner.partition(TOPIC, "acme", 12, written(asked("Why?"))) for _ in range(1000)]
     assert burst.index(next(place for place in burst if place != burst[0])) < 600
-
-
-@given(st.lists(st.integers(0, 5) | st.none(), max_size=200), st.sampled_from(["acme", "default"]))
-def test_the_client_library_chooses_the_same_partitions(prefixes: list[int | None], tenant: str) -> None:
-    jobs = [asked("Why?", {"role": "system", "content": str(each)} if each is not None else None) for each in prefixes]
-    partitioner, shard = Partitioner(), Shard(tenant, 12)
-    for job in jobs:
-        assert shard.next(job) == partitioner.partition(TOPIC, tenant, 12, written(job))
 
 
 async def test_an_engine_hears_the_key_of_each_job_with_a_system_message(monkeypatch: pytest.MonkeyPatch) -> None:

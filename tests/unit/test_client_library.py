@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from gateway.door.event_stream import event_text
+from gateway.door.routes.events import event_text
 from gateway.view.stored_events import StoredEvent
 from postback_client import (
     CallbackRefused,
@@ -40,12 +40,11 @@ from postback_client import (
     UnusableKey,
     verify,
 )
+from postback_client.client import Submitted, submission
 from postback_client.server_sent import ServerSentParser
 from postback_client.shapes import parsed, read
-from postback_client.sharding import partitions_of
-from postback_client.spans import Submitted, submission
-from producers.sharding import shard_of
 from schemas import signature
+from schemas.affinity import shard_of
 from schemas.event import event_body
 from schemas.outcome import Outcome
 from schemas.result import Result as FleetResult
@@ -319,7 +318,11 @@ def test_the_two_wheels_have_no_file_in_common(tmp_path: Path) -> None:
         files.append(set(zipfile.ZipFile(wheel).namelist()))
     fleet, client = files
     assert {name.partition("/")[0] for name in client} == {"postback_client", "postback_client-0.1.0.dist-info"}
-    assert {"postback_client/py.typed", "postback_client-0.1.0.dist-info/licenses/LICENSE"} <= client
+    assert {
+        "postback_client/py.typed",
+        "postback_client/sharding.py",
+        "postback_client-0.1.0.dist-info/licenses/LICENSE",
+    } <= client
     assert not [name for name in fleet if "postback_client" in name]
     versions = {tomllib.loads((each / "pyproject.toml").read_text())["project"]["version"] for each in (ROOT, FOLDER)}
     assert len(versions) == 1
@@ -338,8 +341,7 @@ ENDED: Answer = (409, {"x-should-retry": "false"}, refusal("upload_not_pending")
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("parts", "files"):
-        monkeypatch.setattr(f"postback_client.{module}.PART_BYTES", 10)
+    monkeypatch.setattr("postback_client.files.PART_BYTES", 10)
 
 
 def created(number: int = 1) -> Answer:
@@ -539,13 +541,10 @@ def test_a_tenants_shard_never_changes() -> None:
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True), st.integers(1, 64))
-def test_a_shard_holds_a_third_of_the_partitions_in_the_library_as_in_other_producers(
-    tenant: str, partitions: int
-) -> None:
+def test_a_shard_holds_a_third_of_the_partitions(tenant: str, partitions: int) -> None:
     shard = shard_of(tenant, partitions)
     assert list(shard) == sorted(set(shard))
     assert set(shard) <= set(range(partitions))
-    assert partitions_of(tenant, partitions) == shard
-    assert partitions_of("default", partitions) == shard_of("default", partitions) == tuple(range(partitions))
+    assert shard_of("default", partitions) == tuple(range(partitions))
     sizes = {1: 1, 2: 2, 4: 2, 12: 4, 100: 33}
     assert {size: len(shard_of("acme", size)) for size in sizes} == sizes

@@ -26,8 +26,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from gateway.access import CredentialRefused, Scope
-from gateway.access.key_text import id_of
-from gateway.access.keys import revoke_key
+from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER

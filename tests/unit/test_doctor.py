@@ -145,12 +145,17 @@ def test_a_store_of_another_schema_is_named(tmp_path: Path) -> None:
     Store.open(url).close()
     assert findings("store", POSTBACK_STORE__URL=url) == []
     engine = create_engine(url)
-    for revision, problem, fix in (
-        ("'0000'", "older than this program's", "`postback store upgrade`"),
-        ("'9999'", "newer than this program's", "install the newer Postback"),
+    for change, problem, fix in (
+        ("UPDATE meta SET value = '0' WHERE name = 'schema'", "older than this program's", "`postback store upgrade`"),
+        (
+            "UPDATE meta SET value = '9' WHERE name = 'schema'",
+            "newer than this program's",
+            "install the newer Postback",
+        ),
+        ("DELETE FROM meta", "of another program", "correct POSTBACK_STORE__URL"),
     ):
         with engine.begin() as connection:
-            connection.execute(text(f"UPDATE alembic_version SET version_num = {revision}"))
+            connection.execute(text(change))
         assert told(findings("store", POSTBACK_STORE__URL=url), problem, fix)
     engine.dispose()
 

@@ -20,7 +20,6 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.checking import Checked, check_file
 from gateway.batches.clerk import LATE_MS
 from gateway.batches.expansion import UNUSABLE, ExpansionHandler
-from gateway.batches.lines import lines_of
 from gateway.batches.ranges import (
     MOST_BYTES,
     MOST_LINES,
@@ -28,13 +27,14 @@ from gateway.batches.ranges import (
     LineRange,
     cut,
     job_id,
+    lines_of,
     read_range,
     write_range,
 )
 from gateway.blobs.base import BlobsAway
 from gateway.store.tables import files, jobs
 from gateway.view.stored_jobs import line_of
-from producers.sharding import shard_of
+from schemas.affinity import shard_of
 from schemas.control import read_control, read_job_key
 from schemas.job import MAX_JOB_BYTES
 from schemas.outcome import Outcome

@@ -23,8 +23,18 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 from pydantic import ValidationError
 
 from gateway.access.access import Access, agreed, certified
-from gateway.access.key_text import PATTERN, checksum, id_of, new_key
-from gateway.access.keys import KeyDigests, NewKey, create_key, find_key, listed_keys, revoke_key
+from gateway.access.keys import (
+    PATTERN,
+    KeyDigests,
+    NewKey,
+    checksum,
+    create_key,
+    find_key,
+    id_of,
+    listed_keys,
+    new_key,
+    revoke_key,
+)
 from gateway.access.oidc.settings import OidcSettings
 from gateway.access.oidc.tokens import Tokens
 from gateway.access.pepper import PepperProblem, load_pepper

@@ -21,11 +21,11 @@ from gateway.door.app import routes
 from gateway.door.body import parse_json
 from gateway.door.connection import Pace, RefusedHeadError, check_fields, read_target
 from gateway.door.endpoint import Endpoint
-from gateway.door.errors import ApiError
 from gateway.door.fleet_models import Announcements
-from gateway.door.openapi.document import openapi_document
+from gateway.door.openapi import openapi_document
 from gateway.door.server import DoorServer, Places
 from gateway.door.settings import GatewaySettings
+from gateway.errors import ApiError
 from gateway.view.waiting import Waiting
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics

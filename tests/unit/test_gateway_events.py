@@ -20,20 +20,19 @@ from sqlalchemy import Row, select
 
 from gateway.accept.outbox import unpacked
 from gateway.access import Scope
-from gateway.door.event_stream import READ_TOGETHER, event_text
 from gateway.door.fleet_models import (
     FRESH_SECONDS,
     KNOWN_SECONDS,
     SOON_SECONDS,
     Announcements,
     FleetModels,
-    ModelsUnknown,
 )
+from gateway.door.routes.events import READ_TOGETHER, event_text
+from gateway.errors import ApiError
 from gateway.store.tables import events, outbox
-from gateway.view.results import StoredResult
 from gateway.view.stored_events import StoredEvent
-from gateway.webhooks.fan_out import batch_ended, fanning_out
-from gateway.webhooks.sending import Sending
+from gateway.view.writing import StoredResult
+from gateway.webhooks.fan_out import Sending, batch_ended, fanning_out
 from producers.errors import BrokerUnreachable
 from schemas import topics as names
 from schemas.codec import write_result
@@ -244,7 +243,7 @@ async def test_models_are_asked_once_for_all_and_kept_while_kafka_is_away(rig: R
     clock.sleep(FRESH_SECONDS + 1)
     assert (await fleet.names(), asked) == ((), 3)
     clock.sleep(LIVE_SECONDS)
-    with pytest.raises(ModelsUnknown):
+    with pytest.raises(ApiError, match="unknown, since Kafka"):
         await fleet.names()
 
 

@@ -14,11 +14,10 @@ import pytest
 from sqlalchemy import Connection, select
 
 from gateway.accept.acceptance import Acceptance
-from gateway.accept.lease import BEAT_SECONDS, STALE_SECONDS, Lease
 from gateway.accept.outbox import put_record
 from gateway.accept.outlet import RecordOutlet
 from gateway.accept.position import adopt, forget, waiting
-from gateway.accept.relay import KEEP_SECONDS, Relay
+from gateway.accept.relay import BEAT_SECONDS, KEEP_SECONDS, STALE_SECONDS, Lease, Relay
 from gateway.store.settings import StoreSettings
 from gateway.store.store import SILENT_SECONDS, Store, StoreAway
 from gateway.store.tables import outbox

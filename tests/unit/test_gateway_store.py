@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -13,24 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from gateway.access.quotas import Work, queued_work, release_answered, reserve
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.counting import counting
-from gateway.store.dialects import insert, insert_new, pair_in, write_rows
+from gateway.store import schema
+from gateway.store.dialects import insert, insert_new, pair_in, storable, storable_json, write_rows
 from gateway.store.engine import cause_of
 from gateway.store.meta import set_value, store_id, value_of
-from gateway.store.migrating import scripts
-from gateway.store.schema import NEWEST, OtherSchema, examine_store
+from gateway.store.schema import OtherSchema, examine_store
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import events, idempotency, job_attempts, jobs, meta, metadata, outbox
-from gateway.store.text import storable, to_json
+from gateway.store.tables import events, idempotency, job_attempts, jobs, meta, outbox
 from gateway.view.records import ResultRecord
 from gateway.view.retention import TOGETHER, Retention
 from gateway.view.writing import write_results
@@ -67,7 +62,7 @@ def fail(connection: Connection) -> None:
 
 def names(store: Store) -> set[str]:
     found = set(store.read_now(lambda connection: connection.scalars(select(meta.c.name)).all()))
-    return found - {"store"}
+    return found - {"store", "schema"}
 
 
 def test_a_change_that_raises_takes_back_its_own_rows_only_and_cannot_end_the_writer(store: Store) -> None:
@@ -171,7 +166,7 @@ def test_any_text_can_be_stored_and_found(store: Store) -> None:
 
 @given(st.dictionaries(st.text(alphabet=st.characters(codec=None)), st.text(alphabet=st.characters(codec=None))))
 def test_json_has_no_nul_and_no_lone_surrogate(value: object) -> None:
-    text = to_json(value)
+    text = storable_json(value)
     assert text.encode()
     assert "\\u0000" not in text
 
@@ -186,17 +181,19 @@ def engine(store_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
-def test_the_revisions_make_the_tables_that_the_code_declares(store_url: str, engine: Engine) -> None:
-    assert scripts().get_current_head() == NEWEST
-    assert Store.upgrade(store_url) == (None, "0001")
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+def test_an_upgrade_runs_the_statements_that_the_store_lacks_once(
+    store_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Store.open(store_url).close()
-    assert Store.upgrade(store_url) == ("0001", "0001")
+    monkeypatch.setattr(schema, "UPGRADES", (("ALTER TABLE tenants ADD COLUMN region TEXT",),))
+    with pytest.raises(OtherSchema, match=r"schema 1, older than this program's 2; .*`postback store upgrade`"):
+        Store.open(store_url)
+    assert [Store.upgrade(store_url) for _ in range(2)] == [(1, 2), (2, 2)]
+    Store.open(store_url).close()
+    assert "region" in {column["name"] for column in inspect(engine).get_columns("tenants")}
 
 
-def test_the_outbox_never_gives_a_number_twice_in_a_store_of_either_origin(store_url: str) -> None:
-    Store.upgrade(store_url)
+def test_the_outbox_never_gives_a_number_twice(store_url: str) -> None:
     store = Store.open(store_url)
     row = {"size": 0, "topic": "t", "headers": b"[]"}
     for number in (1, 2):
@@ -210,9 +207,9 @@ def test_the_outbox_never_gives_a_number_twice_in_a_store_of_either_origin(store
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("UPDATE alembic_version SET version_num = '0000'", "older than this program; .*postback store upgrade"),
-        ("UPDATE alembic_version SET version_num = '9999'", "newer than this program"),
-        ("DROP TABLE alembic_version", "older than this program"),
+        ("UPDATE meta SET value = '0' WHERE name = 'schema'", "older than this program.*postback store upgrade"),
+        ("UPDATE meta SET value = '9' WHERE name = 'schema'", "newer than this program"),
+        ("DELETE FROM meta", "another program"),
     ],
 )
 def test_a_store_of_another_schema_is_refused_with_the_fix(
@@ -225,28 +222,16 @@ def test_a_store_of_another_schema_is_refused_with_the_fix(
         Store.open(store_url)
 
 
-def test_a_command_that_opens_a_current_store_imports_no_alembic(store_url: str) -> None:
-    Store.open(store_url).close()
-    code = (
-        "import sys; from gateway.store.store import Store; Store.open(sys.argv[1]).close();"
-        "print(*(name for name in sys.modules if name.partition('.')[0] in ('alembic', 'mako')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, store_url], env=environment_of(), capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
-
-
 def test_the_command_upgrades_an_empty_database_once_and_refuses_a_newer_one(store_url: str, engine: Engine) -> None:
     env = environment_of(POSTBACK_STORE__URL=store_url)
     first, second = (postback_here("store", "upgrade", env=env) for _ in range(2))
     with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(text("UPDATE meta SET value = '9' WHERE name = 'schema'"))
     refused = postback_here("store", "upgrade", env=env)
     assert [done.returncode for done in (first, second, refused)] == [0, 0, 1]
-    assert "from schema nothing to 0001" in first.stderr
-    assert "the store is at schema 0001" in second.stderr
-    assert "another program" in refused.stderr
+    assert "from schema nothing to 1" in first.stderr
+    assert "the store is at schema 1" in second.stderr
+    assert "newer than this program" in refused.stderr
 
 
 # -- retention ---------------------------------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from postback_client.sharding import prefix_key as clients_key
+from producers.sharding import prefix_key
 from schemas import payload as payloads
-from schemas.affinity import prefix_key
 from schemas.codec import InvalidJob, write_job
 from schemas.job import Job
 from schemas.kinds import ASKED
@@ -247,12 +246,6 @@ def test_jobs_with_one_document_go_to_one_place_even_if_its_url_is_signed_again(
     keys = [prefix_key(encoded(each)) for each in (first, second, other, named)]
     assert None not in keys and keys[0] == keys[1] and len({*keys}) == 3
     assert prefix_key(encoded({**other, "payload_sha256": DIGEST.upper()})) == keys[3]
-
-
-@given(NOISE | st.just(ADDRESS), NOISE | st.just(DIGEST), NOISE)
-def test_the_client_librarys_key_is_the_fleets_for_any_reference(url: object, digest: object, messages: object) -> None:
-    document = {"payload_url": url, "payload_sha256": digest, "messages": messages}
-    assert clients_key(document) == prefix_key(encoded(document))
 
 
 def test_a_waiting_payload_costs_as_much_as_the_largest_record_until_it_is_answered() -> None:

@@ -16,9 +16,9 @@ from joserfc.jwk import Key
 from joserfc.jws import JWSRegistry
 from pydantic_core import from_json
 
+from gateway.access.access import is_token
 from gateway.access.oidc.issuer_keys import IssuerKeys
 from gateway.access.oidc.settings import OidcSettings
-from gateway.access.oidc.token_text import is_token
 from gateway.access.principal import CredentialRefused, Principal, Scope
 from schemas.job import TENANT_PATTERN
 from telemetry.clock import Clock

@@ -15,8 +15,8 @@ from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.body import json_response
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError, not_found
 from gateway.door.noted import note_objects
+from gateway.errors import ApiError, not_found
 from schemas.bounded import BoundedModel
 from schemas.job import Tenant
 from telemetry.clock import Clock, unix_ms
@@ -43,7 +43,7 @@ class KeyRequest(BoundedModel):
 
 
 async def create_key(call: Call) -> Response:
-    """Create a key. The answer has the key itself, which is shown once."""
+    """Create an API key; the answer shows it once."""
     door = call.door
     asked: KeyRequest = await call.body()
     now_ms = unix_ms(door.clock)
@@ -59,7 +59,7 @@ async def create_key(call: Call) -> Response:
 
 
 async def list_keys(call: Call) -> Response:
-    """Answer with a page of keys, the oldest first."""
+    """List API keys, the oldest first."""
     limit, said = query.number(call.request, "limit", 100, 1, _MOST), call.request.query_params
     rows = await call.door.store.read(
         lambda connection: keys.listed_keys(connection, said.get("tenant"), limit + 1, said.get("after"))
@@ -71,7 +71,7 @@ async def list_keys(call: Call) -> Response:
 
 
 async def revoke_key(call: Call) -> Response:
-    """Revoke a key for good."""
+    """Revoke an API key."""
     door = call.door
     identifier = call.in_path("key_id")
     revoked = await door.store.write(lambda connection: keys.revoke_key(connection, door.clock, identifier))
@@ -82,7 +82,7 @@ async def revoke_key(call: Call) -> Response:
 
 
 async def list_tenants(call: Call) -> Response:
-    """Answer with a page of the tenants that have settings of their own, sorted by name."""
+    """List tenants with settings, sorted by name."""
     limit, after = query.number(call.request, "limit", 100, 1, _MOST), call.request.query_params.get("after")
     rows = await call.door.store.read(lambda connection: tenants.listed_tenants(connection, limit + 1, after))
     shown = [_tenant(name, settings) for name, settings in rows[:limit]]
@@ -90,7 +90,7 @@ async def list_tenants(call: Call) -> Response:
 
 
 async def get_tenant(call: Call) -> Response:
-    """Answer with a tenant's settings."""
+    """Read a tenant's settings."""
     name = _named(call)
     found = await call.door.store.read(lambda connection: tenants.find_tenant(connection, name))
     if found is None:

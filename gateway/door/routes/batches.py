@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches import orders
-from gateway.batches.orders import batch_object, batch_terms
+from gateway.batches.orders import BatchRequest, batch_object
 from gateway.batches.paging import list_body, page_query
 from gateway.door.accepting import response_of, write_once
 from gateway.door.body import parse_json
@@ -18,6 +18,7 @@ from gateway.door.cancelling import cancel_batch
 from gateway.door.endpoint import Call
 from gateway.door.noted import note_objects
 from gateway.door.submitted import traceparent_of
+from gateway.errors import validated
 from producers.identity import new_hex
 from telemetry.clock import unix_ms
 
@@ -25,9 +26,9 @@ MOST_LISTED, LISTED = 100, 20
 
 
 async def create(call: Call) -> Response:
-    """Create a batch, once for an `Idempotency-Key`."""
+    """Create a batch from an uploaded file."""
     door, content = call.door, await call.content()
-    terms, traceparent = batch_terms(parse_json(content)), traceparent_of(call.request)
+    terms, traceparent = validated(BatchRequest, parse_json(content)), traceparent_of(call.request)
 
     def work(connection: Connection) -> StoredAnswer:
         row = orders.create(
@@ -48,14 +49,14 @@ async def create(call: Call) -> Response:
 
 
 async def list_batches(call: Call) -> JSONResponse:
-    """Answer with a page of batches."""
+    """List batches."""
     query = page_query(call.request.query_params, most=MOST_LISTED, default=LISTED, kind="batch")
     page = await call.door.store.read(lambda connection: orders.page(connection, call.tenant, query))
     return JSONResponse(list_body([batch_object(row) for row in page.rows], has_more=page.has_more))
 
 
 async def retrieve(call: Call) -> JSONResponse:
-    """Answer with one batch."""
+    """Read a batch."""
     identifier = call.in_path("batch_id")
     row = await call.door.store.read(lambda connection: orders.find(connection, call.tenant, identifier))
     return JSONResponse(batch_object(row))

@@ -28,7 +28,12 @@ from schemas.strict import ignored_members
 
 
 async def create(call: Call) -> Response | AnswerStream:
-    """Accept one job, and answer with its answer."""
+    """Answer a body by one job.
+
+    The request waits for the answer. When its time is over, the job is cancelled and the status is 504. A job that did
+    not succeed is an error with its code. When the gateway stops, the status is 503: a repeat with the same
+    `Idempotency-Key` gets the answer of the same job.
+    """
     door, url = call.door, call.request.scope["path"]
     content = await call.content()
     body = parse_json(content)

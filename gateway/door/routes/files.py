@@ -1,4 +1,7 @@
-"""`/v1/files`: upload, list, retrieve, content, delete. Source: OpenAI's API reference, "Files"."""
+"""`/v1/files`: upload, list, retrieve, content, delete; `/v1/uploads`: create, add parts, complete, cancel.
+
+Source: OpenAI's API reference, "Files" and "Uploads".
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,26 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches.files import FileRow, file_object, file_terms
 from gateway.batches.paging import list_body, page_query
+from gateway.batches.uploads import (
+    PART_BYTES,
+    PartRow,
+    UploadRow,
+    part_object,
+    upload_object,
+)
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects
 from gateway.door.receiving import Receiving, file_form
+from gateway.errors import ApiError
 
 MOST_LISTED = 10_000
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 
 
 async def upload(call: Call) -> Response:
-    """Receive a file."""
+    """Upload a file."""
     shelf = call.door.shelf
     idempotency_key(call.request)
     most = shelf.settings.most_bytes
@@ -54,7 +64,7 @@ async def upload(call: Call) -> Response:
 
 
 async def list_files(call: Call) -> JSONResponse:
-    """Answer with a page of files."""
+    """List files."""
     said = call.request.query_params
     query = page_query(said, most=MOST_LISTED, default=MOST_LISTED, kind="file")
     page = await call.door.shelf.page(call.tenant, query, said.get("purpose"))
@@ -62,17 +72,17 @@ async def list_files(call: Call) -> JSONResponse:
 
 
 async def retrieve(call: Call) -> JSONResponse:
-    """Answer with a file's description."""
+    """Read a file's description."""
     return JSONResponse(file_object(await _found(call)))
 
 
 async def content(call: Call) -> Response:
-    """Answer with a file's bytes."""
+    """Download a file."""
     return await content_response(call.door, await _found(call), call.request.headers.get("range"))
 
 
 async def delete(call: Call) -> JSONResponse:
-    """Remove a file."""
+    """Delete a file."""
     identifier = call.in_path("file_id")
     await call.door.shelf.delete(call.tenant, identifier)
     return JSONResponse({"id": identifier, "object": "file", "deleted": True})
@@ -108,3 +118,54 @@ async def _rest(door: Door, first: bytes, pieces: Iterator[bytes]) -> AsyncItera
     while first:
         yield first
         first = await door.shelf.storage.run_anyway(next, pieces, b"")
+
+
+async def create_upload(call: Call) -> JSONResponse:
+    """Begin a file that arrives in parts.
+
+    It expires after an hour.
+    """
+    row = await call.door.assembly.create(call.tenant, await call.body())
+    note_objects(call.request, [row.id])
+    return await _shown_upload(call, row)
+
+
+async def add_part(call: Call) -> JSONResponse:
+    """Upload a part.
+
+    A part has 64 MiB at most; parts may arrive at the same time and in any order.
+    """
+    shelf, assembly, identifier = call.door.shelf, call.door.assembly, call.in_path("upload_id")
+    most = min(PART_BYTES, shelf.settings.most_bytes)
+    form = file_form(call.request, "data", most)
+    draft = await shelf.storage.run(assembly.begin_part, call.tenant, identifier)
+
+    async def keep() -> PartRow:
+        return await assembly.keep_part(identifier, draft)
+
+    received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
+    row = await received.kept(call.request, keep, lambda: assembly.drop_part(draft))
+    note_objects(call.request, [row.id], [draft.sha256])
+    return JSONResponse(part_object(row))
+
+
+async def complete_upload(call: Call) -> JSONResponse:
+    """Join the parts to a file.
+
+    A repeat with the same parts gets the same file.
+    """
+    assembly = call.door.assembly
+    asked, credential = await call.body(), call.principal.credential
+    row = await assembly.complete(call.tenant, call.in_path("upload_id"), asked, credential)
+    file = await assembly.file_of(row)
+    note_objects(call.request, [row.file_id], [] if file is None else [file.sha256])
+    return JSONResponse(upload_object(row, file, call.door.shelf.now_ms()))
+
+
+async def cancel_upload(call: Call) -> JSONResponse:
+    """Cancel an upload."""
+    return await _shown_upload(call, await call.door.assembly.cancel(call.tenant, call.in_path("upload_id")))
+
+
+async def _shown_upload(call: Call, row: UploadRow) -> JSONResponse:
+    return JSONResponse(upload_object(row, await call.door.assembly.file_of(row), call.door.shelf.now_ms()))

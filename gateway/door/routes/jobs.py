@@ -19,9 +19,9 @@ from gateway.door.accepting import LANE_HEADER, accept, response_of
 from gateway.door.body import json_response
 from gateway.door.cancelling import cancel as cancel_job
 from gateway.door.endpoint import PAGING, Call, Parameter
-from gateway.door.errors import not_found
 from gateway.door.screened import screened
-from gateway.view.stored_jobs import JobFilter, NoSuchCursor, StoredJob, find_job, list_jobs
+from gateway.errors import not_found
+from gateway.view.stored_jobs import JobFilter, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome
 from schemas.topics import Lane
@@ -44,7 +44,10 @@ _MOST_KEYS = 8
 
 
 async def create(call: Call) -> Response:
-    """Accept one job or several."""
+    """Submit one job, or an array of jobs.
+
+    An array is accepted whole or not at all. Unknown fields are refused, and a problem names its job's index.
+    """
     door, lane = call.door, _lane(call.request)
     body = await call.content()
     many = submitted.is_array(body)
@@ -62,7 +65,7 @@ async def create(call: Call) -> Response:
 
 
 async def retrieve(call: Call) -> Response:
-    """Answer with one job, and its result if there is one."""
+    """Read a job with its result."""
     job = await _found(call)
     head = to_json(shown(job))
     result = write_result(read_result(job.result)) if job.result is not None else b"null"
@@ -70,21 +73,22 @@ async def retrieve(call: Call) -> Response:
 
 
 async def several(call: Call) -> Response:
-    """Answer with a page of jobs, without their results."""
+    """List jobs, without their results.
+
+    `metadata.KEY=VALUE` chooses jobs with this metadata; up to eight keys may be given.
+    """
     page, wanted = query.page(call.request), job_filter(call.request, call.door.clock.time())
-    try:
-        found, more = await call.door.store.read(
-            lambda connection: list_jobs(
-                connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending
-            )
-        )
-    except NoSuchCursor:
-        raise not_found("job", str(page.after)) from None
+    found, more = await call.door.store.read(
+        lambda connection: list_jobs(connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending)
+    )
     return json_response(list_body([shown(job) for job in found], has_more=more))
 
 
 async def cancel(call: Call) -> Response:
-    """Ask for a job's cancellation. For a job that has ended, the answer is a 409 with the job's state."""
+    """Cancel a job.
+
+    A job that has ended is a 409. A result that is older than the cancellation remains.
+    """
     await cancel_job(call.door, call.principal, call.in_path("job_id"))
     found = await _found(call)
     status = found.status if found.status != "queued" else "cancelling"

@@ -11,18 +11,18 @@ from starlette.responses import Response
 
 from gateway.door.body import json_response
 from gateway.door.endpoint import Call
-from gateway.door.errors import not_found, unavailable
-from gateway.door.fleet_models import FleetModels, ModelsUnknown
+from gateway.door.fleet_models import FleetModels
+from gateway.errors import not_found
 
 
 async def list_models(call: Call) -> Response:
-    """Answer with the tenant's models."""
+    """List the tenant's models."""
     models = [_model(call.door.models, name) for name in await _names(call)]
     return json_response({"object": "list", "data": models})
 
 
 async def retrieve(call: Call) -> Response:
-    """Answer with one model."""
+    """Read one model."""
     name = call.in_path("model")
     if name not in await _names(call):
         raise not_found("model", name)
@@ -31,11 +31,7 @@ async def retrieve(call: Call) -> Response:
 
 async def _names(call: Call) -> list[str]:
     """Return the names of the tenant's models that workers announce. Raises ApiError (503)."""
-    try:
-        names = await call.door.models.names()
-    except ModelsUnknown:
-        message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
-        raise unavailable("models_unknown", message) from None
+    names = await call.door.models.names()
     allowed = (await call.door.access.tenant(call.tenant)).models
     return sorted(names if allowed is None else set(names) & set(allowed))
 

@@ -22,9 +22,9 @@ from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import json_response, parse_json
 from gateway.door.cancelling import cancel as cancel_job
 from gateway.door.endpoint import Call
-from gateway.door.errors import ApiError, conflict, not_found
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
+from gateway.errors import ApiError, conflict, not_found
 from gateway.view.stored_jobs import StoredJob, delete_job, find_job, line_of
 from schemas.codec import read_result
 from schemas.openai import RESPONSES
@@ -45,9 +45,11 @@ from telemetry.clock import unix_ms
 
 
 async def create(call: Call) -> Response | AnswerStream:
-    """Accept a job.
+    """Create a response.
 
-    If the body sets `background`, answer at once; otherwise wait, and answer with the job's answer.
+    With `background` the answer comes at once, as `queued`. Without `background` the request waits for the answer. When
+    its time is over, the job is cancelled and the status is 504. A job that did not succeed is an error with its code.
+    When the gateway stops, the status is 503: a repeat with the same `Idempotency-Key` gets the answer of the same job.
     """
     door = call.door
     content = await call.content()
@@ -87,14 +89,17 @@ async def create(call: Call) -> Response | AnswerStream:
 
 
 async def retrieve(call: Call) -> Response:
-    """Answer with the response in its present state."""
+    """Read a response."""
     if call.request.query_params.get("stream") in ("true", "1"):
         raise query.invalid("stream", "is not supported here; poll the response, or read /v1/events")
     return _answer(_state(await _found(call, _job_id(call))))
 
 
 async def cancel(call: Call) -> Response:
-    """Ask for the job's cancellation, and wait a moment for its end."""
+    """Cancel a response.
+
+    A response whose end is not known yet is `in_progress`, and `postback.status` is `cancelling`.
+    """
     door = call.door
     job_id = _job_id(call)
     if (await _found(call, job_id)).status != Outcome.CANCELLED:
@@ -109,7 +114,7 @@ async def cancel(call: Call) -> Response:
 
 
 async def delete(call: Call) -> Response:
-    """Remove a finished response's answer and input from the store."""
+    """Delete a finished response with its answer and input."""
     door = call.door
     job_id = _job_id(call)
     if line_of(job_id) is not None:  # its batch needs the result for the output file
@@ -128,7 +133,7 @@ async def delete(call: Call) -> Response:
 
 
 async def list_input_items(call: Call) -> Response:
-    """Answer with a page of the response's input."""
+    """List a response's input."""
     job_id, page = _job_id(call), query.page(call.request)
     found = await _found(call, job_id)
     if found.request is None:

@@ -17,13 +17,12 @@ from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
-from gateway.door.errors import NO_RETRY, ApiError, conflict, not_found, unavailable
 from gateway.door.noted import note_objects
 from gateway.door.webhook_terms import changed_terms, event_type_of, keeps_old_secret, new_terms
+from gateway.errors import NO_RETRY, ApiError, conflict, not_found, unavailable
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import MOST_ENDPOINTS, EndpointRow, EndpointTerms, TooManyEndpoints
-from gateway.webhooks.event_types import EVENT_TYPES
-from gateway.webhooks.sending import Sending
+from gateway.webhooks.endpoints import EVENT_TYPES, MOST_ENDPOINTS, EndpointRow, EndpointTerms, TooManyEndpoints
+from gateway.webhooks.fan_out import Sending
 from telemetry.clock import unix_ms
 from workers.delivery.exhaustion import Exhausted
 

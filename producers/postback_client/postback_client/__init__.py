@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from postback_client.batch import Batch, LineCounts, StoredFile
+from postback_client.batches import Batch, LineCounts
 from postback_client.callbacks import Callback, verify
 from postback_client.client import PostbackClient
 from postback_client.errors import (
@@ -31,6 +31,7 @@ from postback_client.errors import (
     UnusableJob,
     UnusableKey,
 )
+from postback_client.files import StoredFile
 from postback_client.http_client import HttpClient
 from postback_client.job import Job, Lane
 from postback_client.result import (

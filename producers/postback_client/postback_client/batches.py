@@ -1,25 +1,66 @@
-"""Batches over HTTPS: upload a file of requests, and wait for its results."""
+"""Batches over HTTPS: upload a file of requests, and wait for its results.
+
+Source: OpenAI's API reference, "The batch object".
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from postback_client.batch import Batch
 from postback_client.clock import TimeLimit
 from postback_client.errors import BatchStillRunning, InvalidRequest, PostbackError
 from postback_client.files import Files, OnBytes, ignore
 from postback_client.http_session import HttpSession
-from postback_client.paging import listed
 from postback_client.shapes import parsed, read
 
 BATCHES = "/v1/batches"
 _FIRST_POLL_SECONDS, _POLL_SECONDS = 0.25, 5.0
 _MOST_LINE_BYTES = 2 * 1024 * 1024
+
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class LineCounts:
+    """The number of a batch's lines, and of those that were completed or have failed."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch: a file of requests that are answered within 24 hours."""
+
+    id: str
+    status: str
+    """`validating`, `in_progress`, `finalizing`, `cancelling`, or a final state (see `ended`)."""
+    endpoint: str
+    """The URL of all lines, such as `/v1/chat/completions`."""
+    input_file_id: str
+    created_at: int
+    """Unix seconds."""
+    output_file_id: str | None = None
+    """The file with the results of the lines that succeeded; None if there is none."""
+    error_file_id: str | None = None
+    """The file with the errors of the lines that did not succeed; None if there is none."""
+    request_counts: LineCounts = field(default_factory=LineCounts)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The whole JSON object of the batch, with its times and the `errors` of invalid lines."""
+
+    @property
+    def ended(self) -> bool:
+        """True if the batch is completed, failed, expired or cancelled."""
+        return self.status in _ENDED
+
 
 OnBatch = Callable[[Batch], None]
 """Called with the batch each time its state has been read."""
@@ -66,7 +107,7 @@ class Batches:
 
     def list(self) -> Iterator[Batch]:
         """Iterate over all batches, the newest first."""
-        return listed(self._http, BATCHES, Batch)
+        return self._http.listed(BATCHES, Batch)
 
     def cancel(self, batch_id: str) -> Batch:
         """Ask for a batch's cancellation, and return the batch. Raises Conflict if the batch has ended."""

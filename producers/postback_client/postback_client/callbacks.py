@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from postback_client.clock import ClientClock, MachineClock
+from postback_client.clock import MACHINE, ClientClock
 from postback_client.errors import CallbackRefused, UnreadableAnswer, UnusableKey
 from postback_client.result import Result
 from postback_client.shapes import parsed, read
@@ -25,7 +25,6 @@ _ID, _TIMESTAMP, _SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signat
 _SECRET, _PUBLIC_KEY = "whsec_", "whpk_"
 _SECONDS = re.compile(r"[0-9]{1,15}")
 _KEY_BYTES, _SIGNATURE_BYTES = 32, 64
-_CLOCK = MachineClock()
 
 Matches = Callable[[bytes, bytes], bool]
 """A function of the signed content and a signature that returns True if the key made the signature."""
@@ -58,7 +57,7 @@ def verify(
     public_keys: Iterable[str] = (),
     tenant: str | None = None,
     tolerance_seconds: float = TOLERANCE_SECONDS,
-    clock: ClientClock = _CLOCK,
+    clock: ClientClock = MACHINE,
 ) -> Callback:
     """Return the callback if one of the keys signed these bytes within the tolerance.
 

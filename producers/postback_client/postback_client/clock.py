@@ -22,20 +22,8 @@ class ClientClock(Protocol):
         ...
 
 
-class MachineClock:
-    """The machine's own clock."""
-
-    def time(self) -> float:
-        """Seconds since the Unix epoch."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never run backwards."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Block the calling thread."""
-        time.sleep(seconds)
+MACHINE: ClientClock = time
+"""The machine's own clock."""
 
 
 class TimeLimit:

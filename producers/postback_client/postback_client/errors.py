@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from postback_client.batch import Batch
+    from postback_client.batches import Batch
     from postback_client.result import Result
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from postback_client.batches import Batches
-from postback_client.client import collected
-from postback_client.clock import ClientClock, MachineClock, TimeLimit
+from postback_client.client import PostbackClient, submission
+from postback_client.clock import MACHINE, ClientClock, TimeLimit
 from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
 from postback_client.files import Files
 from postback_client.http_session import HttpSession
@@ -25,7 +24,6 @@ from postback_client.job import Job, Lane, NamedJob, named_jobs
 from postback_client.result import Result
 from postback_client.server_sent import EventFeed
 from postback_client.shapes import parsed, read
-from postback_client.spans import submission
 
 JOBS = "/v1/jobs"
 JOBS_TOGETHER = 500
@@ -34,10 +32,9 @@ BYTES_TOGETHER = 8 * 1024 * 1024
 """The maximum number of bytes of the jobs in one request; the gateway's default limit is 16 MiB."""
 PATIENCE_SECONDS = 120.0
 _RESULTS = "inference.*"
-_CLOCK = MachineClock()
 
 
-class HttpClient:
+class HttpClient(PostbackClient):
     """A tenant's client of the gateway, for use by one thread.
 
     The client keeps connections open. `url` is the gateway's URL, with or without `/v1`. `ca_file` is a file with the
@@ -53,7 +50,7 @@ class HttpClient:
         ca_file: str | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         jobs_together: int = JOBS_TOGETHER,
-        clock: ClientClock = _CLOCK,
+        clock: ClientClock = MACHINE,
     ) -> None:
         self._clock = clock
         self._jobs_together = jobs_together
@@ -124,14 +121,6 @@ class HttpClient:
         if awaited:
             raise StillWaiting(list(awaited))
 
-    def wait(self, job_ids: Iterable[str], timeout: float | None = None) -> list[Result]:
-        """Wait for the results of all jobs, and return them in the order of the ids.
-
-        Raises StillWaiting with the results so far.
-        """
-        wanted = list(job_ids)
-        return collected(wanted, self.stream(wanted, timeout))
-
     def cancel(self, job_id: str) -> None:
         """Ask for a job's cancellation.
 
@@ -142,14 +131,6 @@ class HttpClient:
     def close(self) -> None:
         """Disconnect."""
         self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _send(self, jobs: list[NamedJob], lane: Lane, key: str) -> None:
         with submission(jobs[0].job_id if len(jobs) == 1 else None) as submitted:

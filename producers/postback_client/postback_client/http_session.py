@@ -8,7 +8,7 @@ long, but at most `MOST_PAUSE_SECONDS`.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,12 +23,13 @@ from postback_client.errors import (
     UnreadableAnswer,
     refusal_class,
 )
-from postback_client.shapes import parsed
+from postback_client.shapes import Shape, parsed, read
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 """The longest silence of the gateway within an answer."""
 MOST_PAUSE_SECONDS = 60.0
+_PER_PAGE = "100"
 _FIRST_PAUSE_SECONDS, _GROWN_PAUSE_SECONDS = 0.25, 8.0
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -92,6 +93,18 @@ class HttpSession:
     def json(self, method: str, path: str, **arguments: Any) -> Any:
         """Return the JSON of the answer. Raises the errors of `call`, and UnreadableAnswer."""
         return parsed(self.call(method, path, **arguments).content)
+
+    def listed(self, path: str, kind: type[Shape], params: Mapping[str, str] | None = None) -> Iterator[Shape]:
+        """Yield all objects of a list, page by page. Raises PostbackError."""
+        asked = {"limit": _PER_PAGE, **(params or {})}
+        while True:
+            page = self.json("GET", path, params=asked)
+            if not isinstance(page, dict) or not isinstance(page.get("data"), list):
+                raise UnreadableAnswer(f"the answer to GET {path} is not a list")
+            yield from (read(kind, each) for each in page["data"])
+            if page.get("has_more") is not True or not isinstance(page.get("last_id"), str):
+                return
+            asked["after"] = page["last_id"]
 
     def close(self) -> None:
         """Close the connections."""

@@ -14,20 +14,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 
-from postback_client.client import collected
-from postback_client.clock import ClientClock, MachineClock, TimeLimit
+from postback_client.client import PostbackClient, Submitted
+from postback_client.clock import MACHINE, ClientClock, TimeLimit
 from postback_client.errors import KafkaFailed, PostbackError, StillWaiting, SubmitFailed, UnreadableAnswer
 from postback_client.job import Job, Lane, NamedJob, named_jobs
 from postback_client.result import Result
 from postback_client.shapes import parsed, read
-from postback_client.sharding import DEFAULT_TENANT, Shard
-from postback_client.spans import Submitted
+from postback_client.sharding import DEFAULT_TENANT, Shard, prefix_of
 
 ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
@@ -37,7 +35,6 @@ _MOST_OWN = 200_000
 reads results again."""
 _MAX_REQUEST_BYTES = 576 * 1024
 _POLL_MS = 200
-_CLOCK = MachineClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class _Sent:
     submitted: Submitted
 
 
-class KafkaClient:
+class KafkaClient(PostbackClient):
     """A tenant's client on the fleet's topics, for use by one thread.
 
     The client reads results from its construction on, or from `since_seconds` before it. Results of jobs that ended
@@ -64,7 +61,7 @@ class KafkaClient:
         tenant: str = DEFAULT_TENANT,
         topic_prefix: str = "",
         since_seconds: float = 0.0,
-        clock: ClientClock = _CLOCK,
+        clock: ClientClock = MACHINE,
         **kafka: Any,
     ) -> None:
         self._clock = clock
@@ -148,14 +145,6 @@ class KafkaClient:
                 elif result.job_id in self._own:
                     self._own[result.job_id] = result
 
-    def wait(self, job_ids: Iterable[str], timeout: float | None = None) -> list[Result]:
-        """Wait for the results of all jobs, and return them in the order of the ids.
-
-        Raises StillWaiting with the results so far.
-        """
-        wanted = list(job_ids)
-        return collected(wanted, self.stream(wanted, timeout))
-
     def cancel(self, job_id: str) -> None:
         """Ask the workers to cancel a job. A job that already has a result keeps that result."""
         order = {"tenant": self._tenant, "job_id": job_id, "state": "cancelled", "at": round(self._clock.time() * 1000)}
@@ -172,14 +161,6 @@ class KafkaClient:
         self._consumer.close()
         with _kafka():
             self._producer.close(timeout=5)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _remember(self, job_ids: Iterable[str]) -> None:
         self._own.update(dict.fromkeys(job_ids))
@@ -199,7 +180,7 @@ class KafkaClient:
             value=job.body,
             key=job.job_id.encode(),
             headers=[(name, value.encode()) for name, value in named.items()],
-            partition=self._shards[topic].next(json.loads(job.body)),
+            partition=self._shards[topic].next(prefix_of(json.loads(job.body))),
         )
         return _Sent(job.job_id, future, submitted)
 

@@ -26,9 +26,9 @@ from gateway.access.principal import DEFAULT_SCOPES
 from gateway.store.meta import set_value, value_of
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
-from gateway.view.results import StoredResult
 from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
+from gateway.view.writing import StoredResult
 from schemas.settings import KafkaSettings
 from telemetry import logs
 from telemetry.clock import SystemClock

@@ -28,7 +28,7 @@ def put(name: str) -> Callable[[Connection], None]:
 def names(store: Store) -> set[str]:
     """Names of the values that a test has written."""
     found = set(store.read_now(lambda connection: connection.scalars(select(meta.c.name)).all()))
-    return found - {"store"}
+    return found - {"store", "schema"}
 
 
 def test_a_committed_change_is_kept_and_an_open_one_runs_again() -> None:

@@ -22,7 +22,7 @@ from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store
-from producers.sharding import shard_of
+from schemas.affinity import shard_of
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics

@@ -25,10 +25,10 @@ from gateway.batches.counting import recounting
 from gateway.store.store import Store
 from gateway.store.tables import batches, events, job_attempts, jobs
 from gateway.view.rebuild import rebuild
-from gateway.view.results import OnResults, StoredResult
 from gateway.view.stored_events import StoredEvent, events_after
 from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
+from gateway.view.writing import OnResults, StoredResult
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from gateway.access.key_text import checksum, new_key
+from gateway.access.keys import checksum, new_key
 from gateway.door.app import routes
 from tests.fleet_here import FleetHere
 from tests.integration.gateway.gateway_process import Gateway, running_gateway

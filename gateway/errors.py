@@ -1,13 +1,23 @@
 """Errors of the API in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
 Source: OpenAI's API reference, "Error codes", and `openai-python`'s `_exceptions.py`.
+
+The store's own errors, which every room may meet:
+
+    StoreAway
+    └── OutcomeUnknown
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MOST_RETRY_SECONDS = 60
 
@@ -20,8 +30,8 @@ class ApiError(Exception):
         status: int,
         code: str,
         message: str,
-        *,
         param: str | None = None,
+        *,
         headers: Mapping[str, str] = MappingProxyType({}),
         problems: Sequence[Mapping[str, object]] = (),
     ) -> None:
@@ -65,4 +75,26 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 def not_found(kind: str, identifier: str) -> ApiError:
     """Return the 404 for an object that does not exist or is another tenant's: a client cannot tell which."""
-    return ApiError(404, f"{kind}_not_found", f"No such {kind}: {identifier!r}.", param=f"{kind}_id")
+    return ApiError(404, f"{kind}_not_found", f"No such {kind}: {identifier[:80]!r}.", param=f"{kind}_id")
+
+
+def validated(model: type[Model], document: object, *, strict: bool = True) -> Model:
+    """Return the document as this model. Raises ApiError (400), which names the field and repeats no input."""
+    try:
+        return model.model_validate_json(to_json(document), strict=strict)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        schema = model.model_json_schema()
+        named = {name for each in (schema, *schema.get("$defs", {}).values()) for name in each.get("properties", ())}
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in named) or None
+        code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ApiError(400, code, f"{place or 'The body'}: {reason}.", place) from None
+
+
+class StoreAway(Exception):  # noqa: N818 - it names what happened
+    """The database cannot be reached, or did not take the change; the request may be repeated."""
+
+
+class OutcomeUnknown(StoreAway):
+    """The database may have committed the change, and cannot be asked now; repeat with the same Idempotency-Key."""
