@@ -83,7 +83,7 @@ COMMANDS = {
         "console.verify_answer",
         "Judge whether the sources of an answer support its sentences.",
     ),
-    "doctor": Listed(OPERATE, "console.doctor.command", "Examine Kafka, the fleet, the settings and this machine."),
+    "doctor": Listed(OPERATE, "console.doctor", "Examine Kafka, the fleet, the settings and this machine."),
     "top": Listed(
         OPERATE,
         "console.top",
