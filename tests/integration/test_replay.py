@@ -103,7 +103,7 @@ def found(kept: Kept, selection: Selection) -> set[str]:
     with Scanner(kept.fleet) as scanner:
         replay = Replay(kept.fleet, scanner, selection, SystemClock())
         records = [record for group in replay.returning(Counts()) for record in group]
-        assert replay.count().matching == len(records)
+        assert replay.count().count == len(records)
     return {dict(record.headers)["job-id"].decode() for record in records}
 
 
