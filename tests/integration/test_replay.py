@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 from confluent_kafka import Message, Producer
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from operators.endpoints import put_endpoints
 from operators.replay import Counts, Replay
 from producers.scan import Scanner, StoredPlace
