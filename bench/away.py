@@ -16,10 +16,10 @@ from pathlib import Path
 from confluent_kafka import Producer
 
 from bench.callbacks import CLOCK, headers, result, webhook_id
+from bench.committed import committed_records
 from bench.fleet import Command, Kafka, new_fleet, wait_for
 from bench.receivers import receivers
 from bench.table import verdict
-from devkit.committed import committed_records
 from schemas.topics import WEBHOOK_ID
 from workers.delivery.keyring import Keyring
 

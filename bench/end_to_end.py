@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from bench.committed import committed_records
 from bench.fleet import (
     START_SECONDS,
     Command,
@@ -27,7 +28,6 @@ from bench.fleet import (
     wait_for,
 )
 from bench.table import table, title, verdict
-from devkit.committed import committed_records
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
 

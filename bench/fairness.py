@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 
 from confluent_kafka import Producer
 
+from bench.committed import committed_records
 from bench.fleet import Command, Kafka, assert_exactly_once, broker, new_fleet, sleep_of, wait_for
 from bench.table import table, title, verdict
-from devkit.committed import committed_records
 from schemas.settings import KafkaSettings
 
 TARGET = 3.0

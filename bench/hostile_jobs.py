@@ -18,11 +18,11 @@ from pathlib import Path
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from bench.committed import committed_records
 from bench.drawn_jobs import Drawn, DrawnJobs
 from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.receivers import receivers
 from bench.table import table, title
-from devkit.committed import committed_records
 from schemas.codec import Origin, read_result
 from schemas.settings import KafkaSettings
 from schemas.topics import CALLBACK_URL, REASON, WEBHOOK_ID

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import uvloop
 
+from bench.committed import committed_records
 from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, value_of
 from bench.slow_site import slow_site
 from bench.table import table, title, verdict
-from devkit.committed import committed_records
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
 from workers.engines.base import Completion, EngineLoad, GenerationRequest, TextsAlone

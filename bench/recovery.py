@@ -22,6 +22,7 @@ from itertools import count, islice
 
 from confluent_kafka import Message
 
+from bench.committed import committed_records
 from bench.end_to_end import SETTLED
 from bench.fleet import (
     START_SECONDS,
@@ -35,7 +36,6 @@ from bench.fleet import (
     wait_for,
 )
 from bench.table import table, title, verdict
-from devkit.committed import committed_records
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock

@@ -35,11 +35,11 @@ import psutil
 from confluent_kafka import Message, Producer
 
 from bench.callbacks import CLOCK, headers, result, webhook_id
+from bench.committed import committed_records
 from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.paired import Ratio, ratio
 from bench.receivers import Receivers, receivers, refusing_port
 from bench.table import table, title
-from devkit.committed import committed_records
 from devkit.kafka.cluster import STEADY_JVM
 from schemas.settings import KafkaSettings
 from schemas.topics import DEFERRED

@@ -23,9 +23,9 @@ import uvloop
 from confluent_kafka import Consumer, KafkaError, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from bench.committed import committed_records
 from bench.fleet import assert_exactly_once, broker, new_fleet, prefill, value_of
 from bench.table import table, title, verdict
-from devkit.committed import committed_records
 from schemas.codec import Origin, read_job
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock

@@ -63,14 +63,8 @@ def _topic(standing: GroupProgress) -> str:
 
 def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
     said = [
-        {"partition": each.partition, "committed": each.base, "end": each.end, "backlog": _waiting(each)}
+        {"partition": each.partition, "committed": each.base, "end": each.end, "backlog": each.undone(done_offsets)}
         for each in partitions
     ]
     sums = {column: sum(each[column] for each in said) for column in ("committed", "end", "backlog")}
     return {"topic": partitions[0].topic, "group": partitions[0].group, **sums, "partitions": said}
-
-
-def _waiting(standing: GroupProgress) -> int:
-    """Return the number of records that are not done: all from the base on, minus those done in the ledger."""
-    done = done_offsets(standing.base, standing.metadata).bit_count()
-    return max(0, standing.end - standing.base - done)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, needing, quiet_clients, say, telling
 from console.given_secrets import SECRET_HELP, checked_secrets
-from console.models import warn_of_unserved
+from console.job_warnings import warn_of_refused, warn_of_unserved
 from console.progress import counting
 from console.settings import checked_tenant, fleet_settings, keyring_path
 

@@ -11,46 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from console.gateway_settings import GatewayClientSettings
 from console.markdown import one_line
-from gateway.access.settings import AccessSettings
-from gateway.blobs.settings import FilesSettings
-from gateway.door.settings import GatewaySettings
-from gateway.store.settings import StoreSettings
-from operators.exporter.settings import ExporterSettings
+from console.variables import ROOMS, settings_class
 from schemas.docstrings import descriptions
-from schemas.settings import FleetSettings
-from workers.delivery.settings import DeliverySettings
-from workers.egress.settings import EgressSettings
-from workers.engines.registry import engine_settings
-from workers.enrichment.cache.settings import CacheSettings
-from workers.enrichment.fetching.settings import PayloadSettings
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.settings import EnrichmentSettings
-from workers.inference.settings import WorkerSettings
-from workers.screening.settings import ScreeningSettings
-
-
-def rooms() -> dict[type[BaseSettings], str]:
-    """Return for each settings class the processes that read it, as text."""
-    return {
-        FleetSettings: "every process and command",
-        WorkerSettings: "workers",
-        engine_settings(): "workers",
-        EnrichmentSettings: "workers",
-        SearchSettings: "workers",
-        PayloadSettings: "workers",
-        CacheSettings: "workers and `postback cache`",
-        ScreeningSettings: "workers and the gateway",
-        EgressSettings: "workers and delivery",
-        DeliverySettings: "delivery, also in a worker `--with-delivery`",
-        ExporterSettings: "the exporter",
-        GatewaySettings: "the gateway",
-        StoreSettings: "the gateway",
-        AccessSettings: "the gateway",
-        FilesSettings: "the gateway",
-        GatewayClientSettings: "commands with `--gateway`",
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +52,8 @@ LOG_LEVEL = Variable(
 def sections() -> list[Section]:
     """Return all sections; the fleet's section is the first."""
     found: list[Section] = []
-    for room, readers in rooms().items():
+    for name, readers in ROOMS.items():
+        room = settings_class(name)
         nested = room.model_config.get("env_nested_delimiter") is not None
         found += _sections(room, str(room.model_config.get("env_prefix")), f"Read by {readers}.", nested=nested)
     own, *others = found

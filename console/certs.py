@@ -15,7 +15,8 @@ from console.errors import BAD_INPUT, FAILED, fail, say
 from console.terminal import harmless
 
 if TYPE_CHECKING:
-    from operators.certificates import Contents, Issued, IssuedCertificate
+    from operators.certificates.directory import Contents, Issued
+    from operators.certificates.signing import IssuedCertificate
 
 app = typer.Typer(
     no_args_is_help=True, help="Make a private authority; issue, renew, revoke and list its certificates."
@@ -38,7 +39,7 @@ def init(
 
     ca.key signs certificates: keep it secret. Clients trust ca.pem, and the gateway reads crl.pem.
     """
-    from operators.certificates import init
+    from operators.certificates.directory import init
 
     with _telling():
         authority = init(directory, _now(), name, days, crl_days)
@@ -66,7 +67,8 @@ def issue(
 
     No certificate ends after its authority.
     """
-    from operators.certificates import Leaf, issue
+    from operators.certificates.directory import issue
+    from operators.certificates.signing import Leaf
 
     if server == client:
         raise fail("choose one of --server and --client", BAD_INPUT)
@@ -98,7 +100,7 @@ def renew(
 
     The earlier certificate stays valid until it expires, unless --revoke is given.
     """
-    from operators.certificates import renew
+    from operators.certificates.directory import renew
 
     with _telling():
         issued = renew(directory, name, _now(), days, keep_key=keep_key, revoke_old=revoke)
@@ -122,7 +124,8 @@ def revoke(
 
     A gateway that reads crl.pem refuses revoked certificates from then on, without a restart.
     """
-    from operators.certificates import Reason, revoke
+    from operators.certificates.directory import revoke
+    from operators.certificates.signing import Reason
 
     reasons = {one.value.lower(): one for one in Reason}
     if reason.lower() not in reasons:
@@ -147,7 +150,7 @@ def crl(
     Once the list's next update is overdue, the gateway refuses every client certificate. Every other command that signs
     does the same in the last third of the list's life.
     """
-    from operators.certificates import renew_crl
+    from operators.certificates.directory import renew_crl
 
     with _telling():
         signed = renew_crl(directory, _now(), days)
@@ -158,7 +161,7 @@ def crl(
 @app.command("list")
 def list_certificates(directory: Directory, as_json: AsJson = False) -> None:
     """List all certificates with their state: valid, expiring (the last third of their life), expired or revoked."""
-    from operators.certificates import contents
+    from operators.certificates.directory import contents
 
     now = _now()
     with _telling():
@@ -192,7 +195,7 @@ def _scopes(text: str | None) -> str:
 @contextmanager
 def _telling() -> Iterator[None]:
     """End the command if the block raises CertificatesError; the exit status is 2 if an argument is wrong."""
-    from operators.certificates import CertificatesError, InputRefused
+    from operators.certificates.rules import CertificatesError, InputRefused
 
     try:
         yield
@@ -202,7 +205,7 @@ def _telling() -> Iterator[None]:
 
 def _warn(directory: Path) -> None:
     """Warn if the authority, the revocation list or a certificate is expired or expires soon."""
-    from operators.certificates import contents, warnings_of
+    from operators.certificates.directory import contents, warnings_of
 
     with _telling():
         found = contents(directory)
@@ -235,7 +238,8 @@ def _write_line(one: IssuedCertificate, now: datetime) -> None:
 
 
 def _contents(found: Contents, now: datetime) -> dict[str, Any]:
-    from operators.certificates import authority_state, crl_problem
+    from operators.certificates.directory import crl_problem
+    from operators.certificates.rules import authority_state
 
     certificate, crl = found.authority, found.crl
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -255,19 +259,7 @@ def _contents(found: Contents, now: datetime) -> dict[str, Any]:
 
 
 def _certificate(one: IssuedCertificate, now: datetime) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "kind": one.kind,
-        "serial": one.serial,
-        "state": one.state(now),
-        "sans": one.sans,
-        "tenant": one.tenant,
-        "scopes": one.scopes,
-        "not_before": _time(one.not_before),
-        "not_after": _time(one.not_after),
-        "revoked_at": _time(one.revoked_at),
-        "reason": one.reason,
-    }
+    return {**one.model_dump(mode="json", exclude={"days"}), "state": one.state(now)}
 
 
 def _now() -> datetime:

@@ -7,17 +7,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from console.audited import audited
-from console.confirm import confirmed, limited, told_of_change
-from console.errors import FAILED, fail, named, quiet_clients, say, telling
-from console.ids import check_whose
-from console.progress import INTERRUPTED, counting
+from console.errors import FAILED, fail, quiet_clients, say, telling
+from console.putting_back import Asked, DryRun, Yes, end
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
@@ -120,14 +117,14 @@ def redrive(
     as_new_events: Annotated[
         bool, typer.Option("--as-new-events", help="Give the next result of each job a new webhook id.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the letters, and change nothing.")] = False,
+    dry_run: DryRun = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Put back at most this many letters, to try a few first.")
     ] = None,
     rate: Annotated[
         float, typer.Option(min=1, max=100_000, help="Put back at most this many letters per second.")
     ] = 200.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Put dead letters back: jobs into their lane, callbacks into delivery, with their ids unchanged.
@@ -136,35 +133,25 @@ def redrive(
     put back or is missing, or the answer at the terminal was no, 2 wrong options.
     """
     wanted = _filter(reasons, tenant, endpoint, [*(some or ()), *(ids or ())], since, until)
-    done = 0
     with opened_letters() as found:
-        tally = found.tally(wanted)
-        check_whose(wanted.tenant, tally.tenants)
-        report_counts(tally)
-        expected = limited(tally.count, limit)
-        if expected and not dry_run:
-            confirmed(f"Put these {expected} back?", yes=yes)
+
+        def act(told: Callable[[int], None]) -> LetterCounts:
             # The producer is made only after the answer, because a new producer fences a redrive that is under way.
             with audited("redriveDeadLetter", "change", tenant, sorted(wanted.ids)), _producer() as back:
-                act = partial(found.redrive, wanted, back, rate, as_new_events=as_new_events, limit=limit)
-                acted = _put_back(act, expected)
-                done = acted.count
-                if limit is None:
-                    tally = acted  # with a limit, `acted` counts only the letters that were read
+                return found.redrive(wanted, back, rate, told, as_new_events=as_new_events, limit=limit)
+
+        tally, done = Asked(wanted.tenant, limit, dry_run, yes).put_back(
+            found.tally(wanted),
+            act,
+            report=report_counts,
+            question="Put these {} back?",
+            again="another run goes on with the rest",
+        )
     if as_json:
         counted = [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in sorted(tally.open.items())]
         typer.echo(json.dumps({"matching": counted, "held": dict(tally.held), "redriven": done, "dry_run": dry_run}))
-    _end(wanted, tally)
-
-
-def _end(wanted: LetterFilter, tally: LetterCounts) -> None:
-    """Exit with status 1 if a letter that the user named cannot be put back or is missing."""
-    if held := [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]:
-        say(f"not put back: {named(held)}")
-    if missing := sorted(wanted.ids - tally.ids):
-        say(f"no dead letter is left to put back for: {named(missing)}")
-    if held or missing:
-        raise typer.Exit(FAILED)
+    held = [f"{name} ({tally.held_ids[name]})" for name in sorted(tally.held_ids)]
+    end(("not put back", held), ("no dead letter is left to put back for", sorted(wanted.ids - tally.ids)))
 
 
 def _filter(
@@ -213,18 +200,6 @@ def _producer() -> Iterator[PutBack]:
 
     with telling(ProducerError), PutBack(fleet_settings().kafka, REDRIVE) as back:
         yield back
-
-
-def _put_back(act: Callable[[Callable[[int], None]], LetterCounts], expected: int) -> LetterCounts:
-    with counting("put back", expected) as told:
-        try:
-            tally = act(told)
-        except KeyboardInterrupt:
-            say(f"stopped; {told.done} of {expected} are put back, and another run goes on with the rest")
-            raise typer.Exit(INTERRUPTED) from None
-    told_of_change(expected, tally.count)
-    say(f"{told.done} of {tally.count} put back")
-    return tally
 
 
 def report_counts(tally: LetterCounts) -> None:

@@ -49,7 +49,7 @@ def serve(fleet: FleetSettings, host: str, port: int, announce: Callable[[int], 
     from telemetry.metrics import Metrics
 
     settings, metrics = checked_settings(ExporterSettings), Metrics()
-    connect = partial(connected, fleet.kafka, settings, done_offsets)
+    connect = partial(connected, fleet.kafka, done_offsets)
     role = Exporter(fleet.kafka.topics, connect, settings, metrics, SystemClock())
     try:
         server = HealthServer(metrics, role.readiness, host, port, alive=role.alive, pages={"/backlog": role.backlog})

@@ -23,19 +23,21 @@ class Listed:
     """A command as the help of `postback` shows it."""
 
     section: str
-    module: str
-    """The module has an `app`, a group of commands, or else a function with the command's name."""
     summary: str
     """The first sentence of the command's help."""
 
     def load(self, name: str) -> Command:
-        """Import the module, and return the command or the group of commands."""
-        module = import_module(self.module)
+        """Import the command's module, and return the command or the group of commands.
+
+        The module has an `app`, a group of commands, or else a function with the command's name.
+        """
+        function = name.replace("-", "_")
+        module = import_module(f"console.{function}")
         group: typer.Typer | None = getattr(module, "app", None)
         if group is not None:
             return get_group(_complete(group, f"{name} "))
         alone = typer.Typer(add_completion=False)
-        alone.command(name)(getattr(module, name.replace("-", "_")))
+        alone.command(name)(getattr(module, function))
         return get_command(_complete(alone, ""))
 
 

@@ -1,87 +1,151 @@
-"""Warns of models and adapters that no worker announces, because a job that names one of them ends as `rejected`."""
+"""`postback models`: the registry's file, which says which models a fleet has."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from console.errors import say
-from console.grouped import say_by_line
+import typer
+
+from console.errors import BAD_INPUT, FAILED, fail, needing, say, telling
+from console.settings import checked_settings
 
 if TYPE_CHECKING:
-    from producers.workers import Announced
-    from schemas.job import Job
-    from schemas.settings import KafkaSettings
+    from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 
-Lines = defaultdict[str, list[int]]
-"""Maps each name of a model or adapter to the numbers of the lines that use it."""
+app = typer.Typer(no_args_is_help=True, help="Check the model registry, and show its models.")
+
+File = Annotated[Path | None, typer.Option("--file", help="The registry's file, instead of POSTBACK_WORKER__REGISTRY.")]
+WithoutSecrets = Annotated[
+    bool, typer.Option("--without-secrets", help="Do not look for the engines' keys, which this machine may lack.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+_COLUMNS = ("model", "aliases", "engine", "serves", "lane", "family", "escalates to")
 
 
-def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, checking: bool) -> None:
-    """Print the lines whose model or adapter no worker announces. `jobs` are pairs of line number and job.
+@app.command("list")
+def list_models(file: File = None, without_secrets: WithoutSecrets = False, as_json: AsJson = False) -> None:
+    """List the models with their aliases and engines. A star marks the model of jobs without `model_id`."""
+    registry = _registry(file, without_secrets)
+    if as_json:
+        typer.echo(json.dumps([_described(registry, model) for model in registry.models.values()], indent=1))
+        return
+    rows = [_COLUMNS, *(_row(registry, model) for model in registry.models.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
-    The command goes on, since a worker with the model may start later. With `checking`, print the reason if models
-    could not be checked. Kafka is asked only if a job names a model or an adapter.
+
+@app.command()
+def check(file: File = None, without_secrets: WithoutSecrets = False, as_json: AsJson = False) -> None:
+    """Check the file, and name each mistake with its line, its field and the fix. Status 1 means mistakes.
+
+    Workers refuse to start with the same mistakes.
     """
-    models: Lines = defaultdict(list)
-    adapters: Lines = defaultdict(list)
-    for number, job in jobs:
-        if job.model_id is not None:
-            models[job.model_id].append(number)
-        if job.adapter is not None:
-            adapters[job.adapter].append(number)
-    if not models and not adapters:
-        return
-    announced = _announced(kafka)
-    if isinstance(announced, str):
-        if checking:
-            say(f"models were not checked: {announced}")
-        return
-    _warn_of_models(models, announced.models)
-    if announced.adapters is not None:
-        _warn_of_adapters(adapters, announced.adapters)
-    elif checking and adapters:
-        say("adapters were not checked: a worker of an earlier version does not announce its adapters")
-
-
-def _announced(kafka: KafkaSettings) -> Announced | str:
-    """Return the names that workers announce, or the reason why the names cannot be read."""
-    from producers.errors import ProducerError
-    from producers.workers import announced_models
+    from workers.engines.models.mistakes import RegistryRefused
 
     try:
-        announced = announced_models(kafka)
-    except ProducerError as error:
-        return str(error)
-    if announced is None:
-        return "no worker of the shared lanes has announced itself within three minutes"
-    return announced if not announced.more else "a worker has more models or adapters than it announces"
+        registry = _read(file, without_secrets)
+    except RegistryRefused as refused:
+        if as_json:
+            mistakes = [{"line": each.line, "field": each.field, "reason": each.reason} for each in refused.mistakes]
+            typer.echo(json.dumps({"mistakes": mistakes}, indent=1))
+            raise typer.Exit(FAILED) from None
+        raise fail(str(refused), FAILED) from None
+    if as_json:
+        typer.echo(json.dumps({"mistakes": []}, indent=1))
+        return
+    models, names = len(registry.models), len(registry.lanes())
+    say(f"the registry is valid: {models} models with {names} names")
 
 
-def _warn_of_models(lines: Lines, announced: Sequence[str]) -> None:
-    from workers.inference.routing import listed, quoted
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")],
+    file: File = None,
+    without_secrets: WithoutSecrets = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model: its engine, its limits and prices, and the facts of its family. Keys are never shown."""
+    registry = _registry(file, without_secrets)
+    found = [model for model in registry.models.values() if name in model.names]
+    if not found:
+        from workers.engines.models.mistakes import nearest
 
-    running = listed(announced)
-    say_by_line(
-        {
-            f"model: no worker announces {quoted(model)}; those that run now announce {running}: send with --model any "
-            "or one of these, or have the operator add an alias to POSTBACK_WORKER__MODELS or the registry": numbers
-            for model, numbers in lines.items()
-            if model not in announced
-        }
+        raise fail(f"the registry has no model of this name: {nearest(name, [*registry.lanes()])}", FAILED)
+    described = _described(registry, found[0])
+    if as_json:
+        typer.echo(json.dumps(described, indent=1))
+        return
+    for line in _lines(described):
+        typer.echo(line)
+
+
+def _registry(file: Path | None, without_secrets: bool) -> ModelRegistry:
+    """Return the checked registry, or end the command with its mistakes."""
+    from workers.engines.models.mistakes import RegistryRefused
+
+    try:
+        return _read(file, without_secrets)
+    except RegistryRefused as refused:
+        raise fail(str(refused), FAILED) from None
+
+
+def _read(file: Path | None, without_secrets: bool) -> ModelRegistry:
+    with needing("worker"):
+        from workers.inference.settings import WorkerSettings
+        from workers.roles.model_registry import read_file
+
+    from schemas.settings import SettingsRefused
+
+    path = file or checked_settings(WorkerSettings).registry
+    if path is None:
+        raise fail("name the registry's file with --file, or set POSTBACK_WORKER__REGISTRY", BAD_INPUT)
+    with telling(SettingsRefused, code=BAD_INPUT):
+        return read_file(path, with_secrets=not without_secrets)
+
+
+def _row(registry: ModelRegistry, model: RegistryModel) -> tuple[str, ...]:
+    entry = model.entry
+    star = "*" if model.name == registry.default else ""
+    return (
+        f"{model.name}{star}",
+        ", ".join(entry.aliases) or "-",
+        f"{model.engine.name} ({model.engine.kind})",
+        entry.model or model.name,
+        entry.lane or "-",
+        model.family.name if model.family is not None else "-",
+        entry.escalate.to if entry.escalate else "-",
     )
 
 
-def _warn_of_adapters(lines: Lines, announced: Sequence[str]) -> None:
-    from workers.inference.routing import listed, quoted
+def _described(registry: ModelRegistry, model: RegistryModel) -> dict[str, Any]:
+    """Return a model as JSON, without its engine's settings, which may hold secrets."""
+    entry = model.entry.model_dump(mode="json", exclude={"engine", "model", "family"})
+    return {
+        "name": model.name,
+        "default": model.name == registry.default,
+        "engine": {"name": model.engine.name, "kind": model.engine.kind, "addresses": [*model.engine.addresses]},
+        "model": model.entry.model or model.name,
+        **entry,
+        "family": _family(model),
+    }
 
-    running = listed(announced) or "none"
-    say_by_line(
-        {
-            f"adapter: no worker announces {quoted(adapter)}; those that run now announce {running}: name one of "
-            "these or leave it out, or have the operator add the adapter to the model registry": numbers
-            for adapter, numbers in lines.items()
-            if adapter not in announced
-        }
-    )
+
+def _family(model: RegistryModel) -> dict[str, Any] | None:
+    """Return the facts of the model's family, or None if the family is unknown."""
+    return model.family.model_dump(mode="json", exclude={"ids"}) if model.family is not None else None
+
+
+def _lines(described: dict[str, Any], indent: str = "") -> list[str]:
+    """Return the fields as lines, with the fields of a nested object below its name. Absent values are left out."""
+    lines: list[str] = []
+    for name, value in described.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")] if value else []
+        elif isinstance(value, list):
+            lines += [f"{indent}{name}: {', '.join(map(str, value))}"] if value else []
+        elif value is not None:
+            lines.append(f"{indent}{name}: {json.dumps(value) if isinstance(value, bool) else value}")
+    return lines

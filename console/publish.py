@@ -14,8 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from console import chart_reference, job_reference
 from console.catalogue import Section, names, sections
 from console.markdown import table
-from telemetry.action import Action
-from telemetry.actions import SECTIONS
+from telemetry.actions import SECTIONS, Action
 from telemetry.metrics import Metrics
 from telemetry.series import KnownGauge
 

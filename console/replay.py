@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.confirm import confirmed, limited, told_of_change
-from console.errors import BAD_INPUT, FAILED, fail, named, quiet_clients, say, telling
-from console.ids import check_whose
-from console.progress import INTERRUPTED, counting
+from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
+from console.putting_back import Asked, DryRun, Yes, end
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 """The report names at most this many origins, and counts the others."""
-_RUN_ANEW = {True: "another run goes on with the rest", False: "another run sends them again"}
 _LEFT = {
     "delivered": "were delivered",
     "unknown": "are older than all records of attempts: without --undelivered they are called back too",
@@ -63,7 +60,7 @@ def replay(
             help="With --undelivered: also send results that wait for an attempt, which still takes place when due.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the results, and change nothing.")] = False,
+    dry_run: DryRun = False,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -72,7 +69,7 @@ def replay(
         ),
     ] = None,
     rate: Annotated[float, typer.Option(min=1, max=100_000, help="Send at most this many results per second.")] = 200.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Send results to their callbacks again. The webhook-id stays, so that a consumer recognises events that it has.
 
@@ -105,20 +102,24 @@ def replay(
     kafka, clock = fleet_settings().kafka, SystemClock()
     with telling(ProducerError), Scanner(kafka, clock) as scanner:
         chosen = Replay(kafka, scanner, selection, clock)
-        counts = chosen.count()
-        check_whose(selection.tenant, counts.tenants)
-        _report(counts, selection)
-        expected = limited(counts.matching, limit)
-        if expected and not dry_run:
-            confirmed(f"Call these {expected} back again?", yes=yes)
+
+        def act(told: Callable[[int], None]) -> Counts:
             # The producer is made only after the answer, because a new producer with the same identity fences a run
             # that is under way.
             with _producer(kafka, marking=undelivered) as back:
-                act = partial(chosen.run, back, rate, limit=limit)
-                acted = _run(act, expected, undelivered=undelivered)
-                if limit is None:
-                    counts = acted  # with a limit, `acted` counts only the results that were read
-    _end(selection, counts)
+                return chosen.run(back, rate, told, limit=limit)
+
+        counts, _ = Asked(selection.tenant, limit, dry_run, yes).put_back(
+            chosen.count(),
+            act,
+            report=partial(_report, selection),
+            question="Call these {} back again?",
+            again="another run goes on with the rest" if undelivered else "another run sends them again",
+            after="; delivery takes them up from its smallest tier",
+        )
+    held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
+    missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
+    end(("not called back", held), ("no kept result that fits", missing))
 
 
 def _place(text: str) -> StoredPlace:
@@ -144,9 +145,9 @@ def _producer(kafka: KafkaSettings, *, marking: bool) -> PutBack:
     return PutBack(kafka, REDRIVE if marking else f"replay.{secrets.token_hex(6)}")
 
 
-def _report(counts: Counts, selection: Selection) -> None:
+def _report(selection: Selection, counts: Counts) -> None:
     what = "were not delivered" if selection.undelivered else "have a callback"
-    say(f"{counts.matching} results match and {what}")
+    say(f"{counts.count} results match and {what}")
     for origin, count in counts.origins.most_common(_SHOWN):
         say(f"  {count} to {origin}")
     if len(counts.origins) > _SHOWN:
@@ -156,27 +157,3 @@ def _report(counts: Counts, selection: Selection) -> None:
     for obstacle, said in _LEFT.items():
         if count := counts.held[obstacle]:
             say(f"{count} match too and {said}")
-
-
-def _run(act: Callable[[Callable[[int], None]], Counts], expected: int, *, undelivered: bool) -> Counts:
-    with counting("put back", expected) as told:
-        try:
-            counts = act(told)
-        except KeyboardInterrupt:
-            say(f"stopped; {told.done} of {expected} are put back, and {_RUN_ANEW[undelivered]}")
-            raise typer.Exit(INTERRUPTED) from None
-    told_of_change(expected, counts.matching)
-    say(f"{told.done} of {counts.matching} put back; delivery takes them up from its smallest tier")
-    return counts
-
-
-def _end(selection: Selection, counts: Counts) -> None:
-    """Exit with status 1 if a named result is missing, or is not called back although it is undelivered."""
-    held = [f"{name} ({why})" for name, why in sorted(counts.held_names.items()) if why != "delivered"]
-    missing = [*sorted(selection.ids - counts.ids), *map(str, sorted(selection.places - counts.places))]
-    if held:
-        say(f"not called back: {named(held)}")
-    if missing:
-        say(f"no kept result that fits: {named(missing)}")
-    if held or missing:
-        raise typer.Exit(FAILED)

@@ -13,12 +13,11 @@ import typer
 
 from console import through_gateway
 from console.answers import Answers, as_line, as_text
-from console.callbacks import warn_of_refused
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.failures import Failures
 from console.grouped import SHOWN
 from console.job_file import checked_jobs, lines_counted
-from console.models import warn_of_unserved
+from console.job_warnings import warn_of_refused, warn_of_unserved
 from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings

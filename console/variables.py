@@ -9,13 +9,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
 
 PREFIX = "POSTBACK_"
 _PUBLISHED = Path(__file__).with_name("published") / "variables.txt"
 _LIKE_ENOUGH = 0.75
 _OF_A_SERVICE = re.compile(r"(?P<service>POSTBACK_.+?)_(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 """The variables that Kubernetes sets in every pod for a Service whose name begins with `postback-`."""
+
+ROOMS = {
+    "schemas.settings:FleetSettings": "every process and command",
+    "workers.inference.settings:WorkerSettings": "workers",
+    "workers.engines.registry:engine_settings": "workers",
+    "workers.enrichment.settings:EnrichmentSettings": "workers",
+    "workers.enrichment.search.settings:SearchSettings": "workers",
+    "workers.enrichment.fetching.settings:PayloadSettings": "workers",
+    "workers.enrichment.cache.settings:CacheSettings": "workers and `postback cache`",
+    "workers.screening.settings:ScreeningSettings": "workers and the gateway",
+    "workers.egress.settings:EgressSettings": "workers and delivery",
+    "workers.delivery.settings:DeliverySettings": "delivery, also in a worker `--with-delivery`",
+    "operators.exporter.settings:ExporterSettings": "the exporter",
+    "gateway.door.settings:GatewaySettings": "the gateway",
+    "gateway.store.settings:StoreSettings": "the gateway",
+    "gateway.access.settings:AccessSettings": "the gateway",
+    "gateway.blobs.settings:FilesSettings": "the gateway",
+    "console.gateway_settings:GatewayClientSettings": "commands with `--gateway`",
+}
+"""Each settings class, or the function that makes it, with the processes that read it, as text."""
+
+
+def settings_class(room: str) -> type[BaseSettings]:
+    """Import a settings class of ROOMS. Raises ModuleNotFoundError if the extra that it needs is not installed."""
+    module, _, name = room.partition(":")
+    made = getattr(import_module(module), name)
+    found: type[BaseSettings] = made if isinstance(made, type) else made()
+    return found
 
 
 def known_variables() -> list[str]:

@@ -21,8 +21,7 @@ from typing import Self
 
 from devkit.kafka.cluster import SMALL_JVM, Cluster, Node, load, prepare
 from devkit.kafka.errors import PortInUse
-from devkit.kafka.process import Detached, Leashed, NodeProcess
-from devkit.kafka.serving import wait_until_serving
+from devkit.kafka.process import Detached, Leashed, NodeProcess, wait_until_serving
 from telemetry.clock import Clock, Deadline, SystemClock
 
 _STOP_TIMEOUT_SECONDS = 30.0

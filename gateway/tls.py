@@ -19,9 +19,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from operators.certificates.issuing import serial_text
-from operators.certificates.lifetimes import State, state_at
-from operators.certificates.names import identity_of
+from operators.certificates.rules import State, identity_of, state_at
+from operators.certificates.signing import serial_text
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics

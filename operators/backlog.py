@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from producers.connection import Committed, admin_client, group_offsets
 from producers.errors import TopicMissing
 from schemas.groups import DELIVERY_GROUP, INFERENCE_GROUP
 from schemas.settings import KafkaSettings
+
+DoneOffsets = Callable[[int, str], int]
+"""Reads a ledger from its base and a commit's metadata. Returns a bitmap whose bit i stands for offset base + i."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,10 @@ class GroupProgress:
     """The commit's metadata, which is the ledger. It states which records above the base are done."""
     topic_id: str = ""
     """The topic's UUID. A topic that was deleted and created again has another UUID."""
+
+    def undone(self, done_offsets: DoneOffsets) -> int:
+        """Return the number of records that are not done: all from the base on, minus those done in the ledger."""
+        return max(0, self.end - self.base - done_offsets(self.base, self.metadata).bit_count())
 
 
 def standings(settings: KafkaSettings) -> list[GroupProgress]:

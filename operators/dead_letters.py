@@ -20,7 +20,7 @@ from operators.put_back import MAX_RECORD_BYTES, PutBack, Returning, for_deliver
 from operators.redrive_marks import RedriveMarks, mark
 from producers.connection import partition_counts
 from producers.scan import Scanner, Stored, StoredPlace, only
-from producers.selection import is_at
+from producers.selection import RecordFilter
 from producers.times import show_time
 from schemas import topics
 from schemas.settings import KafkaSettings
@@ -129,32 +129,19 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class LetterFilter:
-    """A selection of letters: those that match every field that is set."""
+class LetterFilter(RecordFilter):
+    """A selection of letters. `ids` may also have letters' places; an id of the form `P:N` is always a place."""
 
     reasons: frozenset[str] = frozenset()
-    tenant: str | None = None
-    ids: frozenset[str] = frozenset()
-    """Letters' places (`P:N`), job ids and webhook ids. An id of the form `P:N` is always a place."""
-    since_ms: int | None = None
-    until_ms: int | None = None
-    """Select only letters that were given up at `since_ms` or later, and before `until_ms`, Unix milliseconds."""
-    endpoint: str | None = None
-    """The callback's URL. An origin without a path selects all URLs of that origin."""
     redriven_too: bool = False
     """If true, letters that were put back are selected too."""
 
     def takes(self, letter: Letter) -> bool:
         """True if the letter is selected."""
-        record = letter.record
         return (
             (self.redriven_too or letter.redriven_ms is None)
             and (not self.reasons or letter.reason in self.reasons)
-            and (self.tenant is None or record.tenant == self.tenant)
-            and (not self.ids or not self.ids.isdisjoint(letter.ids))
-            and (self.since_ms is None or record.at_ms >= self.since_ms)
-            and (self.until_ms is None or record.at_ms < self.until_ms)
-            and (self.endpoint is None or is_at(record.header(topics.CALLBACK_URL), self.endpoint))
+            and self.fits(letter.record, letter.ids)
         )
 
 

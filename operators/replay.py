@@ -34,7 +34,7 @@ ENDPOINT_DISABLED = "endpoint_disabled"
 class Counts:
     """The counts of the results in a selection."""
 
-    matching: int = 0
+    count: int = 0
     """Number of results that can be put back."""
     held: Counter[str] = field(default_factory=Counter)
     """For each obstacle, the number of selected results that it keeps from being put back. Obstacles are NO_CALLBACK,
@@ -60,7 +60,7 @@ class Counts:
             self.tenants.setdefault(name, set()).add(record.tenant)
         self.places |= places
         if obstacle is None:
-            self.matching += 1
+            self.count += 1
             self.origins[origin_of(record.header(topics.CALLBACK_URL) or "")] += 1
         else:
             self.held[obstacle] += 1

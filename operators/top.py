@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from operators.backlog import DoneOffsets
 from operators.deliveries import CallbackStep
-from operators.exporter.exporter import Exporter, FleetReader
-from operators.exporter.lanes import DoneOffsets
+from operators.exporter.exporter import Exporter
 from operators.exporter.reading import Connected, connected
 from operators.exporter.settings import ExporterSettings
 from operators.tail import EventFilter, Tail
@@ -93,8 +93,7 @@ class FleetWatch:
 
     def frame(self) -> Frame:
         """Read the state now."""
-        reader: FleetReader = self._reader
-        self._exporter.read(reader)
+        self._exporter.read(self._reader)
         deadline = Deadline.after(self._clock, _CATCH_UP_SECONDS)
         while (steps := self._tail.poll()) and not deadline.passed:
             for step in steps:
@@ -112,6 +111,6 @@ def watching(
 ) -> Iterator[FleetWatch]:
     """Connect to Kafka for the duration of a `with` block. Raises ProducerError."""
     since_ms = unix_ms(clock) - RECENT_SECONDS * 1000
-    with connected(kafka, settings, done_offsets) as reader, Tail(kafka, EventFilter(), since_ms) as tail:
-        exporter = Exporter(kafka.topics, lambda: connected(kafka, settings, done_offsets), settings, Metrics(), clock)
+    with connected(kafka, done_offsets) as reader, Tail(kafka, EventFilter(), since_ms) as tail:
+        exporter = Exporter(kafka.topics, lambda: connected(kafka, done_offsets), settings, Metrics(), clock)
         yield FleetWatch(kafka, reader, exporter, tail, clock)

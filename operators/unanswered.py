@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from operators.backlog import standings
+from operators.backlog import DoneOffsets, standings
 from producers.scan import Range, Scanner, Stored
 from schemas.codec import InvalidJob, Origin, ReceivedJob, read_job
 from schemas.groups import INFERENCE_GROUP
@@ -34,7 +34,7 @@ class Look:
 def look_into_lanes(
     settings: KafkaSettings,
     scanner: Scanner,
-    done_offsets: Callable[[int, str], int],
+    done_offsets: DoneOffsets,
     wanted: Collection[str],
     tenant: str | None = None,
     clock: Clock = _CLOCK,

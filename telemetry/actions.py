@@ -6,12 +6,73 @@ A log line's `action` is stable while its sentence may change, so alerts and sea
 
 from __future__ import annotations
 
-from telemetry.action import Action
-from telemetry.delivery_actions import DELIVERY
-from telemetry.gateway_actions import BATCHES, GATEWAY
-from telemetry.process_actions import PROCESS
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["debug", "info", "warning", "error", "critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One action of the log."""
+
+    level: Level
+    """The highest level of the lines with this action."""
+    event: str
+    """The event, and the process's own response to it."""
+    remedy: str = ""
+    """The operator's next step; empty if none is needed."""
+
 
 _REDRIVE = "`postback dead-letters redrive`"
+
+PROCESS = {
+    "serving": Action("info", "The process is ready and takes records."),
+    "stopping": Action("info", "A signal or a failure ends the process, which first drains its running records."),
+    "stopped": Action("info", "The process has drained and ends."),
+    "topic-reading": Action("info", "The process reads a compacted topic to its end before it takes records."),
+    "following-ended": Action(
+        "error",
+        "A compacted topic can no longer be followed; the process drains and ends, since its knowledge would be stale.",
+        "Start the process again. Report the stack in the line, if there is one.",
+    ),
+    "topic-replaced": Action(
+        "error",
+        "A topic was deleted and created again under the same name; the process drains and ends with status 1.",
+        "Start the process again: the new process begins the new topic at offset 0.",
+    ),
+    "health-check-failed": Action(
+        "error",
+        "A health check raised an error; its request gets status 500.",
+        "Report the stack in the line.",
+    ),
+    "health-served": Action("info", "The process serves metrics and health on the port in the line."),
+    "peer-silent": Action(
+        "warning",
+        "A server that the process needs did not answer a small question; the process asks again every few seconds.",
+        "Look at the server that the line names; an alert rings if it stays silent.",
+    ),
+    "peer-answers": Action("info", "A server that was silent answers again."),
+    "setting-unread": Action(
+        "warning",
+        "An environment variable looks like a setting, and no process reads it.",
+        "Correct the variable's name; the line has the nearest one.",
+    ),
+    "command-failed": Action(
+        "error",
+        "The process cannot start or go on; it ends with status 1, or with 2 if options or settings are wrong.",
+        "Do as the line says.",
+    ),
+    "process-crashed": Action(
+        "critical", "No code handles an error; the process ends with status 1.", "Report the stack in the line."
+    ),
+    "thread-crashed": Action("critical", "No code handles an error; its thread ends.", "Report the stack in the line."),
+    "error-ignored": Action(
+        "error", "Python ignored an error in a callback or a finalizer.", "Report the stack in the line."
+    ),
+    "log-line-failed": Action("error", "A library logged a line that cannot be formatted; the line is left out."),
+    "model-build": Action("info", "The demo makes its small model; the next start finds the model in the cache."),
+}
 
 STAGE = {
     "partitions-assigned": Action("info", "The consumer group gave partitions to the process."),
@@ -360,6 +421,186 @@ ENRICHMENT = {
     "cache-not-closed": Action("warning", "A level of the page cache did not close in time; the process ends anyway."),
 }
 
+BATCHES = {
+    "file-removal-failed": Action(
+        "warning",
+        "The content of a deleted, expired or unfinished file could not be removed; the sweep tries again each minute.",
+        "See the reason in the line: check the storage of files and the store.",
+    ),
+    "part-removal-failed": Action(
+        "warning",
+        "The parts of an upload that has ended could not be removed; the sweep tries again each minute.",
+        "See the reason in the line: check the storage of files and the store.",
+    ),
+    "batch-begun": Action("info", "Every line of the batch is a valid job; the batch is expanded."),
+    "batch-refused": Action("info", "A batch has lines that are no jobs, and ends as `failed`."),
+    "batch-ended": Action("info", "The output and error files of a batch are written."),
+    "batch-recounted": Action(
+        "warning",
+        "Fewer results were stored than counted; the batch waits for the others.",
+        "After `postback store rebuild`, do nothing; otherwise report the line.",
+    ),
+    "batch-step-failed": Action(
+        "error",
+        "A batch could not be checked or finalised; the process tries again.",
+        "See the reason in the line: check the storage of files and the store.",
+    ),
+    "range-unusable": Action(
+        "error",
+        "A part of a batch could not be expanded; its lines fail, and the record is a dead letter.",
+        "Check that all gateways have the same storage of files.",
+    ),
+    "expansion-waiting": Action(
+        "warning",
+        "The store or the storage of files is away; the expansion of a batch waits, and tries again.",
+        "Check the storage of files and the store.",
+    ),
+}
+
+GATEWAY = {
+    "page-search-failed": Action(
+        "warning",
+        "A page of the console could not read Kafka; the visitor is told to try again.",
+        "See the reason in the line: check Kafka, and the gateway's ACLs.",
+    ),
+    "api-served": Action("info", "The process serves the API and the console page at the origin in the line."),
+    "job-accepted": Action("debug", "A request's job is in the store, and will be put on Kafka."),
+    "relay-leading": Action("info", "The process puts accepted records on Kafka, from the line's `position` on."),
+    "relay-standby": Action("info", "Another gateway's process puts accepted records on Kafka; this one waits."),
+    "relay-failed": Action(
+        "warning",
+        "Accepted records do not reach Kafka; they stay in the store, and the relay starts again.",
+        "Look at the broker, or at the topic that the line names.",
+    ),
+    "relay-repaired": Action("info", "Accepted records reach Kafka again."),
+    "store-behind": Action(
+        "warning",
+        "Kafka has records that the store never numbered: the store was restored from a backup. Its counter is raised.",
+        "If the store was not restored, look for a gateway that runs on a copy of the store, and stop it.",
+    ),
+    "store-away": Action(
+        "error",
+        "The database takes no changes, or does not answer; requests get status 503, and `/readyz` fails.",
+        "See the reason in the line, and look at the database.",
+    ),
+    "store-back": Action("info", "The database takes changes again."),
+    "view-failed": Action(
+        "warning",
+        "Results cannot be read from Kafka or written into the store; the view tries again.",
+        "Look at the broker and at the database.",
+    ),
+    "view-repaired": Action("info", "Results are read again."),
+    "view-record-failed": Action(
+        "error",
+        "A result or an attempt could not be written with its consequences, such as its batch's count or its tenant's "
+        "webhooks; these are left out.",
+        "Report the stack; a second line names the record's place.",
+    ),
+    "outbox-full": Action(
+        "error",
+        "The outbox is full, because Kafka takes no records; requests that submit work get status 503.",
+        "Look at the broker; `POSTBACK_STORE__OUTBOX_…` sets the bounds.",
+    ),
+    "certificates-read": Action("info", "A file of the door's TLS changed; new connections use the new certificates."),
+    "certificates-expiring": Action(
+        "warning",
+        "A certificate or a revocation list of the door is in the last third of its life, or has expired. Clients "
+        "refuse an expired certificate of the door. Past a list's end, the door refuses every client certificate.",
+        "`postback certs renew` or `postback certs crl`, in the authority's directory.",
+    ),
+    "revocation-unchecked": Action(
+        "warning",
+        "The door accepts client certificates, and has no revocation list for their authority.",
+        "Copy the authority's `crl.pem` beside its certificate, and start the gateway again.",
+    ),
+    "connections-refused": Action(
+        "warning",
+        "The gateway closes connections at once: too many are open, or the process has no file descriptor left.",
+        "Raise POSTBACK_GATEWAY__CONNECTIONS, or POSTBACK_GATEWAY__CONNECTIONS_PER_ADDRESS behind a proxy.",
+    ),
+    "issuer-away": Action(
+        "warning",
+        "The keys of POSTBACK_ACCESS__OIDC__ISSUER cannot be fetched; the last keys count for a day by default.",
+        "See the reason in the line, and check that the gateway reaches the issuer.",
+    ),
+    "issuer-back": Action("info", "The issuer's keys are fetched again."),
+    "rates-unshared": Action(
+        "warning",
+        "The Redis of POSTBACK_ACCESS__REDIS_URL does not answer; each gateway counts its own requests until it does.",
+        "Start Redis, or see why it cannot be reached.",
+    ),
+    "rates-shared": Action("info", "Redis answers again; the gateways count their requests together.", "Nothing."),
+    "connection-failed": Action(
+        "error",
+        "A defect of the gateway: the time of a connection could not be checked, so the connection ends.",
+        "Report the stack in the line.",
+    ),
+    "audit-failed": Action(
+        "error",
+        "An audit line cannot be written; the action goes on without it.",
+        "Mend the file of POSTBACK_GATEWAY__AUDIT_FILE, or its disk.",
+    ),
+    "request-failed": Action(
+        "error",
+        "A request failed by a defect of the gateway; it gets status 500 with the id in the line.",
+        "Report the stack in the line.",
+    ),
+}
+
+DELIVERY = {
+    "delivery-window": Action(
+        "info", "The line states the maximum number of bytes of results that the process holds at once."
+    ),
+    "callback-delivered": Action("debug", "A callback was answered with 2xx."),
+    "callback-failed": Action("info", "An attempt failed; the callback waits in a tier for its next attempt."),
+    "callback-given-up": Action(
+        "warning",
+        "A callback failed for good; it becomes a dead letter with the reason.",
+        f"Tell the consumer; once the endpoint works again, {_REDRIVE}.",
+    ),
+    "callback-kept": Action(
+        "info",
+        "The callback's endpoint is disabled; the callback becomes a dead letter without an attempt.",
+        f"`postback endpoints enable`, then {_REDRIVE}.",
+    ),
+    "result-unusable": Action(
+        "warning",
+        "A record of `model_results` or of a tier is no result with a callback; it becomes a dead letter.",
+        "Look for another program that writes to these topics.",
+    ),
+    "breaker-changed": Action("info", "An origin gets no calls for a time, or one probe, or all calls again."),
+    "inference.endpoint.disabled": Action(
+        "warning",
+        "An endpoint answered 410 or failed for days; its callbacks become dead letters.",
+        "Tell the consumer; then `postback endpoints enable` and `postback replay`.",
+    ),
+    "inference.endpoint.not-disabled": Action(
+        "warning",
+        "A tenant has the maximum number of disabled endpoints; another failing endpoint stays enabled.",
+        "`postback endpoints list` shows the disabled endpoints; enable those that are in use again.",
+    ),
+    "endpoint-record-unreadable": Action(
+        "warning",
+        "A record of `callback_endpoints` cannot be read; it is skipped.",
+        "Look for another program that writes to `callback_endpoints`.",
+    ),
+    "resources-exhausted": Action(
+        "error",
+        "The process can open no more connections; callbacks are deferred, and no attempt is counted.",
+        "Raise the limit of open files, or add processes.",
+    ),
+    "keyring-reloaded": Action("info", "The keyring's file changed; the new keys are in use."),
+    "keyring-reload-failed": Action(
+        "error",
+        "The keyring's file changed and cannot be read; the keys in memory go on signing.",
+        "Correct the file: the line names the problem.",
+    ),
+    "certificates-reload-failed": Action(
+        "error",
+        "A file of certificates changed and cannot be read; the certificates in memory stay in use.",
+        "Correct the file: the line names the problem.",
+    ),
+}
 
 EXPORTER = {
     "exporter-reading-works": Action("info", "The exporter has read Kafka, for the first time or after a failure."),

@@ -1,54 +1,60 @@
-"""Kinds of metrics whose series begin at a chosen moment, and long lists of label values."""
+"""Declarations of metrics, and kinds of metrics whose series begin at a chosen moment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Self, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
-DEAD_LETTER_REASONS = (
-    "rejected",
-    "untrusted",
-    "screened",
-    "engine_error",
-    "worker_killed",
-    "internal_error",
-    "handler_defect",
-    "callback_exhausted",
-    "callback_refused",
-    "endpoint_gone",
-    "endpoint_disabled",
-    "unusable_result",
-    "unusable_batch_range",
-)
-CALLBACK_RESULTS = (
-    "delivered",
-    "refused",
-    "address_refused",
-    "gone",
-    "throttled",
-    "redirected",
-    "client_error",
-    "server_error",
-    "timeout",
-    "dns_failed",
-    "connect_failed",
-    "tls_failed",
-    "connection_closed",
-    "bad_response",
-)
-SAMPLE_RESULTS = (
-    "copied",
-    "reported",
-    "compared",
-    "same_meaning",
-    "skipped",
-    "unanswered",
-    "too_large",
-    "stale",
-    "unreadable",
-)
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Declared(Generic[Kind]):
+    """A metric of a room. Each object of the room's class has the metric itself under the declaration's name."""
+
+    made_for: Callable[[CollectorRegistry], Kind]
+
+    def __get__(self, instance: object, owner: type) -> Kind:
+        """Tell the type of the object's metric; the object's own attribute is found before this method."""
+        raise AttributeError("a metric belongs to an object of its room")
+
+
+def counter(name: str, documentation: str, *labels: str) -> Declared[Counter]:
+    """Declare a counter whose labels may have any values. The name gets the prefix `postback_`."""
+    return Declared(lambda registry: Counter(f"postback_{name}", documentation, labels, registry=registry))
+
+
+def gauge(name: str, documentation: str, *labels: str) -> Declared[Gauge]:
+    """Declare a gauge."""
+    return Declared(lambda registry: Gauge(f"postback_{name}", documentation, labels, registry=registry))
+
+
+def histogram(name: str, documentation: str, buckets: Sequence[float], *labels: str) -> Declared[Histogram]:
+    """Declare a histogram with these upper bounds."""
+    return Declared(
+        lambda registry: Histogram(f"postback_{name}", documentation, labels, buckets=buckets, registry=registry)
+    )
+
+
+def known_gauge(name: str, documentation: str) -> Declared[KnownGauge]:
+    """Declare a gauge that has no sample before its first `set`."""
+    return Declared(lambda registry: KnownGauge(f"postback_{name}", documentation, registry=registry))
+
+
+def closed(name: str, documentation: str, *labels: str, **last: Sequence[str]) -> Declared[ClosedCounter]:
+    """Declare a counter whose last label has the given values, which replace `{}` in the documentation."""
+    [(label, values)] = last.items()
+
+    def made(registry: CollectorRegistry) -> ClosedCounter:
+        text = documentation.format(", ".join(values))
+        found = ClosedCounter(f"postback_{name}", text, (*labels, label), registry=registry)
+        found.values = tuple(values)
+        return found
+
+    return Declared(made)
 
 
 class ClosedCounter(Counter):
@@ -60,15 +66,6 @@ class ClosedCounter(Counter):
 
     values: tuple[str, ...] = ()
     """The values of the last label."""
-
-    @classmethod
-    def of(
-        cls, name: str, documentation: str, labels: Sequence[str], values: Sequence[str], registry: CollectorRegistry
-    ) -> Self:
-        """Return the counter, without series. `values` are those of the last label."""
-        made = cls(name, documentation, labels, registry=registry)
-        made.values = tuple(values)
-        return made
 
     def begin(self, *others: str) -> dict[str, Self]:
         """Create a series of 0 for each value, and return the series by value.

@@ -27,7 +27,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Pro
 from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from devkit.receiver import Behaviour, Keys, Received, Receiver
 from operators.topics import configure_groups
 from schemas.settings import KafkaSettings

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Final
 
-from devkit.pdf_files import line, pdf
+from bench.pdf_files import line, pdf
 
 _MARGIN: Final = 60
 _TOP: Final = 780

@@ -24,6 +24,7 @@ from itertools import count, islice
 from confluent_kafka.admin import AdminClient, MemberAssignment
 
 from bench.assignors import Place, Step, compared
+from bench.committed import committed_records
 from bench.end_to_end import SETTLED, answered_jobs, wait_until_finished
 from bench.fleet import (
     START_SECONDS,
@@ -38,7 +39,6 @@ from bench.fleet import (
     wait_for,
 )
 from bench.table import table, title, verdict
-from devkit.committed import committed_records
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import KafkaSettings
 

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.fleet import POSTBACK, Command
-from operators.certificates import Leaf, init, issue
+from operators.certificates.directory import init, issue
+from operators.certificates.signing import Leaf
 from schemas.settings import KafkaSettings
 
 PARTITIONS = 12

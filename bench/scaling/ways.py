@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 
 from bench.scaling.cluster import PARTITIONS, START_SECONDS, Sight, Wish
-from operators.exporter.answers import AnswerTime
-from operators.exporter.replicas import Hysteresis, Plan, wanted_replicas
+from operators.exporter.replicas import Hysteresis, Plan, Throughput, answer_seconds, wanted_replicas
 from operators.exporter.settings import ExporterSettings
-from operators.exporter.throughput import Throughput
 
 
 def by_lag(records: int) -> Wish:
@@ -24,15 +22,16 @@ def by_deadlines(*, measured: bool = True) -> Wish:
     assumed 1. Without `measured`, the answers' times are left out of the margin before the deadlines.
     """
     settings = ExporterSettings()
-    throughput = Throughput(settings.jobs_per_second, settings.busy_jobs)
-    answer_time = AnswerTime()
+    throughput = Throughput(settings.jobs_per_second)
+    answer_time = 0.0
     hysteresis = Hysteresis(settings.down_seconds)
 
     def wish(sight: Sight) -> int:
+        nonlocal answer_time
         jobs = sum(lane.jobs for lane in sight.lanes)
         throughput.observe(sight.at, sight.done, jobs, sight.workers)
-        answer_time.observe(sight.answers if measured else ())
-        plan = Plan(0, PARTITIONS, START_SECONDS, settings.margin_seconds, answer_time.seconds, settings.time_share)
+        answer_time = answer_seconds(answer_time, sight.answers if measured else ())
+        plan = Plan(0, PARTITIONS, START_SECONDS, settings.margin_seconds, answer_time, settings.time_share)
         return hysteresis.follow(sight.at, wanted_replicas(sight.lanes, throughput.jobs_per_second, plan))
 
     return wish

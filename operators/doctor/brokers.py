@@ -154,29 +154,16 @@ def _answers(admin: Any) -> Iterator[Finding]:
     """Yield the faults that the brokers' own answers show."""
     # Use the list in the connection's first answer, because a new request would go to a broker that may be out of
     # reach.
-    brokers = {each.node_id: Address(each.host, each.port) for each in admin._manager.cluster.brokers()}
-    away = {broker: found for broker, address in brokers.items() if (found := probe(address)) is not None}
-    for broker, problem in away.items():
-        yield fault(
-            f"broker {broker} sends clients to {brokers[broker]}, which {problem}",
-            f"set advertised.listeners of broker {broker} to an address that this machine reaches",
-        )
-    for broker in brokers.keys() - away.keys():
-        old = version_finding(broker, admin.get_broker_version_data(broker).broker_version)
-        if old is not None:
-            yield old
-        yield from settings_findings(broker, _config_of(admin, broker))
-
-
-def version_finding(broker: int, version: tuple[int, ...]) -> Finding | None:
-    """Return the fault of a broker that is too old; None for a broker of Kafka 4.0 or later."""
-    if version[:2] >= OLDEST_KAFKA:
-        return None
-    needed = ".".join(map(str, OLDEST_KAFKA))
-    return fault(
-        f"broker {broker} runs Kafka {'.'.join(map(str, version))}, whose groups cannot be joined",
-        f"upgrade it to Apache Kafka {needed} or later",
-    )
+    for each in admin._manager.cluster.brokers():
+        address = Address(each.host, each.port)
+        if (problem := probe(address)) is not None:
+            yield fault(
+                f"broker {each.node_id} sends clients to {address}, which {problem}",
+                f"set advertised.listeners of broker {each.node_id} to an address that this machine reaches",
+            )
+        else:
+            version = admin.get_broker_version_data(each.node_id).broker_version
+            yield from broker_findings(each.node_id, version, _config_of(admin, each.node_id))
 
 
 def _config_of(admin: Any, broker: int) -> dict[str, str]:
@@ -186,13 +173,12 @@ def _config_of(admin: Any, broker: int) -> dict[str, str]:
     return {name: entry["value"] for name, entry in shown.items()}
 
 
-def settings_findings(broker: int, config: dict[str, str]) -> Iterator[Finding]:
-    """Yield the faults in a broker's settings, as far as the broker shows them."""
-    protocols = config.get("group.coordinator.rebalance.protocols")
-    if protocols is not None and "consumer" not in protocols:
+def broker_findings(broker: int, version: tuple[int, ...], config: dict[str, str]) -> Iterator[Finding]:
+    """Yield the faults of a broker's version, and of its settings as far as the broker shows them."""
+    if version[:2] < OLDEST_KAFKA:
         yield fault(
-            f"broker {broker} allows only groups of the protocols {protocols}",
-            "set group.coordinator.rebalance.protocols=classic,consumer on the brokers",
+            f"broker {broker} runs Kafka {'.'.join(map(str, version))}, whose groups cannot be joined",
+            f"upgrade it to Apache Kafka {'.'.join(map(str, OLDEST_KAFKA))} or later",
         )
     minutes = config.get("offsets.retention.minutes", "")
     if minutes.isdigit() and int(minutes) < _OFFSETS_MINUTES:

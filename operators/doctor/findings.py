@@ -67,22 +67,17 @@ class Examined:
     findings: tuple[Finding, ...] = ()
     skipped: bool = False
 
-    @property
-    def has_fault(self) -> bool:
-        """True if one of the findings is a fault."""
-        return any(finding.level is FindingLevel.FAULT for finding in self.findings)
-
 
 def examine(checks: Sequence[Check], seconds: float = CHECK_SECONDS, clock: Clock = _CLOCK) -> list[Examined]:
     """Run the checks in two rounds, those that other checks need in the first.
 
     Return the checks' findings in the given order.
     """
-    first = _round([check for check in checks if check.needs is None], seconds, clock)
-    failed = {name for name, examined in first.items() if examined.has_fault}
-    ready = [check for check in checks if check.needs is not None and check.needs not in failed]
-    second = _round(ready, seconds, clock)
-    done = first | second
+    done = _round([check for check in checks if check.needs is None], seconds, clock)
+    sound = {
+        name for name, each in done.items() if all(found.level is not FindingLevel.FAULT for found in each.findings)
+    }
+    done |= _round([check for check in checks if check.needs in sound], seconds, clock)
     return [done.get(check.name, Examined(check.name, skipped=True)) for check in checks]
 
 
@@ -110,23 +105,17 @@ def _made(check: Check) -> Examined:
         return Examined(check.name, tuple(check.look()))
     except (TopicMissing, SettingsRefused):
         return Examined(check.name, skipped=True)  # the checks of topics and of settings report this error
+    except AccessRefused as error:
+        found = fault(f"Kafka refuses access ({error.reason})", "grant the operations of docs/DEPLOY.md#acls")
+    except BrokerUnreachable:
+        found = fault("Kafka stopped answering", "run the command again; look at the brokers' logs if it repeats")
     except ProducerError as error:
-        return Examined(check.name, (finding_of(error),))
+        problem, _, fix = str(error).partition(": ")
+        found = fault(problem, fix or "look at the brokers' logs")
     except Exception as error:
         # The error's text may hold a setting's value, so only its type is shown.
-        defect = fault(f"this check itself failed ({type(error).__name__})", "report it as a defect of Postback")
-        return Examined(check.name, (defect,))
-
-
-def finding_of(error: ProducerError) -> Finding:
-    """Return the finding of an error between this machine and Kafka."""
-    match error:
-        case AccessRefused():
-            return fault(f"Kafka refuses access ({error.reason})", "grant the operations of docs/DEPLOY.md#acls")
-        case BrokerUnreachable():
-            return fault("Kafka stopped answering", "run the command again; look at the brokers' logs if it repeats")
-    problem, _, fix = str(error).partition(": ")
-    return fault(problem, fix or "look at the brokers' logs")
+        found = fault(f"this check itself failed ({type(error).__name__})", "report it as a defect of Postback")
+    return Examined(check.name, (found,))
 
 
 def listed(names: Sequence[str]) -> str:

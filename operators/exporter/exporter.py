@@ -9,12 +9,10 @@ from http import HTTPStatus
 from threading import Event
 from typing import Protocol
 
-from operators.exporter.facts import Facts
-from operators.exporter.figures import FleetFigures, PoolFigures
-from operators.exporter.gauges import FigureGauges
-from operators.exporter.lanes import Lanes
-from operators.exporter.pool import ReadingTime, WorkerPool
+from operators.exporter.figures import FigureGauges, FleetFigures, ReadingTime, WorkerPool
+from operators.exporter.reading import Facts
 from operators.exporter.settings import ExporterSettings
+from operators.exporter.waiting import Lanes
 from producers.errors import ProducerError
 from schemas.topics import Topics
 from telemetry.clock import Clock, unix_ms
@@ -26,6 +24,9 @@ from telemetry.peers import PeerWatch
 STUCK_SECONDS = 300.0
 """The longest time between two readings before `/healthz` fails. If a broker is silent, the reading fails within a
 minute."""
+STALE_SECONDS = 60.0
+"""Age at which figures are stale: `/readyz` and `/backlog` then answer 503. A failed reading makes figures stale at
+once."""
 
 log = get_logger()
 
@@ -33,20 +34,10 @@ log = get_logger()
 class FleetReader(Protocol):
     """A connection to Kafka, and the state that was read through it; see `reading.Connected`."""
 
-    @property
-    def lanes(self) -> Lanes:
-        """The waiting jobs."""
-        ...
-
-    @property
-    def callbacks(self) -> Lanes:
-        """The waiting callbacks."""
-        ...
-
-    @property
-    def facts(self) -> Facts:
-        """Letters, endpoints and workers."""
-        ...
+    lanes: Lanes
+    """The waiting jobs."""
+    callbacks: Lanes
+    facts: Facts
 
     def read(self, now_ms: int) -> dict[str, int]:
         """Read all new records; return the number of waiting records by topic. Raises ProducerError."""
@@ -121,7 +112,7 @@ class Exporter:
         workers, answers, by_pool = reader.facts.workers(), reader.facts.answers(), reader.lanes.by_pool()
         lanes = [None, *sorted(lane for lane in by_pool if lane is not None)]
         self._pools = {lane: self._pools.get(lane) or WorkerPool(lane, self._settings) for lane in lanes}
-        pools: list[PoolFigures] = [
+        pools = tuple(
             self._pools[lane].figures(
                 {self._topics.class_of(topic): partitions for topic, partitions in by_pool.get(lane, {}).items()},
                 workers[lane],
@@ -129,7 +120,7 @@ class Exporter:
                 answers.get(lane, ()),
             )
             for lane in lanes
-        ]
+        )
         callbacks = reader.callbacks.estimated()
         fresh = sum(callbacks.get(topic, 0) for topic in (self._topics.results, self._topics.events))
         return FleetFigures(
@@ -140,7 +131,7 @@ class Exporter:
             dead_letters=reader.facts.dead_letters,
             disabled_endpoints=reader.facts.disabled_endpoints,
             models=reader.facts.models(),
-            pools=tuple(pools),
+            pools=pools,
             thin_partitions=reader.facts.thin_partitions,
             clock_skew=reader.facts.clock_skew(),
         )
@@ -149,9 +140,9 @@ class Exporter:
         """Return the reason why the figures are stale, if they are."""
         if self._problem:
             return Readiness((self._problem,))
-        if self._clock.monotonic() - self._read_at > self._settings.stale_seconds:
+        if self._clock.monotonic() - self._read_at > STALE_SECONDS:
             self._gauges.stale(True)
-            return Readiness((f"No reading of Kafka ended within {self._settings.stale_seconds:g} s.",))
+            return Readiness((f"No reading of Kafka ended within {STALE_SECONDS:g} s.",))
         return Readiness()
 
     def backlog(self, _: str) -> HealthPage:

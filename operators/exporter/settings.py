@@ -20,24 +20,12 @@ class ExporterSettings(BaseSettings):
 
     interval_seconds: float = Field(default=5.0, ge=0.1, le=300)
     """Seconds between two readings of Kafka."""
-    stale_seconds: float = Field(default=60.0, ge=1, le=3600)
-    """Age in seconds at which figures are stale: `/readyz` and `/backlog` then answer 503. A failed reading makes
-    figures stale at once.
-    """
-    read_records: int = Field(default=10_000, ge=100, le=1_000_000)
-    """The largest number of jobs that one reading reads from the lanes, to learn their age and deadline. Further jobs
-    are only counted, and are read later."""
-    known_jobs: int = Field(default=200_000, ge=1000, le=10_000_000)
-    """Waiting jobs whose age and deadline are kept in memory, 24 bytes each. Further jobs are counted, and
-    assumed to be due after the known ones."""
     min_replicas: int = Field(default=0, ge=0, le=10_000)
     """The least number of wanted workers of a lane, even if no jobs wait."""
     max_replicas: int = Field(default=100, ge=1, le=10_000)
     """The largest number of wanted workers of a lane. The number of the lane's partitions is a limit too."""
     jobs_per_second: float = Field(default=1.0, gt=0, le=100_000)
     """Jobs that one worker answers in a second, until a measurement of busy workers replaces this assumption."""
-    busy_jobs: int = Field(default=64, ge=1, le=100_000)
-    """Workers are busy if at least this many jobs wait for each worker. Only busy workers show how fast a worker is."""
     start_seconds: float = Field(default=120.0, ge=0, le=7200)
     """Seconds from asking for a worker to its first job: for a machine, the image, and loading the model."""
     margin_seconds: float = Field(default=60.0, ge=0, le=7200)

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, 
 from confluent_kafka.admin import AdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 from tests.messages import value_of

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from operators.certificates import Leaf, init, issue, renew, renew_crl, revoke
+from operators.certificates.directory import init, issue, renew, renew_crl, revoke
+from operators.certificates.signing import Leaf
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 OPERATIONS: dict[str, Callable[[Path], object]] = {

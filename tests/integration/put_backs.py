@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from confluent_kafka import Message, Producer
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from tests.messages import key_of

@@ -18,8 +18,9 @@ import pytest
 
 from console.publish import ROOT
 from devkit.receiver import Behaviour
-from operators.certificates import Leaf, init, issue
-from operators.certificates.lifetimes import LEAF_DAYS
+from operators.certificates.directory import init, issue
+from operators.certificates.rules import LEAF_DAYS
+from operators.certificates.signing import Leaf
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
 from tests.http_handler import Answering, handling

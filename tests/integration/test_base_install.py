@@ -82,7 +82,7 @@ def test_keys_can_be_made_and_a_command_that_needs_more_says_what_to_install(tmp
 
 def test_a_producer_is_warned_of_plain_http_unless_its_environment_says_that_workers_allow_it() -> None:
     code = """
-from console.callbacks import warn_of_refused
+from console.job_warnings import warn_of_refused
 from console.settings import fleet_settings
 from schemas.job import Job
 urls = ("http://a.example/?token=secret", "https://a.example:9/", "https://[2001:db8::1::2]/hook")

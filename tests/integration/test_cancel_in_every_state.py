@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from operators.cancel import cancel, take_back
 from operators.topics import create_topics
 from schemas.groups import INFERENCE_GROUP

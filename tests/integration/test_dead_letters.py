@@ -9,7 +9,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from kafka import KafkaProducer
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from operators.cancel import cancel, take_back
 from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
 from operators.endpoints import put_endpoints

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from console.demo.play import commands, next_steps
 from devkit.site import questions
-from schemas.settings import KafkaSettings
-from tests.postback_command import POSTBACK, environment_of
+from tests.postback_command import environment_of
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo"
 ANSWERED = re.compile(r"^ *\d+/\d+  (.+)$", re.MULTILINE)
@@ -70,42 +67,19 @@ def test_twenty_jobs_come_back_signed_with_their_page_in_the_prompt(env: dict[st
     assert re.search(r"the console page is at http://127\.0\.0\.1:\d+/console\n", done.stdout)
     assert "completed: 3 of 3 lines are answered rightly" in done.stdout
     assert sorted(ANSWERED.findall(done.stdout)) == sorted(question.text for question in questions())
-    assert all(f"    {command}\n" in done.stdout for command in commands(POSTBACK, own_kafka=True))
+    assert re.search(r"^Next: `\S+ dev` keeps all of this running", done.stdout, re.MULTILINE)
     assert list(folder.iterdir()) == []
 
 
-def test_the_next_steps_work_as_printed(fleet: KafkaSettings) -> None:
-    """Runs all steps except the start of Kafka, which the tests provide."""
-    steps = [line.strip() for line in next_steps(POSTBACK, own_kafka=False) if line.startswith("    ")]
-    process = subprocess.Popen(
-        ["bash", "-e", "-c", "\n".join([*steps, "kill %1", "wait"])],
-        env=environment_of(fleet),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    with process:
-        try:
-            said, problem = process.communicate(timeout=120)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert len(steps) == 3
-    assert process.returncode == 0, problem
-    assert "postback: 1 of 1 jobs accepted, 1 succeeded\n" in problem
-    assert any(line.startswith("job_") for line in said.splitlines())
-
-
-def test_a_worker_that_dies_ends_the_demo_with_the_end_of_its_log(env: dict[str, str], folder: Path) -> None:
+def test_a_system_that_dies_ends_the_demo_with_the_end_of_its_log(env: dict[str, str], folder: Path) -> None:
     with running("--engine", "echo", "--jobs", "3000", env=env) as process:
         wait_for_an_answer(process)
-        (worker,) = (child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline())
-        worker.kill()
+        (system,) = (child for child in psutil.Process(process.pid).children() if "dev" in child.cmdline())
+        system.kill()
         said, problem = process.communicate()
     assert process.returncode == 1
-    assert "`postback worker` ended with status -9. The end of its log:\n" in problem
-    assert '"event.action": "serving"' in problem
+    assert "`postback dev` ended with status -9. The end of its log:\n" in problem
+    assert '"service.name": "dev"' in problem
     assert "signatures verified" not in said
     assert list(folder.iterdir()) == []
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from gateway.tls import LOOK_SECONDS, DoorTls, TlsFiles
-from operators.certificates import Leaf, Reason, init, issue, renew, renew_crl, revoke
+from operators.certificates.directory import init, issue, renew, renew_crl, revoke
+from operators.certificates.signing import Leaf, Reason
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import SetClock
 from telemetry.metrics import Metrics

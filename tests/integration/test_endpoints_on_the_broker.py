@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from confluent_kafka import Producer
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from operators.endpoints import known_endpoints
 from operators.topics import create_topics
 from schemas.codec import write_result

@@ -12,7 +12,6 @@ import pytest
 
 from console.ledgers import done_offsets
 from operators.exporter.reading import connected
-from operators.exporter.settings import ExporterSettings
 from producers.receipts import Receipt, ReceiptEntry, look_up
 from producers.workers import Announced, announced_models
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
@@ -150,7 +149,7 @@ def test_endpoints_are_listed_waiting_records_counted_and_jobs_cancelled(foreign
 
 
 def test_the_exporter_skips_all_foreign_records(foreign: Fleet) -> None:
-    with connected(foreign.kafka, ExporterSettings(), done_offsets) as reader:
+    with connected(foreign.kafka, done_offsets) as reader:
         for _ in range(2):
             waiting = reader.read(NOW_MS)
     topics = foreign.kafka.topics

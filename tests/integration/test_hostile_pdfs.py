@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from devkit.pdf_files import line, pdf, stream
+from bench.pdf_files import line, pdf, stream
 from devkit.site import Site
 from schemas.job import Sources
 from tests.integration.raw_server import enriching, saying, speaking

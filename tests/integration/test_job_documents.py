@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from devkit.pdf_files import line, pdf
+from bench.pdf_files import line, pdf
 from devkit.site import Site
 from schemas.job import Job, Sources
 from schemas.outcome import Outcome

@@ -13,7 +13,7 @@ from typing import Final
 import psutil
 import pytest
 
-from devkit.pdf_files import line, pdf, stream
+from bench.pdf_files import line, pdf, stream
 from schemas.job import Sources
 from telemetry.metrics import Metrics
 from tests.integration.raw_server import FACT, enriching, page, saying, speaking

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devkit.pdf_files import line, pdf
+from bench.pdf_files import line, pdf
 from devkit.site import Site
 from schemas.topics import Topics
 from telemetry.clock import SystemClock

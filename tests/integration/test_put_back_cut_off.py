@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from bench.committed import committed_records
 from devkit.broker import Broker
-from devkit.committed import committed_records
 from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
 from operators.put_back import NotPutBack, PutBack
 from producers.scan import Scanner

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 from confluent_kafka import Message, Producer
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from operators.endpoints import put_endpoints
 from operators.replay import Counts, Replay
 from producers.scan import Scanner, StoredPlace
@@ -103,7 +103,7 @@ def found(kept: Kept, selection: Selection) -> set[str]:
     with Scanner(kept.fleet) as scanner:
         replay = Replay(kept.fleet, scanner, selection, SystemClock())
         records = [record for group in replay.returning(Counts()) for record in group]
-        assert replay.count().matching == len(records)
+        assert replay.count().count == len(records)
     return {dict(record.headers)["job-id"].decode() for record in records}
 
 

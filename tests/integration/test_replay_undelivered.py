@@ -85,7 +85,7 @@ def standings(kafka: KafkaSettings, selection: Selection = UNDELIVERED) -> tuple
         replay = Replay(kafka, scanner, selection, SystemClock())
         groups = list(replay.returning(Counts()))
         counts = replay.count()
-    assert counts.matching == len(groups)
+    assert counts.count == len(groups)
     assert counts.letters == sum(len(marks) for _, *marks in groups)
     return [(group[0].key or b"").decode() for group in groups], dict(counts.held), counts.letters
 

@@ -36,10 +36,7 @@ from bench.scaling.__main__ import MOST_SHARE, compare
 from bench.scaling.cluster import START_SECONDS, WORKER_JOBS, Sight, simulate
 from bench.scaling.traces import NAMES, SimulatedJob, trace
 from bench.scaling.ways import by_deadlines
-from devkit.dashboards.model import Dashboard, read_dashboard
-from devkit.dashboards.picture import draw, figure_of
-from devkit.dashboards.series import Period, Series, legend_of, line_of
-from devkit.dashboards.units import written
+from devkit.dashboards import Dashboard, Period, Series, draw, figure_of, legend_of, line_of, read_dashboard, written
 from operators.fleet_bench import BenchPlan, FleetBench
 from schemas.settings import KafkaSettings
 from telemetry.hand_clock import HandClock, SetClock

@@ -17,15 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.tls import PeerUnreadable, read_peer
-from operators.certificates import (
-    AuthorityUnusable,
-    CertificateExists,
-    CertificateUnknown,
-    InputRefused,
-    Leaf,
-    LeafKind,
-    Reason,
-    State,
+from operators.certificates.directory import (
+    AuthorityFiles,
     contents,
     init,
     issue,
@@ -34,10 +27,18 @@ from operators.certificates import (
     revoke,
     warnings_of,
 )
-from operators.certificates.authority import new_authority, new_key
-from operators.certificates.files import AuthorityFiles
-from operators.certificates.issuing import sign_leaf
-from operators.certificates.names import NAME_PATTERN, SCOPE_PATTERN, checked_san, checked_scopes
+from operators.certificates.rules import (
+    NAME_PATTERN,
+    SCOPE_PATTERN,
+    AuthorityUnusable,
+    CertificateExists,
+    CertificateUnknown,
+    InputRefused,
+    State,
+    checked_san,
+    checked_scopes,
+)
+from operators.certificates.signing import Leaf, LeafKind, Reason, new_authority, new_key, sign_leaf
 from schemas.job import TENANT_PATTERN
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)

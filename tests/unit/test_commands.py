@@ -32,8 +32,7 @@ from console.bar_columns import STANDSTILL_SECONDS, FailedColumn, OutlookColumn
 from console.catalogue import names
 from console.dead_letters import ROWS_AT_ONCE, report_counts, write_lines, write_table
 from console.deliveries import timeline
-from console.demo.play import commands, next_steps
-from console.demo.verdict import DemoJob, DemoTally, percentile
+from console.demo_verdict import DemoJob, DemoTally, percentile
 from console.help import EXAMPLES
 from console.main import COMMANDS, app
 from console.received import MAX_SHOWN_CHARACTERS, MAX_SHOWN_IN_LINE, Summary, View
@@ -379,25 +378,6 @@ def test_producers_and_workers_give_the_same_hint() -> None:
     hint = broker_hint(kafka.bootstrap_servers)
     assert str(BrokerUnreachable(kafka.bootstrap_servers)) == f"no Kafka broker answers at 127.0.0.1:9100: {hint}"
     assert str(unanswered(kafka, KafkaError(KafkaError._TRANSPORT))).endswith(f"; {hint}")
-
-
-def test_a_command_is_printed_by_its_name_or_with_its_path_as_a_shell_takes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    absent = tmp_path / "a b" / "postback"
-    for own_kafka in (True, False):
-        steps = [shlex.split(step) for step in commands(absent, own_kafka=own_kafka)]
-        assert [words.count(str(absent)) for words in steps] == [1 + own_kafka, 1, 1]
-        assert steps[0][-3:] == [str(absent), "topics", "create"]
-        assert steps[0][:3] == ([str(absent), "broker", "start"] if own_kafka else steps[0][-3:])
-    found = tmp_path / "postback"
-    found.touch(mode=0o755)
-    assert next_steps(found, own_kafka=True)[1:4] == [
-        "    postback broker start && postback topics create",
-        "    postback worker --engine echo &",
-        """    echo '{"prompt": "What is a webhook?"}' | postback submit - --wait""",
-    ]
 
 
 # -- progress bars -----------------------------------------------------------------------------------------------------

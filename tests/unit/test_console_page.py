@@ -48,7 +48,8 @@ from gateway.page.routes import page_routes
 from gateway.page.visitors import Visitor
 from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, job_attempts, jobs, webhook_endpoints
-from operators.certificates import Leaf, init, issue
+from operators.certificates.directory import init, issue
+from operators.certificates.signing import Leaf
 from operators.dead_letters import Letter, kind_of
 from operators.put_back import Returning
 from producers.errors import BrokerUnreachable, RequestRefused

@@ -16,15 +16,20 @@ from prometheus_client import generate_latest
 
 from console.ledgers import done_offsets
 from operators.backlog import GroupProgress
-from operators.exporter.answers import AnswerTime
-from operators.exporter.exporter import Exporter
-from operators.exporter.facts import MOST_WORKERS, Facts
-from operators.exporter.lanes import Lanes
-from operators.exporter.open_jobs import OpenJobs, callback_deadline
-from operators.exporter.pool import ReadingTime, WorkerPool
-from operators.exporter.replicas import LEAST_HORIZON_SECONDS, Hysteresis, Plan, WaitingJobs, wanted_replicas
+from operators.exporter.exporter import STALE_SECONDS, Exporter
+from operators.exporter.figures import ReadingTime, WorkerPool
+from operators.exporter.reading import MOST_WORKERS, Facts
+from operators.exporter.replicas import (
+    LEAST_HORIZON_SECONDS,
+    Hysteresis,
+    Plan,
+    Throughput,
+    WaitingJobs,
+    answer_seconds,
+    wanted_replicas,
+)
 from operators.exporter.settings import ExporterSettings
-from operators.exporter.throughput import Throughput
+from operators.exporter.waiting import Lanes, OpenJobs, callback_deadline
 from producers.errors import BrokerUnreachable
 from producers.scan import Stored, StoredPlace
 from schemas import topics as names
@@ -77,8 +82,8 @@ def mark(offset: int, at_ms: int = NOW) -> Stored:
 class InMemory:
     """A reader whose records a test adds by hand."""
 
-    lanes: Lanes = field(default_factory=lambda: Lanes(TOPICS, done_offsets, 1000, 1000))
-    callbacks: Lanes = field(default_factory=lambda: Lanes(TOPICS, done_offsets, 1000, 1000, callback_deadline))
+    lanes: Lanes = field(default_factory=lambda: Lanes(TOPICS, done_offsets))
+    callbacks: Lanes = field(default_factory=lambda: Lanes(TOPICS, done_offsets, callback_deadline))
     facts: Facts = field(default_factory=lambda: Facts(TOPICS))
     waiting: dict[str, int] = field(default_factory=dict)
     error: Exception | None = None
@@ -179,7 +184,7 @@ def test_the_page_has_the_figures_of_the_last_reading_until_they_are_stale() -> 
     }
     assert [(lane["lane"], lane["jobs"], lane["workers"]) for lane in lanes] == [(None, 200, 1)]
     assert role.page()[0] == 200
-    role.clock.now += SETTINGS.stale_seconds + 1
+    role.clock.now += STALE_SECONDS + 1
     assert role.page()[0] == 503
 
 
@@ -351,7 +356,7 @@ def test_a_read_that_broke_off_adds_no_job_twice() -> None:
 
 def test_a_new_topic_and_a_commit_that_was_undone_are_read_again() -> None:
     for later in (standing("another", 1, 9), standing("topic", 0, 9)):
-        lanes = Lanes(TOPICS, done_offsets, 1000, 1000)
+        lanes = Lanes(TOPICS, done_offsets)
         lanes.advance([standing("topic", 1, 9)])
         [[partition]] = lanes.by_pool()[None].values()
         partition.add(job(1))
@@ -362,7 +367,7 @@ def test_a_new_topic_and_a_commit_that_was_undone_are_read_again() -> None:
 
 
 def test_the_lanes_of_an_engine_are_a_pool_of_their_own() -> None:
-    lanes = Lanes(TOPICS, done_offsets, 1000, 1000)
+    lanes = Lanes(TOPICS, done_offsets)
     topics = [TOPICS.requests(engine, bulk=bulk) for engine in (None, "big") for bulk in (False, True)]
     lanes.advance([GroupProgress(INFERENCE_GROUP, topic, 0, 0, 1, "", "id") for topic in topics])
 
@@ -518,20 +523,16 @@ def test_the_hysteresis_is_the_highest_number_of_its_window(steps: list[tuple[fl
 def test_the_time_of_a_pools_answers_is_that_of_one_of_its_workers_and_stays_when_they_are_gone(
     readings: list[list[float]],
 ) -> None:
-    answers, last = AnswerTime(), [0.0]
-    odd = AnswerTime()
-    odd.observe([LONGEST_ANSWER_SECONDS, 20.0, 30.0])
-    assert odd.seconds == 30.0  # one odd worker does not decide for its pool
+    assert answer_seconds(0.0, [LONGEST_ANSWER_SECONDS, 20.0, 30.0]) == 30.0  # one odd worker does not decide
+    seconds = 0.0
     for measured in readings:
-        answers.observe(measured)
-        last = sorted(measured) or last
-        assert last[0] <= answers.seconds <= last[-1]
-        assert answers.seconds in last
-        last = [answers.seconds]
+        before, seconds = seconds, answer_seconds(seconds, measured)
+        assert seconds in (measured or [before])
+        assert min(measured, default=before) <= seconds <= max(measured, default=before)
 
 
 def test_busy_workers_replace_the_assumption_within_a_minute_or_two_and_idle_ones_do_not() -> None:
-    busy, idle = Throughput(assumed=1.0, busy_jobs=10), Throughput(assumed=20.0, busy_jobs=10)
+    busy, idle = Throughput(assumed=1.0), Throughput(assumed=20.0)
     for second in range(0, 125, 5):
         busy.observe(second, done=second * 40, waiting=100_000, workers=2)
     for second in range(0, 3600, 5):
@@ -542,7 +543,7 @@ def test_busy_workers_replace_the_assumption_within_a_minute_or_two_and_idle_one
 
 
 def test_thousands_of_jobs_that_expire_at_once_do_not_make_a_worker_fast() -> None:
-    throughput, done = Throughput(assumed=1.0, busy_jobs=10), 0
+    throughput, done = Throughput(assumed=1.0), 0
     for second in range(0, 1800, 5):
         done += 20_000 if second == 900 else 10
         throughput.observe(second, done=done, waiting=100_000, workers=2)
@@ -558,7 +559,7 @@ def test_readings_that_cannot_be_compared_show_nothing() -> None:
         ((5, 0, 500, 2), (5, 500, 500, 2)),  # no time passed
         ((0, 0, 500, 0), (5, 500, 500, 0)),  # no worker is known
     ):
-        throughput = Throughput(assumed=1.0, busy_jobs=10)
+        throughput = Throughput(assumed=1.0)
         throughput.observe(*before)
         throughput.observe(*after)
         assert throughput.jobs_per_second == 1.0, after

@@ -43,7 +43,8 @@ from gateway.access.recent import Recent
 from gateway.access.settings import AccessSettings
 from gateway.store.store import Store
 from gateway.tls import LOOK_SECONDS, DoorTls, TlsFiles
-from operators.certificates import Leaf, init, issue, revoke
+from operators.certificates.directory import init, issue, revoke
+from operators.certificates.signing import Leaf
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from tests.integration.certificates import Authority

@@ -293,7 +293,7 @@ def ensure_producible(record: Returning) -> None:
 def test_dead_letters_shows_counts_and_puts_back_any_record(record: Stored, as_new: bool) -> None:
     letter = Letter(record, kind_of(record, TOPICS), record.at_ms)
     json.dumps(whole_letter(letter)).encode()
-    wanted = LetterFilter(frozenset("a"), "a", frozenset("a"), 1, 2, "https://a.example", True)
+    wanted = LetterFilter("a", "https://a.example", frozenset("a"), 1, 2, frozenset("a"), True)
     tally = LetterCounts()
     wanted.takes(letter)
     tally.meet(letter, wanted.ids)

@@ -43,7 +43,7 @@ def test_reading_ranking_and_judging_pages_imports_nothing(extractor: str) -> No
 
 def work(extractor: Extractor) -> None:
     """Do the work of the pool's members, on pages of many formats, scripts and charsets."""
-    from devkit.pdf_files import line, pdf
+    from bench.pdf_files import line, pdf
     from tests.unit.office_files import document, paragraph, row, workbook
     from workers.enrichment.processes import member
 

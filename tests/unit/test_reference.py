@@ -52,8 +52,7 @@ from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.result import Result, Support
-from telemetry.action import Action
-from telemetry.actions import SECTIONS
+from telemetry.actions import SECTIONS, Action
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
 from workers.delivery.deliver import DISABLED, UNUSABLE

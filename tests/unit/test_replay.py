@@ -95,7 +95,7 @@ def test_a_replay_leaves_out_disabled_endpoints_and_results_without_a_callback(e
     endpoints.disabled.add(("acme", URL))
     replay, back, counts = Replay(FLEET, results(), Selection(), HandClock(NOW)), Back(), Counts()
     assert [record.key for group in replay.returning(counts) for record in group] == [b"there", b"theirs"]
-    assert (counts.matching, counts.held) == (2, {"endpoint_disabled": 1, "no_callback": 1})
+    assert (counts.count, counts.held) == (2, {"endpoint_disabled": 1, "no_callback": 1})
     put: Any = back
     replay.run(put, 1000, lambda done: None)
     assert back.jobs == ["there", "theirs"]
@@ -103,17 +103,17 @@ def test_a_replay_leaves_out_disabled_endpoints_and_results_without_a_callback(e
 
 def test_a_replay_goes_by_the_endpoints_at_its_own_time_and_not_at_its_counts(endpoints: Endpoints) -> None:
     replay, back = Replay(FLEET, results(), Selection(tenant="acme"), HandClock(NOW)), Back()
-    assert replay.count().matching == 2
+    assert replay.count().count == 2
     endpoints.disabled.add(("acme", URL))
     put: Any = back
-    assert replay.run(put, 1000, lambda done: None).matching == 1
+    assert replay.run(put, 1000, lambda done: None).count == 1
     assert back.jobs == ["there"]
 
 
 def test_a_replay_with_a_limit_puts_back_and_counts_no_more(endpoints: Endpoints) -> None:
     replay, back = Replay(FLEET, results(), Selection(), HandClock(NOW)), Back()
     put: Any = back
-    assert replay.run(put, 1000, lambda done: None, limit=2).matching == 2
+    assert replay.run(put, 1000, lambda done: None, limit=2).count == 2
     assert back.jobs == ["here", "there"]
 
 

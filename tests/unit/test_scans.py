@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 from pypdfium2 import PdfDocument
 
-from devkit.pdf_files import line, pdf, stream
+from bench.pdf_files import line, pdf, stream
 from telemetry.clock import Deadline, SystemClock
 from tests.drawn import drawn
 from tests.scanned import saved, scanned, scanned_pdf

@@ -17,7 +17,7 @@ from typing import IO
 
 from sqlalchemy import func, select
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from gateway.accept.position import waiting
 from gateway.store.meta import value_of
 from gateway.store.store import Store, StoreAway

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from devkit.committed import committed_records
+from bench.committed import committed_records
 from gateway.accept.acceptance import Acceptance
 from gateway.accept.jobs import NewJob, accept_jobs
 from gateway.accept.outbox import put_record

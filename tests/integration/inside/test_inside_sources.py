@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from devkit.pdf_files import line, pdf
+from bench.pdf_files import line, pdf
 from tests.integration.inside.page import Asking, asking, job_of_the_page, written
 from tests.integration.inside.servers import (
     BANKS_KEY,

@@ -1,25 +1,35 @@
-"""The waiting work of one partition, with its times and deadlines, in 24 bytes a record.
+"""The waiting work of all lanes, or of all topics that delivery reads, with its times and deadlines.
 
-The work is the jobs of a lane, or the callbacks of a topic that delivery reads.
+A record takes 24 bytes. Each record is read at most once, and a record that is done before the reader reaches it is
+never read.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
-from producers.scan import Stored
+from operators.backlog import DoneOffsets, GroupProgress
+from producers.scan import Range, Scanner, Stored
 from schemas import topics
 from schemas.codec import InvalidJob, Origin, read_job
+from schemas.topics import Topics
 
+READ_RECORDS = 10_000
+"""The largest number of records that one reading reads, to learn their age and deadline. Further records are only
+counted, and are read later."""
+KNOWN_JOBS = 200_000
+"""The largest number of records whose age and deadline are kept in memory. Further records are counted, and assumed to
+be due after the known ones."""
 NO_DEADLINE = 2**62
 """The deadline of an invalid job. A worker rejects an invalid job at once, so an invalid job has no deadline to
 miss."""
-
-
 DeadlineOf = Callable[[Stored, str], int | None]
 """Returns a record's deadline in Unix milliseconds, or None for a record that is no work. Gets the topic's UUID."""
+Visible = Mapping[tuple[str, int], tuple[int, int]]
+"""Maps a topic and partition to the first offset and to the offset after the last visible record."""
 
 
 def job_deadline(record: Stored, topic_id: str) -> int:
@@ -115,3 +125,58 @@ class OpenJobs:
     def times(self) -> list[tuple[int, int]]:
         """Return the time of arrival and the deadline of each known job, Unix milliseconds, in the order of offsets."""
         return list(zip(self._arrived_ms, self._deadlines_ms, strict=True))
+
+
+class Lanes:
+    """Follows the partitions of one group's topics."""
+
+    def __init__(self, topics: Topics, done_offsets: DoneOffsets, deadline_of: DeadlineOf = job_deadline) -> None:
+        self._topics = topics
+        self._done_offsets = done_offsets
+        self._deadline_of = deadline_of
+        self._partitions: dict[tuple[str, int], OpenJobs] = {}
+
+    def advance(self, found: Sequence[GroupProgress]) -> None:
+        """Apply the present ledgers of the group's partitions."""
+        partitions: dict[tuple[str, int], OpenJobs] = {}
+        for each in found:
+            place = each.topic, each.partition
+            known = self._partitions.get(place)
+            if known is None or known.topic_id != each.topic_id or each.base < known.base:
+                # The topic is new, or the group's offset was set back: read the partition again.
+                known = OpenJobs(each.topic_id, each.base, self._deadline_of)
+            known.advance(each.base, self._done_offsets(each.base, each.metadata), each.end)
+            partitions[place] = known
+        self._partitions = partitions
+
+    def read(self, scanner: Scanner, visible: Visible) -> None:
+        """Read the next jobs, the same number in each partition. Raises ProducerError."""
+        unread = {
+            place: (each.position, stop)
+            for place, each in self._partitions.items()
+            if each.position < (stop := visible.get(place, (0, 0))[1])
+        }
+        room = KNOWN_JOBS - sum(each.known for each in self._partitions.values())
+        share = min(READ_RECORDS, room) // max(1, len(unread))
+        if share <= 0:
+            return
+        ranges = [Range(*place, start, min(stop, start + share)) for place, (start, stop) in unread.items()]
+        for record in scanner.read(ranges):
+            self._partitions[record.topic, record.place.partition].add(record)
+        for one in ranges:
+            each = self._partitions[one.topic, one.partition]
+            each.position = max(each.position, one.stop)
+
+    def by_pool(self) -> dict[str | None, dict[str, list[OpenJobs]]]:
+        """Return the partitions by engine, then by topic. The engine None stands for the lanes of the whole fleet."""
+        found: dict[str | None, dict[str, list[OpenJobs]]] = defaultdict(lambda: defaultdict(list))
+        for (topic, _), each in sorted(self._partitions.items()):
+            found[self._topics.engine_of(topic)][topic].append(each)
+        return found
+
+    def estimated(self) -> dict[str, int]:
+        """Return the number of waiting records by topic, estimated from the records that were read."""
+        found: dict[str, int] = defaultdict(int)
+        for (topic, _), each in self._partitions.items():
+            found[topic] += each.estimated
+        return dict(found)

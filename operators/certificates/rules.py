@@ -1,4 +1,10 @@
-"""The names in certificates: a leaf's own name, DNS names and IP addresses, a client's tenant and scopes.
+"""The rules of certificates: the errors, lifetimes, and names of leaves, servers, tenants and scopes.
+
+CertificatesError           each text names the field or the file, the problem and the fix, and shows no key
+├── InputRefused            a name, a tenant, a scope or a number of days
+├── AuthorityUnusable       the authority's directory or a file in it
+├── CertificateExists       a certificate of this name is valid already
+└── CertificateUnknown      the authority has issued no such certificate
 
 A client's tenant and scopes are URIs among its subject alternative names (RFC 5280, section 4.2.1.6), for example
 `postback:tenant:acme` and `postback:scope:jobs:read`. Only the authority writes these URIs, so servers can trust them.
@@ -7,16 +13,33 @@ A client's tenant and scopes are URIs among its subject alternative names (RFC 5
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta
+from enum import StrEnum
 from ipaddress import ip_address
+from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import idna
 from cryptography import x509
-from cryptography.x509.oid import NameOID
 
-from operators.certificates.errors import InputRefused
 from schemas.job import TENANT_PATTERN
 
+AUTHORITY_DAYS = 3650
+LEAF_DAYS = 90
+CRL_DAYS = 180
+"""Days from a revocation list to its next update. Operations that sign also sign an expiring list again, so renewals
+every 90 days keep the list valid. If the list is overdue, no client certificate is accepted.
+"""
+MOST_DAYS = MappingProxyType({"authority": 7300, "server": 398, "client": 825, "crl": 3650})
+"""Limits in days. Browsers accept a server's certificate only if it is valid for at most 398 days (CA/Browser Forum,
+ballot SC31)."""
+
+SKEW = timedelta(minutes=5)
+"""The validity of certificates and lists begins this long before they are signed, so that a machine whose clock is slow
+accepts them."""
+_AUTHORITY_NOTICE = timedelta(days=180)
+_SECOND = timedelta(seconds=1)
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """A leaf's name. The name becomes a common name, which has at most 64 characters (RFC 5280, appendix A.1), and file
 names.
@@ -30,10 +53,88 @@ certificate."""
 
 _RESERVED = frozenset({"ca", "crl", "index"})
 _SERIAL = re.compile(r"(?:0[xX])?[0-9A-Fa-f]{16,40}")
-_LONGEST_COMMON_NAME = 64
 _LONGEST_HOST = 253
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _HOST_FIX = "give a DNS name, *.example.com, or an IP address without port, brackets or zone"
+
+
+class CertificatesError(Exception):
+    """The base of this package's errors."""
+
+
+class InputRefused(CertificatesError, ValueError):  # noqa: N818 - named after the refusal
+    """An argument is wrong; nothing was changed."""
+
+
+class AuthorityUnusable(CertificatesError):  # noqa: N818 - named after the problem
+    """The authority's directory cannot be used as it is."""
+
+    def __init__(self, path: Path, problem: str, fix: str) -> None:
+        super().__init__(f"{path}: {problem}; {fix}")
+
+
+class CertificateExists(CertificatesError):  # noqa: N818 - named after the certificate
+    """A certificate or a file already has this name."""
+
+
+class CertificateUnknown(CertificatesError):  # noqa: N818 - named after the certificate
+    """No certificate that the operation applies to has this name or serial number."""
+
+
+class State(StrEnum):
+    """The state of a certificate, an authority or a revocation list at some time."""
+
+    VALID = "valid"
+    EXPIRING = "expiring"
+    """The object is in the last third of its life, and should be renewed."""
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+def checked_days(option: str, days: int, kind: str) -> int:
+    """Return the days if they are within the limit of this kind. Raises InputRefused."""
+    if not 1 <= days <= MOST_DAYS[kind]:
+        raise InputRefused(f"{option}: 1 to {MOST_DAYS[kind]} days, not {days}")
+    return days
+
+
+def validity(days: int, now: datetime, end: datetime | None = None) -> tuple[datetime, datetime]:
+    """Return the first and the last second of a certificate for `days` days.
+
+    The certificate ends with its authority at the latest. Both seconds belong to the lifetime (RFC 5280, section
+    4.1.2.5).
+    """
+    begin = now.replace(microsecond=0) - SKEW
+    last = begin + timedelta(days=days) - _SECOND
+    return begin, last if end is None else min(last, end)
+
+
+def state_at(now: datetime, begin: datetime, end: datetime, notice: timedelta | None = None) -> State:
+    """Return the state of an object with this lifetime.
+
+    By default, notice is given in the last third of the lifetime.
+    """
+    if end < now:
+        return State.EXPIRED
+    return State.EXPIRING if end - now <= (notice or (end - begin) / 3) else State.VALID
+
+
+def authority_state(now: datetime, begin: datetime, end: datetime) -> State:
+    """Return an authority's state.
+
+    It is `EXPIRING` in the last half year, because its leaves must be replaced before its end.
+    """
+    return state_at(now, begin, end, min(_AUTHORITY_NOTICE, (end - begin) / 3))
+
+
+def days_left(now: datetime, end: datetime) -> str:
+    """Return the time to the end as text for people, such as `in 12 days` or `3 days ago`."""
+    days = abs(end - now).days
+    count = "less than a day" if days == 0 else "1 day" if days == 1 else f"{days} days"
+    return f"{count} ago" if end < now else f"in {count}"
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
 
 
 class ClientIdentity(NamedTuple):
@@ -57,7 +158,7 @@ def checked_name(name: str) -> str:
 
 def checked_authority_name(name: str) -> str:
     """Return an authority's name if it can be a common name. Raises InputRefused."""
-    if not 1 <= len(name) <= _LONGEST_COMMON_NAME or not name.isprintable() or not name.strip():
+    if not 1 <= len(name) <= 64 or not name.isprintable() or not name.strip():
         raise InputRefused("--name: use 1 to 64 printable characters")
     return name
 
@@ -95,23 +196,6 @@ def checked_san(text: str) -> str:
     if host is None:
         raise InputRefused(f"--san: {text[:80]!r} is no name of a server; {_HOST_FIX}")
     return f"DNS:{host}"
-
-
-def general_names(sans: tuple[str, ...], tenant: str | None, scopes: tuple[str, ...]) -> list[x509.GeneralName]:
-    """Return the names, as `checked_san`, `checked_tenant` and `checked_scopes` return them, in X.509's form."""
-    names: list[x509.GeneralName] = []
-    for san in sans:
-        kind, _, value = san.partition(":")
-        names.append(x509.DNSName(value) if kind == "DNS" else x509.IPAddress(ip_address(value)))
-    if tenant is not None:
-        names.append(x509.UniformResourceIdentifier(f"{TENANT_URI}{tenant}"))
-    names.extend(x509.UniformResourceIdentifier(f"{SCOPE_URI}{scope}") for scope in scopes)
-    return names
-
-
-def common_name(name: str) -> x509.Name:
-    """Return a distinguished name with this common name only."""
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def identity_of(certificate: x509.Certificate) -> ClientIdentity:

@@ -22,22 +22,20 @@ def demo(
 ) -> None:
     """Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.
 
-    Then a gateway takes a batch from OpenAI's SDK. Only the web site has the answers to the questions. Every process
-    that the demo starts ends with the demo.
-    POSTBACK_KAFKA__BOOTSTRAP_SERVERS names a Kafka to use; by default the demo starts one.
+    Then the gateway takes a batch from OpenAI's SDK. Only the web site has the answers to the questions. `postback dev`
+    runs everything else, and ends with the demo.
+    POSTBACK_KAFKA__BOOTSTRAP_SERVERS names a Kafka to use; by default one is started.
 
     Exit status: 0 every callback came, with a valid signature and the right answer; 1 some did not.
     """
     quiet_clients()
     with needing("gateway"):
-        from console.demo.play import play
-    from console.demo.children import ChildFailed
-    from devkit.kafka.errors import BrokerError
+        from console.demo_play import SystemFailed, play
     from producers.errors import ProducerError
 
     _end_alike_on_all_signals()
     try:
-        with telling(BrokerError, ProducerError, ChildFailed):
+        with telling(ProducerError, SystemFailed):
             well = play(jobs, engine)
     except KeyboardInterrupt:
         raise fail("interrupted; everything that was started has ended", _INTERRUPTED) from None
