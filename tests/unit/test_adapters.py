@@ -22,7 +22,6 @@ from tests.any_json import any_json
 from tests.drawn import drawn
 from tests.handlers import CLOCK
 from tests.safetensors_files import safetensors
-from workers.engines.address import AddressEngine
 from workers.engines.base import (
     Completion,
     EngineAway,
@@ -494,7 +493,11 @@ class AdaptedEcho(EchoEngine):
 
     def __init__(self, loaded: tuple[str, ...]) -> None:
         super().__init__(EchoSettings(), Metrics())
-        self.adapters = loaded
+        self._loaded = loaded
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return self._loaded
 
     async def generate(self, request: GenerationRequest) -> Completion:
         return replace(await super().generate(replace(request, adapter=None)), text=str(request.adapter))
@@ -507,8 +510,7 @@ def model_of(folder: Path, more: str) -> RegistryModel:
 
 
 def served(model: RegistryModel, *loaded: str) -> ServedModel:
-    engine: Any = AdaptedEcho(loaded)
-    return ServedModel(model, [AddressEngine(engine, None)], CLOCK, Metrics())
+    return ServedModel(model, [AdaptedEcho(loaded)], CLOCK, Metrics())
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ Errors:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,7 +29,6 @@ from schemas.job import ImageUrl, Message, Reasoning, ResponseFormat, images_in
 from schemas.result import Logprob, TokenLogprob
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
-from workers.engines.settings import EngineSection
 
 _LEAST_LOGPROB = -9999.0
 """Stands for the logarithm of 0 in results, as in vLLM's server, because JSON has no infinity."""
@@ -37,6 +37,25 @@ TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 The bounds exist because metrics refuse negative numbers, and databases refuse larger numbers.
 """
+
+
+class Abort:
+    """Ends one request early: `ask` calls the `stop` of the part that has the request now, be it a queue or an engine.
+
+    An aborted request gives a completion with the text so far, and with `finish_reason` abort.
+    """
+
+    __slots__ = ("is_asked", "stop")
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.stop: Callable[[], object] | None = None
+
+    def ask(self) -> None:
+        """End the request. A request that nothing works on is only marked."""
+        self.is_asked = True
+        if self.stop is not None:
+            self.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +105,8 @@ class GenerationRequest:
 
     A cut at the prompt's start would remove the rules for sources.
     """
+    abort: Abort = field(default_factory=Abort, compare=False, repr=False)
+    """Ends this request early. The copies of a request share it."""
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
@@ -275,29 +296,18 @@ class EngineLost(EngineError):  # noqa: N818
     """The engine could not be loaded again, and this process no longer tries to load it."""
 
 
-class TextsAlone:
-    """Implements `takes_images` of `Engine`, for models that read no images."""
-
-    def takes_images(self, model_id: str | None) -> bool:
-        """Return False, because the models read no images."""
-        return False
-
-
-class Engine(Protocol):
+class Engine(ABC):
     """Generates answers. Each worker has one engine, and the engine serves many requests at once."""
 
-    @property
-    def name(self) -> str:
-        """The engine's name in results, for example `vllm`."""
-        ...
+    name: str
+    """The engine's name in results, for example `vllm`."""
+    models: tuple[str, ...] = ()
+    """The names by which a job may ask for the engine's model; empty without a model. Results show the first name."""
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """The names by which a job may ask for the engine's model; empty without a model.
-
-        Results show the first name.
-        """
-        ...
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the LoRA adapters that a job may give in `adapter` now."""
+        return ()
 
     @property
     def context_tokens(self) -> int | None:
@@ -305,81 +315,22 @@ class Engine(Protocol):
 
         The value is valid from `start` on.
         """
-        ...
+        return None
 
     def takes_images(self, model_id: str | None) -> bool:
         """True if the model of this name reads images beside text. None names the engine's own model."""
-        ...
+        return False
 
-    async def start(self) -> None:
+    async def start(self) -> None:  # noqa: B027 - some engines load no model
         """Load the model, and return when the engine can generate. Called once, before the worker joins its group."""
-        ...
 
+    @abstractmethod
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
-        ...
+        """Answer one request. Raises EngineError. Cancelling the call aborts the request, as `request.abort` does."""
 
-    async def abort(self, request_id: str) -> None:
-        """Stop a request. Its `generate` call then returns the text so far, with `finish_reason` abort.
-
-        Unknown ids are ignored.
-        """
-        ...
-
+    @abstractmethod
     def load(self) -> EngineLoad:
         """Return the engine's present load. The call is cheap and does no I/O."""
-        ...
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - some engines hold nothing
         """End the engine and all its processes and connections."""
-        ...
-
-
-@runtime_checkable
-class Remote(Protocol):
-    """An engine at a server, which may be away while this process is well."""
-
-    changed: Callable[[], None]
-    """Called when `is_away` changes."""
-
-    @property
-    def is_away(self) -> bool:
-        """True if the server answered nothing lately, so that requests are refused until it answers again."""
-        ...
-
-    async def probe(self, like: GenerationRequest) -> None:
-        """Let the server answer a small request of the same kind, beside the requests that wait for a place.
-
-        Raises EngineUnavailable if the server does not answer.
-        """
-        ...
-
-
-@runtime_checkable
-class HasAdapters(Protocol):
-    """An engine with LoRA adapters."""
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names that a job may give in `adapter` now."""
-        ...
-
-
-def adapters_of(engine: object) -> tuple[str, ...]:
-    """Return the names of an engine's LoRA adapters; none for an engine that cannot have adapters."""
-    return engine.adapters if isinstance(engine, HasAdapters) else ()
-
-
-@runtime_checkable
-class ChangesModel(Protocol):
-    """An engine that can change its model without a restart."""
-
-    async def change_model(self, section: EngineSection) -> None:
-        """Serve the model and adapters of these settings from now on.
-
-        The old model finishes the running requests, each with its old adapter. Later requests wait for the new model.
-
-        Raises EngineRefused if the new settings need a restart, EngineAway if a later try may succeed, and
-        EngineUnavailable if the engine could not change.
-        """
-        ...

@@ -12,7 +12,6 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines import ENGINES
 from workers.engines.address import AddressEngine
-from workers.engines.base import Engine
 from workers.engines.settings import EngineSection, EngineSettings
 
 
@@ -24,7 +23,7 @@ class EngineModule(Protocol):
         """The engine's settings: its section of `POSTBACK_ENGINE__…`."""
         ...
 
-    def create(self, settings: Any, metrics: Metrics, clock: Clock) -> Engine:
+    def create(self, settings: Any, metrics: Metrics, clock: Clock) -> AddressEngine:
         """Make an engine with the registered `name`, without starting it.
 
         Raises ValueError if a needed model is missing.
@@ -45,7 +44,9 @@ def create(
 
 def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> AddressEngine:
     """Make an engine with these settings, without starting it. Raises the errors of `create`."""
-    return AddressEngine(_module(name).create(section, metrics, clock), section.model_family())
+    engine = _module(name).create(section, metrics, clock)
+    engine.family = section.model_family()
+    return engine
 
 
 def engine_settings() -> type[EngineSettings]:

@@ -211,7 +211,7 @@ async def test_whatever_a_server_tells_instead_of_counts_its_jobs_are_answered_b
         async with asyncio.timeout(60):
             while looked < 4:
                 number += 1
-                assert (await engine.generate(request(f"r{number}"))).text == "yes"
+                assert (await engine.complete(request(f"r{number}"))).text == "yes"
         assert engine.load().free == FIRST
 
 
@@ -275,9 +275,10 @@ async def test_an_abort_hangs_up_on_the_server() -> None:
             hung_up.set()
 
     async with engine_at(Server(dawdle)) as engine, asyncio.timeout(30):
-        generating = asyncio.create_task(engine.generate(request("r1")))
+        asked = request("r1")
+        generating = asyncio.create_task(engine.complete(asked))
         await came.wait()
-        await engine.abort("r1")
+        asked.abort.ask()
         assert (await generating).finish_reason == "abort"
         await hung_up.wait()
 
@@ -305,7 +306,7 @@ async def test_requests_beyond_the_server_s_places_wait_here(
         engine_at(busy_server, metrics=metrics if tells_counts else None, **settings) as engine,
         asyncio.timeout(60),
     ):
-        generating = [asyncio.create_task(engine.generate(request(f"r{n}"))) for n in range(places + 20)]
+        generating = [asyncio.create_task(engine.complete(request(f"r{n}"))) for n in range(places + 20)]
         await until(lambda: len(busy_server.bodies) >= places)
         assert (engine.load().running, engine.load().waiting, len(busy_server.bodies)) == (places, 20, places)
         free.set()

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.engines.address import PROBE_SECONDS
+from workers.engines.address import PROBE_SECONDS, AddressEngine
 from workers.engines.base import (
     NO_IMAGES,
     Completion,
@@ -64,13 +64,12 @@ class _Asked:
 
     answering: asyncio.Task[Completion]
     began: float
-    is_aborted: bool = False
     cut: str | None = None
     """The reason why the engine gave up waiting for the server's answer."""
 
 
-class HttpEngine:
-    """Implements `Engine` and `Remote` for one model of a server."""
+class HttpEngine(AddressEngine):
+    """The engine of one model of a server."""
 
     def __init__(
         self,
@@ -82,6 +81,7 @@ class HttpEngine:
         look: Callable[[], Awaitable[ServerLoad | None]] | None = None,
     ) -> None:
         """`look` fetches the server's own counts; `look` is None for a service without counts."""
+        super().__init__()
         self.name = name
         self.models = (model,)
         self._settings = settings
@@ -90,9 +90,8 @@ class HttpEngine:
         self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(name).inc)
         self._look = look
         self._beside: list[asyncio.Task[None]] = []
-        self._asking: dict[str, _Asked] = {}
+        self._asking: list[_Asked] = []
         self._context_tokens = settings.context_tokens
-        self.changed: Callable[[], None] = _nothing
         self._away = metrics.engine_away.labels(name)
         self._answered_at = -math.inf
         self._failures = 0
@@ -138,7 +137,7 @@ class HttpEngine:
         if self._look is not None:
             self._beside.append(asyncio.create_task(follow(self._look, self._slots), name="engine-look"))
 
-    async def generate(self, request: GenerationRequest) -> Completion:
+    async def complete(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError.
 
         Cancelling the call closes the connection, so that the server stops too.
@@ -151,11 +150,12 @@ class HttpEngine:
             prompt_room(request, self._context_tokens)  # raises RequestRejected if not even one token fits
         self._require_server()
         asked = _Asked(asyncio.create_task(self._asked(request)), asyncio.get_running_loop().time())
-        self._asking[request.request_id] = asked
+        self._asking.append(asked)
+        request.abort.stop = asked.answering.cancel
         try:
             completion = await asked.answering
         except asyncio.CancelledError:
-            if not _is_cancelled() and asked.is_aborted:
+            if not _is_cancelled() and (request.abort.is_asked or self._is_closed):
                 return Completion("", "abort", 0, 0)
             if not _is_cancelled() and asked.cut is not None:
                 raise EngineUnavailable(asked.cut) from None
@@ -164,16 +164,9 @@ class HttpEngine:
             self._note_failure(request, failed)
             raise
         finally:
-            self._asking.pop(request.request_id, None)
+            self._asking.remove(asked)
         self._note_answer()
         return completion
-
-    async def abort(self, request_id: str) -> None:
-        """Close the request's connection. The number of tokens generated so far stays unknown."""
-        asked = self._asking.get(request_id)
-        if asked is not None:
-            asked.is_aborted = True
-            asked.answering.cancel()
 
     def load(self) -> EngineLoad:
         """Return how many requests have a place at the server, and how many wait for a place or a slot."""
@@ -184,8 +177,9 @@ class HttpEngine:
 
     async def close(self) -> None:
         """Abort the requests in flight and close the connections."""
-        for request_id in list(self._asking):
-            await self.abort(request_id)
+        await super().close()
+        for asked in self._asking:
+            asked.answering.cancel()
         for task in self._beside:
             task.cancel()
         self._slots.close()
@@ -249,7 +243,7 @@ class HttpEngine:
                 async with asyncio.timeout(PROBE_SECONDS):
                     await self.probe(self._failed[0])
             return
-        since = max(self._answered_at, min((asked.began for asked in self._asking.values()), default=now))
+        since = max(self._answered_at, min((asked.began for asked in self._asking), default=now))
         if self._silence is None and now - since < WATCH_SECONDS:
             return
         lack = await self._server.reach()
@@ -261,7 +255,7 @@ class HttpEngine:
             log.error("The server answers nothing; sending no request to it.", action="engine-hung", error=lack)
             self._tell()
         else:
-            for asked in self._asking.values():
+            for asked in self._asking:
                 asked.cut = self._silence
                 asked.answering.cancel()
 
@@ -318,10 +312,6 @@ class OpenAIEngine(HttpEngine):
         api = Dialect(settings.model, settings)
         server = ModelServer("openai", settings.model, settings, api, clock)
         super().__init__("openai", settings.model, settings, server, metrics, server.load)
-
-
-def _nothing() -> None:
-    """Do nothing; nobody asked to be told of a change."""
 
 
 def _is_cancelled() -> bool:
