@@ -13,9 +13,8 @@ from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration import openai_server
-from workers.engines.base import Abort, Engine, GenerationRequest, RequestRejected
+from workers.engines.base import NAMES, Abort, Engine, GenerationRequest, RequestRejected
 from workers.engines.registry import create, engine_settings
-from workers.engines.sampling_fields import NAMES
 from workers.engines.vllm import VllmEngine
 
 QUESTION = "Which river meets the sea near the old house, and who wrote the book about it?"

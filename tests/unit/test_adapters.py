@@ -38,9 +38,9 @@ from workers.engines.registry import engine_settings
 from workers.engines.vllm import adapters as module
 from workers.engines.vllm.adapter_files import CONFIG, WEIGHTS, AdapterRefused, base_tensors, rank_of, require_fit
 from workers.engines.vllm.adapters import Adapters
-from workers.engines.vllm.changes import change
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.weights import change
 
 # -- adapters --------------------------------------------------------------------------------------------------------
 JSON_VALUES = any_json(st.sampled_from(["a", "r"]))

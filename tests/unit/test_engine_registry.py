@@ -22,6 +22,7 @@ from telemetry.metrics import Metrics
 from tests.process_state import state_kept
 from workers.engines import ENGINES
 from workers.engines.base import (
+    NAMES,
     Completion,
     EngineFailed,
     EngineLoad,
@@ -33,14 +34,11 @@ from workers.engines.base import (
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.prompts import plain_text
 from workers.engines.registry import create, engine_settings
-from workers.engines.sampling_fields import NAMES
 from workers.engines.vllm.settings import VllmSettings
 
 # -- engine registry -------------------------------------------------------------------------------------------------
 FAKE = '''
-from pydantic import Field
 
-from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.settings import EngineSection
 
 

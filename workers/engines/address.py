@@ -19,10 +19,10 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
+    left_out,
+    small_request,
 )
 from workers.engines.families import Family
-from workers.engines.first_requests import small_request
-from workers.engines.sampling_fields import left_out
 from workers.engines.settings import EngineSection
 
 PROBE_SECONDS = 10.0

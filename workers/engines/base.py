@@ -20,12 +20,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from schemas.images import is_data_url, parted_data_url
 from schemas.job import ImageUrl, Message, Reasoning, ResponseFormat, images_in
+from schemas.kinds import KINDS
 from schemas.result import Logprob, TokenLogprob
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
@@ -334,3 +335,63 @@ class Engine(ABC):
 
     async def close(self) -> None:  # noqa: B027 - some engines hold nothing
         """End the engine and all its processes and connections."""
+
+
+# -- Requests that show whether a model answers at all: a question, then texts to embed, score, rank and classify --
+_TEXT = "Hello."
+_TOKENS = 16
+"""The fewest tokens of an answer that each service takes."""
+
+
+def first_requests(
+    request_id: str, prompt: str, max_tokens: int, temperature: float | None = None, model_id: str | None = None
+) -> tuple[GenerationRequest, ...]:
+    """Return the requests in the order to try.
+
+    Most models answer the first request; a reranker answers only the request to rank texts.
+    """
+    question = GenerationRequest(
+        request_id, prompt, None, max_tokens, temperature, temperature_is_default=True, model_id=model_id
+    )
+    inputs = [PoolingInput(kind, (prompt,), (prompt,) if kind.model is not None else ()) for kind in KINDS]
+    return (question, *(replace(question, prompt=None, pooling=each) for each in inputs))
+
+
+def small_request(like: GenerationRequest) -> GenerationRequest:
+    """Return a request of the same kind that a working model answers at once."""
+    question, *others = first_requests(f"probe-{like.request_id}", _TEXT, _TOKENS, 0.0, like.model_id)
+    kind = like.pooling.kind if like.pooling is not None else None
+    return next((each for each in others if each.pooling is not None and each.pooling.kind is kind), question)
+
+
+# -- The sampling fields of jobs, and the name of each in the request of each kind of engine: one row a field --
+_SAME: Final = ("echo", "openai", "vllm")
+
+
+def _row(name: str, *same: str, **others: str) -> dict[str, str]:
+    return {**dict.fromkeys((*_SAME, *same), name), **others}
+
+
+NAMES: Final[Mapping[str, Mapping[str, str]]] = {
+    "top_p": _row("top_p", "anthropic", "responses", gemini="topP"),
+    "min_p": _row("min_p"),
+    "seed": _row("seed", gemini="seed"),
+    # The Responses API takes no stop texts, so its engine cuts the answer itself.
+    "stop": _row("stop", "responses", anthropic="stop_sequences", gemini="stopSequences"),
+}
+"""Maps the job's field to the engine kinds that take it, and to their names for it.
+
+A field passes from the job to the engine without a change. An engine kind without a name for a field does not get it,
+and the result names the field. Fields that steer an engine for other jobs too have no row: vLLM's `priority`,
+`request_id`, `kv_transfer_params` and `cache_salt`, and `use_beam_search`, which takes a multiple of the memory.
+"""
+
+
+def named(kind: str, request: GenerationRequest) -> dict[str, Any]:
+    """Return the request's sampling fields by the names of this engine kind, without those that it does not take."""
+    return {NAMES[field][kind]: value for field, value in request.sampling.items() if kind in NAMES[field]}
+
+
+def left_out(kind: str, request: GenerationRequest) -> tuple[str, ...]:
+    """Return the request's sampling fields that this engine kind does not take."""
+    return tuple(field for field in request.sampling if kind not in NAMES[field])

@@ -24,10 +24,7 @@ class EngineModule(Protocol):
         ...
 
     def create(self, settings: Any, metrics: Metrics, clock: Clock) -> AddressEngine:
-        """Make an engine with the registered `name`, without starting it.
-
-        Raises ValueError if a needed model is missing.
-        """
+        """Make an engine with the registered `name`, without starting it. The settings have the model that it needs."""
         ...
 
 
@@ -44,6 +41,8 @@ def create(
 
 def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> AddressEngine:
     """Make an engine with these settings, without starting it. Raises the errors of `create`."""
+    if section.model is None and section.needs_model:
+        raise ValueError(f"the {name} engine needs the name of a model")
     engine = _module(name).create(section, metrics, clock)
     engine.family = section.model_family()
     return engine

@@ -13,6 +13,7 @@ from schemas.job import Job
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.base import (
+    NAMES,
     Abort,
     Completion,
     Engine,
@@ -24,7 +25,6 @@ from workers.engines.base import (
     PromptTooLong,
 )
 from workers.engines.pooling import PoolingInput
-from workers.engines.sampling_fields import NAMES
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.ground import GroundedRequest, with_less_evidence
 from workers.inference.lifetime import Lifetimes

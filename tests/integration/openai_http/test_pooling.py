@@ -17,7 +17,8 @@ from telemetry.metrics import Metrics
 from tests.integration.openai_http.servers import Respond, answers, lists, problem
 from tests.integration.openai_server import serving
 from workers.engines.base import EngineError, EngineFailed, EngineUnavailable, GenerationRequest, RequestRejected
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
+from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.pooling import PoolingInput
 from workers.roles.engine_check import check_engine
@@ -121,10 +122,10 @@ async def pooling_url(server: PoolingServer) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def pooling_engine(server: PoolingServer) -> AsyncIterator[OpenAIEngine]:
+async def pooling_engine(server: PoolingServer) -> AsyncIterator[HttpEngine]:
     """A started engine of the server."""
     async with pooling_url(server) as url:
-        engine = OpenAIEngine(OpenAISettings(base_url=url, model="m1", attempts=3), SystemClock(), Metrics())
+        engine = create(OpenAISettings(base_url=url, model="m1", attempts=3), Metrics(), SystemClock())
         await engine.start()
         try:
             yield engine

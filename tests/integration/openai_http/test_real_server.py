@@ -24,7 +24,7 @@ from telemetry.metrics import Metrics
 from tests.integration.online.scripted import engine_of
 from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineRefused, PromptTooLong, RequestRejected
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
 from workers.engines.openai_http.settings import OpenAISettings
 
 
@@ -70,9 +70,9 @@ async def _healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None
 @pytest.mark.timeout(400)
 async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> None:
     async with vllm_server(tmp_path / "server.log") as url:
-        chat = OpenAIEngine(OpenAISettings(base_url=url, model="tiny"), SystemClock(), Metrics())
-        plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock(), Metrics())
-        stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock(), Metrics())
+        chat = create(OpenAISettings(base_url=url, model="tiny"), Metrics(), SystemClock())
+        plain = create(OpenAISettings(base_url=url, model="tiny", api="completions"), Metrics(), SystemClock())
+        stranger = create(OpenAISettings(base_url=url, model="another"), Metrics(), SystemClock())
         try:
             for engine in (chat, plain):
                 await engine.start()

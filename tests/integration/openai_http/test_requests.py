@@ -39,7 +39,7 @@ from workers.engines.base import (
     EngineUnavailable,
     RequestRejected,
 )
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
 from workers.engines.openai_http.server import MAX_REASON_CHARACTERS
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.enrichment.choosing.tokens import estimated_tokens
@@ -87,7 +87,7 @@ async def test_a_refused_key_or_an_absent_model_ends_the_start_with_the_setting_
 async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_the_setting() -> None:
     server = Server(says("yes"))
     async with openai_server(server) as url:
-        lost = OpenAIEngine(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), SystemClock(), Metrics())
+        lost = create(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), Metrics(), SystemClock())
         with pytest.raises(EngineRefused, match=r"answered 404 to models, .* POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await lost.start()
     assert server.bodies == []

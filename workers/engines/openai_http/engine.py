@@ -18,11 +18,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.address import PROBE_SECONDS, AddressEngine
@@ -37,13 +35,10 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
     require_texts,
+    small_request,
 )
 from workers.engines.families import are_read_by
-from workers.engines.first_requests import small_request
-from workers.engines.openai_http.dialect import Dialect
-from workers.engines.openai_http.limits import ServerLoad
 from workers.engines.openai_http.server import ModelServer, TryAgain, pauses
-from workers.engines.openai_http.settings import OpenAISettings, RemoteSettings
 from workers.engines.openai_http.slots import Slots, follow
 from workers.engines.prompts import prompt_room
 
@@ -71,28 +66,18 @@ class _Asked:
 class HttpEngine(AddressEngine):
     """The engine of one model of a server."""
 
-    def __init__(
-        self,
-        name: str,
-        model: str,
-        settings: RemoteSettings,
-        server: ModelServer,
-        metrics: Metrics,
-        look: Callable[[], Awaitable[ServerLoad | None]] | None = None,
-    ) -> None:
-        """`look` fetches the server's own counts; `look` is None for a service without counts."""
+    def __init__(self, server: ModelServer, metrics: Metrics) -> None:
         super().__init__()
-        self.name = name
-        self.models = (model,)
-        self._settings = settings
-        self._reads_images = are_read_by(settings.model_family(), model) if settings.images is None else settings.images
+        self.name, self.models = server.kind, (server.model,)
+        settings = self._settings = server.settings
+        family = settings.model_family()
+        self._reads_images = are_read_by(family, server.model) if settings.images is None else settings.images
         self._server = server
-        self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(name).inc)
-        self._look = look
+        self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(self.name).inc)
         self._beside: list[asyncio.Task[None]] = []
         self._asking: list[_Asked] = []
         self._context_tokens = settings.context_tokens
-        self._away = metrics.engine_away.labels(name)
+        self._away = metrics.engine_away.labels(self.name)
         self._answered_at = -math.inf
         self._failures = 0
         """Failures since the last answer."""
@@ -134,8 +119,8 @@ class HttpEngine(AddressEngine):
         self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
         self._slots.open()
         self._beside.append(asyncio.create_task(self._watch(), name="engine-watch"))
-        if self._look is not None:
-            self._beside.append(asyncio.create_task(follow(self._look, self._slots), name="engine-look"))
+        if self._server.reports_load:
+            self._beside.append(asyncio.create_task(follow(self._server.load, self._slots), name="engine-look"))
 
     async def complete(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError.
@@ -301,17 +286,6 @@ class HttpEngine(AddressEngine):
             if is_too_long or not failure.is_the_server_s:
                 break
         raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
-
-
-class OpenAIEngine(HttpEngine):
-    """The engine of a server that speaks OpenAI's protocol."""
-
-    def __init__(self, settings: OpenAISettings, clock: Clock, metrics: Metrics) -> None:
-        if settings.model is None:
-            raise ValueError("the openai engine needs the name of the server's model")
-        api = Dialect(settings.model, settings)
-        server = ModelServer("openai", settings.model, settings, api, clock)
-        super().__init__("openai", settings.model, settings, server, metrics, server.load)
 
 
 def _is_cancelled() -> bool:

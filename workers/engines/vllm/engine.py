@@ -40,7 +40,6 @@ from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
 from workers.engines.vllm.calling import Calling
-from workers.engines.vllm.changes import change
 from workers.engines.vllm.failures import as_engine_errors, refused
 from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
@@ -51,6 +50,7 @@ from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampl
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
 from workers.engines.vllm.tokens import Prompts
+from workers.engines.vllm.weights import change
 
 SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
@@ -65,10 +65,8 @@ class VllmEngine(AddressEngine):
     changes_model = True
 
     def __init__(self, settings: VllmSettings, metrics: Metrics, guardian: Guardian | None = None) -> None:
-        if settings.model is None:
-            raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
         super().__init__()
-        self._model = settings.model
+        self._model = str(settings.model)
         self.models = settings.names
         self._settings = settings
         self._metrics = metrics
