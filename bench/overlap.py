@@ -26,7 +26,7 @@ from bench.slow_site import slow_site
 from bench.table import table, title, verdict
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
-from workers.engines.base import Completion, EngineLoad, GenerationRequest, TextsAlone
+from workers.engines.base import Completion, Engine, EngineLoad, GenerationRequest
 from workers.roles.process import Process
 from workers.roles.worker import inference_stage
 
@@ -41,12 +41,10 @@ LOOK_SECONDS = 0.05
 PageOf = Callable[[int], str]
 
 
-class KnownEngine(TextsAlone):
+class KnownEngine(Engine):
     """An `Engine` that generates `places` answers at once, in `seconds` each, and counts its idle time."""
 
     name = "known"
-    models = ()
-    context_tokens = None
 
     def __init__(self, places: int, seconds: float) -> None:
         self.places = places
@@ -66,9 +64,6 @@ class KnownEngine(TextsAlone):
         self.begun: list[float] = []
         """Monotonic seconds at the start of each answer."""
 
-    async def start(self) -> None:
-        """Do nothing, since there is no model to load."""
-
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer when a place is free."""
         self._waiting += 1
@@ -84,15 +79,9 @@ class KnownEngine(TextsAlone):
             self._free.release()
         return Completion("Ingrid Solvang was the judge. [1]", "stop", 32, 32, 0.5)
 
-    async def abort(self, request_id: str) -> None:
-        """Abort nothing: no job of this bench is cancelled."""
-
     def load(self) -> EngineLoad:
         """Return the number of requests in progress, and the number that wait for a place."""
         return EngineLoad(running=self._running, waiting=self._waiting, free=self._places - self._running)
-
-    async def close(self) -> None:
-        """Close nothing: this engine has no process and no connection."""
 
     def _changed(self, by: int) -> None:
         now = time.monotonic()

@@ -14,7 +14,6 @@ from tests.handlers import TOPICS, inference_handler
 from tests.integration.raw_server import CLOCK, LOOPBACK, PATIENT
 from tests.readers_here import readers_here
 from workers.egress import Guard
-from workers.engines.address import AddressEngine
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.answering.profile import Profiles
@@ -41,7 +40,7 @@ class AnsweringWorker:
         self.metrics = Metrics()
         profiles = Profiles.load(enrichment.profiles_folder)
         self._enricher = Enricher(enrichment, Guard(LOOPBACK), CLOCK, self.metrics, profiles=profiles, cache=cache)
-        engine = AddressEngine(engine or EchoEngine(EchoSettings(), self.metrics), None)
+        engine = engine or EchoEngine(EchoSettings(), self.metrics)
         self._handler = inference_handler(engine, self._enricher, self.metrics, topic_id="uuid")
         self.engine_watch = self._handler.engine_watch
         self._offset = 0

@@ -14,7 +14,7 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine, GenerationRequest
 from workers.engines.echo import EchoEngine, EchoSettings
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
 from workers.engines.openai_http.settings import OpenAISettings
 
 MODEL = "echo-1"
@@ -51,7 +51,7 @@ async def judging(answer: str) -> AsyncIterator[tuple[Engine, list[dict[str, Any
     app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/chat/completions", chat)
     async with serving(app) as url:
-        yield OpenAIEngine(OpenAISettings(base_url=url, model="judge"), SystemClock(), Metrics()), asked
+        yield create(OpenAISettings(base_url=url, model="judge"), Metrics(), SystemClock()), asked
 
 
 def echo_app() -> web.Application:

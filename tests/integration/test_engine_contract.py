@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -12,9 +13,8 @@ from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration import openai_server
-from workers.engines.base import Engine, GenerationRequest, RequestRejected
+from workers.engines.base import NAMES, Abort, Engine, GenerationRequest, RequestRejected
 from workers.engines.registry import create, engine_settings
-from workers.engines.sampling_fields import NAMES
 from workers.engines.vllm import VllmEngine
 
 QUESTION = "Which river meets the sea near the old house, and who wrote the book about it?"
@@ -94,16 +94,19 @@ class EngineContract:
         assert (engine.load().running, engine.load().waiting) == IDLE
 
     async def test_an_aborted_request_completes_as_aborted(self, engine: Engine) -> None:
-        generating = asyncio.create_task(engine.generate(self.slow))
+        asked = replace(self.slow, abort=Abort())
+        generating = asyncio.create_task(engine.generate(asked))
         await busy(engine, 1)
-        await engine.abort(self.slow.request_id)
+        asked.abort.ask()
         completion = await generating
         assert completion.finish_reason == "abort"
-        assert completion.completion_tokens < self.slow.max_tokens
+        assert completion.completion_tokens < asked.max_tokens
         assert (engine.load().running, engine.load().waiting) == IDLE
 
-    async def test_aborting_an_unknown_request_changes_nothing(self, engine: Engine) -> None:
-        await engine.abort("nobody")
+    async def test_aborting_an_answered_request_changes_nothing(self, engine: Engine) -> None:
+        asked = request()
+        await engine.generate(asked)
+        asked.abort.ask()
         assert (await engine.generate(request())).finish_reason == "length"
 
     async def test_a_cancelled_request_raises_and_leaves_nothing_behind(self, engine: Engine) -> None:

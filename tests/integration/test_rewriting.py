@@ -15,7 +15,7 @@ from telemetry.metrics import Metrics
 from tests.integration.openai_server import serving
 from tests.integration.profiled_worker import Worker, working
 from tests.integration.search_services import Service, answering, esearch
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
 from workers.engines.openai_http.settings import OpenAISettings
 
 TALK = [
@@ -61,7 +61,7 @@ async def worker_with(model: Model) -> AsyncIterator[tuple[Worker, Service]]:
     app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/chat/completions", model.chat)
     async with serving(app) as url, answering(esearch()) as pubmed:
-        engine = OpenAIEngine(OpenAISettings(base_url=url, model="m"), SystemClock(), Metrics())
+        engine = create(OpenAISettings(base_url=url, model="m"), Metrics(), SystemClock())
         async with working(engine, pubmed=pubmed.url) as worker:
             yield worker, pubmed
 

@@ -23,13 +23,12 @@ from workers.inference.rollout.difference import (
     MAX_SENTENCES,
     Meaning,
     MeaningUnknown,
-    Thresholds,
 )
-from workers.inference.rollout.sampling import read_sample, write_sample
+from workers.inference.rollout.sampling import WITHOUT_PROFILE, read_sample, write_sample
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
-LEAST = Thresholds().meaning
+LEAST = WITHOUT_PROFILE.equal_meaning
 BRIDGE = "The bridge was opened in 1987 and carries two lanes of traffic."
 BRIDGE_TOO = "Opened in 1987, the bridge has two traffic lanes."
 TABLETS = "The patient should take two tablets each morning after breakfast."

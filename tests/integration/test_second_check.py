@@ -13,7 +13,7 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.openai_server import serving
 from tests.integration.profiled_worker import Worker, working
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
 from workers.engines.openai_http.settings import OpenAISettings
 
 SOURCES = {
@@ -55,7 +55,7 @@ async def worker_with(model: Model, seconds: float = 2.0) -> AsyncIterator[Worke
     async with (
         serving(app) as url,
         working(
-            OpenAIEngine(OpenAISettings(base_url=url, model="m"), SystemClock(), Metrics()),
+            create(OpenAISettings(base_url=url, model="m"), Metrics(), SystemClock()),
             entailment="engine",
             seconds=seconds,
         ) as worker,

@@ -17,7 +17,7 @@ from tests.integration.openai_http.servers import Server, answers, openai_server
 from tests.integration.registry_rig import ASKED, ESCALATING, Rig, rig, started
 from tests.unit.echo_worker import record
 from workers.egress import EgressPolicy, Guard
-from workers.engines.base import EngineFailed, EngineLoad, EngineRefused, EngineUnavailable
+from workers.engines.base import Abort, EngineFailed, EngineLoad, EngineRefused, EngineUnavailable
 from workers.engines.openai_http import engine as http_engine
 from workers.engines.openai_http.engine import FAILURES
 from workers.enrichment.enrich import Enricher
@@ -147,11 +147,12 @@ async def test_a_request_that_waits_for_its_turn_counts_as_waiting_and_can_be_ab
     text = TWO_ADDRESSES.replace("[{a}, {b}]", "[{a}]") + "limits = { requests_per_second = 0.001 }\n"
     async with rig(tmp_path, a=server) as around, started(around.engine(text)) as engine:
         await engine.generate(ASKED)
-        waiting = asyncio.create_task(engine.generate(replace(ASKED, request_id="r2")))
+        late = replace(ASKED, request_id="r2", abort=Abort())
+        waiting = asyncio.create_task(engine.generate(late))
         async with asyncio.timeout(30):
             while not engine.load().waiting:
                 await asyncio.sleep(0.01)
-        await engine.abort("r2")
+        late.abort.ask()
         assert (await waiting).finish_reason == "abort"
         assert len(server.bodies) == 1
 

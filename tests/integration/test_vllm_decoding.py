@@ -19,9 +19,9 @@ from tests.drawn import drawn
 from tests.integration.test_engine_contract import request
 from workers.engines.base import GenerationRequest
 from workers.engines.vllm import VllmEngine
-from workers.engines.vllm.decoding import Decoding
 from workers.engines.vllm.sampling import sampling_params
 from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.tokens import Decoding
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1_200)]
 

@@ -157,11 +157,12 @@ async def test_a_stop_text_ends_the_answer_and_is_not_in_it(vllm_engine: VllmEng
 
 
 async def test_an_abort_counts_the_tokens_that_were_generated_for_nothing(vllm_engine: VllmEngine) -> None:
-    generating = asyncio.create_task(vllm_engine.generate(request("long", max_tokens=480)))
+    long = request("long", max_tokens=480)
+    generating = asyncio.create_task(vllm_engine.generate(long))
     await busy(vllm_engine, 1)
     # The short request runs in the same batches, so at its end the long one has some tokens, but far fewer than 480.
     await vllm_engine.generate(request("short", max_tokens=8))
-    await vllm_engine.abort("long")
+    long.abort.ask()
     completion = await generating
     assert completion.finish_reason == "abort"
     assert 0 < completion.completion_tokens < 480
@@ -179,14 +180,14 @@ async def test_vllm_s_scheduler_counts_its_work_and_has_no_request_left_that_was
         return value(vllm_metrics, "requests", rank="0", state="running")
 
     before = value(vllm_metrics, "tokens_total", kind="generation")
-    names = [f"aborted{number}" for number in range(3)]
-    generating = [asyncio.create_task(vllm_engine.generate(request(name, max_tokens=480))) for name in names]
+    asked = [request(f"aborted{number}", max_tokens=480) for number in range(3)]
+    generating = [asyncio.create_task(vllm_engine.generate(each)) for each in asked]
     async with asyncio.timeout(60):
         while running() < 3:
             await asyncio.sleep(0.01)
         assert 0 < value(vllm_metrics, "kv_cache_usage_ratio", rank="0") < 1
-        for name in names:
-            await vllm_engine.abort(name)
+        for each in asked:
+            each.abort.ask()
         aborted = await asyncio.gather(*generating)
         await vllm_engine.generate(request("after"))
         while running() > 0:

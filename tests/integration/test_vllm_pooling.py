@@ -82,10 +82,11 @@ async def test_a_request_that_the_model_cannot_answer_names_its_field(
 
 
 async def test_an_abort_ends_every_text_and_the_next_request_is_answered(engine: VllmEngine) -> None:
-    answering = asyncio.create_task(engine.generate(request(embed=["many words " * 100] * 64)))
+    many = request(embed=["many words " * 100] * 64)
+    answering = asyncio.create_task(engine.generate(many))
     while not engine.load().running:
         await asyncio.sleep(0)
-    await engine.abort("r1")
+    many.abort.ask()
     assert (await answering).finish_reason == "abort"
     assert len(rows(await engine.generate(request(embed=["a"])))) == 1
     assert engine.load().running == 0

@@ -22,7 +22,6 @@ from tests.any_json import any_json
 from tests.drawn import drawn
 from tests.handlers import CLOCK
 from tests.safetensors_files import safetensors
-from workers.engines.address import AddressEngine
 from workers.engines.base import (
     Completion,
     EngineAway,
@@ -39,9 +38,9 @@ from workers.engines.registry import engine_settings
 from workers.engines.vllm import adapters as module
 from workers.engines.vllm.adapter_files import CONFIG, WEIGHTS, AdapterRefused, base_tensors, rank_of, require_fit
 from workers.engines.vllm.adapters import Adapters
-from workers.engines.vllm.changes import change
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.settings import VllmSettings
+from workers.engines.vllm.weights import change
 
 # -- adapters --------------------------------------------------------------------------------------------------------
 JSON_VALUES = any_json(st.sampled_from(["a", "r"]))
@@ -494,7 +493,11 @@ class AdaptedEcho(EchoEngine):
 
     def __init__(self, loaded: tuple[str, ...]) -> None:
         super().__init__(EchoSettings(), Metrics())
-        self.adapters = loaded
+        self._loaded = loaded
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return self._loaded
 
     async def generate(self, request: GenerationRequest) -> Completion:
         return replace(await super().generate(replace(request, adapter=None)), text=str(request.adapter))
@@ -507,8 +510,7 @@ def model_of(folder: Path, more: str) -> RegistryModel:
 
 
 def served(model: RegistryModel, *loaded: str) -> ServedModel:
-    engine: Any = AdaptedEcho(loaded)
-    return ServedModel(model, [AddressEngine(engine, None)], CLOCK, Metrics())
+    return ServedModel(model, [AdaptedEcho(loaded)], CLOCK, Metrics())
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.process_state import state_kept
 from workers.engines import ENGINES
-from workers.engines.address import AddressEngine
 from workers.engines.base import (
+    NAMES,
     Completion,
     EngineFailed,
     EngineLoad,
@@ -34,14 +34,11 @@ from workers.engines.base import (
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.prompts import plain_text
 from workers.engines.registry import create, engine_settings
-from workers.engines.sampling_fields import NAMES
 from workers.engines.vllm.settings import VllmSettings
 
 # -- engine registry -------------------------------------------------------------------------------------------------
 FAKE = '''
-from pydantic import Field
 
-from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.settings import EngineSection
 
 
@@ -206,28 +203,30 @@ async def test_a_schema_is_rejected_since_echo_cannot_follow_one(engine: EchoEng
 
 
 async def test_a_sleeping_request_is_aborted_at_once(engine: EchoEngine) -> None:
-    generating = asyncio.create_task(engine.generate(request("wait [[sleep 600]]")))
+    asked = request("wait [[sleep 600]]")
+    generating = asyncio.create_task(engine.generate(asked))
     await asyncio.sleep(0)
     assert engine.load() == EngineLoad(running=1, waiting=0, free=1023)
-    await engine.abort("r1")
+    asked.abort.ask()
     assert await generating == Completion("", "abort", 3, 0)
     assert engine.load() == EngineLoad(running=0, waiting=0, free=1024)
 
 
 async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_is_free() -> None:
     engine = EchoEngine(EchoSettings(latency_seconds=600, places=2), Metrics())
-    tasks = {f"r{n}": asyncio.create_task(engine.generate(request("hello", request_id=f"r{n}"))) for n in range(5)}
+    asked = [request("hello", request_id=f"r{n}") for n in range(5)]
+    tasks = [asyncio.create_task(engine.generate(each)) for each in asked]
     await asyncio.sleep(0)
     assert engine.load() == EngineLoad(running=2, waiting=3, free=0)
-    await engine.abort("r2")  # r2 is still waiting in the queue
-    assert (await tasks["r2"]).finish_reason == "abort"
+    asked[2].abort.ask()  # it is still waiting in the queue
+    assert (await tasks[2]).finish_reason == "abort"
     assert engine.load() == EngineLoad(running=2, waiting=2, free=0)
-    for name in ("r0", "r1", "r3"):
-        await engine.abort(name)
-        await tasks[name]
+    for number in (0, 1, 3):
+        asked[number].abort.ask()
+        await tasks[number]
     assert engine.load() == EngineLoad(running=1, waiting=0, free=1)
     await engine.close()
-    await tasks["r4"]
+    await tasks[4]
     assert engine.load() == EngineLoad(running=0, waiting=0, free=2)
 
 
@@ -249,7 +248,7 @@ class Failing(EchoEngine):
         self.asked: list[str | None] = []
         self.answered: asyncio.Event | None = None
 
-    async def generate(self, request: GenerationRequest) -> Completion:
+    async def complete(self, request: GenerationRequest) -> Completion:
         self.asked.append(request.prompt)
         if request.prompt == "slow" and self.answered is not None:
             await self.answered.wait()
@@ -257,40 +256,38 @@ class Failing(EchoEngine):
             raise self.fails[request.prompt]
         if request.prompt == "aborted":
             return Completion("", "abort", 1, 0)
-        return await super().generate(request)
+        return await super().complete(request)
 
 
-async def error_of(engine: AddressEngine, prompt: str, request_id: str = "r1") -> EngineUnavailable:
+async def error_of(engine: Failing, prompt: str, request_id: str = "r1") -> EngineUnavailable:
     with pytest.raises(EngineUnavailable) as failed:
         await engine.generate(request(prompt, request_id))
     return failed.value
 
 
 async def test_a_failure_is_the_request_s_fault_only_while_the_engine_answers_a_small_request() -> None:
-    inner = Failing()
-    engine = AddressEngine(inner, None)
+    engine = Failing()
     assert isinstance(await error_of(engine, "poison"), EngineFailed)
     assert isinstance(await error_of(engine, "aborted"), EngineFailed)
-    inner.fails["Hello."] = EngineFailed("status 500")
+    engine.fails["Hello."] = EngineFailed("status 500")
     error = await error_of(engine, "poison")
     assert (type(error), str(error), error.wasted_tokens) == (EngineUnavailable, "status 500", 3)
-    assert inner.asked == ["poison", "Hello.", "aborted", "Hello.", "poison", "Hello."]
+    assert engine.asked == ["poison", "Hello.", "aborted", "Hello.", "poison", "Hello."]
 
 
 async def test_a_timeout_is_the_request_s_fault_only_if_a_later_request_was_answered_meanwhile() -> None:
     """A slow server answers a small request, too, only later than the requests before it."""
-    inner = Failing()
-    inner.fails["slow"] = EngineFailed("too slow", took_too_long=True)
-    engine = AddressEngine(inner, None)
+    engine = Failing()
+    engine.fails["slow"] = EngineFailed("too slow", took_too_long=True)
     await engine.generate(request("early"))
     assert type(await error_of(engine, "slow")) is EngineUnavailable
-    inner.answered = asyncio.Event()
+    engine.answered = asyncio.Event()
     failing = asyncio.create_task(error_of(engine, "slow", "r2"))
     await asyncio.sleep(0)
     await engine.generate(request("late", "r3"))
-    inner.answered.set()
+    engine.answered.set()
     assert isinstance(await failing, EngineFailed)
-    assert "Hello." not in inner.asked
+    assert "Hello." not in engine.asked
 
 
 def test_a_conversation_names_its_speakers_where_a_model_has_no_chat_template_and_one_message_stands_alone() -> None:

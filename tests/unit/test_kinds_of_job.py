@@ -301,10 +301,11 @@ async def test_a_worker_answers_a_line_of_each_endpoint_in_its_own_form() -> Non
 async def test_the_echo_engine_sleeps_before_it_answers_texts_and_an_abort_ends_the_sleep() -> None:
     engine = EchoEngine(EchoSettings(), Metrics())
     asked = PoolingInput.of(Job(classify=["[[sleep 3600]] a", "b"]))
-    answering = asyncio.create_task(engine.generate(GenerationRequest("r1", None, None, 512, None, pooling=asked)))
+    request = GenerationRequest("r1", None, None, 512, None, pooling=asked)
+    answering = asyncio.create_task(engine.generate(request))
     while not engine.load().running:
         await asyncio.sleep(0.01)
-    await engine.abort("r1")
+    request.abort.ask()
     assert (await answering).finish_reason == "abort"
 
 

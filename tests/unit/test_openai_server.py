@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from yarl import URL
 
 from schemas.job import Job
+from telemetry.clock import SystemClock
 from tests.any_json import COUNTS, SCALARS, any_json
 from tests.any_json import NOISE as ANY_JSON
 from tests.drawn import drawn
@@ -27,19 +28,23 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
 )
-from workers.engines.online.anthropic import MessagesApi
-from workers.engines.online.gemini import GenerateContentApi
-from workers.engines.online.responses import ResponsesApi
+from workers.engines.online.anthropic import AnthropicServer, AnthropicSettings
+from workers.engines.online.gemini import GeminiServer, GeminiSettings
+from workers.engines.online.responses import ResponsesServer, ResponsesSettings
 from workers.engines.online.turns import parted
 from workers.engines.openai_http.answers import ServerAnswer, completion_of
-from workers.engines.openai_http.dialect import Dialect
+from workers.engines.openai_http.dialect import OpenAIServer
 from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS, AnswerLimit, Limits, ServerLoad, load_in
-from workers.engines.openai_http.models import ServerModels
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
-from workers.engines.openai_http.server import TryAgain, new_session, outcome
+from workers.engines.openai_http.server import ModelServer, TryAgain, new_session
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.openai_http.slots import Slots
 from workers.engines.pooling import PoolingInput
+
+CLOCK = SystemClock()
+ANTHROPIC_API = AnthropicServer(AnthropicSettings(model="m"), CLOCK)
+GEMINI_API = GeminiServer(GeminiSettings(model="m"), CLOCK)
+RESPONSES_API = ResponsesServer(ResponsesSettings(model="m"), CLOCK)
 
 # -- server figures --------------------------------------------------------------------------------------------------
 PAGE = b"""\
@@ -494,9 +499,9 @@ def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, gener
     details = {"input_tokens_details": {"cached_tokens": read}, "output_tokens_details": {"reasoning_tokens": read}}
     response = {"status": "completed", "output": [{"type": "message", "content": [text]}], "usage": usage | details}
     for api, answer in (
-        (MessagesApi("m", "2023-06-01"), message),
-        (GenerateContentApi("m"), contents),
-        (ResponsesApi("m"), response),
+        (ANTHROPIC_API, message),
+        (GEMINI_API, contents),
+        (RESPONSES_API, response),
     ):
         asked = GenerationRequest("r1", "a", None, 8, None, top_logprobs=0)
         try:
@@ -513,10 +518,10 @@ def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, gener
 @example(written({"data": [{"id": "m", "max_model_len": -1}]}))
 def test_any_description_of_a_model_has_a_window_that_holds_a_token_or_none_or_is_refused(body: bytes) -> None:
     reads: tuple[Callable[[bytes], int | None], ...] = (
-        MessagesApi("m", "2023-06-01").window,
-        GenerateContentApi("m").window,
-        ResponsesApi("m").window,
-        lambda listed: ServerModels.model_validate_json(listed).window_of("m"),
+        ANTHROPIC_API.window_in,
+        GEMINI_API.window_in,
+        RESPONSES_API.window_in,
+        OpenAIServer(OpenAISettings(model="m"), CLOCK).window_in,
     )
     for read in reads:
         try:
@@ -524,6 +529,25 @@ def test_any_description_of_a_model_has_a_window_that_holds_a_token_or_none_or_i
         except (ValueError, LookupError):  # the model may be missing from the list
             continue
         assert window is None or window >= 1
+
+
+@pytest.mark.parametrize(
+    ("server", "usage"),
+    [
+        (OpenAIServer(OpenAISettings(model="m"), CLOCK), {"usage": {"completion_tokens": 7}}),
+        (RESPONSES_API, {"usage": {"output_tokens": 7}}),
+        (ANTHROPIC_API, {"usage": {"output_tokens": 7}}),
+        (GEMINI_API, {"usageMetadata": {"candidatesTokenCount": 5, "thoughtsTokenCount": 2}}),
+    ],
+    ids=["openai", "responses", "anthropic", "gemini"],
+)
+def test_the_tokens_of_an_answer_without_its_form_were_generated_for_nothing(
+    server: ModelServer, usage: dict[str, Any]
+) -> None:
+    asked = GenerationRequest("r1", "a", None, 8, None)
+    with pytest.raises(EngineFailed) as failed:
+        server.outcome(asked, "path", 200, {}, written(usage | {"choices": 1, "output": 1, "candidates": 1}))
+    assert failed.value.wasted_tokens == 7
 
 
 # -- pooling answers -------------------------------------------------------------------------------------------------
@@ -551,7 +575,7 @@ ANSWERS = ANY_JSON | st.fixed_dictionaries(
 )
 
 
-DIALECT = Dialect("m1", OpenAISettings())
+DIALECT = OpenAIServer(OpenAISettings(model="m1"), CLOCK)
 
 
 def asked(field: str) -> GenerationRequest:
@@ -559,7 +583,7 @@ def asked(field: str) -> GenerationRequest:
 
 
 def answered(field: str, document: object, status: int = 200) -> Any:
-    return outcome(DIALECT, asked(field), "path", status, {}, json.dumps(document).encode(), 0.0)
+    return DIALECT.outcome(asked(field), "path", status, {}, json.dumps(document).encode())
 
 
 def vector(index: int, *numbers: float) -> dict[str, Any]:
@@ -571,8 +595,8 @@ def test_every_kind_has_an_endpoint() -> None:
 
 
 def test_the_server_is_asked_for_numbers_and_its_embeddings_are_put_into_the_texts_order() -> None:
-    dialect = Dialect("e5", OpenAISettings())
-    assert (dialect.path(asked("embed")), dialect.body(asked("embed"))) == (
+    dialect = OpenAIServer(OpenAISettings(model="e5"), CLOCK)
+    assert (dialect.paths(asked("embed"))[0], dialect.body(asked("embed"))) == (
         "embeddings",
         {"model": "e5", "input": ["one", "two"], "encoding_format": "float", "dimensions": 3},
     )
@@ -609,17 +633,17 @@ def test_a_server_or_an_engine_without_the_kind_refuses_its_field(field: str) ->
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_a_question_is_refused_by_a_server_that_only_embeds_or_ranks(api: str) -> None:
     """Without the refusal, the job would wait until its deadline, and many such jobs would fill the worker's window."""
-    dialect = Dialect("bge", OpenAISettings.model_validate({"api": api}))
+    dialect = OpenAIServer(OpenAISettings.model_validate({"model": "bge", "api": api}), CLOCK)
     question = GenerationRequest("r1", "Is it?", None, 8, None)
 
     def ask() -> object:
-        return outcome(dialect, question, dialect.path(question), 404, {}, b"", 0.0)
+        return dialect.outcome(question, dialect.paths(question)[0], 404, {}, b"")
 
     with pytest.raises(EngineUnavailable):
         ask()
     dialect.found.add("../rerank")
     with pytest.raises(RequestRejected, match=r"prompt: the server has no /[a-z/]+, so its model answers no question"):
         ask()
-    dialect.found.add(dialect.path(question))
+    dialect.found.add(dialect.paths(question)[0])
     with pytest.raises(EngineUnavailable):
         ask()

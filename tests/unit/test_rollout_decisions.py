@@ -35,7 +35,8 @@ from schemas.rollout.facts import (
 from schemas.rollout.judge import MOST_DIFFERENT, Judge
 from tests.any_json import any_json
 from tests.drawn import drawn
-from workers.inference.rollout.difference import Said, Thresholds, difference, similarity, words
+from workers.inference.rollout.difference import Said, difference, similarity, words
+from workers.inference.rollout.sampling import WITHOUT_PROFILE
 
 # -- rollout decisions -----------------------------------------------------------------------------------------------
 ID, OTHER = "ro_0123456789abcdef", "ro_ffffffffffffffff"
@@ -418,13 +419,13 @@ JSON = any_json(
     scalars=st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=20), leaves=15
 )
 LONG = "The capital of France is Paris and it lies on the river Seine in the north of the country"
-PLAIN = Thresholds()
+PLAIN = WITHOUT_PROFILE
 
 
 def differs(
     one: str | None, other: str | None, *, is_json: bool = False, codes: tuple[Any, Any] = (None, None)
 ) -> float:
-    return difference(Said(one, codes[0]), Said(other, codes[1]), is_json=is_json, thresholds=PLAIN)
+    return difference(Said(one, codes[0]), Said(other, codes[1]), is_json=is_json, profile=PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -504,6 +505,6 @@ def test_words_keep_numbers_whole() -> None:
 
 
 def test_a_short_text_must_have_equal_words_even_with_a_low_threshold() -> None:
-    low = Thresholds(similarity=0.5)
-    assert difference(Said("It is safe"), Said("It is not safe"), is_json=False, thresholds=low) == 1
-    assert difference(Said(LONG), Said(LONG.replace("north", "heart")), is_json=False, thresholds=low) == 0
+    low = PLAIN.model_copy(update={"equal_similarity": 0.5})
+    assert difference(Said("It is safe"), Said("It is not safe"), is_json=False, profile=low) == 1
+    assert difference(Said(LONG), Said(LONG.replace("north", "heart")), is_json=False, profile=low) == 0

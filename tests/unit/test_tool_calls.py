@@ -23,6 +23,7 @@ from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
 from schemas.strict import NotAJob, body_job, ignored_members, job_in
 from schemas.tools import CalledFunction, Tool, ToolCall
+from telemetry.clock import SystemClock
 from tests.any_json import any_json
 from tests.unit.echo_worker import record, working
 from workers.engines.address import with_quirks, without_fence
@@ -37,12 +38,12 @@ from workers.engines.base import (
 )
 from workers.engines.families import ReasoningMarks, families
 from workers.engines.finish import finish_reason, is_failure
-from workers.engines.online.anthropic import MessagesApi
-from workers.engines.online.gemini import GenerateContentApi
-from workers.engines.online.responses import ResponsesApi
+from workers.engines.online.anthropic import AnthropicServer, AnthropicSettings
+from workers.engines.online.gemini import GeminiServer, GeminiSettings
+from workers.engines.online.responses import ResponsesServer, ResponsesSettings
 from workers.engines.openai_http.answers import ServerAnswer, completion_of
-from workers.engines.openai_http.dialect import Dialect
-from workers.engines.openai_http.server import ServerProblem, TryAgain, outcome
+from workers.engines.openai_http.dialect import OpenAIServer
+from workers.engines.openai_http.server import ServerProblem, TryAgain
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.reasoning import Parted, parted
 from workers.engines.vllm.calling import calls_of
@@ -53,6 +54,11 @@ from workers.inference.ground import GroundedRequest
 from workers.inference.model_rules import Escalate
 from workers.inference.results import ReadAnswer, notes_on, read_answers
 from workers.screening.texts import texts_of, with_texts
+
+CLOCK = SystemClock()
+ANTHROPIC_API = AnthropicServer(AnthropicSettings(model="m"), CLOCK)
+GEMINI_API = GeminiServer(GeminiSettings(model="m"), CLOCK)
+RESPONSES_API = ResponsesServer(ResponsesSettings(model="m"), CLOCK)
 
 # -- tool calls ------------------------------------------------------------------------------------------------------
 PLACE = Origin("topic-uuid", 3, 7)
@@ -67,7 +73,7 @@ CHAT: list[dict[str, Any]] = [
     {"role": "user", "content": "So?"},
 ]
 NOISE = any_json(leaves=12)
-DIALECT = Dialect("m1", OpenAISettings())
+DIALECT = OpenAIServer(OpenAISettings(model="m1"), CLOCK)
 
 
 def job(**fields: Any) -> Job:
@@ -236,17 +242,17 @@ def test_a_family_without_system_messages_keeps_what_tools_returned() -> None:
 
 # -- requests and answers ----------------------------------------------------------------------------------------------
 def test_a_server_of_openai_s_protocol_gets_tools_and_calls_as_they_are() -> None:
-    dialect = Dialect("m1", OpenAISettings())
+    dialect = OpenAIServer(OpenAISettings(model="m1"), CLOCK)
     body = dialect.body(request(tool_choice="required", parallel_tool_calls=False))
     assert (body["tools"], body["tool_choice"], body["parallel_tool_calls"]) == ([TOOL], "required", False)
     assert body["messages"] == CHAT
     assert dialect.body(request(tool_choice=job(tool_choice=NAMED).tool_choice))["tool_choice"] == NAMED
     with pytest.raises(RequestRejected, match="tools: "):
-        Dialect("m1", OpenAISettings(api="completions")).body(request())
+        OpenAIServer(OpenAISettings(model="m1", api="completions"), CLOCK).body(request())
 
 
 def test_anthropic_gets_blocks_of_calls_and_their_results() -> None:
-    body = MessagesApi("m", "2023-06-01").body(request(tool_choice="required"))
+    body = ANTHROPIC_API.body(request(tool_choice="required"))
     assert body["tools"] == [{"name": "clock", "description": "The time.", "input_schema": SCHEMA}]
     assert body["tool_choice"] == {"type": "any"}
     assert body["messages"] == [
@@ -282,8 +288,8 @@ def test_each_service_has_its_own_words_for_the_tool_choice(
     choice: object, single: bool | None, anthropic: object, gemini: object
 ) -> None:
     asked = request(tool_choice=job(tool_choice=choice).tool_choice if choice else None, parallel_tool_calls=single)
-    assert MessagesApi("m", "2023-06-01").body(asked)["tool_choice"] == anthropic
-    api = GenerateContentApi("m")
+    assert ANTHROPIC_API.body(asked)["tool_choice"] == anthropic
+    api = GEMINI_API
     if gemini is None:
         with pytest.raises(RequestRejected, match="parallel_tool_calls: "):
             api.body(asked)
@@ -292,7 +298,7 @@ def test_each_service_has_its_own_words_for_the_tool_choice(
 
 
 def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None:
-    body = GenerateContentApi("m").body(request())
+    body = GEMINI_API.body(request())
     assert body["tools"] == [
         {"functionDeclarations": [{"name": "clock", "description": "The time.", "parametersJsonSchema": SCHEMA}]}
     ]
@@ -312,7 +318,7 @@ def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None
 def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_results() -> None:
     """A job without `strict` is not strict, but the Responses API is strict unless the request says otherwise."""
     named = job(tool_choice=NAMED).tool_choice
-    body = ResponsesApi("m").body(request(tool_choice=named, parallel_tool_calls=False))
+    body = RESPONSES_API.body(request(tool_choice=named, parallel_tool_calls=False))
     function = {"type": "function", "name": "clock", "description": "The time.", "parameters": SCHEMA, "strict": False}
     assert (body["tools"], body["parallel_tool_calls"]) == ([function], False)
     assert body["tool_choice"] == {"type": "function", "name": "clock"}
@@ -324,7 +330,7 @@ def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_resu
         {"type": "message", "role": "user", "content": "So?"},
     ]
     bare = (Tool.model_validate({"type": "function", "function": {"name": "now", "strict": True}}),)
-    assert ResponsesApi("m").body(request(tools=bare))["tools"] == [
+    assert RESPONSES_API.body(request(tools=bare))["tools"] == [
         {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}, "strict": True}
     ]
 
@@ -340,7 +346,7 @@ def test_arguments_that_are_no_object_are_refused_by_the_services_that_want_one(
     called = Message(
         role="assistant", tool_calls=[ToolCall(id="c1", function=CalledFunction(name="clock", arguments=arguments))]
     )
-    for api in (MessagesApi("m", "2023-06-01"), GenerateContentApi("m")):
+    for api in (ANTHROPIC_API, GEMINI_API):
         if not arguments:
             api.body(request(messages=(called,)))
             continue
@@ -371,7 +377,7 @@ def test_a_call_in_a_model_s_text_that_a_result_cannot_hold_is_no_call(wrong: di
 def test_a_result_of_an_unknown_call_is_refused_where_the_service_wants_the_function_s_name() -> None:
     stray = Message(role="tool", tool_call_id="c9", content="9:41")
     with pytest.raises(RequestRejected, match="`tool_call_id` names no call"):
-        GenerateContentApi("m").body(request(messages=(stray,)))
+        GEMINI_API.body(request(messages=(stray,)))
 
 
 # -- answered calls --------------------------------------------------------------------------------------------------
@@ -392,7 +398,7 @@ def response(item: object) -> bytes:
 
 
 def of_openai(body: bytes, **fields: Any) -> Any:
-    return outcome(DIALECT, request(**fields), "chat/completions", 200, {}, body, 0.0)
+    return DIALECT.outcome(request(**fields), "chat/completions", 200, {}, body)
 
 
 def calls_in(completion: Completion) -> list[tuple[str, str, str]]:
@@ -407,12 +413,12 @@ def test_each_engine_s_calls_become_calls_of_one_form() -> None:
     as_object = {"function": {"name": "clock", "arguments": {"day": "Monday"}}}
     assert calls_in(of_openai(openai_answer({"tool_calls": [as_object]}))) == [("call_0", *wanted[1:])]
     block = {"type": "tool_use", "id": "c1", "name": "clock", "input": {"day": "Monday"}}
-    assert calls_in(MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request())) == [wanted]
+    assert calls_in(ANTHROPIC_API.completion(anthropic_answer(block), request())) == [wanted]
     part = {"functionCall": {"name": "clock", "args": {"day": "Monday"}}}
-    assert calls_in(GenerateContentApi("m").completion(gemini_answer(part), request())) == [("call_0", *wanted[1:])]
+    assert calls_in(GEMINI_API.completion(gemini_answer(part), request())) == [("call_0", *wanted[1:])]
     item = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": wanted[2]}
-    assert calls_in(ResponsesApi("m").completion(response(item), request())) == [wanted]
-    assert calls_in(ResponsesApi("m").completion(response({**item, "call_id": None}), request()))[0][0] == "call_0"
+    assert calls_in(RESPONSES_API.completion(response(item), request())) == [wanted]
+    assert calls_in(RESPONSES_API.completion(response({**item, "call_id": None}), request()))[0][0] == "call_0"
     assert of_openai(openai_answer({"tool_calls": [CALL]}), tools=()).tool_calls == ()
 
 
@@ -429,9 +435,9 @@ def test_any_call_of_a_server_becomes_a_result_or_an_engine_s_error(call: object
     item = {**call, "type": "function_call"} if isinstance(call, dict) else call
     for read in (
         lambda: of_openai(openai_answer({"tool_calls": [call]})),
-        lambda: MessagesApi("m", "2023-06-01").completion(anthropic_answer(block), request()),
-        lambda: GenerateContentApi("m").completion(gemini_answer(call), request()),
-        lambda: ResponsesApi("m").completion(response(item), request()),
+        lambda: ANTHROPIC_API.completion(anthropic_answer(block), request()),
+        lambda: GEMINI_API.completion(gemini_answer(call), request()),
+        lambda: RESPONSES_API.completion(response(item), request()),
     ):
         try:
             completion = read()
@@ -620,11 +626,11 @@ def test_a_family_s_code_fence_is_removed_from_every_answer() -> None:
 # -- OpenAI's protocol -------------------------------------------------------------------------------------------------
 def answered(*choices: object) -> Any:
     body = {"choices": choices, "usage": {"prompt_tokens": 3, "completion_tokens": 7}}
-    return outcome(DIALECT, ASKED, "chat/completions", 200, {}, json.dumps(body).encode(), 0.0)
+    return DIALECT.outcome(ASKED, "chat/completions", 200, {}, json.dumps(body).encode())
 
 
 def test_a_server_is_asked_in_the_words_of_its_two_apis_and_refuses_in_the_job_s() -> None:
-    dialect = Dialect("m1", OpenAISettings(log_probabilities=False))
+    dialect = OpenAIServer(OpenAISettings(model="m1", log_probabilities=False), CLOCK)
     chat, raw = dialect.body(ASKED), dialect.body(replace(ASKED, is_raw=True))
     assert (chat["n"], chat["logprobs"], chat["top_logprobs"]) == (3, True, 2)
     assert (raw["n"], raw["logprobs"], raw.get("top_logprobs")) == (3, 2, None)
@@ -684,7 +690,7 @@ def test_any_log_probabilities_of_a_server_become_a_result_or_an_engine_s_error(
 
 # -- Gemini ------------------------------------------------------------------------------------------------------------
 def test_gemini_is_asked_for_candidates_and_each_chosen_token_is_joined_with_its_alternatives() -> None:
-    api = GenerateContentApi("gemini-x")
+    api = GeminiServer(GeminiSettings(model="gemini-x"), CLOCK)
     options = api.body(ASKED)["generationConfig"]
     assert {name: options[name] for name in ("candidateCount", "responseLogprobs", "logprobs")} == {
         "candidateCount": 3,
@@ -713,7 +719,7 @@ def test_gemini_is_asked_for_candidates_and_each_chosen_token_is_joined_with_its
 def test_any_log_probabilities_of_gemini_are_read_or_refused(found: object) -> None:
     candidate = {"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP", "logprobsResult": found}
     try:
-        completion = GenerateContentApi("m").completion(json.dumps({"candidates": [candidate]}).encode(), ASKED)
+        completion = GEMINI_API.completion(json.dumps({"candidates": [candidate]}).encode(), ASKED)
     except ValueError:
         return
     assert all(-9999.0 <= token.logprob <= 0 for token in completion.logprobs or ())
@@ -768,9 +774,9 @@ def test_a_server_s_log_probabilities_take_little_memory(openai: bytes, gemini: 
     asked = replace(ASKED, n=1)
     tracemalloc.start()
     answers = (
-        outcome(DIALECT, asked, "chat/completions", 200, {}, b'{"choices":[{"logprobs":%b}]}' % openai, 0.0),
-        GenerateContentApi("m").completion(b'{"candidates":[{"logprobsResult":%b}]}' % gemini, asked),
-        ResponsesApi("m").completion(RESPONSE % response, asked),
+        DIALECT.outcome(asked, "chat/completions", 200, {}, b'{"choices":[{"logprobs":%b}]}' % openai),
+        GEMINI_API.completion(b'{"candidates":[{"logprobsResult":%b}]}' % gemini, asked),
+        RESPONSES_API.completion(RESPONSE % response, asked),
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -787,9 +793,9 @@ def test_choices_and_tokens_beyond_those_of_the_request_are_left_out() -> None:
     completions = [{"text": "a", "logprobs": {"tokens": ["a"] * 4, "token_logprobs": [-1] * 4}}] * 3
     candidates = [{"index": at, "logprobsResult": {"chosenCandidates": [candidate] * 4}} for at in range(3)]
     answers = (
-        outcome(DIALECT, asked, "chat/completions", 200, {}, json.dumps({"choices": choices}).encode(), 0.0),
-        outcome(DIALECT, asked, "completions", 200, {}, json.dumps({"choices": completions}).encode(), 0.0),
-        GenerateContentApi("m").completion(json.dumps({"candidates": candidates}).encode(), asked),
+        DIALECT.outcome(asked, "chat/completions", 200, {}, json.dumps({"choices": choices}).encode()),
+        DIALECT.outcome(asked, "completions", 200, {}, json.dumps({"choices": completions}).encode()),
+        GEMINI_API.completion(json.dumps({"candidates": candidates}).encode(), asked),
     )
     for each in answers:
         assert isinstance(each, Completion)

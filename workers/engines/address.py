@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 from schemas.job import Message, TextPart
@@ -12,111 +14,89 @@ from workers.engines.base import (
     Engine,
     EngineError,
     EngineFailed,
-    EngineLoad,
+    EngineRefused,
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
-    Remote,
     RequestRejected,
-    adapters_of,
+    left_out,
+    small_request,
 )
 from workers.engines.families import Family
-from workers.engines.first_requests import small_request
-from workers.engines.sampling_fields import left_out
+from workers.engines.settings import EngineSection
 
 PROBE_SECONDS = 10.0
 """Seconds in which an engine that works answers a small request."""
 _ABORTED = "the engine aborted the request unasked"
 
 
-class AddressEngine:
-    """Implements `Engine`: the engine `inner`, with requests and answers changed for the quirks of a family.
+class AddressEngine(Engine):
+    """The base of each engine with one model: `complete` is the engine's own way to an answer.
 
-    An EngineFailed of the inner engine stays one only if the engine works: it answered a request that began later, or
-    answers a small request now. Otherwise the engine is at fault, or a proxy before a dead server, and the error
-    becomes EngineUnavailable. A request that took too long gets no small request: a slow server answers that one later
-    too, and so proves nothing.
+    Requests and answers are changed for the quirks of the model's `family`. An EngineFailed of `complete` stays one
+    only if the engine works: it answered a request that began later, or answers a small request now. Otherwise the
+    engine is at fault, or a proxy before a dead server, and the error becomes EngineUnavailable. A request that took
+    too long gets no small request: a slow server answers that one later too, and so proves nothing.
     """
 
-    def __init__(self, inner: Engine, family: Family | None) -> None:
-        self.inner = inner
-        self.family = family
-        """The family of the engine's model; None for a model of no known family, whose requests stay as they are."""
+    family: Family | None = None
+    """The family of the engine's model; None for a model of no known family, whose requests stay as they are."""
+
+    def __init__(self) -> None:
+        self.changed: Callable[[], object] = lambda: None
+        """Called when `is_away` changes."""
         self._begun = self._newest_answered = 0
-        self._asking: dict[str, bool] = {}
-        """The requests in flight; True if an abort was asked for."""
         self._probing: asyncio.Task[bool] | None = None
         self._is_closed = False
 
     @property
-    def name(self) -> str:
-        """The engine's name in results."""
-        return self.inner.name
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names by which a job may ask for the engine's model."""
-        return self.inner.models
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names of the engine's LoRA adapters."""
-        return adapters_of(self.inner)
-
-    @property
-    def context_tokens(self) -> int | None:
-        """The model's limit on tokens of prompt and answer together."""
-        return self.inner.context_tokens
-
-    @property
     def is_away(self) -> bool:
-        """True if the engine's server is known to answer nothing."""
-        return isinstance(self.inner, Remote) and self.inner.is_away
+        """True if the engine's server answered nothing lately, so that requests are refused until it answers again."""
+        return False
 
-    def takes_images(self, model_id: str | None) -> bool:
-        """True if the model of this name reads images."""
-        return self.inner.takes_images(model_id)
+    @abstractmethod
+    async def complete(self, request: GenerationRequest) -> Completion:
+        """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
 
-    async def start(self) -> None:
-        """Start the engine. Raises EngineError."""
-        await self.inner.start()
+    async def probe(self, like: GenerationRequest) -> None:
+        """Answer a small request of the same kind, at a server beside the requests that wait. Raises EngineError."""
+        await self.complete(small_request(like))
+
+    changes_model = False
+    """True if `change_model` is implemented."""
+
+    async def change_model(self, section: EngineSection) -> None:
+        """Serve the model and adapters of these settings from now on, without a restart.
+
+        The old model finishes the running requests, each with its old adapter. Later requests wait for the new model.
+
+        Raises EngineRefused if the new settings need a restart, EngineAway if a later try may succeed, and
+        EngineUnavailable if the engine could not change.
+        """
+        raise EngineRefused("this engine takes new settings only at its start")
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError; EngineFailed only if the request may be to blame."""
         self._begun += 1
         number = self._begun
-        self._asking[request.request_id] = False
         try:
-            completion = await self.inner.generate(with_quirks(request, self.family))
+            completion = await self.complete(with_quirks(request, self.family))
             if completion.finish_reason != "abort":
                 self._newest_answered = max(self._newest_answered, number)
-            elif not self._asking[request.request_id] and not self._is_closed:
+            elif not request.abort.is_asked and not self._is_closed:
                 raise EngineFailed(_ABORTED, wasted_tokens=completion.completion_tokens)
         except EngineFailed as failed:
             if await self._works(request, number, failed):
                 raise
             raise EngineUnavailable(str(failed), wasted_tokens=failed.wasted_tokens) from failed
-        finally:
-            del self._asking[request.request_id]
         completion = without_fence(completion, request, self.family)
         return replace(completion, left_out=left_out(self.name, request)) if request.sampling else completion
 
-    async def abort(self, request_id: str) -> None:
-        """Stop a request. Unknown ids are ignored."""
-        if request_id in self._asking:
-            self._asking[request_id] = True
-        await self.inner.abort(request_id)
-
-    def load(self) -> EngineLoad:
-        """Return the engine's present load."""
-        return self.inner.load()
-
     async def close(self) -> None:
-        """End the engine."""
+        """End the engine. The requests in flight are aborted."""
         self._is_closed = True
         if self._probing is not None:
             self._probing.cancel()
-        await self.inner.close()
 
     async def _works(self, request: GenerationRequest, number: int, failed: EngineFailed) -> bool:
         """True if the engine has answered a request that began after request `number`, or answers a small one now."""
@@ -135,10 +115,7 @@ class AddressEngine:
     async def _probed(self, like: GenerationRequest) -> bool:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                if isinstance(self.inner, Remote):
-                    await self.inner.probe(like)
-                else:
-                    await self.inner.generate(small_request(like))
+                await self.probe(like)
         except (RequestRejected, PromptTooLong):
             return True
         except (EngineError, TimeoutError):

@@ -17,18 +17,19 @@ Errors:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from schemas.images import is_data_url, parted_data_url
 from schemas.job import ImageUrl, Message, Reasoning, ResponseFormat, images_in
+from schemas.kinds import KINDS
 from schemas.result import Logprob, TokenLogprob
 from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
 from workers.engines.pooling import Pooled, PoolingInput
-from workers.engines.settings import EngineSection
 
 _LEAST_LOGPROB = -9999.0
 """Stands for the logarithm of 0 in results, as in vLLM's server, because JSON has no infinity."""
@@ -37,6 +38,25 @@ TokenCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 The bounds exist because metrics refuse negative numbers, and databases refuse larger numbers.
 """
+
+
+class Abort:
+    """Ends one request early: `ask` calls the `stop` of the part that has the request now, be it a queue or an engine.
+
+    An aborted request gives a completion with the text so far, and with `finish_reason` abort.
+    """
+
+    __slots__ = ("is_asked", "stop")
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.stop: Callable[[], object] | None = None
+
+    def ask(self) -> None:
+        """End the request. A request that nothing works on is only marked."""
+        self.is_asked = True
+        if self.stop is not None:
+            self.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +106,8 @@ class GenerationRequest:
 
     A cut at the prompt's start would remove the rules for sources.
     """
+    abort: Abort = field(default_factory=Abort, compare=False, repr=False)
+    """Ends this request early. The copies of a request share it."""
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
@@ -275,29 +297,18 @@ class EngineLost(EngineError):  # noqa: N818
     """The engine could not be loaded again, and this process no longer tries to load it."""
 
 
-class TextsAlone:
-    """Implements `takes_images` of `Engine`, for models that read no images."""
-
-    def takes_images(self, model_id: str | None) -> bool:
-        """Return False, because the models read no images."""
-        return False
-
-
-class Engine(Protocol):
+class Engine(ABC):
     """Generates answers. Each worker has one engine, and the engine serves many requests at once."""
 
-    @property
-    def name(self) -> str:
-        """The engine's name in results, for example `vllm`."""
-        ...
+    name: str
+    """The engine's name in results, for example `vllm`."""
+    models: tuple[str, ...] = ()
+    """The names by which a job may ask for the engine's model; empty without a model. Results show the first name."""
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """The names by which a job may ask for the engine's model; empty without a model.
-
-        Results show the first name.
-        """
-        ...
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the LoRA adapters that a job may give in `adapter` now."""
+        return ()
 
     @property
     def context_tokens(self) -> int | None:
@@ -305,81 +316,82 @@ class Engine(Protocol):
 
         The value is valid from `start` on.
         """
-        ...
+        return None
 
     def takes_images(self, model_id: str | None) -> bool:
         """True if the model of this name reads images beside text. None names the engine's own model."""
-        ...
+        return False
 
-    async def start(self) -> None:
+    async def start(self) -> None:  # noqa: B027 - some engines load no model
         """Load the model, and return when the engine can generate. Called once, before the worker joins its group."""
-        ...
 
+    @abstractmethod
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
-        ...
+        """Answer one request. Raises EngineError. Cancelling the call aborts the request, as `request.abort` does."""
 
-    async def abort(self, request_id: str) -> None:
-        """Stop a request. Its `generate` call then returns the text so far, with `finish_reason` abort.
-
-        Unknown ids are ignored.
-        """
-        ...
-
+    @abstractmethod
     def load(self) -> EngineLoad:
         """Return the engine's present load. The call is cheap and does no I/O."""
-        ...
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - some engines hold nothing
         """End the engine and all its processes and connections."""
-        ...
 
 
-@runtime_checkable
-class Remote(Protocol):
-    """An engine at a server, which may be away while this process is well."""
-
-    changed: Callable[[], None]
-    """Called when `is_away` changes."""
-
-    @property
-    def is_away(self) -> bool:
-        """True if the server answered nothing lately, so that requests are refused until it answers again."""
-        ...
-
-    async def probe(self, like: GenerationRequest) -> None:
-        """Let the server answer a small request of the same kind, beside the requests that wait for a place.
-
-        Raises EngineUnavailable if the server does not answer.
-        """
-        ...
+# -- Requests that show whether a model answers at all: a question, then texts to embed, score, rank and classify --
+_TEXT = "Hello."
+_TOKENS = 16
+"""The fewest tokens of an answer that each service takes."""
 
 
-@runtime_checkable
-class HasAdapters(Protocol):
-    """An engine with LoRA adapters."""
+def first_requests(
+    request_id: str, prompt: str, max_tokens: int, temperature: float | None = None, model_id: str | None = None
+) -> tuple[GenerationRequest, ...]:
+    """Return the requests in the order to try.
 
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names that a job may give in `adapter` now."""
-        ...
+    Most models answer the first request; a reranker answers only the request to rank texts.
+    """
+    question = GenerationRequest(
+        request_id, prompt, None, max_tokens, temperature, temperature_is_default=True, model_id=model_id
+    )
+    inputs = [PoolingInput(kind, (prompt,), (prompt,) if kind.model is not None else ()) for kind in KINDS]
+    return (question, *(replace(question, prompt=None, pooling=each) for each in inputs))
 
 
-def adapters_of(engine: object) -> tuple[str, ...]:
-    """Return the names of an engine's LoRA adapters; none for an engine that cannot have adapters."""
-    return engine.adapters if isinstance(engine, HasAdapters) else ()
+def small_request(like: GenerationRequest) -> GenerationRequest:
+    """Return a request of the same kind that a working model answers at once."""
+    question, *others = first_requests(f"probe-{like.request_id}", _TEXT, _TOKENS, 0.0, like.model_id)
+    kind = like.pooling.kind if like.pooling is not None else None
+    return next((each for each in others if each.pooling is not None and each.pooling.kind is kind), question)
 
 
-@runtime_checkable
-class ChangesModel(Protocol):
-    """An engine that can change its model without a restart."""
+# -- The sampling fields of jobs, and the name of each in the request of each kind of engine: one row a field --
+_SAME: Final = ("echo", "openai", "vllm")
 
-    async def change_model(self, section: EngineSection) -> None:
-        """Serve the model and adapters of these settings from now on.
 
-        The old model finishes the running requests, each with its old adapter. Later requests wait for the new model.
+def _row(name: str, *same: str, **others: str) -> dict[str, str]:
+    return {**dict.fromkeys((*_SAME, *same), name), **others}
 
-        Raises EngineRefused if the new settings need a restart, EngineAway if a later try may succeed, and
-        EngineUnavailable if the engine could not change.
-        """
-        ...
+
+NAMES: Final[Mapping[str, Mapping[str, str]]] = {
+    "top_p": _row("top_p", "anthropic", "responses", gemini="topP"),
+    "min_p": _row("min_p"),
+    "seed": _row("seed", gemini="seed"),
+    # The Responses API takes no stop texts, so its engine cuts the answer itself.
+    "stop": _row("stop", "responses", anthropic="stop_sequences", gemini="stopSequences"),
+}
+"""Maps the job's field to the engine kinds that take it, and to their names for it.
+
+A field passes from the job to the engine without a change. An engine kind without a name for a field does not get it,
+and the result names the field. Fields that steer an engine for other jobs too have no row: vLLM's `priority`,
+`request_id`, `kv_transfer_params` and `cache_salt`, and `use_beam_search`, which takes a multiple of the memory.
+"""
+
+
+def named(kind: str, request: GenerationRequest) -> dict[str, Any]:
+    """Return the request's sampling fields by the names of this engine kind, without those that it does not take."""
+    return {NAMES[field][kind]: value for field, value in request.sampling.items() if kind in NAMES[field]}
+
+
+def left_out(kind: str, request: GenerationRequest) -> tuple[str, ...]:
+    """Return the request's sampling fields that this engine kind does not take."""
+    return tuple(field for field in request.sampling if kind not in NAMES[field])

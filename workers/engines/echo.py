@@ -22,6 +22,7 @@ import signal
 from base64 import b64decode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import ClassVar, Final, Literal
 
 from pydantic import Field
@@ -30,7 +31,9 @@ from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
 from schemas.tools import CalledFunction, NamedTool, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
+from workers.engines.address import AddressEngine
 from workers.engines.base import (
+    Abort,
     Completion,
     EngineDied,
     EngineLoad,
@@ -68,18 +71,18 @@ class EchoSettings(EngineSection):
     """Cap on the answers in progress; further requests wait for a place, as at a GPU."""
 
 
-class EchoEngine:
-    """Implements `Engine`."""
+class EchoEngine(AddressEngine):
+    """Answers at once; see the module."""
 
     name = "echo"
-    context_tokens = None
 
     def __init__(self, settings: EchoSettings, metrics: Metrics) -> None:
-        self.models: tuple[str, ...] = (settings.model,) if settings.model else ()
+        super().__init__()
+        self.models = (settings.model,) if settings.model else ()
         self._latency = settings.latency_seconds
         self._restarts = metrics.engine_restarts
         self._places = settings.places
-        self._sleeping: dict[str, asyncio.Future[_Woken]] = {}
+        self._sleeping: set[asyncio.Future[_Woken]] = set()
         """Requests that sleep or wait for a place."""
         self._alarms: dict[asyncio.Future[_Woken], asyncio.TimerHandle] = {}
         """The requests that have a place, each with the timer that ends its sleep."""
@@ -90,10 +93,7 @@ class EchoEngine:
         """Return True, because the answer names each image's media type and size in bytes."""
         return True
 
-    async def start(self) -> None:
-        """Do nothing, because this engine loads no model."""
-
-    async def generate(self, request: GenerationRequest) -> Completion:
+    async def complete(self, request: GenerationRequest) -> Completion:
         """Answer one request, at once or after the latency or `[[sleep]]`.
 
         Raises EngineError; EngineDied at `[[crash-engine]]`.
@@ -113,15 +113,9 @@ class EchoEngine:
             if request.is_whole:
                 raise PromptTooLong(room / len(words))
             words = words[-room:]
-        if seconds > 0 and await self._sleep(request.request_id, seconds) == "aborted":
+        if seconds > 0 and await self._sleep(request.abort, seconds) == "aborted":
             return Completion("", "abort", len(words), 0)
         return _answer(words, request) if asked is None else _pooled(asked, len(words))
-
-    async def abort(self, request_id: str) -> None:
-        """End the request's sleep. A request that does not sleep has been answered already."""
-        sleeping = self._sleeping.get(request_id)
-        if sleeping is not None and not sleeping.done():
-            sleeping.set_result("aborted")
 
     def load(self) -> EngineLoad:
         """Return the load. A request counts as running while it sleeps and has a place.
@@ -133,8 +127,9 @@ class EchoEngine:
 
     async def close(self) -> None:
         """Abort the requests that still sleep."""
-        for request_id in list(self._sleeping):
-            await self.abort(request_id)
+        await super().close()
+        for sleeping in self._sleeping:
+            _wake(sleeping, "aborted")
 
     def _obey(self, text: str, seconds: float) -> float:
         if _CRASH_WORKER in text:
@@ -146,20 +141,21 @@ class EchoEngine:
 
     def _die(self) -> None:
         self._restarts.inc()
-        for sleeping in self._sleeping.values():
+        for sleeping in self._sleeping:
             if not sleeping.done():
                 sleeping.set_exception(EngineDied("the engine died with this request in flight"))
         raise EngineDied("the engine died with this request in flight")
 
-    async def _sleep(self, request_id: str, seconds: float) -> _Woken:
+    async def _sleep(self, abort: Abort, seconds: float) -> _Woken:
         sleeping: asyncio.Future[_Woken] = asyncio.get_running_loop().create_future()
-        self._sleeping[request_id] = sleeping
+        abort.stop = partial(_wake, sleeping, "aborted")
+        self._sleeping.add(sleeping)
         self._queue.append((sleeping, seconds))
         self._fill()
         try:
             return await sleeping
         finally:
-            del self._sleeping[request_id]
+            self._sleeping.discard(sleeping)
             alarm = self._alarms.pop(sleeping, None)
             if alarm is not None:
                 alarm.cancel()
@@ -170,7 +166,7 @@ class EchoEngine:
         while self._queue and len(self._alarms) < self._places:
             sleeping, seconds = self._queue.popleft()
             if not sleeping.done():
-                self._alarms[sleeping] = asyncio.get_running_loop().call_later(seconds, _wake, sleeping)
+                self._alarms[sleeping] = asyncio.get_running_loop().call_later(seconds, _wake, sleeping, "slept")
 
 
 Settings = EchoSettings
@@ -233,9 +229,9 @@ def _call(text: str, request: GenerationRequest) -> ToolCall:
     return ToolCall(id="call_0", function=CalledFunction(name=name, arguments=arguments))
 
 
-def _wake(sleeping: asyncio.Future[_Woken]) -> None:
+def _wake(sleeping: asyncio.Future[_Woken], why: _Woken) -> None:
     if not sleeping.done():
-        sleeping.set_result("slept")
+        sleeping.set_result(why)
 
 
 def _answer(words: list[str], request: GenerationRequest) -> Completion:

@@ -12,7 +12,6 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines import ENGINES
 from workers.engines.address import AddressEngine
-from workers.engines.base import Engine
 from workers.engines.settings import EngineSection, EngineSettings
 
 
@@ -24,11 +23,8 @@ class EngineModule(Protocol):
         """The engine's settings: its section of `POSTBACK_ENGINE__…`."""
         ...
 
-    def create(self, settings: Any, metrics: Metrics, clock: Clock) -> Engine:
-        """Make an engine with the registered `name`, without starting it.
-
-        Raises ValueError if a needed model is missing.
-        """
+    def create(self, settings: Any, metrics: Metrics, clock: Clock) -> AddressEngine:
+        """Make an engine with the registered `name`, without starting it. The settings have the model that it needs."""
         ...
 
 
@@ -45,7 +41,11 @@ def create(
 
 def create_of(name: str, section: EngineSection, metrics: Metrics, clock: Clock) -> AddressEngine:
     """Make an engine with these settings, without starting it. Raises the errors of `create`."""
-    return AddressEngine(_module(name).create(section, metrics, clock), section.model_family())
+    if section.model is None and section.needs_model:
+        raise ValueError(f"the {name} engine needs the name of a model")
+    engine = _module(name).create(section, metrics, clock)
+    engine.family = section.model_family()
+    return engine
 
 
 def engine_settings() -> type[EngineSettings]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from workers.engines.families import Family, families, family_of, known_family
+
+MODEL_OPTIONS: Final = ("revision", "context_tokens", "adapters", "images")
+"""The fields of a model's table in the registry that have a meaning for some engines only."""
 
 
 class EngineSection(BaseModel):
@@ -52,30 +55,13 @@ class EngineSection(BaseModel):
     @classmethod
     def unsupported(cls, table: Mapping[str, object]) -> tuple[str, ...]:
         """Return the fields of a model's table in the registry that have no meaning for this engine."""
-        fields = ("revision", "context_tokens", "adapters", "images")
-        return tuple(field for field in fields if table.get(field) and field not in cls.registry_fields)
+        return tuple(field for field in MODEL_OPTIONS if table.get(field) and field not in cls.registry_fields)
 
-    def for_model(
-        self,
-        model: str,
-        revision: str | None,
-        context_tokens: int | None,
-        adapters: Mapping[str, str],
-        images: bool | None = None,
-        family: str | None = None,
-    ) -> Self:
+    def for_model(self, model: str, family: str | None, options: Mapping[str, object]) -> Self:
         """Return the settings for a model of the registry. Options without a meaning for this engine are left out."""
-        given = {
-            "revision": revision,
-            "context_tokens": context_tokens,
-            "adapters": dict(adapters),
-            "images": images,
-        }
-        update: dict[str, object] = {"model": model, "family": family}
-        for field, value in given.items():
-            if field in self.registry_fields and (value or value is False):
-                update[self.registry_fields[field]] = value
-        return self.model_copy(update=update)
+        own = {self.registry_fields[name]: value for name, value in options.items() if name in self.registry_fields}
+        given = {name: value for name, value in own.items() if value or value is False}
+        return self.model_copy(update={"model": model, "family": family, **given})
 
 
 class EngineSettings(BaseSettings):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from schemas.codec import ReceivedJob
 from schemas.images import is_data_url
@@ -27,6 +28,8 @@ from workers.inference.pace import EnginePace
 
 _NO_PAYLOAD: Final = "no_payload"
 _NO_IMAGE: Final = "no_image"
+_Turn = Callable[[], AbstractAsyncContextManager[None]]
+T = TypeVar("T")
 
 
 class Attachments:
@@ -53,22 +56,13 @@ class Attachments:
 
         Return Missing if a server is at fault, or if the job is over before its payload is fetched.
         """
-        received, held = job.received, job.holding()
+        received = job.received
         url, asker = received.job.payload_url or "", Asker(received.tenant)
-
-        async def fetch() -> bytes:
-            await held.aclose()  # frees the place of an earlier call, whose cancellation was taken back
-            async with self._payloads.at_origin(url, asker):
-                await held.enter_async_context(self._payloads.place(asker))
-                return await self._payloads.fetched(url, asker)
-
-        if self._lifetimes.is_over(received):
-            return Missing(_NO_PAYLOAD, "the job ended before its payload was fetched")
+        turn, room = partial(self._payloads.at_origin, url, asker), partial(self._payloads.place, asker)
         try:
-            with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
-                payload = await self._lifetimes.while_alive(received, fetch)
-                # Use a thread, because hashing 8 MiB takes 20 ms, and does not need Python's lock.
-                asked, unknown = await asyncio.to_thread(with_payload, received.job, payload)
+            payload = await self._fetched(job, turn, room, partial(self._payloads.fetched, url, asker))
+            # Use a thread, because hashing 8 MiB takes 20 ms, and does not need Python's lock.
+            asked, unknown = await asyncio.to_thread(with_payload, received.job, payload)
         except JobIsOver:
             return Missing(_NO_PAYLOAD, "the job ended before its payload was fetched")
         except (Unreadable, UnusablePayload) as unusable:
@@ -77,7 +71,6 @@ class Attachments:
             reason = f"the payload cannot be used: {unusable}"
             return Finish(letter=invalid_job(received, "payload_url", reason))
         job.size = len(payload)
-        job.fetched(phase.seconds)
         job.received = replace(received, job=asked, unknown=joined(received.unknown, unknown))
         return None
 
@@ -94,17 +87,10 @@ class Attachments:
             return Finish(letter=invalid_job(received, images[0][0], NO_IMAGES)) if received.alias is None else None
         if not urls:
             return None
-        held, asker = await job.holding().enter_async_context(AsyncExitStack()), Asker(received.tenant)
-
-        async def fetch() -> Mapping[str, str]:
-            await held.aclose()  # frees the place of an earlier call, whose cancellation was taken back
-            async with self._images.at_origins(urls, asker):
-                await held.enter_async_context(self._images.place(asker))
-                return await self._images.fetched(urls, asker)
-
+        asker = Asker(received.tenant)
+        turn, room = partial(self._images.at_origins, urls, asker), partial(self._images.place, asker)
         try:
-            with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
-                found = await self._lifetimes.while_alive(received, fetch)
+            found = await self._fetched(job, turn, room, partial(self._images.fetched, urls, asker))
         except JobIsOver:
             return Missing(_NO_IMAGE, "the job ended before its images were fetched")
         except UnreadableImage as unreadable:
@@ -112,9 +98,28 @@ class Attachments:
             if unreadable.is_outage:
                 return Missing(_NO_IMAGE, f"{place}: {unreadable}")
             return Finish(letter=invalid_job(received, place, f"the image cannot be used: {unreadable}"))
-        job.fetched(phase.seconds)
         job.received = _with_images(received, found)
         return None
+
+    async def _fetched(self, job: JobContext, turn: _Turn, room: _Turn, read: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `read` after a turn at the origins, with a place in memory until the job's way ends.
+
+        Raises JobIsOver, and the errors of `read`.
+        """
+        held = await job.holding().enter_async_context(AsyncExitStack())
+
+        async def begin() -> T:
+            await held.aclose()  # frees the place of an earlier call, whose cancellation was taken back
+            async with turn():
+                await held.enter_async_context(room())
+                return await read()
+
+        if self._lifetimes.is_over(job.received):
+            raise JobIsOver
+        with self._pace.enriching(), self._phases.timed("enrich", job.received) as phase:
+            found = await self._lifetimes.while_alive(job.received, begin)
+        job.fetched(phase.seconds)
+        return found
 
 
 def _with_images(received: ReceivedJob, found: Mapping[str, str]) -> ReceivedJob:

@@ -13,6 +13,8 @@ from schemas.job import Job
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.base import (
+    NAMES,
+    Abort,
     Completion,
     Engine,
     EngineDied,
@@ -23,7 +25,6 @@ from workers.engines.base import (
     PromptTooLong,
 )
 from workers.engines.pooling import PoolingInput
-from workers.engines.sampling_fields import NAMES
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.ground import GroundedRequest, with_less_evidence
 from workers.inference.lifetime import Lifetimes
@@ -92,14 +93,14 @@ class Generator:
         request = _request(received, asked, next(self._numbers), model_id)
         wait, life = FIRST_RETRY_SECONDS, self._lifetimes.remaining(received)
         failures, last = 0, ""
-        abort = _Abort(self._engine, request.request_id)
-        with self._lifetimes.at_cancellation(received, abort), self._watch.asking():
+        abort = request.abort
+        with self._lifetimes.at_cancellation(received, abort.ask), self._watch.asking():
             while not self._lifetimes.is_over(received):
                 remaining = self._lifetimes.remaining(received)
-                cut_off = asyncio.get_running_loop().call_later(remaining, abort)
+                cut_off = asyncio.get_running_loop().call_later(remaining, abort.ask)
                 abort.is_asked = False
                 try:
-                    completion = await self._answer(request, abort)
+                    completion = await self._answer(request)
                     if completion.finish_reason != "abort" or self._lifetimes.is_over(received):
                         return completion
                     self._wasted_tokens.inc(completion.completion_tokens)  # ask again: the cancellation was undone
@@ -116,7 +117,7 @@ class Generator:
                         ) from away
                     # A job that may be to blame waits its whole pause: other jobs' answers say nothing about it.
                     waiting = set[asyncio.Event]() if is_counted else self._waiting[request.model_id]
-                    await abort.woken_within(min(wait, remaining, left), waiting)
+                    await _pause(min(wait, remaining, left), abort, waiting)
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 finally:
                     cut_off.cancel()
@@ -131,7 +132,7 @@ class Generator:
             self._wasted_tokens.inc(away.wasted_tokens)
         return self._absences.failed(received, model_id, life)
 
-    async def _answer(self, request: GenerationRequest, abort: _Abort) -> Completion:
+    async def _answer(self, request: GenerationRequest) -> Completion:
         """Make one try; return the completion. Raises EngineError, also if the engine aborted unasked."""
         completion = await self._engine.generate(request)
         # An aborted request may never have reached the engine, so it does not count as answered.
@@ -140,48 +141,24 @@ class Generator:
             self._absences.answered(request.model_id)
             for waiting in self._waiting.pop(request.model_id, ()):
                 waiting.set()
-        elif not abort.is_asked:
+        elif not request.abort.is_asked:
             raise EngineUnavailable(_ABORTED, wasted_tokens=completion.completion_tokens)
         return completion
 
 
-class _Abort:
-    """A callback that asks the engine to abort one request, and notes that in `is_asked`."""
-
-    def __init__(self, engine: Engine, request_id: str) -> None:
-        self._engine = engine
-        self._request_id = request_id
-        self.is_asked = False
-        self._wake = asyncio.Event()
-
-    def __call__(self) -> None:
-        self.is_asked = True
-        self._wake.set()
-        task = asyncio.ensure_future(self._engine.abort(self._request_id))
-        task.add_done_callback(_report)
-
-    async def woken_within(self, seconds: float, waiting: set[asyncio.Event]) -> None:
-        """Wait at most `seconds`, until the abort is asked for, or an answer sets the events that are `waiting`."""
-        if self.is_asked:
-            return
-        self._wake.clear()
-        waiting.add(self._wake)
+async def _pause(seconds: float, abort: Abort, waiting: set[asyncio.Event]) -> None:
+    """Wait at most `seconds`, until the abort is asked for, or an answer sets the events that are `waiting`."""
+    if abort.is_asked:
+        return
+    woken = asyncio.Event()
+    abort.stop = woken.set
+    waiting.add(woken)
+    with suppress(TimeoutError):
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._wake.wait()
+            async with asyncio.timeout(seconds):
+                await woken.wait()
         finally:
-            waiting.discard(self._wake)
-
-
-def _report(task: asyncio.Future[None]) -> None:
-    """Log an abort that failed. If the request fails too, `Engine.generate` reports that failure."""
-    if not task.cancelled() and task.exception() is not None:
-        log.warning(
-            "An abort failed; leaving the request until the engine ends it.",
-            action="abort-failed",
-            error=type(task.exception()).__qualname__,
-        )
+            waiting.discard(woken)
 
 
 def _prefix_key(job: Job) -> bytes | None:

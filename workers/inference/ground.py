@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
@@ -31,7 +32,6 @@ from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import JobIsOver, Lifetimes
 from workers.inference.observed import Phases
 from workers.inference.pace import EnginePace
-from workers.inference.side_request import Spend, side_request
 
 UNCHANGED: Final = "the question was not rewritten: "
 _NO_LINE: Final = f"the model's answer is not a single line of at most {MAX_QUESTION_CHARS} characters"
@@ -43,6 +43,27 @@ _ORDER: Final = (
     "put names in the place of words such as `it`, `they` or `there`. "
     "Answer with the question alone, on one line, in its own language.\n\n"
 )
+
+
+Spend = Callable[[int], None]
+"""Counts tokens of a job in its tenant's share of the engine."""
+
+
+def side_request(received: ReceivedJob, name: str, content: str | None, max_tokens: int) -> GenerationRequest:
+    """Return a greedy request with this user's message, for the job's model and with the job's priority.
+
+    `name` is unique among the requests of one worker.
+    """
+    return GenerationRequest(
+        request_id=f"{received.place.digest}-{name}",
+        prompt=None,
+        messages=(Message(role="user", content=content),),
+        max_tokens=max_tokens,
+        temperature=0.0,
+        temperature_is_default=True,
+        model_id=received.job.model_id,
+        priority=received.priority,
+    )
 
 
 class Rewriter:

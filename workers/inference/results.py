@@ -27,10 +27,9 @@ from workers.enrichment.answering.cite import JUDGE_SECONDS, judged
 from workers.enrichment.answering.judging import Judge
 from workers.enrichment.answering.links import without_unknown_links
 from workers.inference.answer_form import BadForm, InvalidOutput, require_form, require_json
-from workers.inference.ground import GroundedRequest
+from workers.inference.ground import GroundedRequest, Spend
 from workers.inference.lifetime import Lifetimes
 from workers.inference.second_check import Judges
-from workers.inference.side_request import Spend
 
 
 def answer_of(job: Job, pooled: Pooled) -> dict[str, object]:

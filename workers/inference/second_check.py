@@ -19,8 +19,8 @@ from workers.enrichment.answering.grounding import ground, harmless
 from workers.enrichment.answering.judging import Judge, JudgeAway, Verdict
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.settings import BY_ENGINE, EnrichmentSettings
+from workers.inference.ground import Spend, side_request
 from workers.inference.lifetime import Lifetimes
-from workers.inference.side_request import Spend, side_request
 
 _TOKENS: Final = 16
 """Cap on the tokens of a verdict, which is one word; OpenAI's Responses API takes no smaller cap."""

@@ -7,8 +7,7 @@ from uuid import uuid4
 
 from telemetry.clock import Clock, SystemClock
 from telemetry.metrics import Metrics
-from workers.engines.base import Engine, EngineError, EngineFailed, EngineUnavailable, RequestRejected
-from workers.engines.first_requests import first_requests
+from workers.engines.base import Engine, EngineError, EngineFailed, EngineUnavailable, RequestRejected, first_requests
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.roles.model_registry import engine_of
 

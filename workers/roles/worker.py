@@ -14,7 +14,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.peers import PeerWatch, http_answers, redis_ping
 from workers.egress import EgressSettings, Guard
-from workers.engines.base import Engine, adapters_of
+from workers.engines.base import Engine
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.enrichment.answering.marks import fleet_secret
 from workers.enrichment.answering.profile import Profiles
@@ -186,7 +186,7 @@ async def _announce(
     # The topic is checked now, but not watched later, because a worker answers jobs even if the topic is deleted.
     await topic_ids(kafka, [kafka.topics.workers])
     announcer = Announcer(
-        kafka, process.replica, lane, lambda: registry.announced, lambda: adapters_of(engine), times.p99, process.clock
+        kafka, process.replica, lane, lambda: registry.announced, lambda: engine.adapters, times.p99, process.clock
     )
     stack.push_async_callback(announcer.close)
     process.beside.append(announcer)

@@ -75,7 +75,7 @@ def responses_app(*, least: int = 1, takes_temperature: bool = True) -> web.Appl
             return responses_error(400, told, "temperature")
         if (wrong := next(_wrong(body, least), None)) is not None:
             return responses_error(400, wrong[1], wrong[0], "invalid_value")
-        done = await engine.generate(_asked(body))
+        done = await engine.complete(_asked(body))
         return web.json_response(
             response(
                 said(done.text, _likely(done)),

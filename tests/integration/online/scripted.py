@@ -23,13 +23,13 @@ from tests.integration.online.services import (
 )
 from tests.integration.openai_http.servers import Respond, Server, answers
 from tests.integration.openai_server import serving
-from workers.engines.base import Engine
+from workers.engines.address import AddressEngine
 from workers.engines.registry import create, engine_settings
 
 
-def engine_of(kind: str, url: str, model: str = MODEL, **options: Any) -> Engine:
+def engine_of(kind: str, url: str, model: str = MODEL, **options: Any) -> AddressEngine:
     chosen = {kind: {"base_url": url, "api_key": KEY, "attempts": 2, "start_timeout_seconds": 5, **options}}
-    return create(kind, engine_settings().model_validate(chosen), Metrics(), SystemClock(), model=model).inner
+    return create(kind, engine_settings().model_validate(chosen), Metrics(), SystemClock(), model=model)
 
 
 @dataclass
@@ -52,7 +52,7 @@ EACH = pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI, RESPONSES], ids=lambd
 @asynccontextmanager
 async def scripted(
     kind: OnlineKind, *responses: Respond, models: Respond | None = None, **options: Any
-) -> AsyncIterator[tuple[Engine, Server]]:
+) -> AsyncIterator[tuple[AddressEngine, Server]]:
     """A started engine whose server answers with these responses in order.
 
     `models` answers requests for the list of models or for the model's description, instead of a list of this model.

@@ -80,7 +80,7 @@ def anthropic_app() -> web.Application:
             return anthropic_error(404, "not_found_error", f"model: {body['model']}")
         said = _turns([(each["role"], _blocks(each["content"])) for each in body["messages"]], body.get("system"))
         stop = tuple(body.get("stop_sequences", ()))
-        done = await engine.generate(_asked(said, body["max_tokens"], body.get("temperature", 1.0), stop))
+        done = await engine.complete(_asked(said, body["max_tokens"], body.get("temperature", 1.0), stop))
         usage = {"input_tokens": done.prompt_tokens, "output_tokens": done.completion_tokens}
         return web.json_response(
             {
@@ -165,7 +165,7 @@ def gemini_app() -> web.Application:
         said, stop = _turns(turns, system), tuple(options.get("stopSequences", ()))
         asked = _asked(said, options["maxOutputTokens"], options.get("temperature", 1.0), stop)
         top = options.get("logprobs", 0) if options.get("responseLogprobs") else None
-        done = await engine.generate(replace(asked, n=options.get("candidateCount", 1), top_logprobs=top))
+        done = await engine.complete(replace(asked, n=options.get("candidateCount", 1), top_logprobs=top))
         candidates = [
             {
                 "content": {"role": "model", "parts": [{"text": each.text}]},

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.tools import Tool, ToolCall
+from telemetry.clock import SystemClock
 from tests.drawn import drawn
 from tests.integration.online.responses_service import called, response
 from tests.integration.online.scripted import ANTHROPIC, GEMINI, RESPONSES, OnlineKind, scripted
@@ -26,7 +27,9 @@ from tests.integration.openai_http import servers
 from tests.integration.test_engine_contract import request
 from tests.unit.test_tool_calls import CALL, TOOL
 from workers.engines.base import Completion, EngineError
-from workers.engines.online.responses import ResponsesApi
+from workers.engines.online.responses import ResponsesServer, ResponsesSettings
+
+CLOCK = SystemClock()
 
 STATUSES = (200, 201, 204, 302, 400, 401, 404, 408, 413, 422, 429, 500, 503, 504, 529)
 NOISE = st.recursive(
@@ -190,7 +193,7 @@ LISTS = st.fixed_dictionaries({"data": st.lists(ENTRIES, max_size=4)})
 @given(st.one_of((LISTS | MODELS).map(lambda body: json.dumps(body).encode()), st.binary(max_size=20)))
 def test_any_list_of_models_gives_a_window_or_an_error_that_the_start_expects(body: bytes) -> None:
     try:
-        window = ResponsesApi(MODEL).window(body)
+        window = ResponsesServer(ResponsesSettings(model=MODEL), CLOCK).window_in(body)
     except (ValidationError, LookupError):
         return
     assert window is None or window > 0

@@ -35,7 +35,6 @@ from tests.integration.online.services import (
 from tests.integration.openai_http.servers import Respond, Server, answers, lists
 from tests.integration.openai_server import serving
 from tests.integration.test_engine_contract import EngineContract, request
-from workers.engines.address import AddressEngine
 from workers.engines.base import (
     Engine,
     EngineError,
@@ -78,7 +77,7 @@ class TestAnthropic(OnlineContract):
     async def test_where_only_the_likeliest_token_may_be_drawn_the_seed_changes_nothing(self, engine: Engine) -> None:
         """The API takes no seed, which the result names, and temperatures up to 1."""
         await refuses(engine, "temperature", temperature=1.5)
-        assert (await AddressEngine(engine, None).generate(request(seed=7, min_p=0.1, top_p=0.5))).left_out == (
+        assert (await engine.generate(request(seed=7, min_p=0.1, top_p=0.5))).left_out == (
             "min_p",
             "seed",
         )
@@ -199,7 +198,7 @@ FORM = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"sc
 async def test_a_request_to_the_messages_api_has_its_fields() -> None:
     async with scripted(ANTHROPIC, says(ANTHROPIC, "yes")) as (engine, server):
         asked = request(prompt=None, messages=CHAT, response_format=FORM, stop=("\n",), top_p=0.9)
-        completion = await engine.generate(asked)
+        completion = await engine.complete(asked)
         assert completion_of(completion) == ("yes", "stop", 33, 4)
         assert completion.cached_tokens == 20
     assert server.bodies == [
@@ -224,7 +223,7 @@ async def test_a_request_to_the_messages_api_has_its_fields() -> None:
 async def test_a_request_to_the_gemini_api_has_its_fields() -> None:
     async with scripted(GEMINI, says(GEMINI, "yes", avgLogprobs=-0.5)) as (engine, server):
         asked = request(prompt=None, messages=CHAT, response_format=FORM, stop=("\n",), top_p=0.9, seed=2**31 + 7)
-        completion = await engine.generate(asked)
+        completion = await engine.complete(asked)
         assert completion_of(completion) == ("yes", "stop", 33, 9)
         assert (completion.confidence, completion.cached_tokens) == (math.exp(-0.5), 20)
     assert server.bodies == [
@@ -262,7 +261,7 @@ async def test_a_request_to_the_gemini_api_has_its_fields() -> None:
 )
 async def test_the_bounds_of_reasoning_are_sent(kind: OnlineKind, asked: dict[str, Any], sent: dict[str, Any]) -> None:
     async with scripted(kind, says(kind, "yes")) as (engine, server):
-        await engine.generate(request(reasoning=Reasoning.model_validate(asked)))
+        await engine.complete(request(reasoning=Reasoning.model_validate(asked)))
     [body] = server.bodies
     if kind is GEMINI:
         assert body["generationConfig"]["thinkingConfig"] == sent
@@ -273,14 +272,14 @@ async def test_the_bounds_of_reasoning_are_sent(kind: OnlineKind, asked: dict[st
 @EACH
 async def test_reasoning_comes_apart_from_the_answer(kind: OnlineKind) -> None:
     async with scripted(kind, says(kind, "yes")) as (engine, _):
-        completion = await engine.generate(request())
+        completion = await engine.complete(request())
     assert (completion.text, completion.reasoning) == ("yes", "Hm.")
 
 
 @EACH
 async def test_system_messages_without_a_question_are_sent_as_the_question(kind: OnlineKind) -> None:
     async with scripted(kind, says(kind, "yes")) as (engine, server):
-        await engine.generate(request(prompt=None, messages=(Message(role="system", content="Say yes."),)))
+        await engine.complete(request(prompt=None, messages=(Message(role="system", content="Say yes."),)))
     [body] = server.bodies
     assert "Say yes." in json.dumps([body.get(name) for name in ("messages", "contents", "input")])
 
@@ -304,7 +303,7 @@ async def test_an_overload_is_tried_again_after_its_retry_after_and_an_answer_th
 ) -> None:
     failing = cut(b'{"content": [', 1000) if status is None else problem(kind, status, Retry_After="0")
     async with scripted(kind, failing, says(kind, "yes")) as (engine, server):
-        assert (await engine.generate(request())).text == "yes"
+        assert (await engine.complete(request())).text == "yes"
     assert len(server.bodies) == 2
 
 
@@ -330,7 +329,7 @@ async def test_each_refusal_of_a_service_has_its_error(
 ) -> None:
     async with scripted(kind, problem(kind, status, message, Retry_After="0")) as (engine, server):
         with pytest.raises(error, match=why.format(key=f"POSTBACK_ENGINE__{kind.name.upper()}__API_KEY")) as refused:
-            await engine.generate(request())
+            await engine.complete(request())
     assert (type(refused.value), len(server.bodies)) == (error, requests)
     assert getattr(refused.value, "took_too_long", False) == (status == 504)
     assert KEY not in str(refused.value)
@@ -341,7 +340,7 @@ async def test_each_refusal_of_a_service_has_its_error(
 async def test_an_answer_of_another_form_is_a_failure(kind: OnlineKind, body: Any) -> None:
     async with scripted(kind, answers(200, body)) as (engine, _):
         with pytest.raises(EngineFailed):
-            await engine.generate(request())
+            await engine.complete(request())
 
 
 @EACH
@@ -349,7 +348,7 @@ async def test_a_raw_prompt_and_an_answer_beyond_the_limit_are_refused(kind: Onl
     async with scripted(kind, says(kind, "x" * 4000), max_response_bytes=2000) as (engine, _):
         await refuses(engine, "raw", is_raw=True)
         with pytest.raises(RequestRejected, match="larger than this engine reads"):
-            await engine.generate(request())
+            await engine.complete(request())
 
 
 @pytest.mark.parametrize(
@@ -363,17 +362,17 @@ async def test_a_raw_prompt_and_an_answer_beyond_the_limit_are_refused(kind: Onl
 async def test_a_prompt_with_sources_that_is_too_long_may_be_shortened(kind: OnlineKind, message: str) -> None:
     async with scripted(kind, problem(kind, 400, message)) as (engine, _):
         with pytest.raises(PromptTooLong):
-            await engine.generate(request(is_whole=True))
+            await engine.complete(request(is_whole=True))
         with pytest.raises(RequestRejected):
-            await engine.generate(request())
+            await engine.complete(request())
 
 
 @EACH
 async def test_a_model_that_takes_no_temperature_gets_none_where_the_job_names_none(kind: OnlineKind) -> None:
     refusal = problem(kind, 400, "`temperature` is deprecated for this model.")
     async with scripted(kind, refusal, says(kind, "yes")) as (engine, server):
-        assert (await engine.generate(request(temperature_is_default=True))).text == "yes"
-        await engine.generate(request(temperature_is_default=True))
+        assert (await engine.complete(request(temperature_is_default=True))).text == "yes"
+        await engine.complete(request(temperature_is_default=True))
     assert ["temperature" in json.dumps(body) for body in server.bodies] == [True, False, False]
 
 
@@ -395,7 +394,7 @@ async def test_a_model_that_takes_no_temperature_gets_none_where_the_job_names_n
 )
 async def test_each_finish_reason_of_a_service_is_known(kind: OnlineKind, fields: dict[str, Any], reason: str) -> None:
     async with scripted(kind, says(kind, "so", **fields)) as (engine, _):
-        assert (await engine.generate(request())).finish_reason == reason
+        assert (await engine.complete(request())).finish_reason == reason
 
 
 @pytest.mark.parametrize(
@@ -415,7 +414,7 @@ async def test_a_refusal_of_a_model_is_a_whole_answer_without_a_text(
 ) -> None:
     """In an earlier version, a refusal was a failure like an answer that a content filter held back."""
     async with scripted(kind, says(kind, "So", **fields)) as (engine, _):
-        completion = await engine.generate(request())
+        completion = await engine.complete(request())
     assert (completion.text, completion.refusal, completion.finish_reason) == ("", refusal, "stop")
 
 
@@ -450,4 +449,4 @@ async def test_a_refusal_of_a_service_names_the_field_at_fault(kind: OnlineKind,
 async def test_a_blocked_prompt_is_held_back_by_the_filter() -> None:
     blocked = answers(200, {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 7}})
     async with scripted(GEMINI, blocked) as (engine, _):
-        assert completion_of(await engine.generate(request())) == ("", "content_filter", 7, 0)
+        assert completion_of(await engine.complete(request())) == ("", "content_filter", 7, 0)

@@ -27,7 +27,6 @@ from tests.integration.openai_http.servers import Respond, answers
 from tests.integration.openai_server import serving
 from tests.integration.test_engine_contract import request
 from tests.unit.test_tool_calls import TOOL
-from workers.engines.address import AddressEngine
 from workers.engines.base import (
     Completion,
     Engine,
@@ -50,7 +49,7 @@ class TestResponses(OnlineContract):
 
     async def test_where_only_the_likeliest_token_may_be_drawn_the_seed_changes_nothing(self, engine: Engine) -> None:
         """The API takes no seed, and the result says so."""
-        assert (await AddressEngine(engine, None).generate(request(seed=7, top_p=0.5))).left_out == ("seed",)
+        assert (await engine.generate(request(seed=7, top_p=0.5))).left_out == ("seed",)
 
     async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
         """The API gives one answer with its log-probabilities."""
@@ -64,13 +63,13 @@ async def answered(given: Mapping[str, Any], **fields: Any) -> Completion:
     """Return what the engine makes of this response, which OpenAI's own package must be able to read."""
     Response.model_validate(given)
     async with scripted(RESPONSES, answers(200, given)) as (engine, _):
-        return await engine.generate(request(**fields))
+        return await engine.complete(request(**fields))
 
 
 async def sent(options: Mapping[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
     """The body of a request."""
     async with scripted(RESPONSES, answers(200, response_answer("yes")), **(options or {})) as (engine, server):
-        await engine.generate(request(**fields))
+        await engine.complete(request(**fields))
     [body] = server.bodies
     assert {*body} <= ResponseCreateParamsBase.__annotations__.keys()
     return body
@@ -79,7 +78,7 @@ async def sent(options: Mapping[str, Any] | None = None, **fields: Any) -> dict[
 async def test_a_request_to_the_responses_api_has_its_fields_and_is_not_stored() -> None:
     async with scripted(RESPONSES, answers(200, response_answer("yes"))) as (engine, server):
         asked = request(prompt=None, messages=CHAT, response_format=FORM, stop=("\n",), top_p=0.9, top_logprobs=2)
-        completion = await engine.generate(asked)
+        completion = await engine.complete(asked)
     assert completion_of(completion) == ("yes", "stop", 33, 9)
     assert (completion.cached_tokens, completion.reasoning_tokens, completion.reasoning) == (20, 5, "Hm.")
     assert server.bodies == [
@@ -142,9 +141,9 @@ async def test_a_bound_of_the_service_reaches_the_jobs_author(
     async with serving(responses_app(**service)) as url:
         engine = engine_of("responses", url)
         await engine.start()
-        assert (await engine.generate(request(**answered))).completion_tokens == answered.get("max_tokens", 8)
+        assert (await engine.complete(request(**answered))).completion_tokens == answered.get("max_tokens", 8)
         with pytest.raises(RequestRejected, match=why) as rejected:
-            await engine.generate(request(**refused))
+            await engine.complete(request(**refused))
         assert [rejected.value.field] == list(refused)
         await engine.close()
 
@@ -217,7 +216,7 @@ async def test_items_and_parts_of_newer_versions_are_left_out() -> None:
         {"type": "reasoning_v2", "summary": "Hm."},
     ]
     async with scripted(RESPONSES, answers(200, response(*newer, novel={"a": 1}))) as (engine, _):
-        assert (await engine.generate(request())).text == "yes"
+        assert (await engine.complete(request())).text == "yes"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +236,7 @@ async def test_items_and_parts_of_newer_versions_are_left_out() -> None:
 async def test_a_known_item_of_another_form_is_a_failure(item: Any) -> None:
     async with scripted(RESPONSES, answers(200, response(item))) as (engine, _):
         with pytest.raises(EngineFailed, match="another form"):
-            await engine.generate(request())
+            await engine.complete(request())
 
 
 async def test_an_answer_of_a_hundred_thousand_parts_is_a_failure() -> None:
@@ -246,7 +245,7 @@ async def test_an_answer_of_a_hundred_thousand_parts_is_a_failure() -> None:
     for items in ([said("", content=crowd)], [thought(content=crowd)], [*crowd, *crowd]):
         async with scripted(RESPONSES, answers(200, response(*items))) as (engine, _):
             with pytest.raises(EngineFailed, match="another form"):
-                await engine.generate(request())
+                await engine.complete(request())
 
 
 async def test_the_reasoning_itself_comes_before_its_summary() -> None:
@@ -310,7 +309,7 @@ def refusing(status: int, message: str, param: str | None = None, code: str | No
 async def test_a_refused_parameter_is_named_as_the_jobs_field(param: str | None, field: str) -> None:
     async with scripted(RESPONSES, refusing(400, "Invalid value.", param, "invalid_value")) as (engine, _):
         with pytest.raises(RequestRejected, match="Invalid value") as rejected:
-            await engine.generate(request())
+            await engine.complete(request())
     assert rejected.value.field == field
 
 
@@ -327,7 +326,7 @@ async def test_an_empty_account_and_a_wrong_model_are_no_jobs_fault_and_are_not_
 ) -> None:
     async with scripted(RESPONSES, refusing(status, message, param, code)) as (engine, server):
         with pytest.raises(EngineUnavailable, match="POSTBACK_ENGINE__RESPONSES__API_KEY") as away:
-            await engine.generate(request())
+            await engine.complete(request())
     assert not isinstance(away.value, EngineFailed)
     assert len(server.bodies) == 1
 
@@ -335,7 +334,7 @@ async def test_an_empty_account_and_a_wrong_model_are_no_jobs_fault_and_are_not_
 async def test_a_spent_rate_is_tried_again() -> None:
     busy = refusing(429, "Rate limit reached for requests.", None, "rate_limit_exceeded")
     async with scripted(RESPONSES, busy, answers(200, response_answer("yes"))) as (engine, server):
-        assert (await engine.generate(request())).text == "yes"
+        assert (await engine.complete(request())).text == "yes"
     assert len(server.bodies) == 2
 
 

@@ -12,7 +12,8 @@ from aiohttp import web
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.openai_server import serving
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
+from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.settings import OpenAISettings
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,17 +84,17 @@ async def engine_for(
     metrics: Respond | None = None,
     shown: Metrics | None = None,
     **settings: Any,
-) -> AsyncIterator[OpenAIEngine]:
+) -> AsyncIterator[HttpEngine]:
     """An engine of an `openai_server`; the engine is not started."""
     async with openai_server(server, models, metrics) as url:
         chosen = {"base_url": url, "model": "m1", "api_key": KEY, "attempts": 2, **settings}
-        yield OpenAIEngine(OpenAISettings.model_validate(chosen), SystemClock(), shown or Metrics())
+        yield create(OpenAISettings.model_validate(chosen), shown or Metrics(), SystemClock())
 
 
 @asynccontextmanager
 async def engine_at(
     server: Server, models: Server | None = None, metrics: Respond | None = None, **settings: Any
-) -> AsyncIterator[OpenAIEngine]:
+) -> AsyncIterator[HttpEngine]:
     """Like `engine_for`, and the engine is started."""
     async with engine_for(server, models, metrics, **settings) as engine:
         await engine.start()

@@ -157,7 +157,7 @@ async def test_a_long_answer_of_a_server_that_gives_signs_of_life_is_not_cut(mon
         return await says("yes")(asked)
 
     async with engine_at(Server(slowly), Server(models)) as engine:
-        answering = asyncio.create_task(engine.generate(request()))
+        answering = asyncio.create_task(engine.complete(request()))
         await until(lambda: looks > 4)
         assert engine.load().away is None
         done.set()

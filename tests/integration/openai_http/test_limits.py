@@ -23,9 +23,9 @@ from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_http.servers import KEY, Respond, Server, answers, engine_at, never, problem, says
 from tests.integration.registry_rig import ASKED, rig, started
 from tests.integration.test_engine_contract import request
-from workers.engines.base import EngineUnavailable
-from workers.engines.first_requests import small_request
-from workers.engines.openai_http import OpenAIEngine, server, slots
+from workers.engines.base import EngineUnavailable, small_request
+from workers.engines.openai_http import create, server, slots
+from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS
 from workers.engines.openai_http.settings import OpenAISettings
 
@@ -134,7 +134,7 @@ async def test_requests_in_flight_settle_near_the_places_of_a_server_that_refuse
     assert limit_shown(metrics) == 0
 
 
-async def learned(engine: OpenAIEngine, worker: AnsweringWorker, vllm: Queueing, places: int) -> None:
+async def learned(engine: HttpEngine, worker: AnsweringWorker, vllm: Queueing, places: int) -> None:
     """Let the engine learn the places from a long queue, and wait until the whole queue is answered."""
     await until(lambda: engine.load().free == 256)
     asking = [asyncio.create_task(worker.answer("Which bridge?", sources=None)) for _ in range(150)]
@@ -211,7 +211,7 @@ async def test_whatever_a_server_tells_instead_of_counts_its_jobs_are_answered_b
         async with asyncio.timeout(60):
             while looked < 4:
                 number += 1
-                assert (await engine.generate(request(f"r{number}"))).text == "yes"
+                assert (await engine.complete(request(f"r{number}"))).text == "yes"
         assert engine.load().free == FIRST
 
 
@@ -275,9 +275,10 @@ async def test_an_abort_hangs_up_on_the_server() -> None:
             hung_up.set()
 
     async with engine_at(Server(dawdle)) as engine, asyncio.timeout(30):
-        generating = asyncio.create_task(engine.generate(request("r1")))
+        asked = request("r1")
+        generating = asyncio.create_task(engine.complete(asked))
         await came.wait()
-        await engine.abort("r1")
+        asked.abort.ask()
         assert (await generating).finish_reason == "abort"
         await hung_up.wait()
 
@@ -305,7 +306,7 @@ async def test_requests_beyond_the_server_s_places_wait_here(
         engine_at(busy_server, metrics=metrics if tells_counts else None, **settings) as engine,
         asyncio.timeout(60),
     ):
-        generating = [asyncio.create_task(engine.generate(request(f"r{n}"))) for n in range(places + 20)]
+        generating = [asyncio.create_task(engine.complete(request(f"r{n}"))) for n in range(places + 20)]
         await until(lambda: len(busy_server.bodies) >= places)
         assert (engine.load().running, engine.load().waiting, len(busy_server.bodies)) == (places, 20, places)
         free.set()
@@ -318,7 +319,7 @@ async def test_a_server_that_never_comes_up_is_unavailable() -> None:
         origin = f"http://127.0.0.1:{closed.getsockname()[1]}"
         settings = OpenAISettings(base_url=f"{origin}/v1", model="m1", start_timeout_seconds=0.2)
         with pytest.raises(EngineUnavailable, match=f"at {origin} within 0.2 s; POSTBACK_ENGINE__OPENAI__BASE_URL"):
-            await OpenAIEngine(settings, SystemClock(), Metrics()).start()
+            await create(settings, Metrics(), SystemClock()).start()
 
 
 POISON = "Which bridge is poisonous?"

@@ -17,7 +17,8 @@ from telemetry.metrics import Metrics
 from tests.integration.openai_http.servers import Respond, answers, lists, problem
 from tests.integration.openai_server import serving
 from workers.engines.base import EngineError, EngineFailed, EngineUnavailable, GenerationRequest, RequestRejected
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
+from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.pooling import PoolingInput
 from workers.roles.engine_check import check_engine
@@ -121,10 +122,10 @@ async def pooling_url(server: PoolingServer) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def pooling_engine(server: PoolingServer) -> AsyncIterator[OpenAIEngine]:
+async def pooling_engine(server: PoolingServer) -> AsyncIterator[HttpEngine]:
     """A started engine of the server."""
     async with pooling_url(server) as url:
-        engine = OpenAIEngine(OpenAISettings(base_url=url, model="m1", attempts=3), SystemClock(), Metrics())
+        engine = create(OpenAISettings(base_url=url, model="m1", attempts=3), Metrics(), SystemClock())
         await engine.start()
         try:
             yield engine
@@ -141,7 +142,7 @@ def request(field: str, asked: Any = None) -> GenerationRequest:
 async def test_a_server_of_vllm_answers_each_kind_with_the_rows_in_the_texts_order(field: str) -> None:
     server, kind = PoolingServer(), KINDS[field]
     async with pooling_engine(server) as engine:
-        completion = await engine.generate(request(field))
+        completion = await engine.complete(request(field))
     assert server.asked[-1] == (kind.path, {"model": "m1", **kind.body})
     assert completion.pooled is not None
     assert completion.pooled.rows == kind.rows
@@ -154,7 +155,7 @@ async def test_a_path_beside_v1_is_looked_for_once() -> None:
     server = PoolingServer()
     async with pooling_engine(server) as engine:
         for _ in range(3):
-            await engine.generate(request("classify"))
+            await engine.complete(request("classify"))
     assert [path for path, _ in server.asked] == ["/v1/classify", "/classify", "/classify", "/classify"]
 
 
@@ -163,10 +164,10 @@ async def test_a_server_that_is_busy_is_asked_again_after_the_time_that_it_names
     busy = answers(429, problem("rate limit"), Retry_After="0")
     server = PoolingServer(busy, answers(503, problem("overloaded")))
     async with pooling_engine(server) as engine:
-        assert (await engine.generate(request(field))).pooled is not None
+        assert (await engine.complete(request(field))).pooled is not None
         server.before = [busy] * 3
         with pytest.raises(EngineUnavailable, match="429"):
-            await engine.generate(request(field))
+            await engine.complete(request(field))
 
 
 TOO_LONG = answers(400, problem("This model's maximum context length is 100 tokens. However, your request has more."))
@@ -190,16 +191,16 @@ async def test_a_refusal_is_the_job_s_fault_only_where_another_job_could_be_answ
 ) -> None:
     async with pooling_engine(PoolingServer(*before)) as engine:
         with pytest.raises(error, match=why.format(field=field)):
-            await engine.generate(request(field))
+            await engine.complete(request(field))
 
 
 async def test_a_reranker_of_a_server_that_lists_no_models_starts_and_its_tokens_count() -> None:
     """Jina's server answers no chat, so only a request to /rerank shows that it takes the model's name."""
     server = JinaServer()
     async with pooling_engine(server) as engine:
-        completion = await engine.generate(request("rerank", KIND_JOBS["rerank"]["rerank"]))
+        completion = await engine.complete(request("rerank", KIND_JOBS["rerank"]["rerank"]))
         with pytest.raises(RequestRejected, match="embed: the server has no /embeddings"):
-            await engine.generate(request("embed"))
+            await engine.complete(request("embed"))
     assert completion.prompt_tokens == 815
     assert completion.pooled is not None
     assert len(completion.pooled.rows) == 2

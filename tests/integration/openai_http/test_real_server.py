@@ -24,7 +24,7 @@ from telemetry.metrics import Metrics
 from tests.integration.online.scripted import engine_of
 from tests.integration.test_engine_contract import busy, request
 from workers.engines.base import EngineRefused, PromptTooLong, RequestRejected
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
 from workers.engines.openai_http.settings import OpenAISettings
 
 
@@ -70,9 +70,9 @@ async def _healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None
 @pytest.mark.timeout(400)
 async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> None:
     async with vllm_server(tmp_path / "server.log") as url:
-        chat = OpenAIEngine(OpenAISettings(base_url=url, model="tiny"), SystemClock(), Metrics())
-        plain = OpenAIEngine(OpenAISettings(base_url=url, model="tiny", api="completions"), SystemClock(), Metrics())
-        stranger = OpenAIEngine(OpenAISettings(base_url=url, model="another"), SystemClock(), Metrics())
+        chat = create(OpenAISettings(base_url=url, model="tiny"), Metrics(), SystemClock())
+        plain = create(OpenAISettings(base_url=url, model="tiny", api="completions"), Metrics(), SystemClock())
+        stranger = create(OpenAISettings(base_url=url, model="another"), Metrics(), SystemClock())
         try:
             for engine in (chat, plain):
                 await engine.start()
@@ -80,29 +80,30 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
                 while chat.load().free != 256:  # `free` would be 16 if the server reported no counts
                     await asyncio.sleep(0.01)
             for engine in (chat, plain):
-                completion = await engine.generate(request())
+                completion = await engine.complete(request())
                 assert completion.text
                 assert (completion.completion_tokens, completion.finish_reason) == (8, "length")
                 assert completion.confidence is not None
                 assert 0.0 < completion.confidence < 1.0
             with pytest.raises(RequestRejected) as rejected:
-                await chat.generate(request(max_tokens=5000))
+                await chat.complete(request(max_tokens=5000))
             assert rejected.value.field in ("max_tokens", "prompt", "messages")
             assert (chat.context_tokens, plain.context_tokens) == (512, 512)
             for engine, words in itertools.product((chat, plain), (700, 20_000)):
                 with pytest.raises(PromptTooLong):
-                    await engine.generate(request(prompt="word " * words, is_whole=True))
+                    await engine.complete(request(prompt="word " * words, is_whole=True))
             with pytest.raises(
                 EngineRefused, match=r"does not list the model another, but tiny, .* 404 to chat/completions"
             ):
                 await stranger.start()
-            generating = asyncio.create_task(plain.generate(request("long", max_tokens=480)))
+            long = request("long", max_tokens=480)
+            generating = asyncio.create_task(plain.complete(long))
             await busy(plain, 1)
-            await plain.abort("long")
+            long.abort.ask()
             assert (await generating).finish_reason == "abort"
             responses = engine_of("responses", url, model="tiny")
             await responses.start()
-            answer = await responses.generate(request())
+            answer = await responses.complete(request())
             assert (responses.context_tokens, answer.completion_tokens, answer.finish_reason) == (512, 8, "length")
             await responses.close()
         finally:

@@ -39,7 +39,7 @@ from workers.engines.base import (
     EngineUnavailable,
     RequestRejected,
 )
-from workers.engines.openai_http import OpenAIEngine
+from workers.engines.openai_http import create
 from workers.engines.openai_http.server import MAX_REASON_CHARACTERS
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.enrichment.choosing.tokens import estimated_tokens
@@ -54,7 +54,7 @@ REFUSED_KEY = answers(401, problem(f"{KEY} is unknown"))
 async def generated(server: Server, settings: dict[str, Any] | None = None, **asked: Any) -> Completion:
     """The completion that an engine with these settings returns for one request."""
     async with engine_at(server, **(settings or {})) as engine:
-        return await engine.generate(request(**asked))
+        return await engine.complete(request(**asked))
 
 
 # -- the start ---------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ async def test_a_refused_key_or_an_absent_model_ends_the_start_with_the_setting_
 async def test_an_address_without_the_path_of_the_api_ends_the_start_and_names_the_setting() -> None:
     server = Server(says("yes"))
     async with openai_server(server) as url:
-        lost = OpenAIEngine(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), SystemClock(), Metrics())
+        lost = create(OpenAISettings(base_url=url.removesuffix("/v1"), model="m1"), Metrics(), SystemClock())
         with pytest.raises(EngineRefused, match=r"answered 404 to models, .* POSTBACK_ENGINE__OPENAI__BASE_URL"):
             await lost.start()
     assert server.bodies == []
@@ -108,7 +108,7 @@ async def test_a_server_that_answers_for_an_unlisted_name_is_accepted(models: Re
     server = Server(answers(503, problem("loading")), says("yes"))
     async with engine_at(server, Server(models)) as engine:
         assert len(server.bodies) == first_requests
-        assert (await engine.generate(request())).text == "yes"
+        assert (await engine.complete(request())).text == "yes"
     assert {body["model"] for body in server.bodies} == {"m1"}
 
 
@@ -281,7 +281,7 @@ async def test_a_refusal_of_the_model_is_a_whole_answer_without_a_text(
     """In an earlier version, a refusal was an empty success, or a failure through its finish reason."""
     server = Server(answers(200, {"choices": [{"message": message, "finish_reason": reason}]}))
     async with engine_at(server) as engine, AnsweringWorker(engine=engine) as worker:
-        completion = await engine.generate(request())
+        completion = await engine.complete(request())
         result = await worker.answer("Which bridge?", sources=None, response_format={"type": "json_object"})
     assert (completion.refusal, completion.finish_reason) == (refusal, "stop")
     assert completion.text == ("" if refusal else "Yes.")
@@ -427,7 +427,7 @@ async def test_a_refused_parameter_of_ours_is_learned_once_and_costs_no_job(
     async with engine_at(server) as engine:
         for turn in range(3):
             asked = (
-                engine.generate(request(f"r{turn}.{number}", temperature_is_default=True)) for number in range(at_once)
+                engine.complete(request(f"r{turn}.{number}", temperature_is_default=True)) for number in range(at_once)
             )
             assert {completion.text for completion in await asyncio.gather(*asked)} == {"yes"}
     assert at_once > 1 or len(server.bodies) == 3 + 3
@@ -440,8 +440,8 @@ async def test_a_temperature_that_the_job_names_is_the_job_s_fault_each_time() -
     async with engine_at(Server(reasoning)) as engine, AnsweringWorker(engine=engine) as worker:
         for asked_before in range(2):
             with pytest.raises(RequestRejected, match="temperature: Unsupported value"):
-                await engine.generate(request(f"own-{asked_before}", temperature=0.7))
-            await engine.generate(request(f"default-{asked_before}", temperature_is_default=True))
+                await engine.complete(request(f"own-{asked_before}", temperature=0.7))
+            await engine.complete(request(f"default-{asked_before}", temperature_is_default=True))
         assert (await worker.answer("Which bridge?", sources=None, temperature=0.0)).outcome == "rejected"
         assert (await worker.answer("Which bridge?", sources=None)).outcome == "succeeded"
 
@@ -490,7 +490,7 @@ async def test_max_tokens_beyond_a_window_that_is_known_do_not_reach_the_server(
     server = Server(says("yes"))
     async with engine_at(server, Server(SIX_HUNDRED)) as engine:
         with pytest.raises(RequestRejected) as rejected:
-            await engine.generate(request(max_tokens=600))
+            await engine.complete(request(max_tokens=600))
     assert (rejected.value.field, server.bodies) == ("max_tokens", [])
 
 

@@ -1,7 +1,7 @@
 """The model registry: one file that says which models a fleet has, and which engine answers for each model.
 
-`registry_file` reads the file, `entries` defines its tables, `mistakes` and `toml_lines` name each mistake with its
-line, and `secret_references` finds keys. The file is TOML:
+`registry_file` reads the file, `entries` defines its tables, and `mistakes` names each mistake with its line. The file
+is TOML:
 
     default = "small"                     # the model of jobs without `model_id`; if absent, the first model
 

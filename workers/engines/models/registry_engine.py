@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.address import AddressEngine
-from workers.engines.base import Completion, EngineAway, EngineError, EngineLoad, GenerationRequest
+from workers.engines.base import Completion, Engine, EngineAway, EngineError, EngineLoad, GenerationRequest
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
 from workers.engines.registry import create_of
@@ -28,8 +29,8 @@ class NotYet(Exception):  # noqa: N818 - named after the fix
     """An engine is being loaded, so the changed registry has to be tried again later."""
 
 
-class RegistryEngine:
-    """Implements `Engine` for the models of one lane. Raises ValueError if the lane has no model."""
+class RegistryEngine(Engine):
+    """The engine of the models of one lane. Raises ValueError if the lane has no model."""
 
     def __init__(self, registry: ModelRegistry, lane: str | None, clock: Clock, metrics: Metrics) -> None:
         self._lane = lane
@@ -39,26 +40,17 @@ class RegistryEngine:
         }
         if not self._served:
             raise ValueError(f"the registry has no model of lane {lane or 'shared'}")
-        self.registry = registry
-        self._names: Mapping[str, ServedModel] = self._by_name()
-        self._asked: dict[str, ServedModel] = {}
+        kinds = {model.model.engine.kind for model in self._served.values()}
+        self.name = next(iter(kinds)) if len(kinds) == 1 else "several"
+        self._use(registry)
+        self._asked: Counter[ServedModel] = Counter()
+        """The number of requests of each model that has requests now."""
         self._clock = clock
         self._used: frozenset[ServedModel] = frozenset()
         """The models that got a request lately. Only the event loop changes the set, and other threads read it."""
         self._used_since = -math.inf
         self._rest: tuple[frozenset[ServedModel], float, EngineLoad] = (self._used, -math.inf, EngineLoad(0, 0, 0))
         """The load of the models that are not in this set, and the time of this sum."""
-
-    @property
-    def name(self) -> str:
-        """The kind of the models' engines; `several` if the kinds differ."""
-        kinds = {served.model.engine.kind for served in self._served.values()}
-        return next(iter(kinds)) if len(kinds) == 1 else "several"
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """All names and aliases. The first one names the model that answers jobs without `model_id`."""
-        return tuple(self._names)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -101,7 +93,7 @@ class RegistryEngine:
         for name, model in models.items():
             self._served[name].change(model)
         self._served = {name: self._served[name] for name in models}
-        self.registry, self._names = registry, self._by_name()
+        self._use(registry)
 
     async def start(self) -> None:
         """Start all models at once. Raises EngineError if a model cannot start."""
@@ -115,22 +107,18 @@ class RegistryEngine:
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request with the model that it names, else with the default model. Raises EngineError."""
         served = self._model(request.model_id)
-        self._asked[request.request_id] = served
+        self._asked[served] += 1
         if served not in self._used:
             now = self._clock.monotonic()
             if now - self._used_since >= SUM_SECONDS:
-                self._used, self._used_since = frozenset(self._asked.values()), now
+                self._used, self._used_since = frozenset(self._asked), now
             self._used |= {served}
         try:
             return await served.generate(request)
         finally:
-            self._asked.pop(request.request_id, None)
-
-    async def abort(self, request_id: str) -> None:
-        """Stop a request. Unknown ids are ignored."""
-        served = self._asked.get(request_id)
-        if served is not None:
-            await served.abort(request_id)
+            self._asked[served] -= 1
+            if not self._asked[served]:
+                del self._asked[served]
 
     def load(self) -> EngineLoad:
         """Return the running requests of all models together, and the shortest queue among the busy models.
@@ -155,8 +143,11 @@ class RegistryEngine:
         served = self._names.get(model_id) if model_id is not None else None
         return served or next(iter(self._served.values()))
 
-    def _by_name(self) -> dict[str, ServedModel]:
-        return {name: served for served in self._served.values() for name in served.model.names}
+    def _use(self, registry: ModelRegistry) -> None:
+        """Route requests by this registry's names. The first name is that of the default model."""
+        self.registry = registry
+        self._names = {name: served for served in self._served.values() for name in served.model.names}
+        self.models = tuple(self._names)
 
 
 def _together(loads: Sequence[EngineLoad]) -> EngineLoad:

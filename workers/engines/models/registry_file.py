@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,11 +17,9 @@ from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from workers.engines import ENGINES
 from workers.engines.families import Family, are_read_by, families
-from workers.engines.models.between_tables import mistakes_between
 from workers.engines.models.entries import MOST_ADDRESSES, Address, ModelEntry
-from workers.engines.models.mistakes import Mistake, RegistryRefused, TomlLines, listed, nearest, reasons
-from workers.engines.models.secret_references import SecretMistake, checked_reference, secret
-from workers.engines.settings import EngineSection, EngineSettings
+from workers.engines.models.mistakes import Mistake, RegistryRefused, TomlLines, listed, nearest, quoted, reasons
+from workers.engines.settings import MODEL_OPTIONS, EngineSection, EngineSettings
 
 MOST_BYTES: Final = 256 * 1024
 _LONGEST_LINE: Final = 4096
@@ -270,15 +269,12 @@ class _Reader:
 
 
 def _model(name: str, entry: ModelEntry, engine: EngineEntry) -> RegistryModel:
-    sections = tuple(
-        each.for_model(
-            *(entry.model or name, entry.revision, entry.context_tokens, entry.adapters),
-            entry.images if entry.images is not None else _reads_images(each, entry, name),
-            entry.family,
-        )
-        for each in engine.sections
-    )
-    return RegistryModel(name, entry, engine, sections)
+    options: dict[str, object] = {field: getattr(entry, field) for field in MODEL_OPTIONS}
+    sections = []
+    for each in engine.sections:
+        images = entry.images if entry.images is not None else _reads_images(each, entry, name)
+        sections.append(each.for_model(entry.model or name, entry.family, options | {"images": images}))
+    return RegistryModel(name, entry, engine, tuple(sections))
 
 
 def _reads_images(section: EngineSection, entry: ModelEntry, name: str) -> bool | None:
@@ -301,3 +297,156 @@ def _own_address(section: EngineSection) -> tuple[str, ...]:
 
 def _is_secret(model: type[BaseModel], name: str) -> bool:
     return name in model.model_fields and "SecretStr" in str(model.model_fields[name].annotation)
+
+
+# -- Checks of the tables against each other --
+Found = tuple[tuple[str, ...], str]
+"""A mistake's path in the file, and its text."""
+
+
+def mistakes_between(
+    engines: Mapping[str, Any],
+    models: Mapping[str, Any],
+    settings: EngineSettings,
+    profiles: Collection[str] | None,
+) -> Iterator[Found]:
+    """Yield a mistake for each value of `[models]` that does not fit the other tables.
+
+    The checks read the raw tables, so that a mistake inside a table hides no mistake between that table and others.
+    Values of a wrong type are skipped here, since the table's own check reports them.
+
+    `profiles` are the known profiles; with None, the tables' profiles are not checked.
+    """
+    tables = {name: table for name, table in models.items() if isinstance(table, dict)}
+    for name, table in tables.items():
+        yield from _names_unknown(name, table, engines, profiles)
+        yield from _unsupported(name, table, engines, settings)
+        yield from _escalation(name, table, models)
+    yield from _shared_names(tables)
+    yield from _second_in_process(tables, engines)
+
+
+def _names_unknown(
+    name: str, table: Mapping[str, Any], engines: Mapping[str, Any], profiles: Collection[str] | None
+) -> Iterator[Found]:
+    engine, profile = table.get("engine"), table.get("profile")
+    if isinstance(engine, str) and engine not in engines:
+        yield ("models", name, "engine"), f"is no table of [engines]: {nearest(engine, engines)}"
+    if isinstance(profile, str) and profiles is not None and profile not in profiles:
+        yield ("models", name, "profile"), f"is no profile: {nearest(profile, profiles)}"
+
+
+def _unsupported(
+    name: str, table: Mapping[str, Any], engines: Mapping[str, Any], settings: EngineSettings
+) -> Iterator[Found]:
+    kind = _kind(table, engines)
+    if kind is not None:
+        for field in settings.section(kind).unsupported(table):
+            yield ("models", name, field), f"has no meaning for this engine ({quoted(kind)}); delete it"
+
+
+def _escalation(name: str, table: Mapping[str, Any], models: Mapping[str, Any]) -> Iterator[Found]:
+    escalate = table.get("escalate")
+    to = escalate.get("to") if isinstance(escalate, dict) else None
+    if not isinstance(to, str):
+        return
+    path = ("models", name, "escalate", "to")
+    if to == name:
+        yield path, "is the model itself; name another model"
+    elif to not in models:
+        yield path, f"is no model: {nearest(to, models)}"
+    elif isinstance(models[to], dict) and table.get("lane") != models[to].get("lane"):
+        yield path, "is a model of another lane, which this model's workers do not serve; name one of the same lane"
+
+
+def _shared_names(tables: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
+    """Yield a mistake for each name that several models claim."""
+    claims: defaultdict[str, list[str]] = defaultdict(list)
+    for name, table in tables.items():
+        aliases = table.get("aliases")
+        for claimed in (name, *(aliases if isinstance(aliases, list) else ())):
+            if isinstance(claimed, str):
+                claims[claimed].append(name)
+    for claimed, owners in claims.items():
+        if len(owners) > 1:
+            reason = (
+                f"{quoted(claimed)} is given more than once as a name, by {listed(dict.fromkeys(owners))}; give it once"
+            )
+            yield ("models", owners[-1], "aliases"), reason
+
+
+def _second_in_process(tables: Mapping[str, Mapping[str, Any]], engines: Mapping[str, Any]) -> Iterator[Found]:
+    """Yield a mistake for each vLLM model after the first of its lane.
+
+    One worker's process would run all vLLM models of the lane on one GPU.
+    """
+    first: dict[str | None, str] = {}
+    for name, table in tables.items():
+        lane = table.get("lane")
+        if _kind(table, engines) == "vllm" and (lane is None or isinstance(lane, str)):
+            owner = first.setdefault(lane, name)
+            if owner != name:
+                reason = f"is the second vLLM model in one worker, beside {quoted(owner)}; give one another lane"
+                yield ("models", name, "engine"), reason
+
+
+def _kind(table: Mapping[str, Any], engines: Mapping[str, Any]) -> str | None:
+    """Return the kind of the engine that a model's table names; None if the file names no known kind."""
+    engine = table.get("engine")
+    named = engines.get(engine) if isinstance(engine, str) else None
+    kind = named.get("kind") if isinstance(named, dict) else None
+    return kind if isinstance(kind, str) and kind in ENGINES else None
+
+
+# -- Keys: the file names an environment variable or a file, never the key itself --
+_MOST_KEY_BYTES: Final = 64 * 1024
+_HOW: Final = '{ env = "VARIABLE" } or { file = "/run/secrets/key" }'
+
+
+class SecretMistake(Exception):  # noqa: N818 - named after the file's fault
+    """A value that is not a reference, or a reference that leads to no key. The error's text has no part of a key."""
+
+
+def secret(reference: object, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the key that a reference leads to, without white space around it. Raises SecretMistake."""
+    kind, where = checked_reference(reference)
+    if kind == "env":
+        found = environment.get(where)
+        if found is None:
+            raise SecretMistake(f"the environment has no variable {where}; set it, or name another one")
+    else:
+        found = _key_in(Path(where))
+    if not found.strip():
+        raise SecretMistake(f"the {'variable' if kind == 'env' else 'file'} {where} is empty; put the key there")
+    if not found.strip().isprintable() or not found.isascii():
+        raise SecretMistake(f"the key of {where} has characters that no HTTP header takes; write it as one line")
+    return found.strip()
+
+
+def checked_reference(reference: object) -> tuple[str, str]:
+    """Return the kind (`env` or `file`) and the name in a reference, without reading the variable or file.
+
+    Raises SecretMistake.
+    """
+    if isinstance(reference, str):
+        raise SecretMistake(f"holds the key in clear text; write {_HOW}, and replace the key, since files are copied")
+    if not isinstance(reference, dict) or len(reference) != 1:
+        raise SecretMistake(f"must be {_HOW}")
+    [(kind, where)] = reference.items()
+    if kind not in ("env", "file") or not isinstance(where, str) or not where.isprintable() or not where:
+        raise SecretMistake(f"must be {_HOW}")
+    return kind, where
+
+
+def _key_in(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_KEY_BYTES + 1)
+    except OSError as error:
+        raise SecretMistake(f"the file {path} cannot be read: {error.strerror}") from None
+    if len(content) > _MOST_KEY_BYTES:
+        raise SecretMistake(f"the file {path} is larger than {_MOST_KEY_BYTES} bytes; it should hold the key alone")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise SecretMistake(f"the file {path} is not UTF-8; it should hold the key alone") from None

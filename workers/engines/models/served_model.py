@@ -14,16 +14,13 @@ from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.address import AddressEngine
 from workers.engines.base import (
-    ChangesModel,
     Completion,
-    Engine,
     EngineFailed,
     EngineLoad,
     EngineRefused,
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
-    Remote,
     RequestRejected,
     ServedBy,
 )
@@ -63,11 +60,10 @@ class ServedModel:
         names = model.engine.addresses or (model.engine.name,)
         self._addresses = [_Address(engine, name) for engine, name in zip(engines, names, strict=True)]
         for address in self._addresses:
-            if isinstance(address.engine.inner, Remote):
-                address.engine.inner.changed = partial(self._tell, address)
+            address.engine.changed = partial(self._tell, address)
         self._starting: set[asyncio.Task[None]] = set()
-        self._asked: dict[str, Engine] = {}
-        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._waiting = 0
+        """The number of requests that wait for their turn."""
         self.model = model
         self._gate = RateGate(model.entry.limits, clock)
 
@@ -79,16 +75,15 @@ class ServedModel:
             address.engine.family = model.family
         self.model = model
 
-    def require_change(self, model: RegistryModel) -> ChangesModel:
+    def require_change(self, model: RegistryModel) -> AddressEngine:
         """Return the engine if it can take the model of a changed file while it runs. Raises EngineRefused."""
         address, *others = self._addresses
-        engine = address.engine.inner
-        if others or model.engine.kind != self.model.engine.kind or not isinstance(engine, ChangesModel):
+        if others or model.engine.kind != self.model.engine.kind or not address.engine.changes_model:
             raise EngineRefused("this engine takes new settings only at its start")
-        return engine
+        return address.engine
 
     async def change_model(self, model: RegistryModel) -> None:
-        """Give the engine the model of a changed file without a restart; see `ChangesModel`. Raises EngineError."""
+        """Give the engine the model of a changed file without a restart. Raises EngineError."""
         await self.require_change(model).change_model(model.sections[0])
         self.change(model)
 
@@ -159,7 +154,8 @@ class ServedModel:
 
         A request without an adapter gets the model's default adapter.
         """
-        request = replace(request, adapter=request.adapter or self.model.entry.adapter)
+        if request.adapter is None and self.model.entry.adapter is not None:
+            request = replace(request, adapter=self.model.entry.adapter)
         tokens = _estimate(request)
         if not await self._turn(request, tokens):
             self._gate.settle(tokens, 0)
@@ -172,18 +168,10 @@ class ServedModel:
             self._gate.settle(tokens, used or tokens)
         return self._priced(completion)
 
-    async def abort(self, request_id: str) -> None:
-        """Stop a request, also while it waits for its turn."""
-        waiting = self._waiting.get(request_id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
-        elif request_id in self._asked:
-            await self._asked[request_id].abort(request_id)
-
     def load(self) -> EngineLoad:
         """Return the sum of the addresses' loads; a request that waits for its turn counts as waiting."""
         loads = [address.engine.load() for address in self._addresses]
-        waiting = len(self._waiting) + sum(load.waiting for load in loads)
+        waiting = self._waiting + sum(load.waiting for load in loads)
         free = 0 if self._waiting else sum(load.free for load in loads)
         away = next((load.away for load in loads if load.away is not None), None)
         return EngineLoad(sum(load.running for load in loads), waiting, free, away)
@@ -201,17 +189,19 @@ class ServedModel:
         seconds = self._gate.reserve(tokens)
         if not seconds:
             return True
-        aborted = self._waiting[request.request_id] = asyncio.get_running_loop().create_future()
+        aborted = asyncio.Event()
+        request.abort.stop = aborted.set
+        self._waiting += 1
         try:
             async with asyncio.timeout(seconds):
-                await aborted
+                await aborted.wait()
         except TimeoutError:
             return True
         except asyncio.CancelledError:
             self._gate.settle(tokens, 0)
             raise
         finally:
-            del self._waiting[request.request_id]
+            self._waiting -= 1
         return False
 
     async def _answered(self, request: GenerationRequest) -> Completion:
@@ -234,7 +224,6 @@ class ServedModel:
     async def _ask(self, address: _Address, request: GenerationRequest) -> Completion:
         """Ask one address. Raises EngineError."""
         address.asking += 1
-        self._asked[request.request_id] = address.engine
         try:
             completion = await address.engine.generate(request)
         except (RequestRejected, PromptTooLong):
@@ -249,7 +238,6 @@ class ServedModel:
             return completion
         finally:
             address.asking -= 1
-            self._asked.pop(request.request_id, None)
 
     def _tell(self, address: _Address) -> None:
         """Log and count an address that is away, or answers again."""

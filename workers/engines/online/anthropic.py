@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
-from schemas.job import ImagePart, Reasoning, TextPart
+from schemas.job import ImagePart, Message, Reasoning, TextPart
 from schemas.tools import MAX_TOOL_CALLS, CalledFunction, NamedTool, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
@@ -24,9 +24,10 @@ from workers.engines.base import (
     with_refusal,
 )
 from workers.engines.finish import finish_reason, is_refusal
-from workers.engines.online.service import OnlineApi, OnlineSettings, online_engine
 from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
+from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
+from workers.engines.openai_http.settings import RemoteSettings
 from workers.engines.prompts import arguments_of
 
 _MOST_BLOCKS = 4096
@@ -42,7 +43,7 @@ _FIELDS: Final[Mapping[str, str]] = {
 }
 
 
-class AnthropicSettings(OnlineSettings):
+class AnthropicSettings(RemoteSettings):
     """Settings of Anthropic's Messages API."""
 
     base_url: str = Field(default="https://api.anthropic.com/v1", pattern=r"^https?://[^\s]+$")
@@ -62,9 +63,7 @@ class _Block(BoundedModel):
     """The arguments of the call, in blocks of the type `tool_use`."""
 
 
-class _AnthropicUsage(BoundedModel):
-    input_tokens: TokenCount = 0
-    output_tokens: TokenCount = 0
+class _AnthropicUsage(Usage):
     cache_creation_input_tokens: TokenCount | None = None
     cache_read_input_tokens: TokenCount | None = None
 
@@ -89,21 +88,22 @@ class AnthropicModel(BoundedModel):
     max_input_tokens: int | None = Field(default=None, ge=1)
 
 
-class MessagesApi(OnlineApi):
+class AnthropicServer(ModelServer):
     """Anthropic's Messages API."""
 
+    settings: AnthropicSettings
+    kind = "anthropic"
     generation_path = "messages"
+    account_texts = OF_ACCOUNTS
     fields: ClassVar[Mapping[str, str]] = _FIELDS
 
-    def __init__(self, model: str, version: str) -> None:
-        super().__init__()
-        self._model = model
-        self._version = version
-        self.model_path = f"models/{quote(model, safe='')}"
+    def __init__(self, settings: AnthropicSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.model_path = f"models/{quote(self.model, safe='')}"
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the key and the API's version."""
-        return {"x-api-key": key, "anthropic-version": self._version}
+        return {"x-api-key": key, "anthropic-version": self.settings.version}
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the JSON of a message request.
@@ -112,7 +112,7 @@ class MessagesApi(OnlineApi):
         """
         system, turns = parted(request)
         body: dict[str, Any] = {
-            "model": self._model,
+            "model": self.model,
             "max_tokens": request.max_tokens,
             "messages": [{"role": turn.role, "content": _content(turn)} for turn in turns],
         }
@@ -137,19 +137,19 @@ class MessagesApi(OnlineApi):
         answer = AnthropicAnswer.model_validate_json(body)
         usage = answer.usage
         cached = usage.cache_read_input_tokens
-        prompt_tokens = usage.input_tokens + (usage.cache_creation_input_tokens or 0) + (cached or 0)
+        prompt_tokens = usage.prompt_tokens + (usage.cache_creation_input_tokens or 0) + (cached or 0)
         text = "".join(block.text for block in answer.content if block.type == "text")
         thoughts = "".join(block.thinking for block in answer.content if block.type == "thinking")
         reason = finish_reason(answer.stop_reason)
         completion = Completion(
-            text, reason, prompt_tokens, usage.output_tokens, reasoning=thoughts or None, cached_tokens=cached
+            text, reason, prompt_tokens, usage.completion_tokens, reasoning=thoughts or None, cached_tokens=cached
         )
         if is_refusal(answer.stop_reason):  # the text before a refusal is not an answer
             return with_refusal(completion, answer.stop_details.explanation if answer.stop_details else None)
         called = [block for block in answer.content if block.type == "tool_use"][:MAX_TOOL_CALLS]
         return with_calls(completion, [_call(block) for block in called]) if request.tools else completion
 
-    def window(self, body: bytes) -> int | None:
+    def window_in(self, body: bytes) -> int | None:
         """Return the largest number of tokens of a prompt; None if the description has no number.
 
         Raises ValidationError.
@@ -166,28 +166,18 @@ def _content(turn: Turn) -> str | list[dict[str, Any]]:
     """Return a turn's content: a text, or blocks for images, tool calls and tool results. Raises RequestRejected."""
     if turn.is_text:
         return turn.text
-    blocks: list[dict[str, Any]] = []
-    for message in turn.messages:
-        if message.role == "tool":
-            blocks.append({"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.text})
-        elif message.images:
-            blocks += [_block(part) for part in message.parts if isinstance(part, ImagePart) or part.text]
-        elif message.text:
-            blocks.append({"type": "text", "text": message.text})
-        blocks += [_used(call) for call in message.tool_calls or ()]
-    return blocks
+    return [_block(piece) for piece in turn.pieces]
 
 
-def _block(part: ImagePart | TextPart) -> dict[str, Any]:
-    """Return a part of a user's message as a block. The service refuses an empty text."""
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    media_type, data = inline(part.image_url)
+def _block(piece: ImagePart | TextPart | ToolCall | Message) -> dict[str, Any]:
+    if isinstance(piece, Message):
+        return {"type": "tool_result", "tool_use_id": piece.tool_call_id, "content": piece.text}
+    if isinstance(piece, ToolCall):
+        return {"type": "tool_use", "id": piece.id, "name": piece.function.name, "input": arguments_of(piece)}
+    if isinstance(piece, TextPart):
+        return {"type": "text", "text": piece.text}
+    media_type, data = inline(piece.image_url)
     return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
-
-
-def _used(call: ToolCall) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id, "name": call.function.name, "input": arguments_of(call)}
 
 
 def _tools(request: GenerationRequest) -> dict[str, Any]:
@@ -224,7 +214,4 @@ Settings = AnthropicSettings
 
 def create(settings: AnthropicSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
     """Make the engine of a worker; see `EngineModule`."""
-    if settings.model is None:
-        raise ValueError("the anthropic engine needs the name of a model")
-    api = MessagesApi(settings.model, settings.version)
-    return online_engine("anthropic", settings.model, settings, api, metrics, clock)
+    return HttpEngine(AnthropicServer(settings, clock), metrics)

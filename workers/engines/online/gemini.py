@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
-from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, ImagePart, Reasoning, TextPart
+from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, ImagePart, Message, Reasoning, TextPart
 from schemas.result import TokenLogprob
 from schemas.tools import MAX_TOOL_CALLS, NamedTool, ToolCall
 from telemetry.clock import Clock
@@ -23,16 +23,16 @@ from workers.engines.base import (
     Completion,
     GenerationRequest,
     RequestRejected,
-    TokenCount,
     inline,
     numbered_call,
     token_logprob,
     with_calls,
 )
 from workers.engines.finish import finish_reason
-from workers.engines.online.service import OnlineApi, OnlineSettings, online_engine
 from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
+from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
+from workers.engines.openai_http.settings import RemoteSettings
 from workers.engines.prompts import arguments_of
 
 _MOST_PARTS = 4096
@@ -62,7 +62,7 @@ _FIELDS: Final[Mapping[str, str]] = {
 }
 
 
-class GeminiSettings(OnlineSettings):
+class GeminiSettings(RemoteSettings):
     """Settings of the Gemini API."""
 
     base_url: str = Field(default="https://generativelanguage.googleapis.com/v1beta", pattern=r"^https?://[^\s]+$")
@@ -127,19 +127,12 @@ class _PromptFeedback(BoundedModel):
     block_reason: str | None = Field(default=None, alias="blockReason")
 
 
-class _GeminiUsage(BoundedModel):
-    prompt: TokenCount = Field(default=0, alias="promptTokenCount")
-    candidates: TokenCount = Field(default=0, alias="candidatesTokenCount")
-    thoughts: TokenCount = Field(default=0, alias="thoughtsTokenCount")
-    cached: TokenCount | None = Field(default=None, alias="cachedContentTokenCount")
-
-
 class GeminiAnswer(BoundedModel):
     """The fields of a GenerateContentResponse that this engine reads. A blocked prompt has no candidates."""
 
     candidates: list[_Candidate] = Field(default_factory=list, max_length=64)
     feedback: _PromptFeedback = Field(default=_PromptFeedback(), alias="promptFeedback")
-    usage: _GeminiUsage = Field(default=_GeminiUsage(), alias="usageMetadata")
+    usage: Usage = Field(default=Usage(), alias="usageMetadata")
 
 
 class GeminiModel(BoundedModel):
@@ -150,14 +143,16 @@ class GeminiModel(BoundedModel):
     output_limit: int | None = Field(default=None, ge=0, alias="outputTokenLimit")
 
 
-class GenerateContentApi(OnlineApi):
+class GeminiServer(ModelServer):
     """Google's Gemini API."""
 
+    kind = "gemini"
+    account_texts = OF_ACCOUNTS
     fields: ClassVar[Mapping[str, str]] = _FIELDS
 
-    def __init__(self, model: str) -> None:
-        super().__init__()
-        self.model_path = f"models/{quote(model.removeprefix('models/'), safe='')}"
+    def __init__(self, settings: GeminiSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.model_path = f"models/{quote(self.model.removeprefix('models/'), safe='')}"
         self.generation_path = f"{self.model_path}:generateContent"
 
     def headers(self, key: str) -> dict[str, str]:
@@ -199,11 +194,11 @@ class GenerateContentApi(OnlineApi):
         """
         answer = GeminiAnswer.model_validate_json(body)
         usage = answer.usage
-        tokens = usage.prompt, usage.candidates + usage.thoughts
+        tokens = usage.prompt_tokens, usage.generated
         if not answer.candidates and answer.feedback.block_reason is None:
             raise ValueError("the answer has neither a candidate nor a block reason")
         if not answer.candidates:
-            return Completion("", "content_filter", *tokens, cached_tokens=usage.cached)
+            return Completion("", "content_filter", *tokens, cached_tokens=usage.cached_tokens)
         candidates = sorted(answer.candidates, key=lambda each: each.index)[: request.n]
         first, *further = [_completion(each, request) for each in candidates]
         return replace(
@@ -211,11 +206,11 @@ class GenerateContentApi(OnlineApi):
             prompt_tokens=tokens[0],
             completion_tokens=tokens[1],
             reasoning_tokens=usage.thoughts or None,
-            cached_tokens=usage.cached,
+            cached_tokens=usage.cached_tokens,
             further=tuple(further),
         )
 
-    def window(self, body: bytes) -> int | None:
+    def window_in(self, body: bytes) -> int | None:
         """Return the largest number of tokens of prompt and answer together; None if the description has no number.
 
         Raises ValidationError.
@@ -247,28 +242,20 @@ def _parts(turn: Turn, names: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return a turn's parts. `names` maps the ids of the chat's calls to their functions. Raises RequestRejected."""
     if turn.is_text:
         return [{"text": turn.text}]
-    parts: list[dict[str, Any]] = []
-    for message in turn.messages:
-        if message.role == "tool":
-            name = names.get(message.tool_call_id or "")
-            if name is None:
-                raise RequestRejected("messages", "`tool_call_id` names no call of an earlier message")
-            parts.append({"functionResponse": {"name": name, "response": {"result": message.text}}})
-        elif message.images:
-            parts += [_part(part) for part in message.parts if isinstance(part, ImagePart) or part.text]
-        elif message.text:
-            parts.append({"text": message.text})
-        parts += [
-            {"functionCall": {"name": call.function.name, "args": arguments_of(call)}}
-            for call in message.tool_calls or ()
-        ]
-    return parts
+    return [_part(piece, names) for piece in turn.pieces]
 
 
-def _part(part: ImagePart | TextPart) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"text": part.text}
-    media_type, data = inline(part.image_url)
+def _part(piece: ImagePart | TextPart | ToolCall | Message, names: Mapping[str, str]) -> dict[str, Any]:
+    if isinstance(piece, Message):
+        name = names.get(piece.tool_call_id or "")
+        if name is None:
+            raise RequestRejected("messages", "`tool_call_id` names no call of an earlier message")
+        return {"functionResponse": {"name": name, "response": {"result": piece.text}}}
+    if isinstance(piece, ToolCall):
+        return {"functionCall": {"name": piece.function.name, "args": arguments_of(piece)}}
+    if isinstance(piece, TextPart):
+        return {"text": piece.text}
+    media_type, data = inline(piece.image_url)
     return {"inlineData": {"mimeType": media_type, "data": data}}
 
 
@@ -303,7 +290,4 @@ Settings = GeminiSettings
 
 def create(settings: GeminiSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
     """Make the engine of a worker; see `EngineModule`."""
-    if settings.model is None:
-        raise ValueError("the gemini engine needs the name of a model")
-    api = GenerateContentApi(settings.model)
-    return online_engine("gemini", settings.model, settings, api, metrics, clock)
+    return HttpEngine(GeminiServer(settings, clock), metrics)

@@ -1,25 +1,41 @@
 """OpenAI's Responses API (`POST /v1/responses`), without streaming and without storage at the service.
 
+Items and parts whose type this module does not know are left out, because newer versions of the API add types.
+
 Source: OpenAI API reference, "Create a model response" and "The response object".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from schemas.job import ImagePart, Message, Reasoning, ResponseFormat, TextPart
-from schemas.tools import NamedTool
+from schemas.bounded import BoundedModel
+from schemas.job import MAX_TOKENS, ImagePart, Message, Reasoning, ResponseFormat, TextPart
+from schemas.result import TokenLogprob
+from schemas.tools import MAX_TOOL_CALLS, NamedTool
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected, inline
-from workers.engines.online.responses_answer import completion_of
-from workers.engines.online.service import OnlineApi, OnlineSettings, online_engine
+from workers.engines.base import (
+    Completion,
+    EngineFailed,
+    EngineUnavailable,
+    GenerationRequest,
+    RequestRejected,
+    inline,
+    numbered_call,
+    with_calls,
+    with_refusal,
+)
+from workers.engines.finish import finish_reason
 from workers.engines.online.turns import options_of, require_chat
+from workers.engines.openai_http.answers import Token, logprobs_of
 from workers.engines.openai_http.engine import HttpEngine
-from workers.engines.openai_http.models import ServerModels
+from workers.engines.openai_http.server import MAX_REASON_CHARACTERS, OF_ACCOUNTS, ModelServer, Usage
+from workers.engines.openai_http.settings import RemoteSettings
 
 _FIELDS: Final[Mapping[str, str]] = {
     "include": "logprobs",
@@ -36,7 +52,7 @@ _FIELDS: Final[Mapping[str, str]] = {
 _LOGPROBS: Final = "message.output_text.logprobs"
 
 
-class ResponsesSettings(OnlineSettings):
+class ResponsesSettings(RemoteSettings):
     """Settings of OpenAI's Responses API."""
 
     base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://[^\s]+$")
@@ -48,25 +64,14 @@ class ResponsesSettings(OnlineSettings):
     """
 
 
-class ResponsesApi(OnlineApi):
+class ResponsesServer(ModelServer):
     """OpenAI's Responses API."""
 
+    settings: ResponsesSettings
+    kind = "responses"
     generation_path = "responses"
-    model_path = "models"
-    """The path of the list of all models. Servers other than OpenAI's have no path for a single model.
-
-    The list of a vLLM server also states the window.
-    """
+    account_texts = OF_ACCOUNTS
     fields: ClassVar[Mapping[str, str]] = _FIELDS
-
-    def __init__(self, model: str, summary: str | None = None) -> None:
-        super().__init__()
-        self._model = model
-        self._summary = summary
-
-    def headers(self, key: str) -> dict[str, str]:
-        """Return the key as a bearer token."""
-        return {"Authorization": f"Bearer {key}"}
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the JSON of a request for a response.
@@ -76,7 +81,7 @@ class ResponsesApi(OnlineApi):
         """
         require_chat(request)
         body: dict[str, Any] = {
-            "model": self._model,
+            "model": self.model,
             "input": [item for message in _messages(request) for item in _items(message)],
             "max_output_tokens": request.max_tokens,
             "store": False,
@@ -100,13 +105,6 @@ class ResponsesApi(OnlineApi):
         """
         return completion_of(body, request)
 
-    def window(self, body: bytes) -> int | None:
-        """Return the model's window from the list of models; None for OpenAI's list, which has no windows.
-
-        Raises ValidationError and LookupError.
-        """
-        return ServerModels.model_validate_json(body).listed_window(self._model)
-
     def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
         """Return the options of the reasoning; no options if the model decides about its reasoning.
 
@@ -116,7 +114,7 @@ class ResponsesApi(OnlineApi):
             return {"effort": "none"}
         if asked is not None and asked.max_tokens is not None:
             raise RequestRejected("reasoning.max_tokens", "this service has no such bound; set `reasoning.effort`")
-        options = {"effort": asked.effort if asked is not None else None, "summary": self._summary}
+        options = {"effort": asked.effort if asked is not None else None, "summary": self.settings.reasoning_summary}
         return {name: value for name, value in options.items() if value is not None}
 
 
@@ -175,12 +173,181 @@ def _tools(request: GenerationRequest) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+# -- Answers --
+_MOST_ITEMS: Final = 1024
+_MOST_PARTS: Final = 128
+"""Cap on the parts of an item.
+
+Without the caps on items and parts, 8 MiB of JSON would take half a gigabyte of memory, and block the event loop for
+seconds.
+"""
+_KNOWN: Final = frozenset(
+    ("message", "reasoning", "function_call", "output_text", "refusal", "summary_text", "reasoning_text")
+)
+_OF_THE_ACCOUNT: Final = frozenset(("insufficient_quota", "rate_limit_exceeded"))
+"""Codes of failures that no job causes. Such a failure is not counted as a failed try of the job."""
+
+
+def _unknown(kind: str) -> str:
+    """Return the type if this module does not know it. Raises ValueError for a known type.
+
+    Only parts of unknown types are left out; a part of a known type must have the form that the API describes.
+    """
+    if kind in _KNOWN:
+        raise ValueError("has another form than the API describes")
+    return kind
+
+
+class _Other(BoundedModel):
+    """An item or a part of a newer version of the API."""
+
+    type: Annotated[str, AfterValidator(_unknown)]
+
+
+class _Text(BoundedModel):
+    type: Literal["output_text", "summary_text", "reasoning_text"]
+    text: str
+    logprobs: list[Token] | None = Field(default=None, max_length=MAX_TOKENS)
+
+
+class _Refusal(BoundedModel):
+    type: Literal["refusal"]
+    refusal: str = ""
+
+
+_Parts = Annotated[
+    list[Annotated[_Text | _Refusal | _Other, Field(union_mode="left_to_right")]], Field(max_length=_MOST_PARTS)
+]
+
+
+class _Message(BoundedModel):
+    type: Literal["message"]
+    content: _Parts
+    phase: str | None = None
+    """`commentary` marks a remark before the answer, such as the announcement of a call."""
+
+
+class _Thought(BoundedModel):
+    type: Literal["reasoning"]
+    summary: _Parts = Field(default_factory=list)
+    content: _Parts | None = None
+    """The reasoning itself, not its summary; servers of open models send it."""
+
+
+class _Call(BoundedModel):
+    type: Literal["function_call"]
+    call_id: str | None = None
+    name: str
+    arguments: str = ""
+
+
+class _Error(BoundedModel):
+    code: str | None = None
+    message: str | None = None
+
+
+class _Incomplete(BoundedModel):
+    reason: str | None = None
+
+
+class ResponsesAnswer(BoundedModel):
+    """The fields of a response that this engine reads."""
+
+    status: str
+    output: list[Annotated[_Message | _Thought | _Call | _Other, Field(union_mode="left_to_right")]] = Field(
+        max_length=_MOST_ITEMS
+    )
+    error: _Error | None = None
+    incomplete_details: _Incomplete | None = None
+    usage: Usage | None = None
+
+    @property
+    def messages(self) -> Sequence[_Message]:
+        """The messages of the answer, without commentaries; all messages if each is a commentary."""
+        messages = [item for item in self.output if isinstance(item, _Message)]
+        return [message for message in messages if message.phase != "commentary"] or messages
+
+    @property
+    def end(self) -> str:
+        """The reason why the generation ended: the status, or the reason that an incomplete response gives."""
+        if self.status == "incomplete" and self.incomplete_details is not None and self.incomplete_details.reason:
+            return self.incomplete_details.reason
+        return self.status
+
+
+def completion_of(body: bytes, request: GenerationRequest) -> Completion:
+    """Return the answer to the request: its text up to a stop text, its reasoning and its calls.
+
+    Raises EngineError if the service reports that it failed, and ValueError for a body that is no response object.
+    """
+    answer = ResponsesAnswer.model_validate_json(body)
+    usage = answer.usage or Usage()
+    if answer.status == "failed":
+        return _failed(answer.error or _Error(), usage, request)
+    reason = finish_reason(answer.end)
+    refusals = [part.refusal for message in answer.messages for part in message.content if isinstance(part, _Refusal)]
+    parts = [part for message in answer.messages for part in message.content if isinstance(part, _Text)]
+    whole = "".join(part.text for part in parts)
+    text = min((whole.partition(stop)[0] for stop in request.sampling.get("stop", ())), key=len, default=whole)
+    if len(text) < len(whole) and reason == "length":
+        reason = "stop"
+    logprobs = _logprobs(parts, request)
+    completion = Completion(
+        text,
+        reason,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        math.exp(sum(each.logprob for each in logprobs) / len(logprobs)) if logprobs else None,
+        reasoning=_reasoning(answer),
+        reasoning_tokens=usage.reasoning_tokens or None,
+        logprobs=logprobs,
+        cached_tokens=usage.cached_tokens,
+    )
+    if refusals:
+        return with_refusal(completion, "".join(refusals))
+    if not request.tools:
+        return completion
+    called = [item for item in answer.output if isinstance(item, _Call)][:MAX_TOOL_CALLS]
+    calls = [numbered_call(call.call_id, call.name, call.arguments, at) for at, call in enumerate(called)]
+    return with_calls(completion, calls)
+
+
+def _failed(error: _Error, usage: Usage, request: GenerationRequest) -> Completion:
+    """Return an empty completion if the service's policy withheld the answer; else raise the failure's EngineError."""
+    code = error.code or ""
+    if "policy" in code:
+        return Completion("", "content_filter", usage.prompt_tokens, usage.completion_tokens)
+    if code == "invalid_prompt" or "image" in code:
+        field = "messages" if request.messages is not None else "prompt"
+        reason = " ".join((error.message or "").split())[:MAX_REASON_CHARACTERS]
+        raise RequestRejected(field, reason or "the service refuses the input")
+    if code in _OF_THE_ACCOUNT:
+        raise EngineUnavailable(f"the service failed with the code {code}")
+    raise EngineFailed("the service failed while it generated", wasted_tokens=usage.completion_tokens)
+
+
+def _reasoning(answer: ResponsesAnswer) -> str | None:
+    """Return the reasoning itself, or else its summary; None if the response has neither."""
+    thoughts = [item for item in answer.output if isinstance(item, _Thought)]
+    parts = [part for thought in thoughts for part in (thought.content or thought.summary)]
+    return "\n\n".join(part.text for part in parts if isinstance(part, _Text)) or None
+
+
+def _logprobs(parts: Sequence[_Text], request: GenerationRequest) -> tuple[TokenLogprob, ...] | None:
+    """Return the log-probabilities of the tokens as generated; None if the job asks for none or the service gave none.
+
+    A stop text cuts the answer's text, but not this list.
+    """
+    top = request.top_logprobs
+    given = [part.logprobs for part in parts if part.logprobs is not None]
+    if top is None or not given:
+        return None
+    return logprobs_of([token for logprobs in given for token in logprobs][: request.max_tokens], top)
+
+
 Settings = ResponsesSettings
 
 
 def create(settings: ResponsesSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
     """Make the engine of a worker; see `EngineModule`."""
-    if settings.model is None:
-        raise ValueError("the responses engine needs the name of a model")
-    api = ResponsesApi(settings.model, settings.reasoning_summary)
-    return online_engine("responses", settings.model, settings, api, metrics, clock)
+    return HttpEngine(ResponsesServer(settings, clock), metrics)

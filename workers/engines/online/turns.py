@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from schemas.job import Message
-from workers.engines.base import GenerationRequest, RequestRejected, require_question
-from workers.engines.sampling_fields import named
+from schemas.job import ImagePart, Message, TextPart
+from schemas.tools import ToolCall
+from workers.engines.base import GenerationRequest, RequestRejected, named, require_question
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,21 @@ class Turn:
     def is_text(self) -> bool:
         """True if no message has images, tool calls or tool results."""
         return not any(message.images or message.tool_calls or message.role == "tool" for message in self.messages)
+
+    @property
+    def pieces(self) -> Iterator[TextPart | ImagePart | ToolCall | Message]:
+        """Texts, images and calls in their order; a tool's return value is a whole message. Empty texts are left out.
+
+        Both services refuse an empty text.
+        """
+        for message in self.messages:
+            if message.role == "tool":
+                yield message
+            elif message.images:
+                yield from (part for part in message.parts if isinstance(part, ImagePart) or part.text)
+            elif message.text:
+                yield TextPart(type="text", text=message.text)
+            yield from message.tool_calls or ()
 
 
 def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from workers.engines.openai_http.engine import OpenAIEngine
+from workers.engines.openai_http.dialect import OpenAIServer
+from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.settings import OpenAISettings
 
-__all__ = ["OpenAIEngine", "OpenAISettings", "Settings", "create"]
+__all__ = ["Settings", "create"]
 
 Settings = OpenAISettings
 
 
-def create(settings: OpenAISettings, metrics: Metrics, clock: Clock) -> OpenAIEngine:
+def create(settings: OpenAISettings, metrics: Metrics, clock: Clock) -> HttpEngine:
     """Make the engine of a worker; see `EngineModule`."""
-    return OpenAIEngine(settings, clock, metrics)
+    return HttpEngine(OpenAIServer(settings, clock), metrics)

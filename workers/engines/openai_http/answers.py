@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
@@ -20,7 +20,6 @@ from workers.engines.base import (
     Completion,
     EngineFailed,
     GenerationRequest,
-    TokenCount,
     numbered_call,
     token_logprob,
     with_calls,
@@ -28,6 +27,7 @@ from workers.engines.base import (
 )
 from workers.engines.families import ReasoningMarks
 from workers.engines.finish import finish_reason, is_failure, is_refusal
+from workers.engines.openai_http.server import Usage
 from workers.engines.reasoning import parted
 
 log = get_logger()
@@ -45,7 +45,7 @@ Without the cap, 8 MiB of JSON could become a gigabyte of objects.
 """
 
 
-class _Alternative(TypedDict, total=False):
+class Alternative(TypedDict, total=False):
     """A token as a dictionary.
 
     The two million alternatives of a large answer would take gigabytes if they were pydantic models.
@@ -55,12 +55,14 @@ class _Alternative(TypedDict, total=False):
     logprob: float | None
 
 
-class _TokenLogprob(_Alternative, total=False):
-    top_logprobs: Annotated[list[_Alternative], Field(max_length=_MOST_TOP)] | None
+class Token(Alternative, total=False):
+    """A token of an answer, with the likeliest tokens at its place."""
+
+    top_logprobs: Annotated[list[Alternative], Field(max_length=_MOST_TOP)] | None
 
 
 class _Logprobs(BoundedModel):
-    content: list[_TokenLogprob] | None = Field(default=None, max_length=MAX_TOKENS)
+    content: list[Token] | None = Field(default=None, max_length=MAX_TOKENS)
     """Log-probabilities in the form of chat completions."""
     token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
     """Log-probabilities in the form of completions."""
@@ -77,10 +79,7 @@ class _Logprobs(BoundedModel):
     def of_tokens(self, top: int, most: int) -> tuple[TokenLogprob, ...] | None:
         """Return at most `most` log-probabilities, with `top` alternatives each; None if the server gave none."""
         if self.content is not None:
-            return tuple(
-                token_logprob(*_pair(each), [*map(_pair, (each.get("top_logprobs") or ())[:top])])
-                for each in self.content[:most]
-            )
+            return logprobs_of(self.content[:most], top)
         if self.tokens is None or self.token_logprobs is None:
             return None
         above = self.top_logprobs or [None] * len(self.tokens)
@@ -90,7 +89,12 @@ class _Logprobs(BoundedModel):
         )
 
 
-def _pair(found: _Alternative) -> tuple[str, float]:
+def logprobs_of(tokens: Sequence[Token], top: int) -> tuple[TokenLogprob, ...]:
+    """Return the tokens' log-probabilities, with `top` alternatives each."""
+    return tuple(token_logprob(*_pair(each), [*map(_pair, (each.get("top_logprobs") or ())[:top])]) for each in tokens)
+
+
+def _pair(found: Alternative) -> tuple[str, float]:
     return found.get("token", ""), _known(found.get("logprob"))
 
 
@@ -142,45 +146,11 @@ class _Choice(BoundedModel):
     logprobs: _Logprobs | None = None
 
 
-class _PromptDetails(BoundedModel):
-    cached_tokens: TokenCount | None = None
-
-
-class _CompletionDetails(BoundedModel):
-    reasoning_tokens: TokenCount | None = None
-
-
-class _Usage(BoundedModel):
-    prompt_tokens: TokenCount = 0
-    completion_tokens: TokenCount = 0
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-    @property
-    def cached_tokens(self) -> int | None:
-        """Tokens of the prompt that the server found in its prefix cache; None if the server does not report them."""
-        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details is not None else None
-
-    @property
-    def reasoning_tokens(self) -> int | None:
-        """Tokens of the reasoning; None if the server reports none."""
-        details = self.completion_tokens_details
-        return (details.reasoning_tokens or None) if details is not None else None
-
-
-class _Bill(BoundedModel):
-    usage: _Usage | None = None
-
-    @property
-    def completion_tokens(self) -> int:
-        """Number of generated tokens; 0 if the server gives no usage."""
-        return self.usage.completion_tokens if self.usage is not None else 0
-
-
-class ServerAnswer(_Bill):
+class ServerAnswer(BoundedModel):
     """The fields of a chat completion or a completion that this engine reads."""
 
     choices: list[_Choice] = Field(min_length=1, max_length=_MOST_CHOICES)
+    usage: Usage | None = None
 
 
 def completion_of(
@@ -192,7 +162,7 @@ def completion_of(
     Choices and tokens beyond the requested number are left out; without `request`, calls and log-probabilities are left
     out.
     """
-    usage = answer.usage or _Usage()
+    usage = answer.usage or Usage()
     choices = sorted(answer.choices, key=lambda each: each.index)[: request.n if request is not None else None]
     first, *further = [_completion(each, usage, marks, request) for each in choices]
     return replace(
@@ -200,13 +170,13 @@ def completion_of(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
+        reasoning_tokens=usage.reasoning_tokens or None,
         further=tuple(further),
     )
 
 
 def _completion(
-    choice: _Choice, usage: _Usage, marks: ReasoningMarks | None, request: GenerationRequest | None
+    choice: _Choice, usage: Usage, marks: ReasoningMarks | None, request: GenerationRequest | None
 ) -> Completion:
     text, reasoning = choice.text or "", None
     if choice.message is not None:
@@ -235,11 +205,3 @@ def _completion(
     if request is None or not request.tools or choice.message is None:
         return completion
     return with_calls(completion, [call.named(at) for at, call in enumerate(choice.message.tool_calls or ())])
-
-
-def billed(body: bytes) -> int:
-    """Return the number of generated tokens in an otherwise unreadable answer; 0 if the number is unreadable too."""
-    try:
-        return _Bill.model_validate_json(body).completion_tokens
-    except ValidationError:
-        return 0

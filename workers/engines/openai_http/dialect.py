@@ -7,16 +7,23 @@ from typing import Any, ClassVar
 
 from schemas.job import ImagePart, Message, Reasoning, TextPart
 from schemas.tools import NamedTool
-from workers.engines.base import Completion, GenerationRequest, RequestRejected, inline, require_texts
-from workers.engines.first_requests import first_requests
-from workers.engines.openai_http.answers import ServerAnswer, billed, completion_of
-from workers.engines.openai_http.models import ServerModels
+from telemetry.clock import Clock
+from workers.engines.base import (
+    NAMES,
+    Completion,
+    GenerationRequest,
+    RequestRejected,
+    first_requests,
+    inline,
+    named,
+    require_texts,
+)
+from workers.engines.openai_http.answers import ServerAnswer, completion_of
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.pooling import completion_of as pooled
-from workers.engines.openai_http.server import Api, question_of
+from workers.engines.openai_http.server import ModelServer, question_of
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.prompts import plain_text
-from workers.engines.sampling_fields import NAMES, named
 
 CHAT = "chat/completions"
 COMPLETIONS = "completions"
@@ -30,10 +37,12 @@ _SAME_NAMES = (
 )
 
 
-class Dialect(Api):
-    """OpenAI's chat completions and completions. `model` is the server's name for the model."""
+class OpenAIServer(ModelServer):
+    """A server of OpenAI's chat completions and completions."""
 
-    model_path = "models"
+    settings: OpenAISettings
+    kind = "openai"
+    reports_load = True
     firsts = first_requests("first-request", "Hello.", 16, 0.0)
     """A reranker does not answer questions, so texts to embed, score, rank and classify are tried too."""
     fields: ClassVar[Mapping[str, str]] = {name: name for name in _SAME_NAMES} | {
@@ -42,30 +51,16 @@ class Dialect(Api):
         "thinking_token_budget": "reasoning.max_tokens",
     }
 
-    def __init__(self, model: str, settings: OpenAISettings) -> None:
-        super().__init__()
-        self._model = model
-        self._settings = settings
+    def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
         family = settings.model_family()
         self._marks = family.reasoning if family is not None else None
-
-    def headers(self, key: str) -> dict[str, str]:
-        """Return the key as a bearer token."""
-        return {"Authorization": f"Bearer {key}"} if key else {}
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
         """Return the answer to the request. Raises ValueError and EngineError."""
         if request.pooling is not None:
             return pooled(request.pooling, body)
         return completion_of(ServerAnswer.model_validate_json(body), self._marks, request)
-
-    def billed(self, body: bytes) -> int:
-        """Return the number of generated tokens in an otherwise unreadable answer."""
-        return billed(body)
-
-    def window(self, body: bytes) -> int | None:
-        """Return the model's window from the list of models. Raises ValidationError and LookupError."""
-        return ServerModels.model_validate_json(body).listed_window(self._model)
 
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a job that chose the missing path: a raw prompt, or texts without a question.
@@ -77,30 +72,26 @@ class Dialect(Api):
             own = SERVER_ENDPOINTS[kind.field].paths[0]
             return RequestRejected(kind.field, f"the server has no /{own}, so its model gives no {kind.answer}")
         answers_no_question = bool(self.found) and self.found <= _OF_TEXTS
-        if request.is_raw and (answers_no_question or self._settings.api == "chat"):
+        if request.is_raw and (answers_no_question or self.settings.api == "chat"):
             return RequestRejected("raw", f"the server has no /{path}, so it cannot complete a raw prompt")
         if answers_no_question:
             return RequestRejected(question_of(request), f"the server has no /{path}, so its model answers no question")
         return None
 
-    def path(self, request: GenerationRequest) -> str:
-        """Return the path of the request below the server's URL. A raw prompt never goes to the path for chats."""
-        return self.paths(request)[0]
-
     def paths(self, request: GenerationRequest) -> Sequence[str]:
-        """Return the paths to try one after the other while the server answers 404."""
+        """Return the paths to try one after the other. A raw prompt never goes to the path for chats."""
         if request.pooling is None:
-            return (CHAT if self._settings.api == "chat" and not request.is_raw else COMPLETIONS,)
+            return (CHAT if self.settings.api == "chat" and not request.is_raw else COMPLETIONS,)
         paths = SERVER_ENDPOINTS[request.pooling.kind.field].paths
         return sorted(paths, key=lambda path: path not in self.found)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
-        """Return the request's JSON for its `path`."""
+        """Return the request's JSON for its first path."""
         if request.pooling is not None:
-            return {"model": self._model, **SERVER_ENDPOINTS[request.pooling.kind.field].body(request.pooling)}
-        chat = self.path(request) == CHAT
+            return {"model": self.model, **SERVER_ENDPOINTS[request.pooling.kind.field].body(request.pooling)}
+        chat = self.paths(request)[0] == CHAT
         longest = "max_completion_tokens" if "max_tokens" in self.refused else "max_tokens"
-        body: dict[str, Any] = {"model": self._model, longest: request.max_tokens}
+        body: dict[str, Any] = {"model": self.model, longest: request.max_tokens}
         if chat:
             body["messages"] = _messages(request)
         else:
@@ -116,7 +107,7 @@ class Dialect(Api):
         if request.n > 1:
             body["n"] = request.n
         body |= self._log_probabilities(request, chat=chat)
-        if self._settings.send_priority and "priority" not in self.refused:
+        if self.settings.send_priority and "priority" not in self.refused:
             body["priority"] = -request.priority  # negative, since vLLM runs lower priorities first
         return body
 
@@ -125,7 +116,7 @@ class Dialect(Api):
         top = request.top_logprobs
         if top is not None:
             return {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
-        is_sent = self._settings.log_probabilities and "logprobs" not in self.refused
+        is_sent = self.settings.log_probabilities and "logprobs" not in self.refused
         return {"logprobs": True if chat else 0} if is_sent else {}
 
 

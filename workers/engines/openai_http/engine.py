@@ -18,14 +18,12 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.engines.address import PROBE_SECONDS
+from workers.engines.address import PROBE_SECONDS, AddressEngine
 from workers.engines.base import (
     NO_IMAGES,
     Completion,
@@ -37,13 +35,10 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
     require_texts,
+    small_request,
 )
 from workers.engines.families import are_read_by
-from workers.engines.first_requests import small_request
-from workers.engines.openai_http.dialect import Dialect
-from workers.engines.openai_http.limits import ServerLoad
 from workers.engines.openai_http.server import ModelServer, TryAgain, pauses
-from workers.engines.openai_http.settings import OpenAISettings, RemoteSettings
 from workers.engines.openai_http.slots import Slots, follow
 from workers.engines.prompts import prompt_room
 
@@ -64,36 +59,25 @@ class _Asked:
 
     answering: asyncio.Task[Completion]
     began: float
-    is_aborted: bool = False
     cut: str | None = None
     """The reason why the engine gave up waiting for the server's answer."""
 
 
-class HttpEngine:
-    """Implements `Engine` and `Remote` for one model of a server."""
+class HttpEngine(AddressEngine):
+    """The engine of one model of a server."""
 
-    def __init__(
-        self,
-        name: str,
-        model: str,
-        settings: RemoteSettings,
-        server: ModelServer,
-        metrics: Metrics,
-        look: Callable[[], Awaitable[ServerLoad | None]] | None = None,
-    ) -> None:
-        """`look` fetches the server's own counts; `look` is None for a service without counts."""
-        self.name = name
-        self.models = (model,)
-        self._settings = settings
-        self._reads_images = are_read_by(settings.model_family(), model) if settings.images is None else settings.images
+    def __init__(self, server: ModelServer, metrics: Metrics) -> None:
+        super().__init__()
+        self.name, self.models = server.kind, (server.model,)
+        settings = self._settings = server.settings
+        family = settings.model_family()
+        self._reads_images = are_read_by(family, server.model) if settings.images is None else settings.images
         self._server = server
-        self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(name).inc)
-        self._look = look
+        self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(self.name).inc)
         self._beside: list[asyncio.Task[None]] = []
-        self._asking: dict[str, _Asked] = {}
+        self._asking: list[_Asked] = []
         self._context_tokens = settings.context_tokens
-        self.changed: Callable[[], None] = _nothing
-        self._away = metrics.engine_away.labels(name)
+        self._away = metrics.engine_away.labels(self.name)
         self._answered_at = -math.inf
         self._failures = 0
         """Failures since the last answer."""
@@ -135,10 +119,10 @@ class HttpEngine:
         self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
         self._slots.open()
         self._beside.append(asyncio.create_task(self._watch(), name="engine-watch"))
-        if self._look is not None:
-            self._beside.append(asyncio.create_task(follow(self._look, self._slots), name="engine-look"))
+        if self._server.reports_load:
+            self._beside.append(asyncio.create_task(follow(self._server.load, self._slots), name="engine-look"))
 
-    async def generate(self, request: GenerationRequest) -> Completion:
+    async def complete(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError.
 
         Cancelling the call closes the connection, so that the server stops too.
@@ -151,11 +135,12 @@ class HttpEngine:
             prompt_room(request, self._context_tokens)  # raises RequestRejected if not even one token fits
         self._require_server()
         asked = _Asked(asyncio.create_task(self._asked(request)), asyncio.get_running_loop().time())
-        self._asking[request.request_id] = asked
+        self._asking.append(asked)
+        request.abort.stop = asked.answering.cancel
         try:
             completion = await asked.answering
         except asyncio.CancelledError:
-            if not _is_cancelled() and asked.is_aborted:
+            if not _is_cancelled() and (request.abort.is_asked or self._is_closed):
                 return Completion("", "abort", 0, 0)
             if not _is_cancelled() and asked.cut is not None:
                 raise EngineUnavailable(asked.cut) from None
@@ -164,16 +149,9 @@ class HttpEngine:
             self._note_failure(request, failed)
             raise
         finally:
-            self._asking.pop(request.request_id, None)
+            self._asking.remove(asked)
         self._note_answer()
         return completion
-
-    async def abort(self, request_id: str) -> None:
-        """Close the request's connection. The number of tokens generated so far stays unknown."""
-        asked = self._asking.get(request_id)
-        if asked is not None:
-            asked.is_aborted = True
-            asked.answering.cancel()
 
     def load(self) -> EngineLoad:
         """Return how many requests have a place at the server, and how many wait for a place or a slot."""
@@ -184,8 +162,9 @@ class HttpEngine:
 
     async def close(self) -> None:
         """Abort the requests in flight and close the connections."""
-        for request_id in list(self._asking):
-            await self.abort(request_id)
+        await super().close()
+        for asked in self._asking:
+            asked.answering.cancel()
         for task in self._beside:
             task.cancel()
         self._slots.close()
@@ -249,7 +228,7 @@ class HttpEngine:
                 async with asyncio.timeout(PROBE_SECONDS):
                     await self.probe(self._failed[0])
             return
-        since = max(self._answered_at, min((asked.began for asked in self._asking.values()), default=now))
+        since = max(self._answered_at, min((asked.began for asked in self._asking), default=now))
         if self._silence is None and now - since < WATCH_SECONDS:
             return
         lack = await self._server.reach()
@@ -261,7 +240,7 @@ class HttpEngine:
             log.error("The server answers nothing; sending no request to it.", action="engine-hung", error=lack)
             self._tell()
         else:
-            for asked in self._asking.values():
+            for asked in self._asking:
                 asked.cut = self._silence
                 asked.answering.cancel()
 
@@ -307,21 +286,6 @@ class HttpEngine:
             if is_too_long or not failure.is_the_server_s:
                 break
         raise EngineUnavailable(failure.reason) if failure.is_the_server_s else EngineFailed(failure.reason)
-
-
-class OpenAIEngine(HttpEngine):
-    """The engine of a server that speaks OpenAI's protocol."""
-
-    def __init__(self, settings: OpenAISettings, clock: Clock, metrics: Metrics) -> None:
-        if settings.model is None:
-            raise ValueError("the openai engine needs the name of the server's model")
-        api = Dialect(settings.model, settings)
-        server = ModelServer("openai", settings.model, settings, api, clock)
-        super().__init__("openai", settings.model, settings, server, metrics, server.load)
-
-
-def _nothing() -> None:
-    """Do nothing; nobody asked to be told of a change."""
 
 
 def _is_cancelled() -> bool:

@@ -16,18 +16,13 @@ from schemas.bounded import BoundedModel
 from schemas.job import MAX_DIMENSIONS
 from schemas.kinds import CLASSIFY, EMBED, MAX_COMPARED, RERANK, SCORE
 from schemas.result import Float32
-from workers.engines.base import Completion, EngineFailed, TokenCount
+from workers.engines.base import Completion, EngineFailed
+from workers.engines.openai_http.server import Usage
 from workers.engines.pooling import Pooled, PoolingInput
 
 _MOST_NUMBERS = MAX_DIMENSIONS
 """Cap on the dimensions of one embedding, and on the classes of one text."""
 _SHOWN_LABEL = 256
-
-
-class _PoolingUsage(BoundedModel):
-    prompt_tokens: TokenCount = 0
-    total_tokens: TokenCount = 0
-    """The tokens of all texts; Jina reports only this number."""
 
 
 class _PoolingRow(BoundedModel):
@@ -45,7 +40,7 @@ class PoolingAnswer(BoundedModel):
     data: list[_PoolingRow] = Field(default_factory=list, max_length=MAX_COMPARED)
     results: list[_PoolingRow] = Field(default_factory=list, max_length=MAX_COMPARED)
     """The rows of /rerank."""
-    usage: _PoolingUsage | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +98,6 @@ def completion_of(asked: PoolingInput, body: bytes) -> Completion:
     indices = range(len(asked.texts))
     rows = tuple(tuple(each) if isinstance(each, list) else (each,) for each in map(numbers.__getitem__, indices))
     labels = tuple((by_index[index].label or "")[:_SHOWN_LABEL] or None for index in indices)
-    usage = answer.usage or _PoolingUsage()
+    usage = answer.usage or Usage()
     pooled = Pooled(rows, labels if asked.kind is CLASSIFY else ())
-    return Completion("", "stop", usage.prompt_tokens or usage.total_tokens, 0, pooled=pooled)
+    return Completion("", "stop", usage.prompt_tokens, 0, pooled=pooled)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import aiohttp
-from pydantic import ValidationError
+from pydantic import AliasChoices, AliasPath, Field, ValidationError
 
 from schemas.bounded import BoundedModel
 from telemetry.clock import Clock
@@ -30,8 +30,9 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
+    TokenCount,
+    first_requests,
 )
-from workers.engines.first_requests import first_requests
 from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
 from workers.engines.openai_http.settings import RemoteSettings
 
@@ -70,6 +71,11 @@ _LESS: Final = 0.6
 """The fraction of a too long prompt that is tried next, as servers report in too many forms how many tokens fit."""
 _NAMED: Final = re.compile(r"(?:^\W*|['`\"])(\w[\w.\[\]]*)(?=['`\"]|:|\ (?:is|must|should)\b)")
 _WORD: Final = re.compile(r"\w+")
+OF_ACCOUNTS: Final = (
+    *("api key", "credit balance", "api usage limits", "billing", "user location"),
+    "organization must be verified",
+)
+"""The `account_texts` of the online services."""
 _FIRST: Final = first_requests("first-request", "Hello.", 16, 0.0)
 
 log = get_logger()
@@ -109,35 +115,87 @@ class TryAgain:
     """True if the server is perhaps not there at all: nothing was reached, or a gateway says so."""
 
 
-class Api(ABC):
-    """One kind of server: its paths and its JSON.
+class Usage(BoundedModel):
+    """The tokens of an answer, under the names that the services give them. Absent counts are 0 or None."""
+
+    prompt_tokens: TokenCount = Field(
+        default=0, validation_alias=AliasChoices("prompt_tokens", "input_tokens", "promptTokenCount", "total_tokens")
+    )
+    completion_tokens: TokenCount = Field(
+        default=0, validation_alias=AliasChoices("completion_tokens", "output_tokens", "candidatesTokenCount")
+    )
+    cached_tokens: TokenCount | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            "cachedContentTokenCount",
+            AliasPath("prompt_tokens_details", "cached_tokens"),
+            AliasPath("input_tokens_details", "cached_tokens"),
+        ),
+    )
+    thoughts: TokenCount = Field(default=0, validation_alias="thoughtsTokenCount")
+    reasoning_tokens: TokenCount | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            AliasPath("completion_tokens_details", "reasoning_tokens"),
+            AliasPath("output_tokens_details", "reasoning_tokens"),
+        ),
+    )
+
+    @property
+    def generated(self) -> int:
+        """The tokens of the answer with its reasoning, which Gemini counts apart."""
+        return self.completion_tokens + self.thoughts
+
+
+class _Bill(BoundedModel):
+    usage: Usage | None = Field(default=None, validation_alias=AliasChoices("usage", "usageMetadata"))
+
+
+class ModelServer(ABC):
+    """One server and one of its models. Call `open` before any method that sends a request.
+
+    The defaults are those of OpenAI's API. A subclass for another API overrides what differs: paths, headers and JSON.
 
     An engine sends some parameters that no job asked for, and some models refuse them: OpenAI's reasoning models take
     neither `max_tokens` nor a temperature. No job is at fault for such a refusal, so the process remembers the refused
     parameters in `refused` and leaves them out from then on.
     """
 
-    model_path: str
+    kind: ClassVar[str]
+    """The engine's name."""
+    model_path: str = "models"
     """The path of the model's description, or of a list of models, below `base_url`."""
+    generation_path: str
+    """The path for questions, below `base_url`."""
     fields: ClassVar[Mapping[str, str]] = {}
     """Maps the parameters in the server's errors to the job's fields."""
     account_texts: ClassVar[Sequence[str]] = ()
     """Texts in a 400 that concern the operator's account: Gemini, for example, answers 400 to a wrong key."""
+    reports_load: ClassVar[bool] = False
+    """True if the server may count its requests at `/metrics`, as a vLLM server does."""
     firsts: Sequence[GenerationRequest] = _FIRST[:1]
     """The requests of which one shows that the model answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: RemoteSettings, clock: Clock) -> None:
+        self.settings = settings
+        self.model = str(settings.model)
         self.refused: set[str] = set()
         self.found: set[str] = set()
         """Paths at which the server has answered a request."""
+        self._variable = f"POSTBACK_ENGINE__{self.kind.upper()}"
+        self._clock = clock
+        self._base = settings.base_url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
 
-    @abstractmethod
+    # -- the API -------------------------------------------------------------------------------------------------
+
     def headers(self, key: str) -> dict[str, str]:
         """Return the headers of each request; `key` is empty if the settings have none."""
+        return {"Authorization": f"Bearer {key}"} if key else {}
 
-    @abstractmethod
     def paths(self, request: GenerationRequest) -> Sequence[str]:
         """Return the paths to try one after the other while the server answers 404."""
+        return (self.generation_path,)
 
     @abstractmethod
     def body(self, request: GenerationRequest) -> dict[str, Any]:
@@ -150,20 +208,16 @@ class Api(ABC):
         Raises ValueError for a body without the API's form, and EngineError for an answer that reports a failure.
         """
 
-    @abstractmethod
-    def window(self, body: bytes) -> int | None:
+    def window_in(self, body: bytes) -> int | None:
         """Return the model's window, from the answer at `model_path`; None if the answer states no window.
 
         Raises ValidationError for a body without the API's form, and LookupError with the reason for an unlisted model.
         """
+        return _Models.model_validate_json(body).window_of(self.model)
 
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a request whose kind needs the missing path; None if the settings chose the path."""
         return None
-
-    def billed(self, body: bytes) -> int:
-        """Return the number of generated tokens in an otherwise unreadable answer; 0 if it is unknown."""
-        return 0
 
     def temperature(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the temperature to send; nothing if the job sets none and the server refuses it."""
@@ -196,18 +250,7 @@ class Api(ABC):
             self.refused.add(name)
         return is_ours
 
-
-class ModelServer:
-    """One server and one of its models. Call `open` before any other method."""
-
-    def __init__(self, engine: str, model: str, settings: RemoteSettings, api: Api, clock: Clock) -> None:
-        self.api = api
-        self._variable = f"POSTBACK_ENGINE__{engine.upper()}"
-        self._model = model
-        self._settings = settings
-        self._clock = clock
-        self._base = settings.base_url.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
+    # -- requests ------------------------------------------------------------------------------------------------
 
     @property
     def origin(self) -> str:
@@ -216,9 +259,9 @@ class ModelServer:
 
     def open(self) -> None:
         """Make the HTTP session; send no request."""
-        key = self._settings.api_key
-        headers = self.api.headers(key.get_secret_value() if key is not None else "")
-        self._session = new_session(headers, self._settings.max_concurrency + SPARE_CONNECTIONS)
+        key = self.settings.api_key
+        headers = self.headers(key.get_secret_value() if key is not None else "")
+        self._session = new_session(headers, self.settings.max_concurrency + SPARE_CONNECTIONS)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -227,28 +270,25 @@ class ModelServer:
 
     async def post(self, request: GenerationRequest) -> Completion | TryAgain:
         """POST the request, and POST it again after each refused parameter that no job set. Raises EngineError."""
-        path, *others = self.api.paths(request)
+        path, *others = self.paths(request)
         try:
             while True:
-                sent = self.api.body(request)
+                sent = self.body(request)
                 async with self._http.post(self._url(path), json=sent, allow_redirects=False) as response:
                     body = await self._read(response)
                 if response.status == 404 and others and problem_in(body).param != "model":
                     path, *others = others
                     continue
                 if response.status == 200:
-                    self.api.found.add(path)
-                if response.status != 400 or not self.api.learns(request, sent, problem_in(body)):
-                    now = self._clock.time()
-                    return outcome(
-                        self.api, request, path, response.status, response.headers, body, now, self._variable
-                    )
+                    self.found.add(path)
+                if response.status != 400 or not self.learns(request, sent, problem_in(body)):
+                    return self.outcome(request, path, response.status, response.headers, body)
         except aiohttp.ClientError as error:
             return TryAgain(f"the server was not reached: {type(error).__name__}", is_away=True)
 
     async def reach(self) -> str | None:
         """Return the reason why nothing answers; None if the server gives any answer to a request for its models."""
-        url = f"{self._base}/{self.api.model_path}"
+        url = f"{self._base}/{self.model_path}"
         try:
             async with asyncio.timeout(REACH_SECONDS), self._http.get(url, allow_redirects=False):
                 return None
@@ -286,22 +326,22 @@ class ModelServer:
 
     async def _window(self) -> int | None:
         """Ask the server once. Raises EngineRefused, and EngineUnavailable or a ClientError while the server starts."""
-        path = self.api.model_path
+        path = self.model_path
         try:
             async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:
                 body, status = await self._read(response), response.status
             if status in _OF_THE_SERVER or status == 504:
                 raise EngineUnavailable(f"the server answered {status}")
             # OpenAI's restricted keys may generate, but get a 403 for the list.
-            if status != 403 and _is_of_the_account(self.api, status, problem_in(body)):
+            if status != 403 and self._is_of_the_account(status, problem_in(body)):
                 key = f"{self._variable}__API_KEY"
-                mend = key if self._settings.api_key is None else f"{key} to a key that the server takes"
+                mend = key if self.settings.api_key is None else f"{key} to a key that the server takes"
                 raise EngineRefused(f"the server at {self.origin} refuses to list its models ({status}): set {mend}")
             if status == 200:
-                return self.api.window(body)
+                return self.window_in(body)
             lack = f"answered {status} to {path}"
         except RequestRejected:
-            lack = f"answered {path} with more than the {self._settings.max_response_bytes} bytes of max_response_bytes"
+            lack = f"answered {path} with more than the {self.settings.max_response_bytes} bytes of max_response_bytes"
         except ValidationError:
             lack = f"answered {path} in another form than its API describes"
         except LookupError as unlisted:
@@ -316,7 +356,7 @@ class ModelServer:
         Raises EngineRefused, with `lack` in its text, or EngineUnavailable while the server is starting.
         """
         refusals = []
-        for request in self.api.firsts:
+        for request in self.firsts:
             try:
                 tried = await self.post(request)
             except (EngineUnavailable, RequestRejected) as error:
@@ -329,11 +369,62 @@ class ModelServer:
             log.warning(
                 "The server does not list the model but answers requests with the model's name; going on.",
                 action="engine-model-unlisted",
-                model=self._model,
+                model=self.model,
             )
             return
         raise EngineRefused(
-            f"the server at {self.origin} {lack}, and a first request failed ({refusals[0]}): {_mend(self._variable)}"
+            f"the server at {self.origin} {lack}, and a first request failed ({refusals[0]}): {self._mend()}"
+        )
+
+    def outcome(
+        self, request: GenerationRequest, path: str, status: int, headers: Mapping[str, str], body: bytes
+    ) -> Completion | TryAgain:
+        """Return the outcome of a request, from the response to its POST to `path`. Raises EngineError."""
+        problem = problem_in(body) if status != 200 else ServerProblem()
+        if status == 504:
+            raise EngineFailed(
+                "the server answered 504: the request took longer than a gateway waits", took_too_long=True
+            )
+        if self._is_of_the_account(status, problem):
+            raise EngineUnavailable(f"the server refuses {self._variable}__API_KEY ({status})")
+        if status in _OF_THE_SERVER or status >= 500:
+            after = parse_retry_after(headers.get("Retry-After", ""), self._clock.time())
+            is_of_the_server, is_overload = status in _OF_THE_SERVER, status in _OVERLOADED
+            return TryAgain(f"the server answered {status}", after, is_of_the_server, is_overload, status in _AWAY)
+        if status == 404 and problem.param != "model" and (missing := self.missing(request, path)) is not None:
+            raise missing
+        # Path and model come from the settings, so no job is at fault.
+        if status == 404 or (status in _REFUSED and problem.param == "model"):
+            raise EngineUnavailable(f"the server answered {status} to {path}: {self._mend()}")
+        if status in _REFUSED:
+            raise self._refusal(request, status, problem)
+        if status != 200:
+            raise EngineUnavailable(f"the server answered {status}")
+        try:
+            return self.completion(body, request)
+        except ValueError:
+            tokens = _billed(body)
+            raise EngineFailed("the answer has another form than its API describes", wasted_tokens=tokens) from None
+
+    def _refusal(
+        self, request: GenerationRequest, status: int, problem: ServerProblem
+    ) -> RequestRejected | PromptTooLong:
+        """Return the server's refusal as an error with the job's field and the server's own text."""
+        if request.is_whole and status in (400, 413) and any(words in problem.message for words in _OF_LENGTH):
+            return PromptTooLong(_LESS)
+        reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
+        return RequestRejected(_blamed(problem, self.fields) or question_of(request), reason or f"it answered {status}")
+
+    def _is_of_the_account(self, status: int, problem: ServerProblem) -> bool:
+        """True if the server refuses the key or the account; the request is not at fault."""
+        is_said = status == 400 and any(words in problem.message.lower() for words in self.account_texts)
+        return is_said or status in _NOT_LET_IN or problem.code == _NO_QUOTA
+
+    def _mend(self) -> str:
+        return (
+            f"{self._variable}__BASE_URL must end where its API begins, mostly in its version such as /v1, --model or "
+            f"{self._variable}__MODEL must name one of its models, and {self._variable}__API_KEY must be a key that "
+            "may use it"
         )
 
     def _url(self, path: str) -> str:
@@ -347,7 +438,7 @@ class ModelServer:
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the body. Raises RequestRejected for more than the settings allow, counted after decompression."""
         try:
-            return await bounded_body(response, self._settings.max_response_bytes)
+            return await bounded_body(response, self.settings.max_response_bytes)
         except BodyTooLarge:
             raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None
 
@@ -358,66 +449,13 @@ class ModelServer:
         return self._session
 
 
-def outcome(
-    api: Api,
-    request: GenerationRequest,
-    path: str,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    now: float,
-    variable: str = "POSTBACK_ENGINE__OPENAI",
-) -> Completion | TryAgain:
-    """Return the outcome of a request, from the response to its POST to `path`. `now` is in Unix seconds.
-
-    `variable` begins the names of the server's settings. Raises EngineError.
-    """
-    problem = problem_in(body) if status != 200 else ServerProblem()
-    if status == 504:
-        raise EngineFailed("the server answered 504: the request took longer than a gateway waits", took_too_long=True)
-    if _is_of_the_account(api, status, problem):
-        raise EngineUnavailable(f"the server refuses {variable}__API_KEY ({status})")
-    if status in _OF_THE_SERVER or status >= 500:
-        after = parse_retry_after(headers.get("Retry-After", ""), now)
-        is_of_the_server, is_overload = status in _OF_THE_SERVER, status in _OVERLOADED
-        return TryAgain(f"the server answered {status}", after, is_of_the_server, is_overload, status in _AWAY)
-    if status == 404 and problem.param != "model" and (missing := api.missing(request, path)) is not None:
-        raise missing
-    # Path and model come from the settings, so no job is at fault.
-    if status == 404 or (status in _REFUSED and problem.param == "model"):
-        raise EngineUnavailable(f"the server answered {status} to {path}: {_mend(variable)}")
-    if status in _REFUSED:
-        raise _refusal(api, request, status, problem)
-    if status != 200:
-        raise EngineUnavailable(f"the server answered {status}")
+def _billed(body: bytes) -> int:
+    """Return the number of generated tokens in an otherwise unreadable answer; 0 if it is unknown."""
     try:
-        return api.completion(body, request)
-    except ValueError:
-        tokens = api.billed(body)
-        raise EngineFailed("the answer has another form than its API describes", wasted_tokens=tokens) from None
-
-
-def _mend(variable: str) -> str:
-    return (
-        f"{variable}__BASE_URL must end where its API begins, mostly in its version such as /v1, --model or "
-        f"{variable}__MODEL must name one of its models, and {variable}__API_KEY must be a key that may use it"
-    )
-
-
-def _is_of_the_account(api: Api, status: int, problem: ServerProblem) -> bool:
-    """True if the server refuses the key or the account; the request is not at fault."""
-    is_said = status == 400 and any(words in problem.message.lower() for words in api.account_texts)
-    return is_said or status in _NOT_LET_IN or problem.code == _NO_QUOTA
-
-
-def _refusal(
-    api: Api, request: GenerationRequest, status: int, problem: ServerProblem
-) -> RequestRejected | PromptTooLong:
-    """Return the server's refusal as an error with the job's field and the server's own text."""
-    if request.is_whole and status in (400, 413) and any(words in problem.message for words in _OF_LENGTH):
-        return PromptTooLong(_LESS)
-    reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
-    return RequestRejected(_blamed(problem, api.fields) or question_of(request), reason or f"it answered {status}")
+        usage = _Bill.model_validate_json(body).usage
+    except ValidationError:
+        return 0
+    return usage.generated if usage is not None else 0
 
 
 def _blamed(problem: ServerProblem, fields: Mapping[str, str]) -> str | None:
@@ -460,3 +498,38 @@ def pauses() -> Iterator[float]:
     while True:
         yield wait
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+# -- The server's list of models: their names and windows --
+_MOST_MODELS: Final = 10_000
+_NAMES_SHOWN: Final = 8
+
+
+class _Model(BoundedModel):
+    id: str
+    parent: str | None = None
+    """The base model of a LoRA adapter; only the base model has a window."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together. A vLLM server has this field; OpenAI's protocol does not."""
+
+
+class _Models(BoundedModel):
+    """The answer to `GET /models`. vLLM's servers list LoRA adapters as models too."""
+
+    data: list[_Model] = Field(max_length=_MOST_MODELS)
+
+    def window_of(self, name: str) -> int | None:
+        """Return the tokens of this model's window, or of its base model's window; None if unknown.
+
+        A number below 1 is ignored, because a worker with such a window would reject every job. Raises LookupError,
+        with a text for the operator that begins the list, for an unlisted model.
+        """
+        by_name = {model.id: model for model in self.data}
+        model = by_name.get(name)
+        if model is None:
+            names, more = [each.id for each in self.data[:_NAMES_SHOWN]], len(self.data) - _NAMES_SHOWN
+            shown = ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"
+            raise LookupError(f"does not list the model {name}, but {shown}")
+        if model.max_model_len is None and model.parent is not None:
+            model = by_name.get(model.parent)
+        return model.max_model_len if model is not None and (model.max_model_len or 0) > 0 else None

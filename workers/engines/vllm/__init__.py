@@ -4,23 +4,16 @@
     arguments       start arguments
     adapters        LoRA adapters, loaded at the start and changed later
     adapter_files   the adapters' folders
-    tensors         shapes in safetensors files
-    calls           calls that end when vLLM's process does
-    changes         other weights or adapters for a running engine
-    weights         the weights of another folder of the same model
-    tokens          a prompt as tokens
+    weights         other weights or adapters for a running engine
+    tokens          a prompt as tokens, and an answer's tokens as text
     sampling        requests and answers in vLLM's terms
-    decoding        an answer's text, decoded once from its tokens
     calling         tools, and the calls in an answer
     thinking        the model's reasoning
     pooling         embeddings, scores and classes
-    schema_limits   rejects schemas that would block vLLM
-    loading         reloads an engine that died
-    load_failures   explains a failed load
-    failures        turns vLLM's errors into an engine's
+    loading         reloads an engine that died, and tells if one hangs
+    failures        turns vLLM's errors into an engine's, and explains a failed load
     process_log     the output of vLLM's own processes, in the worker's log
     figures         takes vLLM's own counts, and exports some as metrics
-    health          tells if an engine hangs
     guardian        ends the engine's processes when the worker ends
     cpu_worker      asks Linux for AMX
 

@@ -17,10 +17,12 @@ import multiprocessing
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
+from workers.engines.address import AddressEngine
 from workers.engines.base import (
     Completion,
     EngineError,
@@ -30,7 +32,6 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
-    TextsAlone,
     require_question,
 )
 from workers.engines.places import Places
@@ -39,7 +40,6 @@ from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
 from workers.engines.vllm.calling import Calling
-from workers.engines.vllm.changes import change
 from workers.engines.vllm.failures import as_engine_errors, refused
 from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
@@ -50,6 +50,7 @@ from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampl
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
 from workers.engines.vllm.tokens import Prompts
+from workers.engines.vllm.weights import change
 
 SHUTDOWN_SECONDS = 2.0
 """Seconds for vLLM's processes to end by themselves. After that, a SIGKILL ends them and frees their memory too."""
@@ -57,15 +58,15 @@ SHUTDOWN_SECONDS = 2.0
 log = get_logger()
 
 
-class VllmEngine(TextsAlone):
-    """Implements `Engine`."""
+class VllmEngine(AddressEngine):
+    """The engine of one model that vLLM runs. It reads texts alone."""
 
     name = "vllm"
+    changes_model = True
 
     def __init__(self, settings: VllmSettings, metrics: Metrics, guardian: Guardian | None = None) -> None:
-        if settings.model is None:
-            raise ValueError("the vllm engine needs a model: a directory or a name on the Hugging Face hub")
-        self._model = settings.model
+        super().__init__()
+        self._model = str(settings.model)
         self.models = settings.names
         self._settings = settings
         self._metrics = metrics
@@ -82,7 +83,6 @@ class VllmEngine(TextsAlone):
         self._places = Places(settings.max_num_seqs)
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._answers = 0
         """The number of answers that all requests in flight ask for together. Each answer needs a place."""
         self._closing = asyncio.Event()
@@ -124,10 +124,10 @@ class VllmEngine(TextsAlone):
             raise
         self._watching = asyncio.create_task(self._watch(), name="vllm-watch")
 
-    async def generate(self, request: GenerationRequest) -> Completion:
+    async def complete(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
         aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._in_flight[request.request_id] = aborted
+        request.abort.stop = partial(self._abort, request.request_id, aborted)
         self._answers += request.n
         try:
             llm = await self._ready(aborted)
@@ -136,17 +136,14 @@ class VllmEngine(TextsAlone):
             with self._adapters.in_use(request.adapter) as lora:
                 return await self._answered(llm, request, lora, aborted)
         finally:
-            del self._in_flight[request.request_id]
             self._answers -= request.n
 
-    async def abort(self, request_id: str) -> None:
-        """End a request's generation, or its wait for an engine that is loading. Unknown ids are ignored."""
-        aborted = self._in_flight.get(request_id)
-        if aborted is None or aborted.done():
-            return
-        aborted.set_result(None)
-        if self._llm is not None:
-            await self._llm.abort(request_id)
+    def _abort(self, request_id: str, aborted: asyncio.Future[None]) -> None:
+        """End a request's generation, or its wait for an engine that is loading."""
+        if not aborted.done():
+            aborted.set_result(None)
+            if self._llm is not None:
+                asyncio.ensure_future(self._llm.abort(request_id)).add_done_callback(_report)
 
     def load(self) -> EngineLoad:
         """Return how many answers vLLM generates and queues, by this engine's own count and vLLM's places."""
@@ -155,7 +152,7 @@ class VllmEngine(TextsAlone):
         return EngineLoad(running, waiting=count - running, free=places - running, away=self._away())
 
     async def change_model(self, section: EngineSection) -> None:
-        """Give the engine other weights or adapters without a restart; see `ChangesModel`.
+        """Give the engine other weights or adapters without a restart; see `AddressEngine`.
 
         If vLLM fails to load the weights, its processes are killed, and the former model is loaded again.
         """
@@ -165,6 +162,7 @@ class VllmEngine(TextsAlone):
 
     async def close(self) -> None:
         """End the engine's processes, even during a load. May be called twice."""
+        await super().close()
         self._closing.set()
         self._adapters.close()
         if self._watching is not None:
@@ -403,3 +401,13 @@ class VllmEngine(TextsAlone):
         if request.is_whole and room is not None and len(tokens) > room:
             raise PromptTooLong(room / len(tokens))
         return prompts.cut(tokens, room)
+
+
+def _report(abort: asyncio.Future[None]) -> None:
+    """Log an abort that failed. If the request fails too, its own error has the reason."""
+    if not abort.cancelled() and abort.exception() is not None:
+        log.warning(
+            "An abort failed; leaving the request until the engine ends it.",
+            action="abort-failed",
+            error=type(abort.exception()).__qualname__,
+        )

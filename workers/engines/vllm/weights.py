@@ -1,4 +1,6 @@
-"""New weights for a running engine: another folder of the same model, for example after more training.
+"""Changes of a running engine's settings: its weights or its adapters; everything else needs a restart.
+
+New weights are another folder of the same model, for example after more training.
 
 vLLM 0.32 loads new values into the tensors of the running model, and keeps its tokenizer, template and configuration.
 If the new folder lacks a tensor, vLLM only logs a line. So both folders are compared before the engine pauses.
@@ -11,14 +13,16 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from telemetry.logs import get_logger
-from workers.engines.base import EngineRefused, EngineUnavailable
+from workers.engines.base import EngineAway, EngineRefused, EngineUnavailable
+from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapter_files import tensors_of
 from workers.engines.vllm.adapters import Adapters
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.loading import while_alive
+from workers.engines.vllm.settings import VllmSettings
 
 LOAD_SECONDS: Final = 600.0
 """Seconds in which vLLM must load the weights and the adapters.
@@ -31,6 +35,36 @@ _INDEX: Final = ".safetensors.index.json"
 _MAY_DIFFER: Final = ("_name_or_path", "transformers_version")
 
 log = get_logger()
+
+
+async def change(
+    llm: Any,
+    old: VllmSettings,
+    section: EngineSection,
+    adapters: Adapters,
+    guardian: Guardian,
+    asking_health: asyncio.Lock,
+) -> VllmSettings:
+    """Give the engine other weights or adapters, and return its new settings. `llm` is None while the engine is away.
+
+    Raises EngineRefused if the change needs a restart or an adapter cannot be loaded, EngineAway if the engine is away,
+    and EngineUnavailable if the engine failed.
+    """
+    new = cast("VllmSettings", section)
+    model = {"model": old.model, "revision": old.revision}
+    if new.model is None or new.model_copy(update={**model, "adapters": old.adapters}) != old:
+        raise EngineRefused("settings besides the model and its adapters have changed")
+    is_same_model = new.model_copy(update=model) == new
+    if not is_same_model and new.adapters != old.adapters:
+        # Refuse to change both, because jobs that wait in vLLM would get the former adapters with the new weights.
+        raise EngineRefused("the weights and the adapters have changed at once; save one change, then the other")
+    if llm is None:
+        raise EngineAway("the engine is away")
+    if is_same_model:
+        await adapters.change(llm, new)
+    else:
+        await change_weights(llm, Path(str(old.model)), Path(new.model), adapters, guardian, asking_health)
+    return new
 
 
 def require_same_model(old: Path, new: Path) -> None:

@@ -21,6 +21,7 @@ from rapidfuzz.distance import Indel
 
 from telemetry.clock import Clock, Deadline
 from workers.enrichment.answering.cite import contradict
+from workers.enrichment.answering.profile import Profile
 from workers.enrichment.choosing.embedder import Embedder, EmbedderAway
 
 _WORD: Final = re.compile(r"[+-]?\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
@@ -32,18 +33,6 @@ _MOST_WORDS: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Thresholds:
-    """The bounds within which two answers are treated as equal."""
-
-    numbers: float = 0.01
-    """The largest relative difference of two numbers in JSON."""
-    similarity: float = 0.95
-    """The least similarity of two texts with eight words or more."""
-    meaning: float = 0.95
-    """The least cosine of two sentences, for `meaning.Meaning`."""
-
-
-@dataclass(frozen=True, slots=True)
 class Said:
     """An answer, or the code of the error in its place."""
 
@@ -51,10 +40,10 @@ class Said:
     code: str | None = None
 
 
-def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds) -> float:
+def difference(one: Said, other: Said, *, is_json: bool, profile: Profile) -> float:
     """Return 0 if the answers are equal, else 1. JSON is compared by its fields, and other texts by their words.
 
-    Two failures with the same code are equal.
+    Two failures with the same code are equal. The profile has the bounds within which numbers and texts are equal.
     """
     if one.text is None or other.text is None:
         return float((one.text, one.code) != (other.text, other.code))
@@ -64,10 +53,10 @@ def difference(one: Said, other: Said, *, is_json: bool, thresholds: Thresholds)
         try:
             # `parse_int` is float, because int() would refuse a valid long number.
             ours, theirs = (json.loads(text, parse_int=float) for text in (one.text, other.text))
-            return float(not _same_json(ours, theirs, thresholds))
+            return float(not _same_json(ours, theirs, profile))
         except (ValueError, RecursionError):
             pass
-    return float(not _same_text(one.text, other.text, thresholds))
+    return float(not _same_text(one.text, other.text, profile))
 
 
 def similarity(one: list[str], other: list[str]) -> float:
@@ -80,16 +69,16 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _same_text(one: str, other: str, thresholds: Thresholds) -> bool:
+def _same_text(one: str, other: str, profile: Profile) -> bool:
     ours, theirs = words(one), words(other)
     if ours == theirs:
         return bool(ours) or one.strip() == other.strip()
     if min(len(ours), len(theirs)) < _FEW_WORDS:
         return False
-    return similarity(ours, theirs) >= thresholds.similarity
+    return similarity(ours, theirs) >= profile.equal_similarity
 
 
-def _same_json(one: Any, other: Any, thresholds: Thresholds) -> bool:
+def _same_json(one: Any, other: Any, profile: Profile) -> bool:
     pairs = [(one, other)]
     while pairs:  # a recursion could overflow, because JSON may be nested as deep as Python's stack
         ours, theirs = pairs.pop()
@@ -101,18 +90,18 @@ def _same_json(one: Any, other: Any, thresholds: Thresholds) -> bool:
             if len(ours) != len(theirs):
                 return False
             pairs += zip(ours, theirs, strict=True)
-        elif not _same_leaf(ours, theirs, thresholds):
+        elif not _same_leaf(ours, theirs, profile):
             return False
     return True
 
 
-def _same_leaf(one: Any, other: Any, thresholds: Thresholds) -> bool:
+def _same_leaf(one: Any, other: Any, profile: Profile) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, float):
-        return math.isclose(one, other, rel_tol=thresholds.numbers, abs_tol=1e-9) or (one != one and other != other)
+        return math.isclose(one, other, rel_tol=profile.equal_numbers, abs_tol=1e-9) or (one != one and other != other)
     if isinstance(one, str):
-        return _same_text(one, other, thresholds)
+        return _same_text(one, other, profile)
     return bool(one == other)
 
 

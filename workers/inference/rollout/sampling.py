@@ -32,7 +32,7 @@ from workers.inference.generate import Generator
 from workers.inference.ground import GroundedRequest
 from workers.inference.model_rules import BAD_FORMS
 from workers.inference.results import Results
-from workers.inference.rollout.difference import MAX_CHARS, Said, Thresholds, difference
+from workers.inference.rollout.difference import MAX_CHARS, Said, difference
 from workers.inference.rollout.rollouts import CandidateAway, Rollouts
 from workers.stage.record import Output
 
@@ -162,11 +162,8 @@ def observed(result: Result, infer_ms: float) -> ObservedAnswer:
     )
 
 
-def thresholds_of(profile: Profile | None) -> Thresholds:
-    """Return the bounds within which two answers of a profile's jobs are treated as equal."""
-    if profile is None:
-        return Thresholds()
-    return Thresholds(profile.equal_numbers, profile.equal_similarity, profile.equal_meaning)
+WITHOUT_PROFILE: Final = Profile(name="without")
+"""Has the bounds within which two answers to jobs without sources are treated as equal."""
 
 
 class SampleRate:
@@ -317,7 +314,7 @@ class Sampler:
             said(reference),
             said(again.result),
             is_json=again.asked.wants_json or received.job.kind is not None,
-            thresholds=thresholds_of(again.asked.profile),
+            profile=again.asked.profile or WITHOUT_PROFILE,
         )
         value = write_sample(_sample(rollout, again, reference, infer_ms, noise))
         if len(value) > MAX_SAMPLE_BYTES:

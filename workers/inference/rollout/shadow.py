@@ -26,13 +26,13 @@ from workers.inference.rollout.difference import Meaning, MeaningUnknown, Said, 
 from workers.inference.rollout.rollouts import Absences, Rollouts
 from workers.inference.rollout.sampling import (
     NO_PROFILE,
+    WITHOUT_PROFILE,
     InvalidSample,
     ShadowSample,
     comparison_output,
     observed,
     read_sample,
     said,
-    thresholds_of,
 )
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
 
@@ -159,17 +159,17 @@ class ShadowHandler:
         self, sample: ShadowSample, profile: Profile | None, asked: GroundedRequest, answer: _Answer
     ) -> Output:
         """Return the comparison. A thread compares long answers, so that the event loop can serve other samples."""
-        is_json, thresholds = asked.wants_json or sample.job.kind is not None, thresholds_of(profile)
+        is_json, bounds = asked.wants_json or sample.job.kind is not None, profile or WITHOUT_PROFILE
 
         def by_words() -> float:
             primary = Said(sample.text, sample.code)
-            return difference(primary, answer.said, is_json=is_json, thresholds=thresholds)
+            return difference(primary, answer.said, is_json=is_json, profile=bounds)
 
         is_long = len(sample.text or "") + len(answer.said.text or "") > LONG_ANSWER_CHARS
         differs, noise = await asyncio.to_thread(by_words) if is_long else by_words(), sample.noise
         if self._meaning is not None and not is_json:
             with suppress(MeaningUnknown):
-                differs, noise = await self._by_meaning(self._meaning, sample, answer, differs, thresholds.meaning)
+                differs, noise = await self._by_meaning(self._meaning, sample, answer, differs, bounds.equal_meaning)
         return self._output(sample, answer, differs, noise)
 
     async def _by_meaning(
