@@ -1,7 +1,7 @@
 """The checks of `postback doctor`, listed from the settings, this process's environment and the command's options.
 
-The checks that need the libraries of workers and of the gateway are here; those of Kafka, the fleet and files are in
-`operators.doctor`.
+The checks that need the libraries of workers and of the gateway are here, and those of an engine in `doctor_engine`;
+those of Kafka, the fleet and files are in `operators.doctor`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import gettempdir
 
+from console import doctor_engine
 from console.variables import ROOMS, complaints, settings_class
 from operators.doctor import brokers, files, fleet, topics
 from operators.doctor.findings import Check, Finding, fault, warning
@@ -32,6 +33,9 @@ _LEAST_MEMORY = BESIDE_WINDOW + COPIES * SMALLEST_WINDOW
 _FAULT_DISK = 256 * MIB
 _WARN_DISK = 2 * 1024 * MIB
 _REDIS_SECONDS = 3.0
+_EXTRAS = {"worker": "worker", "deliver": "worker", "gateway": "gateway"}
+"""Maps each role that needs more than the base install to the extra that installs the role's packages."""
+_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("sqlalchemy", "starlette", "uvicorn")}
 _KAFKA = "POSTBACK_KAFKA__EXTRA__"
 _SECRET_FILES = (
     *("POSTBACK_TRUST__SECRET_FILE", "POSTBACK_ACCESS__PEPPER_FILE", "POSTBACK_GATEWAY_KEY_FILE"),
@@ -53,8 +57,17 @@ _EGRESS_FIXES = {
 _WHOLE_URL = "give the callback a whole https URL with a host name"
 
 
-def checks(roles: Sequence[str] = (), callbacks: Sequence[str] = (), certificates: Sequence[Path] = ()) -> list[Check]:
-    """Return the checks. If the fleet's settings cannot be read, return only the checks that do not need them."""
+def checks(
+    roles: Sequence[str] = (),
+    callbacks: Sequence[str] = (),
+    certificates: Sequence[Path] = (),
+    engine: str | None = None,
+    model: str | None = None,
+) -> list[Check]:
+    """Return the checks. If the fleet's settings cannot be read, return only the checks that do not need them.
+
+    `model` overrides the engine's model of the settings.
+    """
     environment = {name.upper(): value for name, value in os.environ.items() if value}
     of_certificates = {f"--certificate {path}": path for path in certificates}
     found = [
@@ -62,11 +75,14 @@ def checks(roles: Sequence[str] = (), callbacks: Sequence[str] = (), certificate
         Check("settings-values", check_values),
         Check("secret-files", lambda: files.check_secret_files(_files(environment, _SECRET_FILES))),
         Check("certificates", lambda: files.check_certificates(_files(environment, _CERTIFICATES) | of_certificates)),
+        Check("packages", partial(check_packages, roles)),
         Check("open-files", check_files_limit),
         Check("memory", check_memory),
         Check("disk", partial(check_disk, _folders(environment))),
         *_services(environment, roles),
     ]
+    if engine is not None:
+        found.append(Check("engine", partial(doctor_engine.check_engine, engine, model)))
     try:
         read = read_settings(FleetSettings)
     except SettingsRefused:
@@ -96,8 +112,13 @@ def _services(environment: Mapping[str, str], roles: Sequence[str]) -> Iterator[
         variable = f"POSTBACK_{name.upper()}__REDIS_URL"
         if variable in environment:
             yield Check(f"redis-{name}", partial(check_redis, variable, environment[variable]))
-    if "worker" in roles and "POSTBACK_ENRICHMENT__ENTAILMENT" not in environment:
-        yield Check("entailment", check_profiles)
+    if languages := environment.get("POSTBACK_ENRICHMENT__OCR"):
+        yield Check("ocr", partial(check_ocr, languages))
+    judge = environment.get("POSTBACK_ENRICHMENT__ENTAILMENT")
+    if "worker" in roles or judge:
+        yield Check("entailment", partial(check_entailment, judge))
+    if registry := environment.get("POSTBACK_WORKER__REGISTRY"):
+        yield Check("models", partial(doctor_engine.check_registry, Path(registry)))
 
 
 # -- settings --------------------------------------------------------------------------------------------------------
@@ -257,30 +278,26 @@ def _check_callback(url: str, fleet: FleetSettings) -> Iterator[Finding]:
 # -- services beside Kafka -------------------------------------------------------------------------------------------
 
 
+def check_packages(roles: Sequence[str]) -> Iterator[Finding]:
+    """Yield a fault for each role whose packages are not installed."""
+    for role in roles:
+        extra = _EXTRAS.get(role)
+        absent = [name for name in _PACKAGES.get(extra or "", ()) if find_spec(name) is None]
+        if absent:
+            yield fault(f"`postback {role}` needs {absent[0]}", f"run `pip install 'postback[{extra}]'`")
+
+
 def check_store() -> Iterator[Finding]:
     """Yield the faults of the gateway's database. The check makes no table and no file. Raises SettingsRefused."""
-    from gateway.store.errors import StoreAway
+    from gateway.errors import StoreAway
     from gateway.store.schema import examine_store
     from gateway.store.settings import StoreSettings
 
     try:
-        state = examine_store(read_settings(StoreSettings).url)
+        examine_store(read_settings(StoreSettings).url)
     except StoreAway as away:
         problem, _, fix = str(away).partition("; ")
         yield fault(problem, fix or "start the database, or correct POSTBACK_STORE__URL")
-        return
-    if state.revision is None and state.has_tables:
-        yield fault("the database of POSTBACK_STORE__URL is of another program", "correct POSTBACK_STORE__URL")
-    elif state.revision is not None and state.revision < state.newest:
-        yield fault(
-            f"the store has schema {state.revision}, older than this program's {state.newest}",
-            "stop the gateways, back the store up, and run `postback store upgrade`",
-        )
-    elif state.revision is not None and state.revision > state.newest:
-        yield fault(
-            f"the store has schema {state.revision}, newer than this program's {state.newest}",
-            "install the newer Postback here too",
-        )
 
 
 def check_bucket() -> Iterator[Finding]:
@@ -289,7 +306,7 @@ def check_bucket() -> Iterator[Finding]:
     The check writes an empty object and deletes it.
     """
     from gateway.blobs.base import BlobsAway, has_answer
-    from gateway.blobs.opening import open_blobs
+    from gateway.blobs.folder import open_blobs
     from gateway.blobs.settings import FilesSettings
 
     variable, step = "POSTBACK_FILES__PLACE", "read"
@@ -308,17 +325,36 @@ def check_bucket() -> Iterator[Finding]:
         yield fault(f"the bucket of {variable} cannot be {step}: {problem}", fix or f"correct {variable} and its keys")
 
 
-def check_profiles() -> Iterator[Finding]:
-    """Yield a warning of the profiles whose jobs fail in a worker without a judge of answers."""
+def check_ocr(languages: str) -> Iterator[Finding]:
+    """Yield a fault if tesseract or one of the languages is missing."""
+    from workers.enrichment.processes.tesseract import Tesseract
+    from workers.system.errors import ProcessError
+
+    try:
+        Tesseract.find(languages)
+    except ProcessError as missing:
+        problem, _, fix = str(missing).partition("; ")
+        yield fault(problem, fix)
+
+
+def check_entailment(judge: str | None) -> Iterator[Finding]:
+    """Yield a warning if no judge of answers is named, and a fault if the cross-encoder cannot be loaded."""
     from workers.enrichment.answering.profile import Profiles
     from workers.enrichment.settings import BY_ENGINE, ENTAILMENT_SETTING
 
-    profiles = Profiles.load()
-    names = " and ".join(name for name in profiles.names if profiles[name].requires)
-    yield warning(
-        f"jobs with the profiles {names} fail as profile_unavailable, since {ENTAILMENT_SETTING} is not set",
-        f"set it to a cross-encoder's folder or to {BY_ENGINE}, or use other profiles",
-    )
+    if not judge:
+        profiles = Profiles.load()
+        names = " and ".join(name for name in profiles.names if profiles[name].requires)
+        yield warning(
+            f"jobs with the profiles {names} fail as profile_unavailable, since {ENTAILMENT_SETTING} is not set",
+            f"set it to a cross-encoder's folder or to {BY_ENGINE}, or use other profiles",
+        )
+    elif judge != BY_ENGINE and not Path(judge).exists():
+        yield fault(f"{ENTAILMENT_SETTING} names no file or folder", f"correct the path, or set it to {BY_ENGINE}")
+    elif judge != BY_ENGINE and (find_spec("onnxruntime") is None or find_spec("tokenizers") is None):
+        yield fault(
+            f"{ENTAILMENT_SETTING} needs onnxruntime and tokenizers", "run `pip install 'postback[worker,entailment]'`"
+        )
 
 
 def check_redis(variable: str, url: str) -> Iterator[Finding]:

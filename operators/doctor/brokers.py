@@ -180,6 +180,12 @@ def broker_findings(broker: int, version: tuple[int, ...], config: dict[str, str
             f"broker {broker} runs Kafka {'.'.join(map(str, version))}, whose groups cannot be joined",
             f"upgrade it to Apache Kafka {'.'.join(map(str, OLDEST_KAFKA))} or later",
         )
+    protocols = config.get("group.coordinator.rebalance.protocols")
+    if protocols is not None and "consumer" not in protocols:
+        yield fault(
+            f"broker {broker} allows only groups of the protocols {protocols}",
+            "set group.coordinator.rebalance.protocols=classic,consumer on the brokers",
+        )
     minutes = config.get("offsets.retention.minutes", "")
     if minutes.isdigit() and int(minutes) < _OFFSETS_MINUTES:
         yield warning(
