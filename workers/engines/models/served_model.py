@@ -221,13 +221,13 @@ class ServedModel:
         try:
             completion = await engine.generate(request)
         except (RequestRejected, PromptTooLong):
-            self._count("refused")
+            self._requests["refused"].inc()
             raise
         except EngineUnavailable:
-            self._count("failed")
+            self._requests["failed"].inc()
             raise
         if completion.finish_reason != "abort":
-            self._count("answered")
+            self._requests["answered"].inc()
         return completion
 
     def _tell(self, engine: AddressEngine) -> None:
@@ -242,9 +242,6 @@ class ServedModel:
             )
         else:
             log.info("An address answers again; sending requests to it again.", action="circuit-closed", **common)
-
-    def _count(self, result: str) -> None:
-        self._requests[result].inc()
 
     def _priced(self, completion: Completion) -> Completion:
         cost = self.model.entry.cost
