@@ -12,11 +12,11 @@ import pytest
 from schemas.settings import SettingsRefused
 from tests.integration.openai_http.servers import Server, says
 from tests.integration.registry_rig import ASKED, ESCALATING, Rig, rig, started
-from workers.engines.base import EngineAway
-from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
+from workers.engines.base import EngineAway, EngineRefused
+from workers.engines.models.registry_engine import RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
-from workers.inference.routing import Ours, Registry
+from workers.inference.routing import Registry
 from workers.roles.model_registry import RegistryWatch
 
 WITH_ALIAS = ESCALATING.replace("[models.small]\n", '[models.small]\naliases = ["gpt-4o"]\n')
@@ -46,15 +46,15 @@ async def test_a_changed_file_counts_without_a_restart_and_a_wrong_one_changes_n
     async with watched(tmp_path) as (around, engine, routes, watch):
         around.read(WITH_ALIAS)
         await watch.look()
-        assert routes.route("gpt-4o", None) == Ours()
+        assert routes.route("gpt-4o", None) is None
         assert "gpt-4o" in routes.announced
         assert (await engine.generate(replace(ASKED, model_id="gpt-4o"))).text == "x"
         around.file.write_text("[models]\nwrong = 1\n")
         await watch.look()
-        assert routes.route("gpt-4o", None) == Ours()
-        with pytest.raises(NeedsRestart, match="other models"):
+        assert routes.route("gpt-4o", None) is None
+        with pytest.raises(EngineRefused, match="other models"):
             await engine.change(around.read(ESCALATING + '[models.m1]\nengine = "a"\n'))
-        with pytest.raises(NeedsRestart, match="settings of small"):
+        with pytest.raises(EngineRefused, match="settings of small"):
             await engine.change(around.read(ESCALATING.replace("attempts = 1", "attempts = 2", 1)))
 
 

@@ -18,8 +18,8 @@ from telemetry.metrics import Metrics
 from tests.integration.lora_adapters import write_adapter
 from tests.integration.test_engine_contract import request
 from tests.integration.test_new_weights import engine_processes
-from workers.engines.base import RequestRejected
-from workers.engines.models.registry_engine import NeedsRestart, NotYet, RegistryEngine
+from workers.engines.base import EngineAway, EngineRefused, RequestRejected
+from workers.engines.models.registry_engine import RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, read_registry
 from workers.engines.registry import engine_settings
 
@@ -136,7 +136,7 @@ async def refuses_broken_folders(served: Served, changed: Path) -> None:
         if name in ("dora", "small", "large"):
             rank, width = (40, 128) if name == "large" else (8, 64 if name == "small" else 128)
             write_adapter(folder / name, rank, width=width, use_dora=name == "dora")
-        with pytest.raises(NeedsRestart, match=why) as refused:
+        with pytest.raises(EngineRefused, match=why) as refused:
             await served.change(polite=changed, new=folder / name)
         assert str(folder) not in str(refused.value)
 
@@ -148,5 +148,5 @@ async def waits_for_a_dead_engine(served: Served, **adapters: Path) -> None:
     async with asyncio.timeout(60):
         while served.engine.load().away is None:
             await asyncio.sleep(0.05)
-    with pytest.raises(NotYet, match="small: the engine is away"):
+    with pytest.raises(EngineAway, match="small: the engine is away"):
         await served.change(**adapters)

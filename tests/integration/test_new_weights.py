@@ -20,8 +20,8 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.lora_adapters import write_adapter
 from tests.integration.test_engine_contract import request
-from workers.engines.base import EngineDied
-from workers.engines.models.registry_engine import NeedsRestart, RegistryEngine
+from workers.engines.base import EngineDied, EngineRefused
+from workers.engines.models.registry_engine import RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, read_registry
 from workers.engines.registry import engine_settings
 from workers.engines.vllm import weights
@@ -103,10 +103,10 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
         await load(llm, folder)
 
     first = await served.answers("first")
-    with pytest.raises(NeedsRestart, match=r"settings of other have changed \(this engine takes new settings only"):
+    with pytest.raises(EngineRefused, match=r"settings of other have changed \(this engine takes new settings only"):
         await served.engine.change(served.file(retrained(served.folder / "zero", 4), latency=1))
     adapters = f'[models.small.adapters]\npolite = "{write_adapter(served.folder / "polite", 8)}"\n'
-    with pytest.raises(NeedsRestart, match="the engine has no room for adapters; restart the worker, with POSTB"):
+    with pytest.raises(EngineRefused, match="the engine has no room for adapters; restart the worker, with POSTB"):
         await served.engine.change(served.file(served.folder / "one", more=adapters))
     assert await served.answers("beside") == first  # the engine takes over a file whole or not at all
     alone = await served.engine.generate(request("alone", max_tokens=LONG))
@@ -125,7 +125,7 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
     assert all(one != two for one, two in zip(first, second, strict=True))
     assert served.restarts() == 0
 
-    with pytest.raises(NeedsRestart, match=r"settings of small have changed \(settings besides the model"):
+    with pytest.raises(EngineRefused, match=r"settings of small have changed \(settings besides the model"):
         await served.engine.change(served.file(served.folder / "two", 512))
 
     async def vanished(llm: Any, folder: Path) -> None:
@@ -133,7 +133,7 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
         await load(llm, folder)
 
     monkeypatch.setattr(weights, "load_weights", vanished)
-    with pytest.raises(NeedsRestart, match="failed at the new weights, and the former model is loaded again"):
+    with pytest.raises(EngineRefused, match="failed at the new weights, and the former model is loaded again"):
         await served.engine.change(served.file(retrained(served.folder / "three", 3)))
     with contextlib.suppress(EngineDied):  # the answer may fail until vLLM's client notices the death
         await served.answers("third")

@@ -38,7 +38,9 @@ from workers.engines.vllm.settings import VllmSettings
 
 # -- engine registry -------------------------------------------------------------------------------------------------
 FAKE = '''
+from pydantic import Field
 
+from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.settings import EngineSection
 
 
@@ -215,7 +217,7 @@ async def test_a_sleeping_request_is_aborted_at_once(engine: EchoEngine) -> None
 async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_is_free() -> None:
     engine = EchoEngine(EchoSettings(latency_seconds=600, places=2), Metrics())
     asked = [request("hello", request_id=f"r{n}") for n in range(5)]
-    tasks = [asyncio.create_task(engine.generate(each)) for each in asked]
+    tasks = [asyncio.create_task(engine.complete(each)) for each in asked]
     await asyncio.sleep(0)
     assert engine.load() == EngineLoad(running=2, waiting=3, free=0)
     asked[2].abort.ask()  # it is still waiting in the queue
@@ -232,7 +234,7 @@ async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_i
 
 async def test_the_latency_is_that_of_every_answer() -> None:
     engine = EchoEngine(EchoSettings(latency_seconds=600), Metrics())
-    generating = asyncio.create_task(engine.generate(request("hello")))
+    generating = asyncio.create_task(engine.complete(request("hello")))
     await asyncio.sleep(0)
     assert engine.load().running == 1
     await engine.close()

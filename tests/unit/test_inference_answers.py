@@ -43,7 +43,7 @@ from workers.inference import admission
 from workers.inference.admission import MAX_HEADER_BYTES, MOST_WAITING
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.lifetime import Cancellations
-from workers.inference.routing import MAX_FORWARDS, Forward, Ours, Registry, UnknownModel
+from workers.inference.routing import MAX_FORWARDS, Forward, Registry, UnknownModel
 from workers.inference.settings import WorkerSettings
 from workers.roles.supervision import alive, readiness_of
 from workers.roles.worker import load
@@ -506,18 +506,18 @@ GPU = Registry(("big", "vllm", "default"), "gpu", {"small": None, "alias": "gpu"
     ("registry", "model", "forwarded", "route"),
     [
         # A job without a model, or for a model of this worker, is answered here.
-        *((SHARED, model, None, Ours()) for model in (None, "vllm", "default", "small", "mine")),
+        *((SHARED, model, None, None) for model in (None, "vllm", "default", "small", "mine")),
         # A model of another lane is forwarded there, and one that the registry puts into this lane is answered here.
         (SHARED, "big", None, Forward("gpu", 1)),
         (GPU, "small", None, Forward(None, 1)),
-        (GPU, "alias", None, Ours()),
+        (GPU, "alias", None, None),
         # A model that is served here is never forwarded, whatever the registry says and however often it was.
-        (Registry({"small"}, None, {"small": "gpu"}), "small", None, Ours()),
-        (SHARED, "small", "99", Ours()),
+        (Registry({"small"}, None, {"small": "gpu"}), "small", None, None),
+        (SHARED, "small", "99", None),
     ],
 )
 def test_a_job_is_answered_where_its_model_is_served_and_forwarded_to_another_lane_otherwise(
-    registry: Registry, model: str | None, forwarded: str | None, route: Ours | Forward
+    registry: Registry, model: str | None, forwarded: str | None, route: Forward | None
 ) -> None:
     assert registry.route(model, forwarded) == route
 

@@ -56,7 +56,7 @@ from workers.inference.rollout.rollouts import (
 from workers.inference.rollout.sampling import InvalidSample, read_sample
 from workers.inference.rollout.shadow import ShadowHandler
 from workers.inference.rollout.steering import Steering
-from workers.inference.routing import Forward, Ours, Registry
+from workers.inference.routing import Forward, Registry
 from workers.stage.record import Failure, Output, Record
 
 # -- rollout workers -------------------------------------------------------------------------------------------------
@@ -596,8 +596,8 @@ def test_a_job_without_a_model_goes_back_from_the_candidates_lane_to_the_shared_
     assert away.value.primary is None
     lane, shared = Registry(("next",), "big", {}), Registry(("small",), None, {"next": "big"})
     assert lane.route(None, "1") == Forward(None, 2)
-    assert shared.route(None, "2") == Ours()
-    assert lane.route(None, None) == Ours()  # the producer itself chose the lane
+    assert shared.route(None, "2") is None
+    assert lane.route(None, None) is None  # the producer itself chose the lane
 
 
 # -- rollout lanes ---------------------------------------------------------------------------------------------------

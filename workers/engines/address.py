@@ -83,10 +83,10 @@ class AddressEngine(Engine):
             completion = await self.complete(with_quirks(request, self.family))
             if completion.finish_reason != "abort":
                 self._newest_answered = max(self._newest_answered, number)
-            elif not request.abort.is_asked and not self._is_closed:
+            elif not request.abort.is_asked:
                 raise EngineFailed(_ABORTED, wasted_tokens=completion.completion_tokens)
         except EngineFailed as failed:
-            if await self._works(request, number, failed):
+            if not self._is_closed and await self._works(request, number, failed):
                 raise
             raise EngineUnavailable(str(failed), wasted_tokens=failed.wasted_tokens) from failed
         completion = without_fence(completion, request, self.family)

@@ -23,7 +23,7 @@ from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import Lifetimes
 from workers.inference.outputs import moved
 from workers.inference.rollout.rollouts import Rollouts
-from workers.inference.routing import Forward, Registry, UnknownModel
+from workers.inference.routing import Registry, UnknownModel
 from workers.inference.settings import WorkerSettings
 from workers.stage.record import Output, Record, size_of
 
@@ -168,7 +168,7 @@ class Admission:
             where = self._registry.route(received.job.model_id, record.header(names.FORWARDED))
         except UnknownModel as unknown:
             raise invalid_job(received, "model_id", str(unknown)) from None
-        if not isinstance(where, Forward):
+        if where is None:
             return None
         spare = is_spare_lane(record.topic)
         lane = self._topics.requests(where.lane, bulk=is_bulk_lane(record.topic), spare=spare)

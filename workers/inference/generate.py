@@ -41,7 +41,6 @@ FAILURES = 5
 
 The pauses between the failures add up to 6.5 s.
 """
-_ABORTED = "the engine aborted the request unasked"
 
 log = get_logger()
 
@@ -133,7 +132,7 @@ class Generator:
         return self._absences.failed(received, model_id, life)
 
     async def _answer(self, request: GenerationRequest) -> Completion:
-        """Make one try; return the completion. Raises EngineError, also if the engine aborted unasked."""
+        """Make one try; return the completion. Raises EngineError."""
         completion = await self._engine.generate(request)
         # An aborted request may never have reached the engine, so it does not count as answered.
         if completion.finish_reason != "abort":
@@ -141,8 +140,6 @@ class Generator:
             self._absences.answered(request.model_id)
             for waiting in self._waiting.pop(request.model_id, ()):
                 waiting.set()
-        elif not request.abort.is_asked:
-            raise EngineUnavailable(_ABORTED, wasted_tokens=completion.completion_tokens)
         return completion
 
 

@@ -7,14 +7,13 @@ the result's fields of these names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
 
 from schemas.codec import ReceivedJob
 from schemas.job import Job
-from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
+from schemas.kinds import CLASSIFY, SCORE
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultChoice, ResultError, SourceDetails
 from schemas.rollout.facts import DEFAULT_ALIAS
@@ -33,37 +32,23 @@ from workers.inference.second_check import Judges
 
 
 def answer_of(job: Job, pooled: Pooled) -> dict[str, object]:
-    """Return the result's field with the answer; an empty dict for a job whose answer is a text."""
-    return {job.kind.answer: _ANSWERS[job.kind.field](job, pooled)} if job.kind is not None else {}
+    """Return the result's field with the answer; an empty dict for a job whose answer is a text.
 
-
-def _embeddings(job: Job, pooled: Pooled) -> object:
-    return pooled.rows
-
-
-def _ranks(job: Job, pooled: Pooled) -> object:
-    """Return the best documents, the best first. Of documents with equal scores, the earlier one is first."""
-    scores = [score for (score,) in pooled.rows]
-    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-    most = job.rerank.top_n if job.rerank is not None else None
-    return [{"index": index, "score": scores[index]} for index in order[:most]]
-
-
-def _scores(job: Job, pooled: Pooled) -> object:
-    return [score for (score,) in pooled.rows]
-
-
-def _labels(job: Job, pooled: Pooled) -> object:
-    pairs = zip(pooled.labels, pooled.rows, strict=True)
-    return [{"label": label, "probabilities": row} for label, row in pairs]
-
-
-_ANSWERS: Final[dict[str, Callable[[Job, Pooled], object]]] = {
-    EMBED.field: _embeddings,
-    RERANK.field: _ranks,
-    SCORE.field: _scores,
-    CLASSIFY.field: _labels,
-}
+    Ranks begin with the best document. Of documents with equal scores, the earlier one is first.
+    """
+    if job.kind is None:
+        return {}
+    scores = [row[0] for row in pooled.rows]
+    answer: object = pooled.rows
+    if job.kind is CLASSIFY:
+        pairs = zip(pooled.labels, pooled.rows, strict=True)
+        answer = [{"label": label, "probabilities": row} for label, row in pairs]
+    elif job.kind is SCORE:
+        answer = scores
+    elif job.rerank is not None:
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        answer = [{"index": index, "score": scores[index]} for index in order[: job.rerank.top_n]]
+    return {job.kind.answer: answer}
 
 
 LONG_ANSWER_CHARS = 10_000

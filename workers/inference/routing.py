@@ -30,11 +30,6 @@ class Forward:
     times: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ours:
-    """The worker's own engine answers the job."""
-
-
 class Registry:
     """Routes jobs by `model_id`.
 
@@ -56,8 +51,10 @@ class Registry:
         self._lane = lane
         self._models = dict(models)
 
-    def route(self, model_id: str | None, forwarded: str | None) -> Ours | Forward:
-        """Return the engine or lane for a job. `forwarded` is the job's header of that name. Raises UnknownModel.
+    def route(self, model_id: str | None, forwarded: str | None) -> Forward | None:
+        """Return the other lane that a job belongs to; None if the worker's own engine answers the job.
+
+        `forwarded` is the job's header of that name. Raises UnknownModel.
 
         A job without a model leaves the shared lane only for a rollout's candidate, so another lane sends it back.
         """
@@ -65,11 +62,11 @@ class Registry:
         if model_id is None and times > 1 and self._lane is not None:
             return Forward(None, times)
         if model_id is None or model_id in self._served:
-            return Ours()
+            return None
         if model_id not in self._models:
             raise UnknownModel(self._why_unknown(model_id))
         if self._models[model_id] == self._lane:
-            return Ours()
+            return None
         if times > MAX_FORWARDS:
             raise UnknownModel("the workers' model registries contradict each other: the job was forwarded in a circle")
         return Forward(self._models[model_id], times)

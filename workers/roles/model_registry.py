@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from schemas.settings import SettingsRefused, read_settings
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.engines.base import Engine
+from workers.engines.base import Engine, EngineAway, EngineRefused
 from workers.engines.models.mistakes import RegistryRefused
-from workers.engines.models.registry_engine import NeedsRestart, NotYet, RegistryEngine
+from workers.engines.models.registry_engine import RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, read_registry
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.registry import create, engine_settings
@@ -66,7 +65,7 @@ class RegistryWatch(SideTask):
         except OSError as error:  # `_seen` stays unchanged, so that the next look tries again
             _report(f"the folder of the profiles cannot be read ({error.strerror})")
             return
-        except NotYet as why:
+        except EngineAway as why:
             if seen != self._waiting:
                 log.info(
                     "The model registry's file changed while an engine is away; using it once the engine is back.",
@@ -75,7 +74,7 @@ class RegistryWatch(SideTask):
                 )
             self._waiting = seen
             return
-        except (RegistryRefused, NeedsRestart, SettingsRefused) as why:
+        except (RegistryRefused, EngineRefused, SettingsRefused) as why:
             self._seen = seen
             _report(str(why))
             return
@@ -126,8 +125,3 @@ def registry_engine(settings: WorkerSettings, clock: Clock, metrics: Metrics) ->
             "give a model this `lane`, or start the worker in another lane"
         )
     return RegistryEngine(registry, settings.lane, clock, metrics)
-
-
-def registry_watch(path: Path, engine: RegistryEngine, routes: Registry, lane: str | None) -> RegistryWatch:
-    """Return the task that reads the registry's file again when the file changes."""
-    return RegistryWatch(path, partial(read_file, path), engine, routes, lane)

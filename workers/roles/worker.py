@@ -36,7 +36,7 @@ from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
 from workers.roles.delivery import delivery_stages
 from workers.roles.input_filter import open_screen
-from workers.roles.model_registry import engine_of, model_servers, registry_watch
+from workers.roles.model_registry import RegistryWatch, engine_of, model_servers, read_file
 from workers.roles.process import Listen, Process, run
 from workers.roles.rollout import follow_rollouts, registry_of, shadow_stage, watch_lanes
 from workers.roles.topic_watch import TopicWatch
@@ -129,7 +129,9 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     registry, rules = registry_of(engine, settings), ModelRules()
     if isinstance(engine, RegistryEngine) and settings.registry is not None:
         rules = ModelRules(lambda: engine.registry, settings.lane)
-        process.beside.append(registry_watch(settings.registry, engine, registry, settings.lane))
+        process.beside.append(
+            RegistryWatch(settings.registry, partial(read_file, settings.registry), engine, registry, settings.lane)
+        )
     process.duties.append(f"answers model {listed(registry.shown)} from topic {lane}")
     handler = InferenceHandler(
         Parts(

@@ -12,21 +12,21 @@ from typing import Any
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.address import AddressEngine
-from workers.engines.base import Completion, Engine, EngineAway, EngineError, EngineLoad, GenerationRequest
+from workers.engines.base import (
+    Completion,
+    Engine,
+    EngineAway,
+    EngineError,
+    EngineLoad,
+    EngineRefused,
+    GenerationRequest,
+)
 from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 from workers.engines.models.served_model import ServedModel
 from workers.engines.registry import create_of
 
 SUM_SECONDS = 0.5
 """Pause between two sums of the loads of models without requests: a server may start or learn a limit meanwhile."""
-
-
-class NeedsRestart(Exception):  # noqa: N818 - named after the fix
-    """A changed registry has models, engines or lanes that only a restarted worker can use."""
-
-
-class NotYet(Exception):  # noqa: N818 - named after the fix
-    """An engine is being loaded, so the changed registry has to be tried again later."""
 
 
 class RegistryEngine(Engine):
@@ -71,13 +71,14 @@ class RegistryEngine(Engine):
         """Apply a changed file as a whole or not at all.
 
         Aliases, defaults, prices, limits, escalations, weights and adapters may change. New weights wait until the
-        engine's running requests have ended. Raises NeedsRestart and NotYet.
+        engine's running requests have ended. Raises EngineRefused if only a restarted worker can use the file, and
+        EngineAway if the file has to be tried again later.
         """
         models = registry.of_lane(self._lane)
         if {*models} != {*self._served}:
-            raise NeedsRestart("the file has other models")
+            raise EngineRefused("the file has other models")
         if {*registry.lanes().values()} - {*self.registry.lanes().values()}:
-            raise NeedsRestart("the file has a new lane")
+            raise EngineRefused("the file has a new lane")
         changed = {name: model for name, model in models.items() if not _same_engine(model, self._served[name].model)}
         # Ask all engines before changing one, because the file is applied as a whole or not at all. The change itself
         # concerns one engine, because only vLLM can change and a worker has at most one vLLM model.
@@ -97,12 +98,11 @@ class RegistryEngine(Engine):
 
     async def start(self) -> None:
         """Start all models at once. Raises EngineError if a model cannot start."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_started(served)) for served in self._served.values()]
-        errors = [error for task in tasks if (error := task.result()) is not None]
-        if errors:
+        ended = await asyncio.gather(*(served.start() for served in self._served.values()), return_exceptions=True)
+        error = next((each for each in ended if each is not None), None)
+        if error is not None:
             await self.close()
-            raise errors[0]
+            raise error
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """Answer one request with the model that it names, else with the default model. Raises EngineError."""
@@ -159,13 +159,13 @@ def _together(loads: Sequence[EngineLoad]) -> EngineLoad:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Turn an engine's error at new settings into NeedsRestart or NotYet with the model's name."""
+    """Turn an engine's error at new settings into EngineRefused or EngineAway with the model's name."""
     try:
         yield
     except EngineAway as away:
-        raise NotYet(f"{name}: {away}") from None
+        raise EngineAway(f"{name}: {away}") from None
     except EngineError as error:
-        raise NeedsRestart(f"the engine's settings of {name} have changed ({error})") from None
+        raise EngineRefused(f"the engine's settings of {name} have changed ({error})") from None
 
 
 def _engines(model: RegistryModel, clock: Clock, metrics: Metrics) -> list[AddressEngine]:
@@ -177,12 +177,3 @@ def _same_engine(one: RegistryModel, other: RegistryModel) -> bool:
         return model.engine.kind, model.engine.addresses, model.sections
 
     return engine(one) == engine(other)
-
-
-async def _started(served: ServedModel) -> Exception | None:
-    """Start a model, and return its error or None. A TaskGroup would wrap a raised error, and hide the error's text."""
-    try:
-        await served.start()
-    except Exception as error:
-        return error
-    return None

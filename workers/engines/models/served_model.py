@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from schemas.affinity import place_of
@@ -34,14 +34,6 @@ _START_AGAIN_SECONDS = 5.0
 log = get_logger()
 
 
-@dataclass
-class _Address:
-    engine: AddressEngine
-    name: str
-    asking: int = 0
-    is_up: bool = False
-
-
 class ServedModel:
     """Answers requests for one model.
 
@@ -58,9 +50,12 @@ class ServedModel:
         if model.entry.cost is not None:
             metrics.model_cost.labels(model.name, model.entry.cost.currency)  # makes the counter appear with 0
         names = model.engine.addresses or (model.engine.name,)
-        self._addresses = [_Address(engine, name) for engine, name in zip(engines, names, strict=True)]
-        for address in self._addresses:
-            address.engine.changed = partial(self._tell, address)
+        self._addresses = dict(zip(engines, names, strict=True))
+        """Maps each address's engine to the address."""
+        self._up: list[AddressEngine] = []
+        """The engines that have started."""
+        for engine in engines:
+            engine.changed = partial(self._tell, engine)
         self._starting: set[asyncio.Task[None]] = set()
         self._waiting = 0
         """The number of requests that wait for their turn."""
@@ -71,16 +66,16 @@ class ServedModel:
         """Use the limits and prices of a changed file. The engine's own settings must be unchanged."""
         if model.entry.limits != self.model.entry.limits:
             self._gate = RateGate(model.entry.limits, self._clock)
-        for address in self._addresses:
-            address.engine.family = model.family
+        for engine in self._addresses:
+            engine.family = model.family
         self.model = model
 
     def require_change(self, model: RegistryModel) -> AddressEngine:
         """Return the engine if it can take the model of a changed file while it runs. Raises EngineRefused."""
-        address, *others = self._addresses
-        if others or model.engine.kind != self.model.engine.kind or not address.engine.changes_model:
+        engine, *others = self._addresses
+        if others or model.engine.kind != self.model.engine.kind or not engine.changes_model:
             raise EngineRefused("this engine takes new settings only at its start")
-        return address.engine
+        return engine
 
     async def change_model(self, model: RegistryModel) -> None:
         """Give the engine the model of a changed file without a restart. Raises EngineError."""
@@ -90,13 +85,13 @@ class ServedModel:
     @property
     def context_tokens(self) -> int | None:
         """The smallest window of the addresses; None if no window is known."""
-        windows = [address.engine.context_tokens for address in self._addresses]
+        windows = [engine.context_tokens for engine in self._addresses]
         return min((tokens for tokens in windows if tokens is not None), default=None)
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the model's LoRA adapters."""
-        return self._addresses[0].engine.adapters
+        return next(iter(self._addresses)).adapters
 
     def require_adapter(self, model: RegistryModel) -> None:
         """Raise EngineRefused if the engine cannot use the model's default adapter.
@@ -112,17 +107,16 @@ class ServedModel:
     @property
     def takes_images(self) -> bool:
         """True if the model reads images."""
-        return self._addresses[0].engine.takes_images(None)
+        return next(iter(self._addresses)).takes_images(None)
 
     async def start(self) -> None:
         """Start all addresses' engines, and return when one address can answer. Other addresses join later.
 
         Raises EngineError if no address can answer, or the model's default adapter cannot be used.
         """
-        tasks = {asyncio.create_task(self._bring_up(address)): address for address in self._addresses}
-        self._starting = {*tasks}
+        self._starting = {asyncio.create_task(self._bring_up(engine)) for engine in self._addresses}
         try:
-            while not any(address.is_up for address in self._addresses):
+            while not self._up:
                 done, self._starting = await asyncio.wait(self._starting, return_when=asyncio.FIRST_COMPLETED)
                 failures = [error for task in done if (error := task.exception()) is not None]
                 refused = [error for error in failures if isinstance(error, EngineRefused)]
@@ -135,18 +129,18 @@ class ServedModel:
         for task in self._starting:
             task.add_done_callback(_report)
 
-    async def _bring_up(self, address: _Address) -> None:
+    async def _bring_up(self, engine: AddressEngine) -> None:
         """Start an address's engine. If another address already answers, try again without a time limit."""
         while True:
             try:
-                await address.engine.start()
+                await engine.start()
             except EngineUnavailable as away:
-                if not any(other.is_up for other in self._addresses):
+                if not self._up:
                     raise
                 log.info("An engine's server does not answer yet; trying again.", action="engine-wait", error=str(away))
                 await asyncio.sleep(_START_AGAIN_SECONDS)
             else:
-                address.is_up = True
+                self._up.append(engine)
                 return
 
     async def generate(self, request: GenerationRequest) -> Completion:
@@ -170,7 +164,7 @@ class ServedModel:
 
     def load(self) -> EngineLoad:
         """Return the sum of the addresses' loads; a request that waits for its turn counts as waiting."""
-        loads = [address.engine.load() for address in self._addresses]
+        loads = [engine.load() for engine in self._addresses]
         waiting = self._waiting + sum(load.waiting for load in loads)
         free = 0 if self._waiting else sum(load.free for load in loads)
         away = next((load.away for load in loads if load.away is not None), None)
@@ -179,8 +173,8 @@ class ServedModel:
     async def close(self) -> None:
         """End the engines of all addresses."""
         await self._stop_starting()
-        for address in self._addresses:
-            await address.engine.close()
+        for engine in self._addresses:
+            await engine.close()
 
     # -- one request ---------------------------------------------------------------------------------------------
 
@@ -207,43 +201,40 @@ class ServedModel:
     async def _answered(self, request: GenerationRequest) -> Completion:
         """Ask one address after the other until one answers. Raises EngineError."""
         away = EngineUnavailable(f"no address of model {self.model.name} has started yet")
-        left = [each for each in self._addresses if each.is_up]
+        left = [*self._up]
         while left:
             # an address that is known to be away refuses at once, with the reason, and is asked last
-            working = [each for each in left if not each.engine.is_away] or left
-            address = working[place_of(request.prefix_key, [each.name for each in working], _loads(working))]
-            left.remove(address)
+            working = [each for each in left if not each.is_away] or left
+            names = [self._addresses[each] for each in working]
+            engine = working[place_of(request.prefix_key, names, _loads(working))]
+            left.remove(engine)
             try:
-                return await self._ask(address, request)
+                return await self._ask(engine, request)
             except EngineFailed:
                 raise
             except EngineUnavailable as error:
                 away = error
         raise away
 
-    async def _ask(self, address: _Address, request: GenerationRequest) -> Completion:
+    async def _ask(self, engine: AddressEngine, request: GenerationRequest) -> Completion:
         """Ask one address. Raises EngineError."""
-        address.asking += 1
         try:
-            completion = await address.engine.generate(request)
+            completion = await engine.generate(request)
         except (RequestRejected, PromptTooLong):
-            self._count("refused")
+            self._requests["refused"].inc()
             raise
         except EngineUnavailable:
-            self._count("failed")
+            self._requests["failed"].inc()
             raise
-        else:
-            if completion.finish_reason != "abort":
-                self._count("answered")
-            return completion
-        finally:
-            address.asking -= 1
+        if completion.finish_reason != "abort":
+            self._requests["answered"].inc()
+        return completion
 
-    def _tell(self, address: _Address) -> None:
+    def _tell(self, engine: AddressEngine) -> None:
         """Log and count an address that is away, or answers again."""
-        self._metrics.model_circuits.labels(self.model.name).set(sum(each.engine.is_away for each in self._addresses))
-        common = {"model": self.model.name, "address": address.name}
-        if address.engine.is_away:
+        self._metrics.model_circuits.labels(self.model.name).set(sum(each.is_away for each in self._addresses))
+        common = {"model": self.model.name, "address": self._addresses[engine]}
+        if engine.is_away:
             log.warning(
                 "An address failed repeatedly; sending no request to it until it answers a small one.",
                 action="circuit-open",
@@ -251,9 +242,6 @@ class ServedModel:
             )
         else:
             log.info("An address answers again; sending requests to it again.", action="circuit-closed", **common)
-
-    def _count(self, result: str) -> None:
-        self._requests[result].inc()
 
     def _priced(self, completion: Completion) -> Completion:
         cost = self.model.entry.cost
@@ -271,15 +259,15 @@ class ServedModel:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _loads(addresses: Sequence[_Address]) -> list[float]:
+def _loads(engines: Sequence[AddressEngine]) -> list[float]:
     """Return the requests of each address, scaled as if all addresses had the same number of places.
 
     Without the scaling, a server with few places would get as many requests as one with many.
     """
-    loads = [address.engine.load() for address in addresses]
+    loads = [engine.load() for engine in engines]
     places = [max(1, load.running + load.free) for load in loads]
     mean = sum(places) / len(places)
-    return [address.asking * mean / number for address, number in zip(addresses, places, strict=True)]
+    return [(load.running + load.waiting) * mean / number for load, number in zip(loads, places, strict=True)]
 
 
 def _estimate(request: GenerationRequest) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from pydantic import Field
@@ -33,14 +33,6 @@ from workers.engines.prompts import arguments_of
 _MOST_BLOCKS = 4096
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
 """Maps a job's word for an effort to the service's word, if the two words differ."""
-
-
-_FIELDS: Final[Mapping[str, str]] = {
-    **{name: name for name in ("max_tokens", "temperature", "top_p", "tools", "tool_choice")},
-    "stop_sequences": "stop",
-    "thinking": "reasoning.max_tokens",
-    "output_config": "response_format",
-}
 
 
 class AnthropicSettings(RemoteSettings):
@@ -95,7 +87,12 @@ class AnthropicServer(ModelServer):
     kind = "anthropic"
     generation_path = "messages"
     account_texts = OF_ACCOUNTS
-    fields: ClassVar[Mapping[str, str]] = _FIELDS
+    fields: ClassVar[Mapping[str, str]] = {
+        **{name: name for name in ("max_tokens", "temperature", "top_p", "tools", "tool_choice")},
+        "stop_sequences": "stop",
+        "thinking": "reasoning.max_tokens",
+        "output_config": "response_format",
+    }
 
     def __init__(self, settings: AnthropicSettings, clock: Clock) -> None:
         super().__init__(settings, clock)

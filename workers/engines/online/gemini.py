@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
 
 from pydantic import Field
@@ -40,26 +40,6 @@ _LEVELS: dict[str, str] = {"xhigh": "high"}
 """Maps a job's word for an effort to the service's word, if the two words differ."""
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 _ROLES = {"user": "user", "assistant": "model"}
-
-
-_FIELDS: Final[Mapping[str, str]] = {
-    **{name: name for name in ("temperature", "seed", "tools")},
-    "max_output_tokens": "max_tokens",
-    "maxOutputTokens": "max_tokens",
-    "top_p": "top_p",
-    "topP": "top_p",
-    "stop_sequences": "stop",
-    "stopSequences": "stop",
-    "candidate_count": "n",
-    "candidateCount": "n",
-    "logprobs": "top_logprobs",
-    "tool_config": "tool_choice",
-    "toolConfig": "tool_choice",
-    "thinking_config": "reasoning.max_tokens",
-    "thinkingConfig": "reasoning.max_tokens",
-    "response_json_schema": "response_format",
-    "responseJsonSchema": "response_format",
-}
 
 
 class GeminiSettings(RemoteSettings):
@@ -148,7 +128,24 @@ class GeminiServer(ModelServer):
 
     kind = "gemini"
     account_texts = OF_ACCOUNTS
-    fields: ClassVar[Mapping[str, str]] = _FIELDS
+    fields: ClassVar[Mapping[str, str]] = {
+        **{name: name for name in ("temperature", "seed", "tools")},
+        "max_output_tokens": "max_tokens",
+        "maxOutputTokens": "max_tokens",
+        "top_p": "top_p",
+        "topP": "top_p",
+        "stop_sequences": "stop",
+        "stopSequences": "stop",
+        "candidate_count": "n",
+        "candidateCount": "n",
+        "logprobs": "top_logprobs",
+        "tool_config": "tool_choice",
+        "toolConfig": "tool_choice",
+        "thinking_config": "reasoning.max_tokens",
+        "thinkingConfig": "reasoning.max_tokens",
+        "response_json_schema": "response_format",
+        "responseJsonSchema": "response_format",
+    }
 
     def __init__(self, settings: GeminiSettings, clock: Clock) -> None:
         super().__init__(settings, clock)

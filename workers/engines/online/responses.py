@@ -37,18 +37,6 @@ from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.server import MAX_REASON_CHARACTERS, OF_ACCOUNTS, ModelServer, Usage
 from workers.engines.openai_http.settings import RemoteSettings
 
-_FIELDS: Final[Mapping[str, str]] = {
-    "include": "logprobs",
-    "max_output_tokens": "max_tokens",
-    "parallel_tool_calls": "parallel_tool_calls",
-    "reasoning": "reasoning.effort",
-    "temperature": "temperature",
-    "text": "response_format",
-    "tool_choice": "tool_choice",
-    "tools": "tools",
-    "top_logprobs": "top_logprobs",
-    "top_p": "top_p",
-}
 _LOGPROBS: Final = "message.output_text.logprobs"
 
 
@@ -71,7 +59,18 @@ class ResponsesServer(ModelServer):
     kind = "responses"
     generation_path = "responses"
     account_texts = OF_ACCOUNTS
-    fields: ClassVar[Mapping[str, str]] = _FIELDS
+    fields: ClassVar[Mapping[str, str]] = {
+        "include": "logprobs",
+        "max_output_tokens": "max_tokens",
+        "parallel_tool_calls": "parallel_tool_calls",
+        "reasoning": "reasoning.effort",
+        "temperature": "temperature",
+        "text": "response_format",
+        "tool_choice": "tool_choice",
+        "tools": "tools",
+        "top_logprobs": "top_logprobs",
+        "top_p": "top_p",
+    }
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the JSON of a request for a response.
@@ -99,11 +98,41 @@ class ResponsesServer(ModelServer):
         return body
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the response's text, reasoning and calls.
+        """Return the answer to the request: its text up to a stop text, its reasoning and its calls.
 
-        Raises EngineError if the response failed, and ValueError for a body that is no response object.
+        Raises EngineError if the service reports that it failed, and ValueError for a body that is no response object.
         """
-        return completion_of(body, request)
+        answer = ResponsesAnswer.model_validate_json(body)
+        usage = answer.usage or Usage()
+        if answer.status == "failed":
+            return _failed(answer.error or _Error(), usage, request)
+        reason = finish_reason(answer.end)
+        said = [part for message in answer.messages for part in message.content]
+        refusals = [part.refusal for part in said if isinstance(part, _Refusal)]
+        parts = [part for part in said if isinstance(part, _Text)]
+        whole = "".join(part.text for part in parts)
+        text = min((whole.partition(stop)[0] for stop in request.sampling.get("stop", ())), key=len, default=whole)
+        if len(text) < len(whole) and reason == "length":
+            reason = "stop"
+        logprobs = _logprobs(parts, request)
+        completion = Completion(
+            text,
+            reason,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            math.exp(sum(each.logprob for each in logprobs) / len(logprobs)) if logprobs else None,
+            reasoning=_reasoning(answer),
+            reasoning_tokens=usage.reasoning_tokens or None,
+            logprobs=logprobs,
+            cached_tokens=usage.cached_tokens,
+        )
+        if refusals:
+            return with_refusal(completion, "".join(refusals))
+        if not request.tools:
+            return completion
+        called = [item for item in answer.output if isinstance(item, _Call)][:MAX_TOOL_CALLS]
+        calls = [numbered_call(call.call_id, call.name, call.arguments, at) for at, call in enumerate(called)]
+        return with_calls(completion, calls)
 
     def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
         """Return the options of the reasoning; no options if the model decides about its reasoning.
@@ -273,43 +302,6 @@ class ResponsesAnswer(BoundedModel):
         if self.status == "incomplete" and self.incomplete_details is not None and self.incomplete_details.reason:
             return self.incomplete_details.reason
         return self.status
-
-
-def completion_of(body: bytes, request: GenerationRequest) -> Completion:
-    """Return the answer to the request: its text up to a stop text, its reasoning and its calls.
-
-    Raises EngineError if the service reports that it failed, and ValueError for a body that is no response object.
-    """
-    answer = ResponsesAnswer.model_validate_json(body)
-    usage = answer.usage or Usage()
-    if answer.status == "failed":
-        return _failed(answer.error or _Error(), usage, request)
-    reason = finish_reason(answer.end)
-    refusals = [part.refusal for message in answer.messages for part in message.content if isinstance(part, _Refusal)]
-    parts = [part for message in answer.messages for part in message.content if isinstance(part, _Text)]
-    whole = "".join(part.text for part in parts)
-    text = min((whole.partition(stop)[0] for stop in request.sampling.get("stop", ())), key=len, default=whole)
-    if len(text) < len(whole) and reason == "length":
-        reason = "stop"
-    logprobs = _logprobs(parts, request)
-    completion = Completion(
-        text,
-        reason,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        math.exp(sum(each.logprob for each in logprobs) / len(logprobs)) if logprobs else None,
-        reasoning=_reasoning(answer),
-        reasoning_tokens=usage.reasoning_tokens or None,
-        logprobs=logprobs,
-        cached_tokens=usage.cached_tokens,
-    )
-    if refusals:
-        return with_refusal(completion, "".join(refusals))
-    if not request.tools:
-        return completion
-    called = [item for item in answer.output if isinstance(item, _Call)][:MAX_TOOL_CALLS]
-    calls = [numbered_call(call.call_id, call.name, call.arguments, at) for at, call in enumerate(called)]
-    return with_calls(completion, calls)
 
 
 def _failed(error: _Error, usage: Usage, request: GenerationRequest) -> Completion:

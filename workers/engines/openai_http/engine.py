@@ -247,26 +247,22 @@ class HttpEngine(AddressEngine):
     # -- one request ---------------------------------------------------------------------------------------------
 
     async def _asked(self, request: GenerationRequest) -> Completion:
-        try:
-            async with self._slots.slot():
-                self._require_server()  # it may have gone away during the wait for the slot
-                return await self._answered(request)
-        except TimeoutError:
-            seconds = self._settings.request_timeout_seconds
-            raise EngineFailed(f"the server did not answer within {seconds:g} s", took_too_long=True) from None
-
-    async def _answered(self, request: GenerationRequest) -> Completion:
-        """Send the request, again if needed, within `request_timeout_seconds`. Raises EngineError and TimeoutError."""
-        number = self._slots.begin()
-        try:
-            async with asyncio.timeout(self._settings.request_timeout_seconds):
-                completion = await self._tried(request)
-        except (TimeoutError, EngineFailed) as failed:
-            if isinstance(failed, TimeoutError) or failed.took_too_long:
+        """Wait for a slot, then send the request, again if needed, in `request_timeout_seconds`. Raises EngineError."""
+        async with self._slots.slot():
+            self._require_server()  # it may have gone away during the wait for the slot
+            number, seconds = self._slots.begin(), self._settings.request_timeout_seconds
+            try:
+                async with asyncio.timeout(seconds):
+                    completion = await self._tried(request)
+            except TimeoutError:
                 self._slots.timed_out(number)
-            raise
-        self._slots.answered()
-        return completion
+                raise EngineFailed(f"the server did not answer within {seconds:g} s", took_too_long=True) from None
+            except EngineFailed as failed:
+                if failed.took_too_long:
+                    self._slots.timed_out(number)
+                raise
+            self._slots.answered()
+            return completion
 
     async def _tried(self, request: GenerationRequest) -> Completion:
         waits = pauses()

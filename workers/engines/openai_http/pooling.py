@@ -57,29 +57,28 @@ class ServerEndpoint:
     """The name of a row's field that has the numbers."""
 
 
-def _embed(asked: PoolingInput) -> dict[str, Any]:
-    sized = {"dimensions": asked.dimensions} if asked.dimensions is not None else {}
-    return {"input": list(asked.texts), "encoding_format": "float", **sized}
-
-
-def _rerank(asked: PoolingInput) -> dict[str, Any]:
-    return {"query": asked.queries[0], "documents": list(asked.texts)}
-
-
-def _score(asked: PoolingInput) -> dict[str, Any]:
-    """Return vLLM's body, with the older names `text_1` and `text_2`, which each version takes."""
-    return {"text_1": list(asked.queries), "text_2": list(asked.texts)}
-
-
-def _classify(asked: PoolingInput) -> dict[str, Any]:
-    return {"input": list(asked.texts)}
-
-
 SERVER_ENDPOINTS: Final[Mapping[str, ServerEndpoint]] = {
-    EMBED.field: ServerEndpoint(("embeddings",), _embed, "data", "embedding"),
-    RERANK.field: ServerEndpoint(("rerank", "../rerank"), _rerank, "results", "relevance_score"),
-    SCORE.field: ServerEndpoint(("score", "../score"), _score, "data", "score"),
-    CLASSIFY.field: ServerEndpoint(("classify", "../classify"), _classify, "data", "probs"),  # vLLM has the second path
+    EMBED.field: ServerEndpoint(
+        ("embeddings",),
+        lambda asked: (
+            {"input": [*asked.texts], "encoding_format": "float"}
+            | ({"dimensions": asked.dimensions} if asked.dimensions is not None else {})
+        ),
+        "data",
+        "embedding",
+    ),
+    RERANK.field: ServerEndpoint(
+        ("rerank", "../rerank"),
+        lambda asked: {"query": asked.queries[0], "documents": [*asked.texts]},
+        "results",
+        "relevance_score",
+    ),
+    SCORE.field: ServerEndpoint(  # vLLM takes these older names in each version
+        ("score", "../score"), lambda asked: {"text_1": [*asked.queries], "text_2": [*asked.texts]}, "data", "score"
+    ),
+    CLASSIFY.field: ServerEndpoint(  # vLLM has the second path
+        ("classify", "../classify"), lambda asked: {"input": [*asked.texts]}, "data", "probs"
+    ),
 }
 """Maps the field of each kind of job to the server's endpoint for the kind."""
 

@@ -21,7 +21,7 @@ class RemoteSettings(EngineSection):
     api_key: SecretStr | None = None
     """The service's key."""
     context_tokens: int | None = Field(default=None, ge=16)
-    """Tokens of prompt and answer together, if the service does not report the model's window."""
+    """Tokens of prompt and answer together. If the service reports the model's window, the smaller number is used."""
     images: bool | None = None
     """True if the model reads images, false if not; if absent, the family decides, found by the model's name."""
     max_concurrency: int = Field(default=32, ge=1, le=8192)
@@ -44,14 +44,10 @@ class OpenAISettings(RemoteSettings):
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")
     """The server's URL, with its `/v1`."""
-    api_key: SecretStr | None = None
-    """The server's bearer token."""
     model: str | None = None
     """The model's name in requests to the server, unless `--model` gives one."""
     api: Literal["chat", "completions"] = "chat"
     """The server's API. With `chat`, a plain prompt becomes one user message, and only a raw prompt is completed."""
-    context_tokens: int | None = Field(default=None, ge=16)
-    """Tokens of prompt and answer together. A vLLM server reports its own limit; the smaller of the two is used."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
     """Cap on the requests at the server at once; further requests wait in the worker. The default is vLLM's
     `max_num_seqs` on most devices.

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from schemas.kinds import CLASSIFY, EMBED, KINDS, RERANK, SCORE, JobKind
+from schemas.kinds import CLASSIFY, EMBED, KINDS, JobKind
 from workers.engines.base import Completion, EngineFailed, EngineUnavailable, GenerationRequest, RequestRejected
 from workers.engines.pooling import Pooled, PoolingInput
 
-_PROCESSORS: Final[Mapping[str, Callable[[str], str | None]]] = {
-    EMBED.field: lambda task: "embed",
-    RERANK.field: lambda task: _score_type(task),
-    SCORE.field: lambda task: _score_type(task),
-    CLASSIFY.field: lambda task: "classify",
-}
-"""Maps each kind of job to a function that returns the name of vLLM's processor for a model's task."""
+_PROCESSORS: Final = {EMBED.field: "embed", CLASSIFY.field: "classify"}
+"""The names of vLLM's processors. The processor of the other kinds depends on the model's task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +123,9 @@ class PoolingModel:
 
     def _processor(self, kind: JobKind) -> Any:
         """Return vLLM's processor of this kind; None if the model does not support the kind."""
-        name = _PROCESSORS[kind.field](self._task)
+        from vllm.tasks import SCORE_TYPE_MAP
+
+        name = _PROCESSORS.get(kind.field) or SCORE_TYPE_MAP.get(self._task)
         return self._processors.get(name) if name is not None else None
 
     @property
@@ -145,13 +142,6 @@ class PoolingModel:
         if wanted not in (lengths if lengths is not None else range(1, config.embedding_size + 1)):
             named = ", ".join(map(str, lengths)) if lengths is not None else f"1 to {config.embedding_size}"
             raise RequestRejected("dimensions", f"this model's embeddings have {named} numbers")
-
-
-def _score_type(task: str) -> str | None:
-    from vllm.tasks import SCORE_TYPE_MAP
-
-    found: str | None = SCORE_TYPE_MAP.get(task)  # type: ignore[call-overload]
-    return found
 
 
 def _context(asked: PoolingInput, processor: Any) -> Any:
