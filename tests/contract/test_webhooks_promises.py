@@ -17,7 +17,7 @@ from schemas.result import MAX_RESULT_BYTES, Result
 from schemas.signature import Signer, generate_secret
 from schemas.topics import LETTERS_KEPT_MS, TIER_DELAYS_SECONDS
 from telemetry.clock import SystemClock
-from tests.contract.consumers import DOCUMENT, PAGE
+from tests.contract.consumers import DOCUMENT
 from workers.delivery.jwks import MAX_AGE_SECONDS
 from workers.delivery.keyring import OVERLAP_SECONDS
 from workers.delivery.post import Poster
@@ -166,12 +166,6 @@ def test_a_callback_may_go_to_the_addresses_that_the_page_allows(url: str, can_b
     else:
         with pytest.raises(EgressRefused):
             check_url(url, EgressPolicy())
-
-
-def test_every_link_of_the_page_inside_the_repository_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", DOCUMENT) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (PAGE.parent / link).exists()] == []
 
 
 def test_the_page_names_every_type_of_event() -> None:

@@ -26,7 +26,7 @@ class Chromium(LoopbackServer):
     fenced: Sequence[str] = ("--webrtc-ip-handling-policy=disable_non_proxied_udp",)
 
     def command(self) -> Sequence[str | Path]:
-        """The browser's command line, as in DEPLOY.md."""
+        """The browser's command line, as in docs/howto/reading.md."""
         profile = self._folder / "profile"
         shutil.rmtree(profile, ignore_errors=True)
         return [

@@ -7,6 +7,7 @@ import re
 import subprocess
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.broker
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "DEPLOY.md"
 ROW = re.compile(
-    r"^\| (?P<role>[^|]+) \| (?P<on>topic|group|transactional id|cluster) \| `(?P<name>[^|]+)` \| (?P<may>[^|]+) \|$"
+    r"^\| (?P<role>[^|]+) \| (?P<on>topic|group|transactional id|cluster) \| (?P<names>`[^|]+`) \| (?P<may>[^|]+) \|$"
 )
 USERS = {
     "producer": ("producer",),
@@ -113,25 +114,35 @@ def guarded() -> Iterator[KafkaSettings]:
             )
 
 
-def documented_rows() -> list[re.Match[str]]:
-    """The rows of the document's table."""
-    return [row for line in DEPLOY.read_text().splitlines() if (row := ROW.match(line))]
+@dataclass(frozen=True)
+class Documented:
+    """One name in the document's table of ACLs, with the operations of its row."""
+
+    role: str
+    on: str
+    name: str
+    operations: frozenset[str]
+
+
+def documented_names() -> list[Documented]:
+    """The names in all rows of the document's table."""
+    rows = [row for line in DEPLOY.read_text().splitlines() if (row := ROW.match(line))]
+    return [
+        Documented(row["role"], row["on"], name.strip("`"), frozenset(row["may"].split(", ")))
+        for row in rows
+        for name in row["names"].split(", ")
+    ]
 
 
 def documented(prefix: str) -> list[AclBinding]:
     """Return the ACL bindings of Kafka that the document's table describes."""
-    rows = documented_rows()
-    assert {row["role"] for row in rows} == USERS.keys()
-    return [
-        _binding(prefix, row, may, user)
-        for row in rows
-        for may in row["may"].split(", ")
-        for user in USERS[row["role"]]
-    ]
+    names = documented_names()
+    assert {each.role for each in names} == USERS.keys()
+    return [_binding(prefix, each, may, user) for each in names for may in each.operations for user in USERS[each.role]]
 
 
-def _binding(prefix: str, row: re.Match[str], may: str, user: str) -> AclBinding:
-    on, name = TYPES[row["on"]], row["name"]
+def _binding(prefix: str, documented: Documented, may: str, user: str) -> AclBinding:
+    on, name = TYPES[documented.on], documented.name
     kind = ResourcePatternType.PREFIXED if name.endswith("*") else ResourcePatternType.LITERAL
     full = name if on is ResourceType.BROKER else prefix + name.removesuffix("*")
     return AclBinding(on, full, kind, f"User:{user}", "*", OPERATIONS[may], AclPermissionType.ALLOW)

@@ -30,7 +30,7 @@ from telemetry.clock import SystemClock
 from tests.drawn import drawn
 from tests.http_handler import handling
 from tests.integration.certificates import Authority
-from tests.integration.test_acls import documented_rows
+from tests.integration.test_acls import documented_names
 from tests.postback_command import environment_of, postback_here
 
 NO_KAFKA = "127.0.0.1:9"
@@ -303,12 +303,12 @@ def test_a_check_that_hangs_or_raises_is_a_finding_and_holds_up_no_other() -> No
 
 def test_every_role_needs_the_acls_of_the_document() -> None:
     by_role = {"worker": "worker", "delivery": "deliver", "gateway": "gateway", "exporter": "exporter"}
-    rows = {
-        (by_role[row["role"]], row["name"], frozenset(row["may"].upper().split(", ")))
-        for row in documented_rows()
-        if row["on"] == "topic" and row["role"] in by_role
+    named = {
+        (by_role[each.role], each.name, frozenset(may.upper() for may in each.operations))
+        for each in documented_names()
+        if each.on == "topic" and each.role in by_role
     }
-    assert rows == {(role, topic, may) for role, topics in NEEDED.items() for topic, may in topics.items()}
+    assert named == {(role, topic, may) for role, topics in NEEDED.items() for topic, may in topics.items()}
 
 
 NOISE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)

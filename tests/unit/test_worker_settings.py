@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -31,21 +29,7 @@ def test_any_other_name_can_be_a_lane_and_no_name_means_the_shared_lane() -> Non
     assert WorkerSettings(lane="gpu-1", models={"m": "batches", "n": None}).lane == "gpu-1"
 
 
-# -- Enrichment's settings in the documents, and the operator's contact in the user agent.
-
-
-DEPLOY = Path(__file__).parents[2] / "docs" / "DEPLOY.md"
-ROW = re.compile(r"^\| `POSTBACK_ENRICHMENT__[^|]*\|[^|]*\|$", re.MULTILINE)
-
-
-def test_each_setting_of_enrichment_stands_in_a_table_with_its_default() -> None:
-    wrong, rows = [], ROW.findall(DEPLOY.read_text())
-    for name, field in EnrichmentSettings.model_fields.items():
-        own = [row for row in rows if f"__{name.upper()}`" in row]
-        shown = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-        if len(own) != 1 or (field.default is not None and f"`{shown}`".lower() not in own[0].lower()):
-            wrong.append((name, shown, own))
-    assert wrong == []
+# -- the operator's contact in the user agent --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
