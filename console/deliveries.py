@@ -39,6 +39,7 @@ def deliveries(
     from operators.unanswered import look_into_lanes
     from producers.errors import ProducerError
     from producers.scan import Scanner
+    from producers.times import show_time
 
     since_ms = checked_time("--since", since)
     tenant = checked_tenant(tenant) if tenant is not None else None
@@ -54,6 +55,8 @@ def deliveries(
         for line in timeline(steps):
             typer.echo(line)
     if look is not None:
+        if wanted in look.starts_ms:
+            raise fail(f"{wanted} is scheduled for {show_time(look.starts_ms[wanted])}, and has not started", FAILED)
         if look.waiting:
             raise fail(f"{wanted} still waits for its answer, so it has no callback yet", FAILED)
         raise fail(f"{wanted} was {look.of_others()}: no lane and no kept result has it", FAILED)

@@ -90,6 +90,7 @@ jobs = Table(
     Column("model_id", Name(256)),
     Column("status", Name(16), nullable=False),
     Column("created_at", BigInt, nullable=False),
+    Column("not_before", BigInt),
     Column("finished_at", BigInt),
     Column("submitted_by", Name(128)),
     Column("reserved_tokens", BigInt),

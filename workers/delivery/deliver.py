@@ -1,7 +1,7 @@
 """Delivery's handler: for each result it sends a signed POST, and returns records of the outcome.
 
 Results come from `model_results`, and ready events from `callback_events`. Records of both kinds come back from the
-tiers. Each record ends in one of these ways:
+tiers. A job that starts later moves on to a tier or its lane. Each other record ends in one of these ways:
 
     no callback-url           no output: the result is only stored
     endpoint disabled         dead_letters; no attempt
@@ -20,12 +20,12 @@ A crash between the POST and the settle repeats the POST, with the same `webhook
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.codec import InvalidResult
 from schemas.event import event_body
 from schemas.signature import Signer
-from schemas.topics import TRACEPARENT, Topics
+from schemas.topics import TRACEPARENT, Topics, hop
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, is_debugging
 from telemetry.metrics import Metrics
@@ -48,7 +48,6 @@ from workers.delivery.retries import (
     busy_tier,
     decide,
     deferral_tier,
-    hop,
     is_early,
     left_ms,
 )
@@ -87,10 +86,14 @@ class DeliveryHandler(TierPace):
         settings: DeliverySettings,
         rng: random.Random | None = None,
         former_tiers: Mapping[str, float] = NO_TIERS,
+        lanes: Iterable[str] = (),
     ) -> None:
+        """`lanes` are the lanes that exist, to which jobs that start later may return."""
         super().__init__(topics, clock, former_tiers)
         self._topics = topics
         self._tiers = topics.tiers
+        self._of_jobs = frozenset(topics.later.values())
+        self._lanes = frozenset(lanes)
         self._keyring = keyring
         self._poster = poster
         self._metrics = metrics
@@ -114,6 +117,8 @@ class DeliveryHandler(TierPace):
 
     async def handle(self, record: Record) -> Sequence[Output]:
         """Handle one record. The module's docstring lists the possible endings."""
+        if record.topic in self._of_jobs:
+            return (self._moved_on(record),)
         try:
             pending = read_pending(record)
             return await self._deliver(record, pending) if pending is not None else ()
@@ -146,12 +151,20 @@ class DeliveryHandler(TierPace):
         return self._after_attempt(record, pending, outcome, int(at * 1000), len(body))
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return the dead letter of a record whose handling failed for good."""
+        """Return the dead letter of a record whose handling failed for good.
+
+        A job that starts later is moved on instead: moving it runs nothing of the job.
+        """
+        if record.topic in self._of_jobs:
+            return (self._moved_on(record),)
         return (self._dead_letter(record, failure.code, failure.message, failure.attempts),)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._poster.close()
+
+    def _moved_on(self, record: Record) -> Output:
+        return outputs.moved_on(record, self.tier_ms(record), self.steady_ms(), self._topics, self._lanes)
 
     def _left_to_wait(self, record: Record, pending: PendingDelivery) -> int | None:
         """Return the milliseconds that an early record still has to wait; None if the record is due."""

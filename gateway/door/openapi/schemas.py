@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gateway.webhooks.event_types import EVENT_TYPES
-from schemas.job import MAX_CHOICES, MAX_TOP_LOGPROBS, Job
+from schemas.job import FIRST_SECONDS, LAST_SECONDS, MAX_CHOICES, MAX_TOP_LOGPROBS, Job
 from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS, TextEndpoint
 from schemas.openai import URLS
 from schemas.outcome import Outcome
@@ -78,6 +78,7 @@ _ERROR = {
 _JOB: dict[str, Any] = {
     "status": {"enum": ["queued", "cancelling", *map(str, Outcome)]},
     "created_at": _WHOLE,
+    "not_before": _TIME,
     "finished_at": _TIME,
     "url": _TEXT,
     "model_id": _MAYBE,
@@ -134,6 +135,7 @@ _TUNED: dict[str, Any] = {
     "context_window": {"type": "integer", "minimum": 16, "maximum": 10_000_000},
     "adapter": _TEXT,
     "priority": {"type": "integer", "minimum": 0, "maximum": 9},
+    "not_before": {"type": "number", "minimum": FIRST_SECONDS, "maximum": LAST_SECONDS},
     "ttl_seconds": {"type": "number", "exclusiveMinimum": 0},
 }
 _STOP: dict[str, Any] = {
@@ -280,7 +282,7 @@ def schemas(bodies: Iterable[type[BaseModel]]) -> dict[str, Any]:
 
 def _text_request(endpoint: TextEndpoint, job: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a body of an endpoint for texts; `job` has the schemas of a job's fields."""
-    common = {name: _TUNED[name] for name in ("model", "metadata", "priority", "ttl_seconds")}
+    common = {name: _TUNED[name] for name in ("model", "metadata", "priority", "not_before", "ttl_seconds")}
     kind = endpoint.kind
     if kind.model is not None:
         own = kind.model.model_json_schema()

@@ -32,7 +32,7 @@ from postback_client.errors import (
     UnusableKey,
 )
 from postback_client.http_client import HttpClient
-from postback_client.job import Job, Lane
+from postback_client.job import Job, JobState, Lane
 from postback_client.result import (
     CitedPlace,
     JobFailure,
@@ -63,6 +63,7 @@ __all__ = [
     "InvalidRequest",
     "Job",
     "JobFailure",
+    "JobState",
     "KafkaClient",
     "KafkaFailed",
     "LackingSentence",

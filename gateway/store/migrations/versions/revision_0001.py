@@ -137,6 +137,7 @@ def upgrade() -> None:
         sa.Column("model_id", sa.String(256), nullable=True),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("created_at", _BIG, nullable=False),
+        sa.Column("not_before", _BIG, nullable=True),
         sa.Column("finished_at", _BIG, nullable=True),
         sa.Column("submitted_by", sa.String(128), nullable=True),
         sa.Column("reserved_tokens", _BIG, nullable=True),
