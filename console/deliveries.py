@@ -106,6 +106,7 @@ def _waiting(said: dict[str, Any]) -> str:
 
 _DEFERRED_BECAUSE = {
     "destination_busy": "the endpoint's origin had its share of attempts in flight",
+    "rate_limited": "the rate limit of the endpoint or its origin was reached",
     "origin_left_alone": "the endpoint's origin failed too often, or asked for a pause",
     "resources_exhausted": "delivery could open no more connections",
 }

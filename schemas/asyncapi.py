@@ -76,6 +76,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "Versions of the endpoint's secret that sign, newest first, separated by commas.",
     },
     topics.WEBHOOK_HTTP_HEADER: {**_TEXT, "description": "An HTTP header of the endpoint's own, `name: value`."},
+    topics.WEBHOOK_RATE_LIMIT: {**_TEXT, "description": "The most callbacks a second that the endpoint takes."},
     topics.REASON: {**_TEXT, "description": "The reason for giving up the record, as a stable code."},
     topics.REASON_DETAIL: {**_TEXT, "description": "The reason in a sentence for people."},
     topics.SOURCE_TOPIC: {**_TEXT, "description": "The record's source topic."},
@@ -107,6 +108,7 @@ _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLB
 _EVENT_HEADERS = (
     *_RESULT_HEADERS,
     *(topics.WEBHOOK_ENDPOINT, topics.WEBHOOK_ENDPOINT_VERSIONS, topics.WEBHOOK_HTTP_HEADER),
+    topics.WEBHOOK_RATE_LIMIT,
 )
 _RETRY_HEADERS = (*_RESULT_HEADERS, *topics.WAITING_HEADERS)
 _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)

@@ -253,6 +253,7 @@ webhook_endpoints = Table(
     Column("url", Name(2048), nullable=False),
     Column("events", JSON, nullable=False),
     Column("headers", JSON, nullable=False),
+    Column("rate_limit", Integer),
     Column("secret_version", Integer, nullable=False),
     Column("previous_until", BigInt),
     Column("enabled", Boolean, nullable=False),

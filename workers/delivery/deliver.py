@@ -7,6 +7,7 @@ tiers. A job that starts later moves on to a tier or its lane. Each other record
     endpoint disabled         dead_letters; no attempt
     early                     hops to another tier; no attempt
     destination busy          deferred to the smallest tier, or to a longer one if the turn is far off; no attempt
+    rate limit reached        likewise; no attempt
     breaker open              deferred to a tier that fits the breaker's open time; no attempt
     descriptors, ports or     deferred to the smallest tier; no attempt
       memory exhausted
@@ -32,7 +33,14 @@ from telemetry.metrics import Metrics
 from telemetry.traces import collecting, exemplar, parse_traceparent
 from workers.delivery import outputs
 from workers.delivery.breaker import BreakerState
-from workers.delivery.destinations import Destination, DestinationBusy, Destinations, OriginLeftAlone
+from workers.delivery.destinations import (
+    Destination,
+    DestinationBusy,
+    Destinations,
+    OriginLeftAlone,
+    RateLimit,
+    RateLimited,
+)
 from workers.delivery.endpoint_events import UnusableRecord
 from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.exhaustion import Exhausted
@@ -92,6 +100,7 @@ class DeliveryHandler(TierPace):
         super().__init__(topics, clock, former_tiers)
         self._topics = topics
         self._tiers = topics.tiers
+        self._origin_rate_limits = settings.origin_rate_limits
         self._of_jobs = frozenset(topics.later.values())
         self._lanes = frozenset(lanes)
         self._keyring = keyring
@@ -135,7 +144,8 @@ class DeliveryHandler(TierPace):
         try:
             # After a first attempt the waits are long, so such a record leaves probes to records without an attempt.
             spares = pending.attempts > 0 and pending.waited_ms < _SPARES_MS
-            with await self.destinations.place(pending.destination, len(record.value), spares=spares) as place:
+            size, limit = len(record.value), _rate_limit(pending, self._origin_rate_limits)
+            with await self.destinations.place(pending.destination, size, spares=spares, limit=limit) as place:
                 # The body is built only after a place is granted, because records of a hung destination come here many
                 # times, and most times get no place.
                 body, at = _body(record, pending), self._clock.time()
@@ -144,7 +154,9 @@ class DeliveryHandler(TierPace):
             return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
             tier = busy_tier(busy.turn_seconds, pending.deferred, self._schedule.waits)
-            return (self._deferred(record, pending, DeferralReason.DESTINATION_BUSY, tier),)
+            is_limited = isinstance(busy, RateLimited)
+            reason = DeferralReason.RATE_LIMITED if is_limited else DeferralReason.DESTINATION_BUSY
+            return (self._deferred(record, pending, reason, tier),)
         except Exhausted:
             reason = DeferralReason.RESOURCES_EXHAUSTED
             return (self._deferred(record, pending, reason, self._schedule.smallest_tier),)
@@ -339,6 +351,15 @@ def _body(record: Record, pending: PendingDelivery) -> bytes:
     if pending.event is not None:
         return record.value
     return event_body(record.value, pending.webhook_id, pending.tenant)
+
+
+def _rate_limit(pending: PendingDelivery, of_origins: Mapping[str, float]) -> RateLimit | None:
+    """Return the lower limit of the endpoint and its origin; the limit's key is the endpoint if it states one."""
+    of_origin, event = of_origins.get(pending.origin), pending.event
+    if event is not None and event.rate_limit is not None:
+        own = event.rate_limit if of_origin is None else min(event.rate_limit, of_origin)
+        return RateLimit((pending.tenant, event.endpoint_id), own)
+    return None if of_origin is None else RateLimit(("", pending.origin), of_origin)
 
 
 def _fields(pending: PendingDelivery) -> dict[str, str | int | None]:

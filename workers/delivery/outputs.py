@@ -42,6 +42,8 @@ class DeferralReason(StrEnum):
 
     DESTINATION_BUSY = "destination_busy"
     """The destination has used up its share of this process's window."""
+    RATE_LIMITED = "rate_limited"
+    """The rate limit of the endpoint or its origin allows no attempt soon."""
     ORIGIN_LEFT_ALONE = "origin_left_alone"
     """The origin's breaker is open: the origin failed too often, or sent a Retry-After."""
     RESOURCES_EXHAUSTED = "resources_exhausted"

@@ -14,6 +14,7 @@ from schemas.openai import URLS
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.tools import MAX_TOOLS
+from workers.delivery.endpoint_events import MOST_A_SECOND
 
 PLACE = "#/components/schemas/"
 _SAMPLE = Result.model_validate({"job_id": "job_1", "outcome": "succeeded", "created_at": 0})
@@ -96,6 +97,12 @@ _ENDPOINT: dict[str, Any] = {
     "event_types": _EVENT_TYPES,
     "headers": {**_LABELS, "description": "HTTP headers of each request; answers hide their values."},
     "enabled": {"type": "boolean"},
+    "rate_limit": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": MOST_A_SECOND,
+        "description": "The most callbacks a second; null removes the limit.",
+    },
 }
 _STORED_ENDPOINT: dict[str, Any] = {
     **_ENDPOINT,

@@ -227,6 +227,7 @@ def upgrade() -> None:
         sa.Column("url", sa.String(2048), nullable=False),
         sa.Column("events", sa.JSON(), nullable=False),
         sa.Column("headers", sa.JSON(), nullable=False),
+        sa.Column("rate_limit", sa.Integer(), nullable=True),
         sa.Column("secret_version", sa.Integer(), nullable=False),
         sa.Column("previous_until", _BIG, nullable=True),
         sa.Column("enabled", sa.Boolean(), nullable=False),
