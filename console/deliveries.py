@@ -39,6 +39,7 @@ def deliveries(
     from operators.unanswered import look_into_lanes
     from producers.errors import ProducerError
     from producers.scan import Scanner
+    from producers.times import show_time
 
     since_ms = checked_time("--since", since)
     tenant = checked_tenant(tenant) if tenant is not None else None
@@ -54,6 +55,8 @@ def deliveries(
         for line in timeline(steps):
             typer.echo(line)
     if look is not None:
+        if wanted in look.starts_ms:
+            raise fail(f"{wanted} is scheduled for {show_time(look.starts_ms[wanted])}, and has not started", FAILED)
         if look.waiting:
             raise fail(f"{wanted} still waits for its answer, so it has no callback yet", FAILED)
         raise fail(f"{wanted} was {look.of_others()}: no lane and no kept result has it", FAILED)
@@ -103,6 +106,7 @@ def _waiting(said: dict[str, Any]) -> str:
 
 _DEFERRED_BECAUSE = {
     "destination_busy": "the endpoint's origin had its share of attempts in flight",
+    "rate_limited": "the rate limit of the endpoint or its origin was reached",
     "origin_left_alone": "the endpoint's origin failed too often, or asked for a pause",
     "resources_exhausted": "delivery could open no more connections",
 }

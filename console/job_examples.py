@@ -47,6 +47,7 @@ JOB = {
         "required": True,
     },
     "priority": 5,
+    "not_before": 1764100800,
     "ttl_seconds": 3600,
     "metadata": {"ward": "3b"},
     "custom_id": "row-1",

@@ -16,6 +16,7 @@ from console.grouped import SHOWN, lines_named, say_by_line, say_more
 from console.lines import lines_of
 from console.output import begin_anew, written
 from console.settings import checked_text
+from console.times import checked_time
 
 if TYPE_CHECKING:
     from producers.jsonl import JobFile
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 _SKIPPING = "--skip-invalid"
 
 
-def checked_jobs(file: str, callback_url: str | None, model: str | None, skipped: Path | None) -> JobFile:
+def checked_jobs(
+    file: str, callback_url: str | None, model: str | None, skipped: Path | None, not_before: str | None = None
+) -> JobFile:
     """Read and check every line, and print the problems. End the command if no job can be sent.
 
     Invalid lines go to the file `skipped`, each with its reasons; without that file one invalid line ends the command.
@@ -32,10 +35,12 @@ def checked_jobs(file: str, callback_url: str | None, model: str | None, skipped
     from producers.jsonl import read_jobs
     from schemas.unknown import described
 
+    begins_ms = checked_time("--not-before", not_before)
+    begins = None if begins_ms is None else begins_ms / 1000
     url, model = _checked_url(callback_url), _checked_model(model)
     name = "standard input" if file == "-" else file
     with lines_of(file) as lines, _skipped_to(skipped, lines) as writer:
-        read = read_jobs(lines, url, model, *((writer,) if writer is not None else ()))
+        read = read_jobs(lines, url, model, writer, begins)
     _say_problems(name, read)
     say_by_line({f"unknown field {described(field)}, ignored": numbers for field, numbers in read.unknown.items()})
     if skipped is None and read.problems:

@@ -22,6 +22,7 @@ from console.output import begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import checked_tenant, fleet_settings
 from console.through_gateway import GATEWAY, KEY, gateway_client
+from console.times import TIME
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -79,6 +80,12 @@ def submit(
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME|any", help="Ask for this model in every line; `any` takes whichever model answers."),
+    ] = None,
+    not_before: Annotated[
+        str | None,
+        typer.Option(
+            metavar=TIME, help="Start jobs that say nothing else at this time or later: ISO 8601, 2026-03-01T22:00Z."
+        ),
     ] = None,
     bulk: Annotated[
         bool | None,
@@ -148,7 +155,7 @@ def submit(
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
     with telling(SettingsRefused, code=BAD_INPUT):
         trust = fleet.trust.secrets
-    read = checked_jobs(file, callback_url, model, skip_invalid)
+    read = checked_jobs(file, callback_url, model, skip_invalid, not_before)
     if check:
         begun = _begun(read, tenant, receipt)
         if gateway is None:

@@ -51,6 +51,8 @@ def _page(one: Trace) -> Iterator[str]:
     if job.batch_id is not None:
         yield f"batch      {job.batch_id}, line {job.line}, file {one.batch_file or 'unknown'}"
     yield f"submitted  {_time(job.created_ms)} by {job.submitted_by or 'a Kafka producer'} through {job.url}"
+    if job.not_before_ms is not None:
+        yield f"scheduled  for {_time(job.not_before_ms)}"
     if job.prompt_sha256 is not None or job.line is None:
         yield f"prompt     sha256 {job.prompt_sha256 or 'unknown'}"
     else:

@@ -62,7 +62,11 @@ def standings_by(admin: Any, settings: KafkaSettings) -> list[GroupProgress]:
     tiers = [*names.tiers.values(), *names.former_tiers(existing)]
     read = {
         **dict.fromkeys(names.lanes(existing), INFERENCE_GROUP),
-        **{topic: DELIVERY_GROUP for topic in (names.results, names.events, *tiers) if topic in existing},
+        **{
+            topic: DELIVERY_GROUP
+            for topic in (names.results, names.events, *tiers, *names.later.values())
+            if topic in existing
+        },
     }
     described = _described(admin, list(read))
     places = [TopicPartition(topic, number) for topic in read for number in range(described[topic][1])]

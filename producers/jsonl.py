@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 
 from pydantic_core import from_json
 
-from schemas.codec import InvalidJob, Origin, read_job
+from schemas.codec import InvalidJob, Origin, read_job, wrong_start
 from schemas.job import Job
 from schemas.openai import is_batch_line
 from schemas.problems import Problem
 from schemas.unknown import UnknownFields, unknown_in
+from telemetry.clock import Clock, SystemClock, unix_ms
 
 ANY_MODEL = "any"
 """This name as a job's model means that any model may answer."""
 
+_CLOCK = SystemClock()
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -34,10 +36,6 @@ class LineProblem:
 
 OnInvalid = Callable[[int, bytes, Sequence[Problem]], None]
 """Called for each invalid line with its number, its content, and all of its problems."""
-
-
-def _ignore(number: int, content: bytes, problems: Sequence[Problem]) -> None:
-    return None
 
 
 @dataclass(slots=True)
@@ -65,12 +63,15 @@ def read_jobs(
     lines: Iterable[bytes],
     callback_url: str | None = None,
     model: str | None = None,
-    on_invalid: OnInvalid = _ignore,
+    on_invalid: OnInvalid | None = None,
+    not_before: float | None = None,
+    clock: Clock = _CLOCK,
 ) -> JobFile:
     """Read all lines. Blank lines are skipped.
 
-    `callback_url` is set in jobs without a callback. `model` replaces the model of every job; see ANY_MODEL. A line
-    that repeats the `job_id` or `custom_id` of an earlier line is invalid.
+    `callback_url` and `not_before` (Unix seconds) are set in jobs without these fields. `model` replaces the model of
+    every job; see ANY_MODEL. A line that repeats the `job_id` or `custom_id` of an earlier line is invalid, and so is a
+    `not_before` that is too late by the `clock`.
     """
     read = JobFile()
     first_lines: dict[tuple[str, str], int] = {}
@@ -80,20 +81,21 @@ def read_jobs(
             continue
         problems: Sequence[Problem]
         try:
-            received = read_job(content, None, Origin("", 0, number), 0)
+            received = read_job(content, None, Origin("", 0, number), unix_ms(clock))
         except InvalidJob as invalid:
             problems = invalid.problems
             read.note_unknown(number, unknown_in(_document(content)))
         else:
-            job = received.job
-            problems = list(_repeated(job, number, first_lines))
+            job = _with_defaults(received.job, callback_url, not_before)
+            problems = [*_repeated(job, number, first_lines), *wrong_start(job, unix_ms(clock))]
             read.note_unknown(number, received.unknown)
         if problems:
             read.invalid += 1
             read.problems += [LineProblem(number, problem) for problem in problems]
-            on_invalid(number, content, problems)
+            if on_invalid is not None:
+                on_invalid(number, content, problems)
             continue
-        read.jobs.append(_with_model(_with_callback(job, callback_url), model))
+        read.jobs.append(_with_model(job, model))
         read.lines.append(number)
         read.urls.append(_batch_url(content) if job.custom_id is not None else None)
     return read
@@ -123,10 +125,10 @@ def _batch_url(content: bytes) -> str | None:
     return document["url"] if is_batch_line(document) else None
 
 
-def _with_callback(job: Job, callback_url: str | None) -> Job:
-    if callback_url is None or job.callback_url is not None:
-        return job
-    return job.model_copy(update={"callback_url": callback_url})
+def _with_defaults(job: Job, callback_url: str | None, not_before: float | None) -> Job:
+    defaults = {"callback_url": callback_url, "not_before": not_before}
+    update = {name: value for name, value in defaults.items() if value is not None and getattr(job, name) is None}
+    return job.model_copy(update=update) if update else job
 
 
 def _with_model(job: Job, model: str | None) -> Job:

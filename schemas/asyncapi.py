@@ -61,8 +61,9 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "The callback; without it, the result is only stored.",
     },
     topics.ATTEMPT: {**_DIGITS, "description": "Callback attempts made before this record was written."},
-    topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt is due."},
-    topics.LEFT: {**_DIGITS, "description": "Milliseconds until the next attempt, from this record's writing on."},
+    topics.LANE: {**_TEXT, "description": "On a job that waits for its `not_before`: the lane to which it returns."},
+    topics.NOT_BEFORE: {**_DIGITS, "description": "Unix milliseconds at which the next attempt, or the job, is due."},
+    topics.LEFT: {**_DIGITS, "description": "Milliseconds until that time, from this record's writing on."},
     topics.WAITED: {**_DIGITS, "description": "Milliseconds of all waits so far."},
     topics.WRITTEN: {
         **_DIGITS,
@@ -75,6 +76,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "Versions of the endpoint's secret that sign, newest first, separated by commas.",
     },
     topics.WEBHOOK_HTTP_HEADER: {**_TEXT, "description": "An HTTP header of the endpoint's own, `name: value`."},
+    topics.WEBHOOK_RATE_LIMIT: {**_TEXT, "description": "The most callbacks a second that the endpoint takes."},
     topics.REASON: {**_TEXT, "description": "The reason for giving up the record, as a stable code."},
     topics.REASON_DETAIL: {**_TEXT, "description": "The reason in a sentence for people."},
     topics.SOURCE_TOPIC: {**_TEXT, "description": "The record's source topic."},
@@ -101,10 +103,12 @@ _JOB_HEADERS = (
     *(topics.TENANT_SIGNATURE, topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN, topics.SCREENING),
     *(topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
+_LATER_HEADERS = (*_JOB_HEADERS, topics.LANE, topics.NOT_BEFORE, topics.LEFT, topics.WRITTEN)
 _RESULT_HEADERS = (topics.TENANT, topics.WEBHOOK_ID, topics.JOB_ID, topics.CALLBACK_URL, topics.TRACEPARENT)
 _EVENT_HEADERS = (
     *_RESULT_HEADERS,
     *(topics.WEBHOOK_ENDPOINT, topics.WEBHOOK_ENDPOINT_VERSIONS, topics.WEBHOOK_HTTP_HEADER),
+    topics.WEBHOOK_RATE_LIMIT,
 )
 _RETRY_HEADERS = (*_RESULT_HEADERS, *topics.WAITING_HEADERS)
 _WEBHOOK_HEADERS = (signature.ID_HEADER, signature.TIMESTAMP_HEADER, signature.SIGNATURE_HEADER)
@@ -174,11 +178,10 @@ def document() -> dict[str, Any]:
 
 
 def _messages() -> dict[str, Any]:
+    job = {"payload": {"anyOf": [{"$ref": "./job.json"}, _ref("components", "schemas", "batchLine")]}}
     return {
-        "job": {
-            **_message("A job, or a line of an OpenAI Batch", _JOB_HEADERS),
-            "payload": {"anyOf": [{"$ref": "./job.json"}, _ref("components", "schemas", "batchLine")]},
-        },
+        "job": {**_message("A job, or a line of an OpenAI Batch", _JOB_HEADERS), **job},
+        "waitingJob": {**_message("A job that waits for its `not_before`", _LATER_HEADERS), **job},
         "result": _message("The result of one job", _RESULT_HEADERS, "result.json"),
         "waitingResult": _message("A result whose callback failed", _RETRY_HEADERS, "result.json"),
         "readyEvent": _message("An event for a webhook endpoint", _EVENT_HEADERS),
@@ -222,6 +225,7 @@ def _channels() -> dict[str, Any]:
         names.requests(): ("job", f"Jobs, at most {MAX_JOB_BYTES} bytes each."),
         names.requests(bulk=True): ("job", "Jobs that can wait, and jobs beyond a tenant's share."),
         names.requests(spare=True): ("job", "Jobs that run only while no other job waits."),
+        **dict.fromkeys(names.later.values(), ("waitingJob", "Jobs that wait for their `not_before`.")),
         names.results: ("result", f"One result per job, at most {MAX_RESULT_BYTES} bytes; its key is the job's id."),
         **dict.fromkeys(names.tiers.values(), ("waitingResult", "Callbacks that wait for their next attempt.")),
         names.events: ("readyEvent", "Events for tenants' webhook endpoints, as they are sent."),

@@ -21,7 +21,16 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from schemas import openai, topics
-from schemas.job import DEFAULT_TENANT, MAX_JOB_BYTES, TENANT_PATTERN, CustomId, Identifier, Job, Url
+from schemas.job import (
+    DEFAULT_TENANT,
+    LONGEST_TTL_SECONDS,
+    MAX_JOB_BYTES,
+    TENANT_PATTERN,
+    CustomId,
+    Identifier,
+    Job,
+    Url,
+)
 from schemas.outcome import Outcome
 from schemas.problems import Problem, UnusableLine, problems_of
 from schemas.result import Result, ResultError
@@ -45,6 +54,7 @@ __all__ = [
     "rejected_result",
     "write_job",
     "write_result",
+    "wrong_start",
 ]
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -202,7 +212,8 @@ class InvalidResult(CodecError):  # noqa: N818
 def read_job(value: bytes | None, headers: Headers | None, origin: Origin, timestamp_ms: int) -> ReceivedJob:
     """Return the job in a record, whose value is a job's JSON or a line of an OpenAI Batch. Raises only InvalidJob.
 
-    `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from that time.
+    `timestamp_ms` is the record's timestamp in Unix milliseconds; `ttl_seconds` counts from that time, or from the
+    job's `not_before`.
     """
     said, problems = _read_headers(headers) if headers else ({}, ())
     try:
@@ -213,6 +224,8 @@ def read_job(value: bytes | None, headers: Headers | None, origin: Origin, times
         ) from None
     if said:
         problems += _conflicts(job, said) + _wrong_deadline(said, timestamp_ms)
+    if job.not_before is not None:
+        problems += wrong_start(job, timestamp_ms, said.get(topics.DEADLINE))
     if problems:
         shown = job.model_dump(include={"job_id", "custom_id", "callback_url"})
         raise _invalid(problems, shown, said, _origin(said, value, origin), value)
@@ -229,6 +242,29 @@ def read_batch_line(line: dict[str, Any]) -> tuple[Job, UnknownFields | None]:
     except ValidationError as error:
         raise UnusableLine(*(openai.problem_in_line(found, line) for found in problems_of(error))) from None
     return job, unknown_fields(f"body.{name}" for name in openai.passed_over(line))
+
+
+def wrong_start(job: Job, sent_ms: int, deadline: str | None = None) -> tuple[Problem, ...]:
+    """Return a problem if `not_before` is too late: past the deadline, or so late that the job would live too long.
+
+    `sent_ms` is the time at which the job is sent, and `deadline` the header of that name. A job in a tier is bounded
+    like a job in a lane: Kafka keeps both for seven days, and a cancellation for a day longer.
+    """
+    begins_ms = job.begins_ms(sent_ms)
+    lives_seconds = (begins_ms - sent_ms) / 1000 + job.ttl_seconds
+    if begins_ms == sent_ms:
+        return ()
+    if deadline is not None:
+        late = begins_ms >= int(deadline)
+        return (Problem("not_before", "is past the job's deadline; choose an earlier time"),) if late else ()
+    if lives_seconds <= LONGEST_TTL_SECONDS:
+        return ()
+    reason = (
+        f"with `ttl_seconds` the job would end {lives_seconds / 86_400:.1f} days after it is sent; at most "
+        f"{LONGEST_TTL_SECONDS / 86_400:g} are possible, since Kafka keeps jobs for seven days (`retention.ms`): "
+        "choose an earlier time, or lower `ttl_seconds`"
+    )
+    return (Problem("not_before", reason),)
 
 
 def read_address(value: bytes | None, headers: Headers | None, origin: Origin) -> InvalidJob:
@@ -371,7 +407,7 @@ def _received(
         webhook_id=origin.webhook_id(value),
         place=place,
         origin=origin,
-        deadline_ms=int(deadline) if deadline else timestamp_ms + round(job.ttl_seconds * 1000),
+        deadline_ms=int(deadline) if deadline else job.begins_ms(timestamp_ms) + round(job.ttl_seconds * 1000),
         priority=int(get(topics.PRIORITY, job.priority)),
         traceparent=get(topics.TRACEPARENT),
         received_ms=timestamp_ms,

@@ -57,6 +57,9 @@ LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 expires. Longer retention of lanes would not allow a longer TTL: by default a broker forgets the progress of a group
 without members after seven days, and older jobs would then be answered again."""
 
+FIRST_SECONDS, LAST_SECONDS = 1_000_000_000, 10_000_000_000
+"""Bounds of a time in Unix seconds, the years 2001 and 2286: a time in milliseconds is outside."""
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$")]
 """A SHA-256 (FIPS 180-4) as 64 hexadecimal digits."""
 
@@ -201,9 +204,15 @@ class Job(WireModel):
     """Sources that the worker reads before the model answers. If absent, the worker reads none."""
     priority: int = Field(default=0, ge=0, le=9)
     """Among a tenant's waiting jobs, those with the highest priority run first."""
+    not_before: float | None = Field(default=None, ge=FIRST_SECONDS, le=LAST_SECONDS)
+    """The time before which the job does not start, in Unix seconds. If absent, the job starts at once.
+
+    The job starts up to five seconds later, or when a worker is free. `ttl_seconds` counts from this time, and the job
+    must end within six days after it was sent.
+    """
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=LONGEST_TTL_SECONDS)
-    """Seconds after the record's timestamp until the job ends as `expired`. At most six days, because lanes keep
-    records for seven days."""
+    """Seconds after the record's timestamp, or after `not_before`, until the job ends as `expired`. At most six days,
+    because lanes keep records for seven days."""
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],
         Annotated[str, StringConstraints(max_length=MAX_METADATA_CHARS)],
@@ -240,6 +249,10 @@ class Job(WireModel):
     def images(self) -> list[tuple[str, ImageUrl]]:
         """The images of the messages, each with its field, such as `messages.0.content.1`."""
         return images_in(self.messages or ())
+
+    def begins_ms(self, now_ms: int) -> int:
+        """Return the Unix milliseconds from which `ttl_seconds` counts: `not_before`, if that time comes after now."""
+        return now_ms if self.not_before is None else max(now_ms, round(1000 * self.not_before))
 
     @property
     def is_plain(self) -> bool:
@@ -302,7 +315,7 @@ class Job(WireModel):
 _PLAIN = frozenset(
     (
         *("job_id", "model_id", "prompt", "context_window", "temperature", "top_p", "min_p", "stop", "max_tokens"),
-        *("seed", "callback_url", "priority", "ttl_seconds", "metadata", "custom_id"),
+        *("seed", "callback_url", "priority", "not_before", "ttl_seconds", "metadata", "custom_id"),
     )
 )
 """The fields that go with a prompt whatever other fields say."""

@@ -3,8 +3,8 @@
 Source: OpenAI API reference, "The request input object" of the Batch API, and the bodies of /v1/chat/completions,
 /v1/completions and /v1/responses. `kind_bodies` has the bodies of the endpoints for texts, such as /v1/embeddings.
 
-A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority` and `ttl_seconds`
-(`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
+A line's body may also have Postback's own `sources`, `context_window`, `adapter`, `priority`, `not_before` and
+`ttl_seconds` (`extra_body` in OpenAI's SDK). Members that only tune the sampling and have no field in a job, such as
 `presence_penalty`, are ignored. Members that would change the kind of answer, such as `modalities`, are rejected.
 """
 
@@ -28,7 +28,7 @@ URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, *ENDPOINTS)
 CALLBACK_KEY = "webhook_url"
 """The member of `body.metadata` that holds the callback URL. Results do not repeat it."""
 
-_EXTENSIONS = ("sources", "context_window", "adapter", "priority", "ttl_seconds")
+_EXTENSIONS = ("sources", "context_window", "adapter", "priority", "not_before", "ttl_seconds")
 _COPIED = ("temperature", "top_p", "min_p", "seed", *_EXTENSIONS)
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),

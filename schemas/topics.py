@@ -42,6 +42,8 @@ WEBHOOK_ENDPOINT_VERSIONS = "webhook-endpoint-versions"
 """Versions of the endpoint's secret that sign the event, newest first, separated by commas."""
 WEBHOOK_HTTP_HEADER = "webhook-http-header"
 """An HTTP header of the endpoint's own, as `name: value`; may occur several times."""
+WEBHOOK_RATE_LIMIT = "webhook-rate-limit"
+"""The most callbacks a second that the endpoint takes, decimal; absent without a limit."""
 ATTEMPT = "attempt"
 """The number of callback attempts made before this record was written, decimal."""
 NOT_BEFORE = "not-before"
@@ -70,6 +72,9 @@ DEFERRED_REASON = "deferred-reason"
 FORWARDED = "forwarded"
 """Number of moves of a job to another engine's lane, decimal."""
 
+LANE = "lane"
+"""On a job that waits for its `not_before`: the lane to which it returns."""
+
 WAITING_HEADERS = (ATTEMPT, NOT_BEFORE, LEFT, DEFERRED, DEFERRED_REASON, WAITED, WRITTEN, RESULT_AT)
 """Headers of waiting callbacks only: a callback that is given up, or starts again, loses them."""
 
@@ -80,6 +85,10 @@ BETWEEN_SECONDS = (30, 120)
 """Waits in seconds for other causes than a failed attempt, mostly while a callback's origin gets no calls. These waits
 fill the gap between five seconds and five minutes. Each return from a tier rewrites the record, so repeated waits of
 five seconds would rewrite it often."""
+
+LATER_SECONDS = (5, 30, 300, 3600, 21600)
+"""Lengths of the tiers in which jobs wait for their `not_before`. A job starts up to five seconds late, the length of
+the shortest one. The longest wait, of six days, rewrites a job some fifty times."""
 
 _DAY_MS = 24 * 3600 * 1000
 LANES_KEPT_MS = 7 * _DAY_MS
@@ -126,6 +135,12 @@ def tiers_of(delays_seconds: Iterable[float]) -> tuple[float, ...]:
     delays = set(delays_seconds)
     between = {seconds for seconds in BETWEEN_SECONDS if min(delays) < seconds < max(delays)}
     return tuple(sorted(delays | between))
+
+
+def hop(left_ms: int, tiers: tuple[float, ...]) -> float:
+    """Return the largest tier that fits the time left, else the smallest. `tiers` are seconds, shortest first."""
+    fitting = [tier for tier in tiers if 1000 * tier <= left_ms]
+    return fitting[-1] if fitting else tiers[0]
 
 
 def tier_delay(name: str) -> float | None:
@@ -254,6 +269,11 @@ class Topics:
         """Topics by delay in seconds, shortest first."""
         return {delay: self.tier(delay) for delay in tiers_of(self.tier_delays_seconds)}
 
+    @property
+    def later(self) -> dict[float, str]:
+        """The tiers of jobs that start later: topics by delay in seconds, shortest first."""
+        return {delay: f"{self.requests()}.later.{tier_name(delay)}" for delay in LATER_SECONDS}
+
     def former_tiers(self, existing: Iterable[str]) -> dict[str, float]:
         """Map those `existing` topics that are tiers, but no longer of the schedule, to their delays in seconds."""
         start, current = f"{self.prefix}callback_retries.", set(self.tiers.values())
@@ -286,6 +306,7 @@ class Topics:
             *(TopicSpec(name, partitions, lane) for name in (*lanes, self.batch_requests, self.shadow)),
             *(TopicSpec(name, partitions, stamped) for name in (self.results, self.events)),
             *(TopicSpec(name, partitions, stamped) for name in (*self.tiers.values(), self.attempts)),
+            *(TopicSpec(name, partitions, stamped) for name in self.later.values()),
             TopicSpec(self.dead_letters, partitions, letters),
             TopicSpec(self.redriven, 1, marks),
             *(TopicSpec(name, 1, compacted) for name in (self.endpoints, self.rollouts)),

@@ -54,6 +54,8 @@ class NewJob:
     """JSON of the members of the request's body that later answers show again."""
     callback_url: str | None = None
     max_tokens: int = DEFAULT_MAX_TOKENS
+    not_before_ms: int | None = None
+    """The time before which the job does not start, in Unix milliseconds."""
 
     @property
     def work(self) -> Work:
@@ -168,6 +170,7 @@ def _job_row(principal: Principal, job: NewJob, now_ms: int, *, counted: bool) -
         "model_id": job.model_id,
         "status": QUEUED,
         "created_at": now_ms,
+        "not_before": job.not_before_ms,
         "submitted_by": principal.credential,
         "reserved_tokens": job.work.tokens if counted else None,
         "prompt_sha256": job.prompt_sha256,

@@ -140,13 +140,15 @@ class ExpansionHandler:
     def _deadline(self, content: bytes, expires_at: int) -> bytes:
         """Return the line's deadline in Unix milliseconds.
 
-        It is the batch's expiry, or the time `ttl_seconds` from now if the line has this member and that time is
-        earlier.
+        It is the batch's expiry, or the time `ttl_seconds` from now, or from `not_before`, if the line has this member
+        and that time is earlier.
         """
-        seconds = from_json(content)["body"].get("ttl_seconds")
+        body, now = from_json(content)["body"], self._clock.time()
+        seconds, begins = body.get("ttl_seconds"), body.get("not_before")
         if not isinstance(seconds, int | float):
             return str(expires_at).encode()
-        return str(min(expires_at, int((self._clock.time() + seconds) * 1000))).encode()
+        begins = max(now, begins) if isinstance(begins, int | float) else now
+        return str(min(expires_at, int((begins + seconds) * 1000))).encode()
 
     def _cancelled(self, batch: BatchRow, wanted: LineRange, lines: dict[int, bytes]) -> list[Output]:
         error = ResultError(code=Outcome.CANCELLED.value, message="the batch was cancelled before the line began")

@@ -16,17 +16,22 @@ from starlette.types import Receive
 from gateway.accept.cancelling import JobFinished, cancel_job
 from gateway.door.accepting import idempotency_key
 from gateway.door.endpoint import Call
+from gateway.door.submitted import refusal
 from gateway.errors import NO_RETRY, ApiError
 from gateway.view.stored_jobs import find_result
 from schemas.codec import read_result
 from schemas.job import Job
 from schemas.outcome import Outcome
+from schemas.problems import Problem
 from schemas.responses import error_status, told
 from schemas.result import Result
 
 
 def bounded(job: Job, seconds: float) -> Job:
-    """Return the job with a time to live of at most `seconds`."""
+    """Return the job with a time to live of at most `seconds`. Raises ApiError (400) for a job that starts later."""
+    if job.not_before is not None:
+        reason = "goes with requests that do not wait for the answer: /v1/jobs, batches, `background` of /v1/responses"
+        raise refusal([(None, Problem("not_before", reason))])
     return job.model_copy(update={"ttl_seconds": min(job.ttl_seconds, seconds)})
 
 

@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from gateway.door.api import API
 from gateway.door.endpoint import Body, Endpoint, Parameter
 from gateway.webhooks.endpoints import EVENT_TYPES
-from schemas.job import MAX_CHOICES, MAX_TOP_LOGPROBS, Job
+from schemas.job import FIRST_SECONDS, LAST_SECONDS, MAX_CHOICES, MAX_TOP_LOGPROBS, Job
 from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS, TextEndpoint
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.tools import MAX_TOOLS
+from workers.delivery.endpoint_events import MOST_A_SECOND
 
 _PLACE = "#/components/schemas/"
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
@@ -134,6 +135,13 @@ _TYPES: dict[str, dict[str, Any]] = {
     "context_window": {"type": "integer", "minimum": 16, "maximum": 10_000_000},
     "priority": {"type": "integer", "minimum": 0, "maximum": 9},
     "ttl_seconds": {"type": "number", "exclusiveMinimum": 0},
+    "not_before": {"type": "number", "minimum": FIRST_SECONDS, "maximum": LAST_SECONDS},
+    "rate_limit": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": MOST_A_SECOND,
+        "description": "The most callbacks a second; null removes the limit.",
+    },
     "n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     "top_logprobs": _TOP_LOGPROBS,
     "stop": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4}]},
@@ -162,12 +170,12 @@ def _list_of(items: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-_WEBHOOK = "name url event_types headers enabled"
+_WEBHOOK = "name url event_types headers enabled rate_limit"
 _STORED_WEBHOOK = f"{_WEBHOOK} signing_secret_hint created_at updated_at"
 _JOB = "created_at finished_at url model_id custom_id batch_id line metadata submitted_by prompt_sha256"
 _STATUS = {"enum": ["queued", "cancelling", *map(str, Outcome)]}
 _CALLBACK = {"metadata": {**_LABELS, "description": "`webhook_url` is the job's callback; results do not repeat it."}}
-_TUNED = "model temperature top_p seed metadata sources context_window adapter priority ttl_seconds"
+_TUNED = "model temperature top_p seed metadata sources context_window adapter priority not_before ttl_seconds"
 
 _PLAIN: dict[str, dict[str, Any]] = {
     "Error": _asked(
@@ -175,9 +183,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
         error=_asked("message type param code", problems={"type": "array", "items": _asked("", "index field reason")}),
     ),
     "JobOrJobs": {"anyOf": [_ref("Job"), {"type": "array", "items": _ref("Job"), "minItems": 1, "maxItems": 1000}]},
-    "JobObject": _object("job", _JOB, status=_STATUS),
+    "JobObject": _object("job", _JOB, status=_STATUS, not_before=_TIME),
     "AcceptedJobs": {"anyOf": [_ref("JobObject"), _ref("JobList")]},
-    "JobWithResult": _object("job", _JOB, status=_STATUS, result={"anyOf": [_ref("Result"), {"type": "null"}]}),
+    "JobWithResult": _object("job", _JOB, status=_STATUS, not_before=_TIME, result={"anyOf": [_ref("Result"), {"type": "null"}]}),
     "ChatRequest": _asked(
         "messages",
         f"{_TUNED} stop max_completion_tokens reasoning_effort n top_logprobs parallel_tool_calls",
@@ -281,7 +289,7 @@ def _schemas(bodies: Iterable[type[BaseModel]]) -> dict[str, Any]:
 
 def _text_request(endpoint: TextEndpoint, job: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a body of an endpoint for texts; `job` has the schemas of a job's fields."""
-    common, kind = "model metadata priority ttl_seconds", endpoint.kind
+    common, kind = "model metadata priority not_before ttl_seconds", endpoint.kind
     if kind.model is not None:
         own = kind.model.model_json_schema()
         return _asked(" ".join(own["required"]), common, **own["properties"], **_CALLBACK)

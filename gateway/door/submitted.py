@@ -15,13 +15,13 @@ from gateway.errors import ApiError
 from gateway.view.stored_jobs import line_of
 from producers.identity import new_job_id
 from schemas import topics
-from schemas.codec import write_job
+from schemas.codec import write_job, wrong_start
 from schemas.job import MAX_JOB_BYTES, Job
 from schemas.problems import MAX_PROBLEMS, Problem
 from schemas.screening import write_findings
 from schemas.strict import NotAJob, body_job, job_in, job_of
 from schemas.topics import Lane
-from telemetry.clock import Clock
+from telemetry.clock import Clock, unix_ms
 from telemetry.traces import current_trace, parse_traceparent
 from workers.egress import EgressPolicy, EgressRefused, check_url
 
@@ -94,13 +94,17 @@ def new_job(
     traceparent: str | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> NewJob:
-    """Return the job with an id, ready to be accepted. Raises ApiError (400) if the job's record would be too large.
+    """Return the job with an id, ready to be accepted.
+
+    Raises ApiError (400) if the job's record would be too large, or its `not_before` is too late.
 
     `traceparent` is the parent of the job's spans. `kept` are members of the request's body that are stored with the
     job.
     """
     job, findings = let_in
     named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
+    if late := wrong_start(job, unix_ms(clock)):
+        raise refusal((None, problem) for problem in late)
     value = write_job(named)
     if len(value) > MAX_JOB_BYTES:
         raise ApiError(400, "invalid_job", f"The job {named.job_id!r} has more than {MAX_JOB_BYTES} bytes as a record.")
@@ -119,6 +123,7 @@ def new_job(
         prompt_sha256=job.prompt_sha256,
         callback_url=job.callback_url,
         max_tokens=job.max_tokens,
+        not_before_ms=None if job.not_before is None else round(1000 * job.not_before),
         request=to_json(kept) if kept is not None else None,
     )
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from gateway.errors import ApiError
 from gateway.webhooks.endpoints import EVENT_TYPES, EndpointTerms
-from workers.delivery.endpoint_events import MOST_HEADERS, is_reserved
+from workers.delivery.endpoint_events import MOST_A_SECOND, MOST_HEADERS, is_reserved
 from workers.egress import EgressPolicy, EgressRefused, check_url
 
-_MEMBERS = ("name", "url", "event_types", "headers", "enabled")
+_MEMBERS = ("name", "url", "event_types", "headers", "enabled", "rate_limit")
 _LONGEST_NAME, _LONGEST_URL = 256, 2048
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
@@ -35,6 +35,7 @@ def changed_terms(body: Any, before: EndpointTerms, policy: EgressPolicy) -> End
         "event_types": list(before.events),
         "headers": dict(before.headers),
         "enabled": before.enabled,
+        "rate_limit": before.rate_limit,
     }
     return _checked(kept | said, policy)
 
@@ -56,13 +57,13 @@ def keeps_old_secret(body: Any) -> bool:
 
 
 def _members(body: Any) -> dict[str, Any]:
-    """Return the members that are set. Raises ApiError (400)."""
+    """Return the members that are set; null removes a rate limit, and sets no other member. Raises ApiError (400)."""
     if not isinstance(body, dict):
         raise ApiError(400, "invalid_webhook_endpoint", "The body is not a JSON object.")
     unknown = next((name for name in body if name not in _MEMBERS), None)
     if unknown is not None:
         raise _refused(unknown[:64], f"is unknown; known here: {', '.join(_MEMBERS)}")
-    return {name: value for name, value in body.items() if value is not None}
+    return {name: value for name, value in body.items() if value is not None or name == "rate_limit"}
 
 
 def _checked(said: Mapping[str, Any], policy: EgressPolicy) -> EndpointTerms:
@@ -71,8 +72,16 @@ def _checked(said: Mapping[str, Any], policy: EgressPolicy) -> EndpointTerms:
         raise _refused("name", f"is not a text of 1 to {_LONGEST_NAME} characters")
     if not isinstance(enabled, bool):
         raise _refused("enabled", "is neither true nor false")
-    events = _events(said["event_types"])
-    return EndpointTerms(name, _url(said["url"], policy), events, _headers(said.get("headers", {})), enabled)
+    events, headers = _events(said["event_types"]), _headers(said.get("headers", {}))
+    return EndpointTerms(name, _url(said["url"], policy), events, headers, enabled, _rate_limit(said.get("rate_limit")))
+
+
+def _rate_limit(limit: Any) -> int | None:
+    if limit is None:
+        return None
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MOST_A_SECOND:
+        raise _refused("rate_limit", f"is neither null nor a whole number of callbacks a second, 1 to {MOST_A_SECOND}")
+    return limit
 
 
 def _url(url: Any, policy: EgressPolicy) -> str:

@@ -98,6 +98,8 @@ def steps_of(one: Trace) -> list[TimelineStep]:
     """Return the job's timeline from its acceptance to the last callback attempt."""
     job, result = one.job, one.result
     steps = [TimelineStep("Accepted", job.created_ms, f"through {job.url} by {job.submitted_by or 'a Kafka producer'}")]
+    if job.not_before_ms is not None:
+        steps.append(TimelineStep("Scheduled", job.not_before_ms, "does not start earlier"))
     if result is None:
         return steps
     if (spent := result.timings) is not None:

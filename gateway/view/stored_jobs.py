@@ -39,6 +39,8 @@ class StoredJob:
     metadata: Mapping[str, str] = field(default_factory=dict)
     submitted_by: str | None = None
     prompt_sha256: str | None = None
+    not_before_ms: int | None = None
+    """The time before which the job does not start; None if it may start at once, and for a batch's line."""
     result: bytes | None = None
     """The result's record; None in lists."""
     request: bytes | None = None
@@ -148,6 +150,7 @@ def _stored(row: Any) -> StoredJob:
         metadata=row.metadata,
         submitted_by=row.submitted_by,
         prompt_sha256=row.prompt_sha256,
+        not_before_ms=row.not_before,
         result=getattr(row, "result", None),
         request=getattr(row, "request", None),
     )

@@ -55,6 +55,8 @@ class EndpointTerms:
     headers: Mapping[str, str] = field(default_factory=dict)
     """HTTP headers of each request to the endpoint."""
     enabled: bool = True
+    rate_limit: int | None = None
+    """The most callbacks a second; None without a limit."""
 
 
 def create(connection: Connection, tenant: str, terms: EndpointTerms, now_ms: int) -> EndpointRow:
@@ -117,7 +119,7 @@ def versions(row: EndpointRow, now_ms: int) -> tuple[int, ...]:
 
 def terms_of(row: EndpointRow) -> EndpointTerms:
     """Return the members that the tenant set."""
-    return EndpointTerms(row.name, row.url, row.events, row.headers, row.enabled)
+    return EndpointTerms(row.name, row.url, row.events, row.headers, row.enabled, row.rate_limit)
 
 
 def _this(tenant: str, identifier: str) -> tuple[Any, Any]:
@@ -131,6 +133,7 @@ def _columns(terms: EndpointTerms) -> dict[str, Any]:
         "events": list(terms.events),
         "headers": dict(terms.headers),
         "enabled": terms.enabled,
+        "rate_limit": terms.rate_limit,
     }
 
 

@@ -79,6 +79,7 @@ def batch_ended(connection: Connection, topics: Topics, clock: Clock, tenant: st
 
 def event_headers(row: EndpointRow, event: TenantEvent, now_ms: int) -> list[Header]:
     """Return the headers of the record for one endpoint."""
+    limit = [] if row.rate_limit is None else [(names.WEBHOOK_RATE_LIMIT, str(row.rate_limit).encode())]
     own = [(names.WEBHOOK_HTTP_HEADER, f"{name}: {value}".encode()) for name, value in row.headers.items()]
     return [
         (names.TENANT, event.tenant.encode()),
@@ -87,6 +88,7 @@ def event_headers(row: EndpointRow, event: TenantEvent, now_ms: int) -> list[Hea
         (names.CALLBACK_URL, row.url.encode()),
         (names.WEBHOOK_ENDPOINT, row.id.encode()),
         (names.WEBHOOK_ENDPOINT_VERSIONS, ",".join(map(str, versions(row, now_ms))).encode()),
+        *limit,
         *own,
     ]
 

@@ -50,13 +50,13 @@ _ONE_PROCESS_MS = 0.8 * ANNOUNCE_SECONDS * 1000
 _CLOCK = SystemClock()
 
 
-def _has_callback(record: Stored) -> bool:
-    return any(name == topics.CALLBACK_URL for name, _ in record.headers)
+def _is_for_delivery(record: Stored) -> bool:
+    return any(name in (topics.CALLBACK_URL, topics.LANE) for name, _ in record.headers)
 
 
-_IS_WORK: dict[str, Callable[[Stored], bool]] = {INFERENCE_GROUP: lambda _: True, DELIVERY_GROUP: _has_callback}
+_IS_WORK: dict[str, Callable[[Stored], bool]] = {INFERENCE_GROUP: lambda _: True, DELIVERY_GROUP: _is_for_delivery}
 """For each group, a function that returns True for a record that the group's role must process. Results without a
-callback need no delivery process."""
+callback need no delivery process; jobs that start later need one."""
 
 
 def check_groups(settings: KafkaSettings, clock: Clock = _CLOCK) -> Iterator[Finding]:

@@ -38,6 +38,7 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
     },
     "deliver": {
         "model_results": frozenset({"READ"}),
+        "model_requests*": frozenset({"READ", "WRITE"}),
         "callback_events": frozenset({"READ"}),
         "callback_retries.*": frozenset({"READ", "WRITE"}),
         "callback_endpoints": frozenset({"READ", "WRITE"}),

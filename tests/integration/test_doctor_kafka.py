@@ -139,17 +139,19 @@ def test_a_fleet_without_delivery_has_a_fault_only_once_a_result_has_a_callback(
     assert (found.level, f"records of {kafka.topics.results} wait" in found.problem) == (FindingLevel.FAULT, True)
 
 
-def test_a_callback_in_a_short_topic_is_found_though_time_is_too_short_for_the_results(
-    doors: ManyDoors, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("header", [("callback-url", CALLBACK), ("lane", b"model_requests")], ids=["callback", "job"])
+def test_a_callback_or_job_in_a_tier_is_found_though_time_is_too_short_for_the_results(
+    doors: ManyDoors, monkeypatch: pytest.MonkeyPatch, header: tuple[str, bytes]
 ) -> None:
     kafka = fleet_of_topics(doors)
     put_results(kafka)
     put_results(kafka)
-    retries = next(iter(kafka.topics.tiers.values()))
-    put_results(kafka, ("callback-url", CALLBACK), topic=retries)
+    tiers = kafka.topics.tiers if header[0] == "callback-url" else kafka.topics.later
+    tier = next(iter(tiers.values()))
+    put_results(kafka, header, topic=tier)
     monkeypatch.setattr(fleet_checks, "READ_SECONDS", 0.0)
     [found] = fleet_checks.check_groups(kafka)
-    assert (found.level, f"records of {retries} wait" in found.problem) == (FindingLevel.FAULT, True)
+    assert (found.level, f"records of {tier} wait" in found.problem) == (FindingLevel.FAULT, True)
 
 
 def faults(doors: ManyDoors, servers: str, **more: str | Path) -> list[tuple[str, str]]:

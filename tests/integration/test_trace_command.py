@@ -45,6 +45,7 @@ def row(tenant: str, result: Result, **changed: Any) -> dict[str, Any]:
         "url": "/v1/jobs",
         "status": str(result.outcome),
         "created_at": 1_700_000_000_000,
+        "not_before": 1_700_000_000_500,
         "finished_at": 1_700_000_001_000,
         "submitted_by": "key:1",
         "prompt_sha256": "ab" * 32,
@@ -99,6 +100,7 @@ def test_one_page_names_the_submitter_the_model_and_the_callbacks(store: str) ->
     assert page.stdout.splitlines() == [
         "job        job-1, tenant acme, succeeded",
         "submitted  2023-11-14T22:13:20.000+00:00 by key:1 through /v1/jobs",
+        "scheduled  for 2023-11-14T22:13:20.500+00:00",
         f"prompt     sha256 {'ab' * 32}",
         "model      small on engine vllm",
         "phases     queued 1 ms, sources 2 ms, model 3 ms",

@@ -11,13 +11,12 @@ from itertools import pairwise
 
 import pytest
 
-from schemas.topics import TIER_DELAYS_SECONDS, tiers_of
+from schemas.topics import TIER_DELAYS_SECONDS, hop, tiers_of
 from telemetry.clock import SystemClock
 from tests.simulation.history import silent
 from tests.simulation.tier_history import CLOCKS_DIFFER_SECONDS, GONE, REFUSED, Attempt, TierHistory
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Delivered, FailedDelivery
-from workers.delivery.retries import hop
 
 HISTORIES = int(os.environ.get("POSTBACK_HISTORIES", "60"))
 SMALLEST = min(TIER_DELAYS_SECONDS)

@@ -45,6 +45,7 @@ from operators.dead_letters import Letter, LetterCounts
 from operators.deliveries import CallbackStep
 from producers.errors import BrokerUnreachable
 from producers.scan import Stored, StoredPlace
+from producers.times import show_time
 from schemas import topics
 from schemas.broker_hint import broker_hint
 from schemas.settings import KafkaSettings
@@ -302,6 +303,13 @@ def test_the_state_of_each_job_is_shown_and_an_unknown_job_is_reported(rig: Rig)
         listed = postback_here("status", "--ids", "-", "--json", "--gateway", url, env=env, given=f"{first}\nno-such\n")
         states = [{"id": first, "status": "queued"}, {"id": "no-such", "status": "never seen"}]
         assert (listed.returncode, [json.loads(line) for line in listed.stdout.splitlines()]) == (1, states)
+
+        rig.clock.now = SystemClock().time()
+        day = show_time(1000 * (round(rig.clock.now) + 86_400))
+        asked = ["submit", "-", "--gateway", url, "--not-before", day]
+        later = postback_here(*asked, env=env, given='{"prompt": "c"}\n').stdout.strip()
+        shown = postback_here("status", later, "--gateway", url, env=env)
+        assert shown.stdout == f"{later}  queued, scheduled for {day}\n"
 
         another = environment_of(POSTBACK_GATEWAY_KEY=rig.key("another"))
         foreign = postback_here("status", first, "--gateway", url, env=another)

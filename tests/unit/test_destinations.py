@@ -11,16 +11,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import aiohappyeyeballs
 import aiohttp
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.topics import TIER_DELAYS_SECONDS
 from telemetry.hand_clock import SetClock
+from tests.drawn import drawn
 from tests.open_files import no_files_left
 from tests.unit.loop_clock import LoopClock
 from tests.virtual_time import VirtualLoop, in_virtual_time
@@ -32,6 +34,8 @@ from workers.delivery.destinations import (
     Destinations,
     OriginLeftAlone,
     QueueEstimate,
+    RateLimit,
+    RateLimited,
     TurnedAway,
 )
 from workers.delivery.exhaustion import exhausted_by
@@ -723,6 +727,9 @@ class Consumer:
 
     takes_seconds: float
     settings: DeliverySettings = PATIENT
+    limit: RateLimit | None = None
+    began: list[float] = field(default_factory=list)
+    """Times of the attempts, in order."""
     delivered: list[float] = field(default_factory=list)
     """Times of the deliveries, in order."""
     writes: int = 0
@@ -737,7 +744,8 @@ class Consumer:
     async def deliver(self, deferred: int) -> None:
         while True:
             try:
-                with await self.destinations.place(HERE, 2_000) as place:
+                with await self.destinations.place(HERE, 2_000, limit=self.limit) as place:
+                    self.began.append(asyncio.get_running_loop().time())
                     await asyncio.sleep(self.takes_seconds)
                     place.outcome = Delivered(200, self.takes_seconds)
                     self.delivered.append(asyncio.get_running_loop().time())
@@ -854,3 +862,90 @@ def test_a_process_has_as_many_open_files_as_it_may() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most if hard < 0 else min(hard, most), hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# -- rate limits -----------------------------------------------------------------------------------------------------
+def limited(per_second: float, endpoint: str = "we_1") -> RateLimit:
+    return RateLimit(("acme", endpoint), per_second)
+
+
+def verify_spaced(began: list[float], per_second: float) -> None:
+    """Compare the times of a limited endpoint's attempts with the promise."""
+    assert all(after - before >= 1 / per_second - 1e-6 for before, after in pairwise(began))
+
+
+@given(st.floats(0.5, 200), st.integers(1, 150), st.floats(0, 3), st.booleans())
+@settings(max_examples=drawn(40), deadline=None)
+def test_a_limited_endpoint_is_never_called_faster_and_each_event_is_delivered(
+    per_second: float, backlog: int, takes_seconds: float, after_an_outage: bool
+) -> None:
+    """The consumer's breaker, places and queue hold events up too; still no two attempts come closer together."""
+    consumer = Consumer(takes_seconds, A_QUARTER, limited(per_second))
+    consumer.empty(backlog, after_an_outage=after_an_outage)
+    assert len(consumer.delivered) == backlog
+    verify_spaced(consumer.began, per_second)
+
+
+def test_a_backlog_of_a_limited_endpoint_uses_its_rate_and_is_not_rewritten_every_few_seconds() -> None:
+    consumer = Consumer(0.1, DeliverySettings(), limited(5))
+    consumer.empty(1_500)
+    assert consumer.delivered[1_000] < 1_000 / 5 * 1.15 + 15
+    assert consumer.delivered[-1] < 1_500 / 5 + 310
+    assert consumer.writes < 30 * 1_500
+
+
+@in_virtual_time
+async def test_a_flood_at_a_limited_endpoint_delays_no_other_origin_and_few_events_of_its_own() -> None:
+    destinations, loop = Destinations(DeliverySettings(), LoopClock()), asyncio.get_running_loop()
+    began: list[float] = []
+
+    async def attempt(destination: Destination, limit: RateLimit | None) -> str:
+        try:
+            with await destinations.place(destination, SIZE, limit=limit) as place:
+                began.append(loop.time())
+                place.outcome = OK
+        except RateLimited:
+            return "deferred"
+        return "attempted"
+
+    flood = [asyncio.create_task(attempt(HERE, limited(2))) for _ in range(5_000)]
+    await asyncio.sleep(0)
+    for other in (("acme", "https://b.example"), ("other", HERE[1]), HERE):
+        assert await attempt(other, None) == "attempted"
+    assert await attempt(HERE, limited(2, "we_2")) == "attempted"
+    assert loop.time() == 0
+    said = await asyncio.gather(*flood)
+    assert (said.count("attempted"), said.count("deferred")) == (13, 4_987)  # at 0, 0.5, … 6 seconds
+    assert destinations.held == 0
+
+
+@in_virtual_time
+async def test_attempts_that_wait_for_their_time_are_not_made_once_the_breaker_has_opened() -> None:
+    destinations = Destinations(DeliverySettings(breaker_failures=1), LoopClock())
+    waiting = [asyncio.create_task(destinations.place(HERE, SIZE, limit=limited(1))) for _ in range(4)]
+    with await waiting[0] as place:
+        place.outcome = DOWN
+    for task in waiting[1:]:
+        with pytest.raises(OriginLeftAlone):
+            await task
+    assert destinations.held == 0
+
+
+@in_virtual_time
+async def test_an_attempt_that_is_cancelled_while_it_waits_gives_its_place_back() -> None:
+    destinations = Destinations(DeliverySettings(), LoopClock())
+    first, second = (asyncio.create_task(destinations.place(HERE, SIZE, limit=limited(1))) for _ in range(2))
+    with await first as place:
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        place.outcome = OK
+    assert destinations.held == 0
+
+
+@pytest.mark.parametrize(
+    "origin", ["hooks.example", "https://hooks.example/in", "https://Hooks.example", "https://h.example:443"]
+)
+def test_a_rate_limit_is_set_for_an_origin_in_its_normal_form(origin: str) -> None:
+    with pytest.raises(ValueError, match="not an origin: write scheme and host in lower case"):
+        DeliverySettings(origin_rate_limits={origin: 10})

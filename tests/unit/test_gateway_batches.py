@@ -548,7 +548,9 @@ async def test_results_that_the_store_has_lost_are_waited_for(both: BatchRig) ->
 
 
 async def test_a_lines_own_lifetime_counts_if_it_is_shorter(rig: BatchRig) -> None:
-    bodies = [{**line(0)["body"], "ttl_seconds": seconds} for seconds in (60, 100_000.0)]
+    begins = int(rig.door.clock.now) + 3600
+    lives: list[dict[str, float]] = [{"ttl_seconds": 60}, {"ttl_seconds": 60, "not_before": begins}]
+    bodies = [{**line(0)["body"], **life} for life in (*lives, {"ttl_seconds": 100_000.0})]
     content = jsonl(line(number, body=body) for number, body in enumerate(bodies))
     async with rig.clerk():
         batch_id = await rig.create(content)
@@ -558,6 +560,7 @@ async def test_a_lines_own_lifetime_counts_if_it_is_shorter(rig: BatchRig) -> No
     now = int(1000 * rig.door.clock.now)
     assert [dict(output.headers or ())[DEADLINE] for output in made] == [
         str(now + 60_000).encode(),
+        str(1000 * begins + 60_000).encode(),
         str(1000 * running["expires_at"]).encode(),
     ]
 

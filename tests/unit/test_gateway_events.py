@@ -280,7 +280,7 @@ async def test_a_model_that_nothing_announced_within_a_day_is_refused_at_once(ri
 TOPICS = Topics()
 PATH = "/v1/webhook_endpoints"
 TERMS = {"name": "mine", "url": "https://hooks.example/in", "event_types": ["batch.completed", "response.failed"]}
-MEMBERS = st.sampled_from(["name", "url", "event_types", "headers", "enabled", "event_type", "object"])
+MEMBERS = st.sampled_from(["name", "url", "event_types", "headers", "enabled", "rate_limit", "event_type"])
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +366,10 @@ def test_an_update_replaces_the_named_members_only(sending: Rig) -> None:
     assert (changed["name"], changed["url"]) == (TERMS["name"], TERMS["url"])
     assert (changed["event_types"], changed["enabled"]) == (["inference.failed"], False)
     assert changed["headers"] == {"x-team": "…"}
+    assert [
+        owner.ask("POST", path, json=terms).json()["rate_limit"]
+        for terms in ({}, {"rate_limit": 7}, {"enabled": True}, {"rate_limit": None})
+    ] == [None, 7, 7, None]
 
 
 def test_a_tenant_has_at_most_twenty_endpoints_and_a_list_has_each_once(sending: Rig) -> None:
@@ -397,6 +401,7 @@ def test_terms_that_cannot_be_kept_are_refused_by_name(sending: Rig) -> None:
         "event_types": ([], ["eval.run.succeeded"], [["batch.completed"]]),
         "name": ("",),
         "enabled": ("yes",),
+        "rate_limit": (0, 10_001, 1.5, True, "5"),
         "headers": (*headers, {"X-A": "1", "x-a": "2"}, {f"x-{number}": "1" for number in range(17)}),
         "secret": ("mine",),
     }
@@ -454,6 +459,14 @@ def test_an_old_secret_signs_for_a_day_where_the_tenant_asks_for_it(sending: Rig
     assert versions() == {(2, 1)}
     sending.clock.sleep(24 * 3600 + 1)
     assert versions() == {(2, 1), (2,)}
+
+
+def test_an_endpoints_events_carry_its_rate_limit(sending: Rig) -> None:
+    owner = Owner(sending, "paced")
+    limits = {owner.made(rate_limit=7)["id"]: 7, owner.made()["id"]: None}
+    owner.announced(owner.stored())
+    told = [read_endpoint_event(headers) for _, headers in owner.headers()]
+    assert {event.endpoint_id: event.rate_limit for event in told} == limits
 
 
 def test_without_a_keyring_the_refusal_names_the_setting(rig: Rig) -> None:

@@ -106,6 +106,18 @@ def test_a_job_is_accepted_read_and_cancelled_once_whatever_characters_its_id_ha
     assert ask(rig, "GET", path, key).json()["status"] == "cancelling"
 
 
+def test_a_job_that_starts_later_shows_its_time_and_a_time_that_is_too_late_is_refused(rig: Rig, key: str) -> None:
+    begins = int(rig.clock.time()) + 3600
+    accepted = ask(rig, "POST", "/v1/jobs", key, json={**JOB, "not_before": begins})
+    assert accepted.status_code == 202
+    read = ask(rig, "GET", f"/v1/jobs/{accepted.json()['id']}", key).json()
+    assert (read["status"], read["not_before"]) == ("queued", begins)
+
+    error = refused(ask(rig, "POST", "/v1/jobs", key, json={**JOB, "not_before": begins + 6 * 86_400}), 400)
+    assert error["param"] == "not_before"
+    assert "at most 6 are possible, since Kafka keeps jobs for seven days" in error["message"]
+
+
 def test_an_array_is_accepted_whole_or_not_at_all(rig: Rig, key: str) -> None:
     accepted = ask(rig, "POST", "/v1/jobs?lane=bulk", key, json=[{**JOB, "job_id": f"whole-{n}"} for n in range(3)])
     assert [job["id"] for job in accepted.json()["data"]] == ["whole-0", "whole-1", "whole-2"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from schemas.topics import TIER_DELAYS_SECONDS, Topics
+from schemas.topics import TIER_DELAYS_SECONDS, Topics, hop
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
 from workers.delivery.retries import (
     Done,
@@ -19,7 +19,6 @@ from workers.delivery.retries import (
     decide,
     deferral_tier,
     due_ms,
-    hop,
     is_early,
     left_ms,
 )

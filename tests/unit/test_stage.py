@@ -373,7 +373,7 @@ def test_results_and_tiers_have_stages_of_their_own(monkeypatch: pytest.MonkeyPa
     results, tiers = stages_of(pace, settings, kafka, "d0", clock, metrics, ["a.callback_retries.7s"])
     assert read == [
         [kafka.topics.results, kafka.topics.events],
-        [*kafka.topics.tiers.values(), "a.callback_retries.7s"],
+        [*kafka.topics.tiers.values(), "a.callback_retries.7s", *kafka.topics.later.values()],
     ]
     assert identities == ["a.delivery.d0", "a.delivery.d0.tiers"]
     limits = [stage.dispatcher.window.limits for stage in (results, tiers)]
@@ -393,6 +393,33 @@ def test_a_stage_in_which_everything_waits_for_its_time_looks_no_more_often_than
     clock.now += LOOK_AGAIN_SECONDS
     stage.dispatch()
     assert [len(batch) for batch, _ in loop.calls] == [5]
+
+
+def test_jobs_that_start_later_hold_up_no_other_partition_and_run_in_order_once_they_are_due() -> None:
+    topics, clock = KafkaSettings().topics, HandClock(1_764_700_000.0)
+    now_ms = round(1000 * clock.time())
+    pace: Any = TierPace(topics, clock)
+    stage, loop = bare_stage(Intake(), clock, pace=pace)
+    long, short = topics.later[21600], topics.later[5]
+    stage.assigned([(long, 0), (short, 0)])
+    for partition in stage.partitions.held.values():
+        partition.open(Progress(0), 0)
+        partition.open_committed, partition.paused = True, False
+    begun: list[tuple[str, int]] = []
+
+    def run_for(seconds: float) -> None:
+        clock.now += seconds
+        stage.dispatch()
+        begun.extend((record.topic, record.offset) for batch, _ in loop.calls for _, record in batch)
+        loop.calls.clear()
+
+    stage.take([Record(topic, 0, offset, b"job", None, [], now_ms) for topic in (long, short) for offset in (0, 1)], [])
+    run_for(4)
+    assert (begun, waiting(stage)) == ([], 4)
+    run_for(2)
+    assert (begun, waiting(stage)) == ([(short, 0), (short, 1)], 2)
+    run_for(21600)
+    assert (begun[2:], waiting(stage)) == ([(long, 0), (long, 1)], 0)
 
 
 def waiting(stage: Stage) -> int:

@@ -149,7 +149,7 @@ def test_records_of_the_fleet_are_stamped_by_the_broker_whatever_a_processs_cloc
 
     assert stamped == {
         topics.results, topics.events, topics.attempts, topics.dead_letters, topics.redriven, topics.control,
-        topics.workers, topics.comparisons, *topics.tiers.values(),
+        topics.workers, topics.comparisons, *topics.tiers.values(), *topics.later.values(),
     }  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def test_each_topic_may_have_as_many_partitions_as_kafka_takes(admin: Admin, par
 
 def test_a_kafka_that_takes_too_long_to_set_up_new_partitions_is_not_one_that_does_not_answer(admin: Admin) -> None:
     admin.is_slow = True
-    with pytest.raises(RequestRefused, match="within 18 s; run this command again"):
+    with pytest.raises(RequestRefused, match="within 20 s; run this command again"):
         create_topics(KafkaSettings(partitions=20))
 
 

@@ -1,12 +1,13 @@
 """Delivery's handler: for each result it sends a signed POST, and returns records of the outcome.
 
 Results come from `model_results`, and ready events from `callback_events`. Records of both kinds come back from the
-tiers. Each record ends in one of these ways:
+tiers. A job that starts later moves on to a tier or its lane. Each other record ends in one of these ways:
 
     no callback-url           no output: the result is only stored
     endpoint disabled         dead_letters; no attempt
     early                     hops to another tier; no attempt
     destination busy          deferred to the smallest tier, or to a longer one if the turn is far off; no attempt
+    rate limit reached        likewise; no attempt
     breaker open              deferred to a tier that fits the breaker's open time; no attempt
     descriptors, ports or     deferred to the smallest tier; no attempt
       memory exhausted
@@ -20,19 +21,26 @@ A crash between the POST and the settle repeats the POST, with the same `webhook
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.codec import InvalidResult
 from schemas.event import event_body
 from schemas.signature import Signer
-from schemas.topics import TRACEPARENT, Topics
+from schemas.topics import TRACEPARENT, Topics, hop
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, is_debugging
 from telemetry.metrics import Metrics
 from telemetry.traces import collecting, exemplar, parse_traceparent
 from workers.delivery import outputs
 from workers.delivery.breaker import BreakerState
-from workers.delivery.destinations import Destination, DestinationBusy, Destinations, OriginLeftAlone
+from workers.delivery.destinations import (
+    Destination,
+    DestinationBusy,
+    Destinations,
+    OriginLeftAlone,
+    RateLimit,
+    RateLimited,
+)
 from workers.delivery.endpoint_events import UnusableRecord
 from workers.delivery.endpoint_states import EndpointStates, Forget
 from workers.delivery.exhaustion import Exhausted
@@ -48,7 +56,6 @@ from workers.delivery.retries import (
     busy_tier,
     decide,
     deferral_tier,
-    hop,
     is_early,
     left_ms,
 )
@@ -87,10 +94,15 @@ class DeliveryHandler(TierPace):
         settings: DeliverySettings,
         rng: random.Random | None = None,
         former_tiers: Mapping[str, float] = NO_TIERS,
+        lanes: Iterable[str] = (),
     ) -> None:
+        """`lanes` are the lanes that exist, to which jobs that start later may return."""
         super().__init__(topics, clock, former_tiers)
         self._topics = topics
         self._tiers = topics.tiers
+        self._origin_rate_limits = settings.origin_rate_limits
+        self._of_jobs = frozenset(topics.later.values())
+        self._lanes = frozenset(lanes)
         self._keyring = keyring
         self._poster = poster
         self._metrics = metrics
@@ -114,6 +126,8 @@ class DeliveryHandler(TierPace):
 
     async def handle(self, record: Record) -> Sequence[Output]:
         """Handle one record. The module's docstring lists the possible endings."""
+        if record.topic in self._of_jobs:
+            return (self._moved_on(record),)
         try:
             pending = read_pending(record)
             return await self._deliver(record, pending) if pending is not None else ()
@@ -130,7 +144,8 @@ class DeliveryHandler(TierPace):
         try:
             # After a first attempt the waits are long, so such a record leaves probes to records without an attempt.
             spares = pending.attempts > 0 and pending.waited_ms < _SPARES_MS
-            with await self.destinations.place(pending.destination, len(record.value), spares=spares) as place:
+            size, limit = len(record.value), _rate_limit(pending, self._origin_rate_limits)
+            with await self.destinations.place(pending.destination, size, spares=spares, limit=limit) as place:
                 # The body is built only after a place is granted, because records of a hung destination come here many
                 # times, and most times get no place.
                 body, at = _body(record, pending), self._clock.time()
@@ -139,19 +154,29 @@ class DeliveryHandler(TierPace):
             return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
             tier = busy_tier(busy.turn_seconds, pending.deferred, self._schedule.waits)
-            return (self._deferred(record, pending, DeferralReason.DESTINATION_BUSY, tier),)
+            is_limited = isinstance(busy, RateLimited)
+            reason = DeferralReason.RATE_LIMITED if is_limited else DeferralReason.DESTINATION_BUSY
+            return (self._deferred(record, pending, reason, tier),)
         except Exhausted:
             reason = DeferralReason.RESOURCES_EXHAUSTED
             return (self._deferred(record, pending, reason, self._schedule.smallest_tier),)
         return self._after_attempt(record, pending, outcome, int(at * 1000), len(body))
 
     def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
-        """Return the dead letter of a record whose handling failed for good."""
+        """Return the dead letter of a record whose handling failed for good.
+
+        A job that starts later is moved on instead: moving it runs nothing of the job.
+        """
+        if record.topic in self._of_jobs:
+            return (self._moved_on(record),)
         return (self._dead_letter(record, failure.code, failure.message, failure.attempts),)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._poster.close()
+
+    def _moved_on(self, record: Record) -> Output:
+        return outputs.moved_on(record, self.tier_ms(record), self.steady_ms(), self._topics, self._lanes)
 
     def _left_to_wait(self, record: Record, pending: PendingDelivery) -> int | None:
         """Return the milliseconds that an early record still has to wait; None if the record is due."""
@@ -326,6 +351,15 @@ def _body(record: Record, pending: PendingDelivery) -> bytes:
     if pending.event is not None:
         return record.value
     return event_body(record.value, pending.webhook_id, pending.tenant)
+
+
+def _rate_limit(pending: PendingDelivery, of_origins: Mapping[str, float]) -> RateLimit | None:
+    """Return the lower limit of the endpoint and its origin; the limit's key is the endpoint if it states one."""
+    of_origin, event = of_origins.get(pending.origin), pending.event
+    if event is not None and event.rate_limit is not None:
+        own = event.rate_limit if of_origin is None else min(event.rate_limit, of_origin)
+        return RateLimit((pending.tenant, event.endpoint_id), own)
+    return None if of_origin is None else RateLimit(("", pending.origin), of_origin)
 
 
 def _fields(pending: PendingDelivery) -> dict[str, str | int | None]:

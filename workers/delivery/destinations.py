@@ -22,6 +22,9 @@ The window is counted in units. A record takes one unit; a large record takes mo
 in the window together have at most half of the bytes that the stage may take. The other half is for records that are
 queued or wait to be settled. So large records of hung origins do not stop the stage from fetching.
 
+An endpoint or origin may have a rate limit. `Spacing` then gives each of its attempts a time, and the attempt waits for
+the time in its place, if the time comes soon. Each process spaces its own attempts.
+
 If an attempt may not start now, `place` raises `TurnedAway`, and the handler defers the record to a tier. The shares
 are local to each process and need no lock, since all of this module runs on one event loop.
 """
@@ -53,6 +56,9 @@ _OTHERS_SECONDS = 35.0
 """Seconds after the next probe's time in which a record that was turned away comes back from the smallest tiers."""
 _TENANT_FACTOR = 2
 """A tenant's limit as a multiple of the free window."""
+_SPACED_FACTOR = 1.5
+"""The longest wait for a rate-limited attempt's time, as a multiple of `destination_wait_seconds`. So the records that
+stayed last until deferred ones return from the smallest tier."""
 
 _ROUND_SECONDS = 5.0
 """Length of a counting round. Turned-away records return after the smallest tier, and are then counted again."""
@@ -73,6 +79,10 @@ class DestinationBusy(TurnedAway):
         super().__init__()
         self.turn_seconds = turn_seconds
         """Estimated seconds until this record's turn comes, after all recently turned-away records; 0 if unknown."""
+
+
+class RateLimited(DestinationBusy):
+    """The rate limit of the endpoint or origin allows no attempt soon."""
 
 
 class OriginLeftAlone(TurnedAway):
@@ -128,6 +138,50 @@ class QueueEstimate:
         if seconds >= _MEMORY_SECONDS:
             self._began, self._served = self._began + seconds / 2, self._served / 2
         return for_one
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """The most attempts a second for all records with the same key."""
+
+    key: tuple[str, str]
+    """A tenant and its endpoint's id; or an empty text and an origin, for all tenants together."""
+    per_second: float
+
+
+@dataclass(slots=True)
+class _Pace:
+    next_at: float
+    """The monotonic time of the next attempt that is not given to a record yet."""
+    crowd: QueueEstimate = field(default_factory=QueueEstimate)
+
+
+class Spacing:
+    """Gives attempts at rate-limited endpoints their times, each 1 / `per_second` after the one before."""
+
+    def __init__(self) -> None:
+        self._paces = TenantLru[_Pace](_REMEMBERED)
+
+    def require_soon(self, limit: RateLimit, now: float, longest_seconds: float) -> None:
+        """Raise RateLimited if the next attempt's time is further off than `longest_seconds`."""
+        pace = self._of(limit, now)
+        if pace.next_at - now > longest_seconds:
+            raise RateLimited(pace.crowd.turn_away(now))
+
+    def take(self, limit: RateLimit, now: float) -> float:
+        """Return the seconds until the next attempt's time, which is the caller's."""
+        pace = self._of(limit, now)
+        begins = max(now, pace.next_at)
+        pace.next_at = begins + 1 / limit.per_second
+        pace.crowd.serve(now)
+        return begins - now
+
+    def _of(self, limit: RateLimit, now: float) -> _Pace:
+        pace = self._paces.get(limit.key)
+        if pace is None:
+            pace = _Pace(now)
+            self._paces.put(limit.key, pace)
+        return pace
 
 
 @dataclass(slots=True)
@@ -211,6 +265,7 @@ class Destinations:
         self._shares: dict[str, _Share] = {}
         """Shares of the tenants that hold units."""
         self._held = 0
+        self._spacing = Spacing()
         self._unit_bytes = max(1, (settings.window_bytes or LARGEST_WINDOW) // 2 // settings.window_records)
 
     def __len__(self) -> int:
@@ -227,14 +282,36 @@ class Destinations:
         load = self._loads.get(destination) or self._idle.get(destination)
         return load.breaker.seconds_left(self._clock.monotonic()) if load is not None else 0.0
 
-    async def place(self, destination: Destination, size: int, *, spares: bool = False) -> AttemptSlot:
+    async def place(
+        self, destination: Destination, size: int, *, spares: bool = False, limit: RateLimit | None = None
+    ) -> AttemptSlot:
         """Return one of the destination's places, after a wait if needed. Raises TurnedAway if no place becomes free.
 
         `size` is the record's size in bytes. A record that `spares` its attempt leaves a probe to other records, if one
-        is expected. The caller enters the place at once, and sets the place's `outcome` later.
+        is expected. With a `limit` the place is returned at the attempt's time. The caller enters the place at once,
+        and sets the place's `outcome` later.
         """
+        if limit is not None:
+            longest = _SPACED_FACTOR * self._settings.destination_wait_seconds
+            self._spacing.require_soon(limit, self._clock.monotonic(), longest)
         load, units = self._load_of(destination), 1 + size // self._unit_bytes
-        return AttemptSlot(self, destination, load, units, await self._enter(destination, load, units, spares))
+        slot = AttemptSlot(self, destination, load, units, await self._enter(destination, load, units, spares))
+        if limit is not None:
+            await self._reach_time(slot, limit, spares)
+        return slot
+
+    async def _reach_time(self, slot: AttemptSlot, limit: RateLimit, spares: bool) -> None:
+        """Wait in a place until the attempt's time. Raises TurnedAway if the breaker opens meanwhile."""
+        wait = self._spacing.take(limit, self._clock.monotonic())
+        if wait <= 0:
+            return
+        try:
+            await asyncio.sleep(wait)
+            if not slot.probe and slot._load.breaker.state(self._clock.monotonic()) is not BreakerState.CLOSED:
+                raise self._turned_away(slot._destination, slot._load, spares)
+        except BaseException:
+            with slot:  # the place goes to the next record
+                raise
 
     def _load_of(self, destination: Destination) -> _Load:
         """Return the destination's load, or a new load if there is none.

@@ -1,7 +1,8 @@
 """Events for a tenant's webhook endpoints, from the topic `callback_events`.
 
 The gateway writes these events. A record's value is the event's body, which is sent unchanged. The record's headers
-state the endpoint, the versions of the endpoint's secret that sign the event, and the endpoint's own HTTP headers.
+state the endpoint, the versions of the endpoint's secret that sign the event, the endpoint's own HTTP headers, and its
+rate limit.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ MOST_VERSIONS = 8
 
 _ENDPOINT = re.compile(r"we_[0-9a-f]{8,56}")
 _VERSIONS = re.compile(rf"[1-9][0-9]{{0,8}}(?:,[1-9][0-9]{{0,8}}){{0,{MOST_VERSIONS - 1}}}")
+MOST_A_SECOND = 10_000
+"""Limit on a rate limit: a higher one would space nothing."""
+_RATE = re.compile(rb"[1-9][0-9]{0,4}")
 _HTTP_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}): ?([\x21-\x7e](?:[\x20-\x7e]{0,2046}[\x21-\x7e])?)")
 """A field name, a colon and a value of visible ASCII (RFC 9110, section 5.5)."""
 RESERVED_HEADERS = frozenset(
@@ -45,6 +49,8 @@ class EndpointEvent(NamedTuple):
     """Versions of the endpoint's secret that sign, newest first."""
     http_headers: Mapping[str, str]
     """The endpoint's own HTTP headers."""
+    rate_limit: int | None = None
+    """The most callbacks a second; None without a limit."""
 
 
 def read_endpoint_event(headers: Headers) -> EndpointEvent:
@@ -56,7 +62,11 @@ def read_endpoint_event(headers: Headers) -> EndpointEvent:
     if not _VERSIONS.fullmatch(versions.decode("latin-1")):
         raise UnusableRecord(f"the header {names.WEBHOOK_ENDPOINT_VERSIONS} is not a list of versions, such as `2,1`")
     own = [value for name, value in headers if name == names.WEBHOOK_HTTP_HEADER]
-    return EndpointEvent(endpoint.decode(), tuple(map(int, versions.split(b","))), _http_headers(own))
+    rate = said.get(names.WEBHOOK_RATE_LIMIT)
+    if rate is not None and not _RATE.fullmatch(rate):
+        raise UnusableRecord(f"the header {names.WEBHOOK_RATE_LIMIT} is not a number of callbacks a second")
+    limit = None if rate is None else int(rate)
+    return EndpointEvent(endpoint.decode(), tuple(map(int, versions.split(b","))), _http_headers(own), limit)
 
 
 def is_reserved(name: str) -> bool:

@@ -6,6 +6,7 @@ A waiting record keeps the result and all headers of its source record, except f
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,7 +21,9 @@ from telemetry.logs import origin_of
 from telemetry.traces import is_traceparent
 from workers.delivery.endpoint_events import EndpointEvent, UnusableRecord, read_endpoint_event
 from workers.delivery.post import Delivered, PostOutcome
+from workers.delivery.retries import left_ms
 from workers.stage import dead_letters as letters
+from workers.stage.later import STAMPS, put_off
 from workers.stage.record import Header, Output, Record, size_of
 
 _HOPPED = frozenset({names.LEFT, names.WRITTEN, names.RESULT_AT})
@@ -39,6 +42,8 @@ class DeferralReason(StrEnum):
 
     DESTINATION_BUSY = "destination_busy"
     """The destination has used up its share of this process's window."""
+    RATE_LIMITED = "rate_limited"
+    """The rate limit of the endpoint or its origin allows no attempt soon."""
     ORIGIN_LEFT_ALONE = "origin_left_alone"
     """The origin's breaker is open: the origin failed too often, or sent a Retry-After."""
     RESOURCES_EXHAUSTED = "resources_exhausted"
@@ -191,6 +196,26 @@ def deferred(
         *_written(pending, steady_ms),
     ]
     return Output(tier_topic, record.value, record.key, headers, may_linger=True)
+
+
+def moved_on(record: Record, tier_ms: int, now_ms: int, topics: Topics, lanes: Collection[str]) -> Output:
+    """Return a job that leaves a tier of `tier_ms`: for the next tier, or for its lane once its time has come.
+
+    A job whose lane is not among the known `lanes` goes to the shared lane, whose workers forward it. Headers that this
+    fleet did not write count as 0.
+    """
+    not_before_ms, left_when_written_ms = _time(record, names.NOT_BEFORE), _time(record, names.LEFT)
+    left = left_ms(not_before_ms, now_ms, left_when_written_ms, tier_ms)
+    if left > 0:
+        return put_off(record, not_before_ms, left, now_ms, topics)
+    stated = record.header(names.LANE)
+    lane = stated if stated is not None and stated in lanes else topics.requests()
+    return Output(lane, record.value, record.key, _without(record, STAMPS | {names.LANE}), record.partition)
+
+
+def _time(record: Record, name: str) -> int:
+    text = record.header(name) or ""
+    return int(text) if text.isdecimal() and len(text) <= 15 else 0
 
 
 def dead_letter(record: Record, topics: Topics, reason: str, detail: str, attempts: int) -> Output:

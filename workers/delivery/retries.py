@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from schemas.topics import TIER_DELAYS_SECONDS, tiers_of
+from schemas.topics import TIER_DELAYS_SECONDS, hop, tiers_of
 from workers.delivery.post import Delivered, FailureReason, PostOutcome
 from workers.egress.retry_after import MAX_RETRY_AFTER_SECONDS
 
@@ -182,12 +182,6 @@ def deferral_tier(left_alone_seconds: float, waited_ms: int, tiers: tuple[float,
     longest = max(past_probe, _LATE_BY * waited_seconds, min(waited_seconds / 2, _LATE_SECONDS))
     enough = [tier for tier in tiers if wanted <= tier <= longest]
     return enough[0] if enough else hop(round(1000 * wanted), tiers)
-
-
-def hop(left_ms: int, tiers: tuple[float, ...]) -> float:
-    """Return the largest tier that fits the time left, else the smallest. `tiers` are seconds, shortest first."""
-    fitting = [tier for tier in tiers if 1000 * tier <= left_ms]
-    return fitting[-1] if fitting else tiers[0]
 
 
 def due_ms(appended_ms: int, tier_delay: float) -> int:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field, FilePath
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, FilePath
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from telemetry.logs import origin_of
+from workers.delivery.endpoint_events import MOST_A_SECOND
+
 MAX_ANSWER_EXCERPT_BYTES = 1024
+
+
+def _origin(text: str) -> str:
+    if "://" not in text or origin_of(text) != text:
+        raise ValueError("not an origin: write scheme and host in lower case, such as https://hooks.example.com")
+    return text
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class DeliverySettings(BaseSettings):
@@ -45,6 +59,12 @@ class DeliverySettings(BaseSettings):
     With the default, an origin that answers stays busy until deferred records return from the smallest tier."""
     destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
     """Seconds that a record may wait in the process for an attempt before the record is deferred."""
+    origin_rate_limits: dict[Origin, Annotated[float, Field(gt=0, le=MOST_A_SECOND)]] = Field(default_factory=dict)
+    """The most callbacks a second to an origin, as JSON: `{"https://hooks.example.com": 10}`. All tenants' callbacks to
+    the origin count together, apart from those to a registered endpoint with a rate limit of its own.
+
+    Each delivery process spaces its own callbacks: with three processes, an origin may get three times as many. A
+    callback beyond the limit waits, and counts no failure."""
     window_records: int = Field(default=4096, ge=1, le=8192)
     """Records that may be handled at the same time. The fuller this window, the smaller the shares of tenants and
     destinations."""

@@ -66,13 +66,16 @@ class TierPace:
     shorter than the difference would release each record at once.
 
     `former_tiers` maps the topics of the fleet's earlier schedule to their delays in seconds. Delivery no longer writes
-    to these topics, but still reads the records that wait in them.
+    to these topics, but still reads the records that wait in them. The tiers of jobs that start later are tiers too.
     """
 
     paced = True
 
     def __init__(self, topics: Topics, clock: Clock, former_tiers: Mapping[str, float] = NO_TIERS) -> None:
-        self._delays = {**former_tiers, **{name: delay for delay, name in topics.tiers.items()}}
+        self._delays = {
+            **former_tiers,
+            **{name: delay for delay, name in (*topics.tiers.items(), *topics.later.items())},
+        }
         self._clock = clock
         self._steady = JumpFreeClock(clock)
         self._offset = self._steady.offset

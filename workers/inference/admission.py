@@ -25,6 +25,7 @@ from workers.inference.outputs import moved
 from workers.inference.rollout.rollouts import Rollouts
 from workers.inference.routing import Registry, UnknownModel
 from workers.inference.settings import WorkerSettings
+from workers.stage.later import put_off
 from workers.stage.record import Output, Record, size_of
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -89,6 +90,17 @@ class Admission:
         except InvalidJob as invalid:
             return Finish(letter=invalid)
         return Finish(moved=moved) if moved is not None else None
+
+    def put_off(self, record: Record, received: ReceivedJob) -> Output | None:
+        """Return the job's record in the tiers of jobs that start later; None if its `not_before` has come."""
+        if received.job.not_before is None:
+            return None  # no clock is asked, since every job comes here
+        now_ms = round(self._clock.time() * 1000)
+        begins_ms = received.job.begins_ms(now_ms)
+        if begins_ms == now_ms:
+            return None
+        job = moved(record, received, record.topic, (names.LANE, record.topic.encode()))
+        return put_off(job, begins_ms, begins_ms - now_ms, now_ms, self._topics)
 
     def admitted(self, record: Record) -> ReceivedJob:
         """Return the job in a record. Raises InvalidJob, also for a callback URL that the egress policy refuses."""

@@ -4,6 +4,7 @@ A job is a `JobContext` that walks through these steps, each a module of its own
 the way with a `Finish`, from which `outputs` makes the job's records:
 
     admit       admission       bytes to a job; no job: rejected
+    put off     admission       before its `not_before`: moved to a tier
     route       admission       another engine's job: moved to that engine's lane; no engine's: waits, then rejected
     attach      attachments     the question at `payload_url`; after the filter, the images
     screen      input_filter    the operator's rules
@@ -160,6 +161,9 @@ class InferenceHandler:
         The way begins again only for the primary of a rollout, if the candidate did not answer. The steps that are done
         by then are not repeated.
         """
+        later = self._admission.put_off(job.record, job.received)
+        if later is not None and not self._lifetimes.is_over(job.received):
+            return Finish(moved=later)
         if not self._admission.is_served(job.received):
             await self._admission.wait_for_model(job, self._lifetimes)
             if self._lifetimes.is_over(job.received):

@@ -164,10 +164,13 @@ class TenantSharing:
     def defer(self, record: Record) -> Sequence[Output]:
         """Return the job's record for the bulk lane, with the job's identity and deadline.
 
-        An invalid job gets its rejection at once, and another engine's job moves to that engine's lane.
+        An invalid job gets its rejection at once, another engine's job moves to that engine's lane, and a job that
+        starts later waits in a tier, from which it returns to its present lane.
         """
         try:
             received = self._admission.admitted(record)
+            if (later := self._admission.put_off(record, received)) is not None:
+                return [later]
             forwarded = self._admission.forwarded(record, received) if self._admission.is_served(received) else None
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)

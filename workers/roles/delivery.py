@@ -74,8 +74,10 @@ async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_b
         raise KeyringNotSet(KeyringNotSet.__doc__)
     keyring = Keyring.load(process.fleet.keyring)
     process.pages[JWKS_FOLDER] = partial(tenant_jwks_page, keyring, process.clock)
-    former_tiers = kafka.topics.former_tiers(await topic_names(kafka))
-    read = [kafka.topics.results, kafka.topics.events, *kafka.topics.tiers.values(), *former_tiers]
+    existing = await topic_names(kafka)
+    former_tiers, lanes = kafka.topics.former_tiers(existing), kafka.topics.lanes(existing)
+    tiers = [*kafka.topics.tiers.values(), *kafka.topics.later.values()]
+    read = [kafka.topics.results, kafka.topics.events, *tiers, *former_tiers]
     others = [kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [*read, *others])
     process.beside.append(TopicWatch(kafka, ids))
@@ -87,13 +89,16 @@ async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_b
         process.metrics,
         settings,
         former_tiers=former_tiers,
+        lanes=lanes,
     )
     stack.push_async_callback(handler.close)
     process.duties.append(f"delivers results from topic {kafka.topics.results} and events from {kafka.topics.events}")
     await process.follow(kafka.topics.endpoints, handler.states.apply, stack)
     handler.states.show()
     change_threads_often()
-    return stages_of(handler, settings, kafka, process.replica, process.clock, process.metrics, former_tiers, ids)
+    return stages_of(
+        handler, settings, kafka, process.replica, process.clock, process.metrics, former_tiers, ids, lanes
+    )
 
 
 def stages_of(
@@ -105,8 +110,11 @@ def stages_of(
     metrics: Metrics,
     former_tiers: Iterable[str] = (),
     ids: Mapping[str, str] | None = None,
+    lanes: Sequence[str] = (),
 ) -> list[Stage]:
     """Return the stage of results and events, and the stage of the tiers. Each stage may hold half of `window_bytes`.
+
+    The stage of the tiers also moves jobs that start later back into one of `lanes`.
 
     Hundreds of records in a tier may become due at once. New results do not wait for these records, because the results
     have a stage of their own.
@@ -121,10 +129,11 @@ def stages_of(
     )
     for_tiers = replace(for_results, suffix=".tiers")
     tiers = [*topics.tiers.values()]
+    later = [*topics.later.values()]
     outputs = [*tiers, topics.attempts, topics.endpoints, topics.dead_letters]
     resort = last_resort.for_callbacks(topics, metrics)
 
-    def stage(settings: StageSettings, read: Sequence[str], pace: Backpressure | None) -> Stage:
+    def stage(settings: StageSettings, read: Sequence[str], pace: Backpressure | None, outputs: Sequence[str]) -> Stage:
         return group_stage(
             settings,
             kafka,
@@ -140,6 +149,6 @@ def stages_of(
         )
 
     return [
-        stage(for_results, [topics.results, topics.events], None),
-        stage(for_tiers, [*tiers, *former_tiers], handler),
+        stage(for_results, [topics.results, topics.events], None, outputs),
+        stage(for_tiers, [*tiers, *former_tiers, *later], handler, [*outputs, *later, *lanes]),
     ]

@@ -120,7 +120,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     lanes = engine.registry.lanes() if isinstance(engine, RegistryEngine) else settings.models
     others = lanes_of(lanes, settings.lane, kafka.topics)
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
-    outputs += [kafka.topics.shadow, kafka.topics.comparisons]
+    outputs += [kafka.topics.shadow, kafka.topics.comparisons, *kafka.topics.later.values()]
     ids = await topic_ids(kafka, [lane, spare_lane, *outputs, kafka.topics.control])
     process.beside.append(TopicWatch(kafka, ids))
     signing = process.fleet.trust.secrets

@@ -122,6 +122,7 @@ def shown(job: StoredJob) -> dict[str, Any]:
         "object": "job",
         "status": job.status,
         "created_at": job.created_ms // 1000,
+        "not_before": job.not_before_ms // 1000 if job.not_before_ms is not None else None,
         "finished_at": job.finished_ms // 1000 if job.finished_ms is not None else None,
         "url": job.url,
         "model_id": job.model_id,

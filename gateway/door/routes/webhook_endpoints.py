@@ -1,6 +1,6 @@
 """`/v1/webhook_endpoints`: create, list, retrieve, update, delete, test, rotate; `/v1/webhook_event_types`.
 
-Source: OpenAI's API reference, "Webhooks". `headers`, `enabled` and the types `inference.*` are Postback's own.
+Source: OpenAI's API reference, "Webhooks". `headers`, `enabled`, `rate_limit` and the types `inference.*` are our own.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ def _object(row: EndpointRow, secret: str) -> dict[str, Any]:
         "signing_secret_hint": f"whsec_…{secret[-_HINTED:]}",
         "headers": dict.fromkeys(row.headers, "…"),
         "enabled": row.enabled,
+        "rate_limit": row.rate_limit,
     }
 
 

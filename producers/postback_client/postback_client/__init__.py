@@ -33,7 +33,7 @@ from postback_client.errors import (
 )
 from postback_client.files import StoredFile
 from postback_client.http_client import HttpClient
-from postback_client.job import Job, Lane
+from postback_client.job import Job, JobState, Lane
 from postback_client.result import (
     CitedPlace,
     JobFailure,
@@ -64,6 +64,7 @@ __all__ = [
     "InvalidRequest",
     "Job",
     "JobFailure",
+    "JobState",
     "KafkaClient",
     "KafkaFailed",
     "LackingSentence",

@@ -20,7 +20,7 @@ from postback_client.clock import MACHINE, ClientClock, TimeLimit
 from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
 from postback_client.files import Files
 from postback_client.http_session import HttpSession
-from postback_client.job import Job, Lane, NamedJob, named_jobs
+from postback_client.job import Job, JobState, Lane, NamedJob, named_jobs
 from postback_client.result import Result
 from postback_client.server_sent import EventFeed
 from postback_client.shapes import parsed, read
@@ -91,10 +91,11 @@ class HttpClient(PostbackClient):
 
     def status(self, job_id: str) -> str:
         """Return `queued`, `cancelling`, or a job's outcome. Raises NotFound."""
-        document = self._http.json("GET", _path(job_id))
-        if not isinstance(document, dict) or not isinstance(document.get("status"), str):
-            raise UnreadableAnswer("the answer is not a job with a status")
-        return str(document["status"])
+        return self.state(job_id).status
+
+    def state(self, job_id: str) -> JobState:
+        """Return a job's status, and the time before which it does not start. Raises NotFound."""
+        return read(JobState, self._http.json("GET", _path(job_id)))
 
     def stream(self, job_ids: Iterable[str], timeout: float | None = None) -> Iterator[Result]:
         """Yield the result of each job, as soon as the job has one.

@@ -88,12 +88,24 @@ class Job:
     """The name of a LoRA adapter."""
     priority: int | None = None
     """The job's priority, 0 to 9. Jobs with a higher number run first."""
+    not_before: float | None = None
+    """The time before which the job does not start, in Unix seconds; if it is None, the job starts at once."""
     ttl_seconds: float | None = None
-    """Seconds until the job ends as `expired`."""
+    """Seconds from then until the job ends as `expired`."""
     metadata: Mapping[str, str] | None = None
     """The caller's own data, which the result has unchanged."""
     custom_id: str | None = None
     """The caller's own name for the job, which the result has too."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobState:
+    """A job's state, as the gateway knows it."""
+
+    status: str
+    """`queued`, `cancelling`, or the job's outcome."""
+    not_before: int | None = None
+    """The time before which the job does not start, in Unix seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -274,12 +274,32 @@ async def test_a_failed_event_waits_in_a_tier_with_its_endpoint_and_is_sent_agai
     assert (body, first["webhook-id"]) == (same, second["webhook-id"])
 
 
+@pytest.mark.parametrize("stated", ["by the endpoint", "for the origin", "by both"])
+async def test_events_beyond_a_rate_limit_wait_in_a_tier_without_an_attempt(
+    make: Maker, consumer: Consumer, stated: str
+) -> None:
+    own = [(names.WEBHOOK_RATE_LIMIT, b"50" if stated == "by both" else b"1")] if stated != "for the origin" else []
+    by_origin = {consumer.origin: 1.0} if stated != "by the endpoint" else {}
+    handler = make(DeliverySettings(origin_rate_limits=by_origin, destination_wait_seconds=0.001))
+    [attempt] = await handler.handle(event_record(consumer.url, more=own))
+    [deferred] = await handler.handle(event_record(consumer.url, more=own))
+    assert (attempt.topic, deferred.topic) == (TOPICS.attempts, TOPICS.tiers[5])
+    said = dict(deferred.headers or ())
+    assert (said[names.DEFERRED], said[names.DEFERRED_REASON]) == (b"1", b"rate_limited")
+    assert names.ATTEMPT not in said
+    elsewhere = event_record(consumer.url.replace("127.0.0.1", "127.0.0.2"))
+    assert (await handler.handle(elsewhere))[0].topic == TOPICS.attempts
+    assert len(consumer.requests) == 1
+
+
 MALFORMED: list[list[Header]] = [
     [(names.WEBHOOK_ENDPOINT, b"we_x/../y")],
     [(names.WEBHOOK_ENDPOINT, b"")],
     [(names.WEBHOOK_ENDPOINT_VERSIONS, b"0")],
     [(names.WEBHOOK_ENDPOINT_VERSIONS, b"1,2,3,4,5,6,7,8,9")],
     [(names.WEBHOOK_ENDPOINT_VERSIONS, None)],
+    [(names.WEBHOOK_RATE_LIMIT, b"0")],
+    [(names.WEBHOOK_RATE_LIMIT, b"1.5")],
     [(names.WEBHOOK_HTTP_HEADER, b"Host: other.example")],
     [(names.WEBHOOK_HTTP_HEADER, b"Webhook-Signature: v1,forged")],
     [(names.WEBHOOK_HTTP_HEADER, b"X-A: b\r\nX-C: d")],
@@ -299,7 +319,9 @@ async def test_an_event_with_malformed_headers_is_a_dead_letter_and_is_not_sent(
     assert consumer.requests == []
 
 
-_NAMES = st.sampled_from([names.WEBHOOK_ENDPOINT, names.WEBHOOK_ENDPOINT_VERSIONS, names.WEBHOOK_HTTP_HEADER])
+_NAMES = st.sampled_from(
+    [names.WEBHOOK_ENDPOINT, names.WEBHOOK_ENDPOINT_VERSIONS, names.WEBHOOK_HTTP_HEADER, names.WEBHOOK_RATE_LIMIT]
+)
 _VALUES = st.none() | st.binary(max_size=80) | st.from_regex(rb"[A-Za-z-]{1,20}: ?[ -~]{0,40}", fullmatch=True)
 
 
@@ -312,6 +334,7 @@ def test_any_headers_name_an_endpoint_or_are_refused(headers: list[Header]) -> N
     lines = [f"{name}: {value}" for name, value in event.http_headers.items()]
     assert all(line.isascii() and line.isprintable() for line in lines)
     assert 1 <= len(event.versions) <= 8
+    assert event.rate_limit is None or 1 <= event.rate_limit < 100_000
 
 
 FLEET = KafkaSettings(topic_prefix="t.")

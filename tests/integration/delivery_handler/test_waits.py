@@ -30,6 +30,7 @@ from tests.integration.delivery_handler.records import (
 from tests.open_files import no_files_left
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.settings import DeliverySettings
+from workers.stage.record import Failure, Output, Record
 
 ONE_AT_A_TIME = DeliverySettings(destination_concurrency=1, destination_queue_records=0)
 
@@ -404,3 +405,24 @@ async def test_a_success_ends_the_failing_state_of_an_endpoint_with_a_tombstone(
     _, tombstone = await handler.handle(result_record(consumer.url))
     assert (tombstone.topic, tombstone.key, tombstone.value) == (TOPICS.endpoints, key_bytes(state.key), None)
     assert tombstone.partition == 0
+
+
+@pytest.mark.parametrize("way", ["handled", "given up"])
+async def test_a_job_that_starts_later_is_moved_on_even_if_it_is_given_up(
+    make: Maker, clock: JumpingClock, way: str
+) -> None:
+    """Moving a job runs nothing of it, so a job that is suspected of killing delivery is not lost to dead letters."""
+    handler = make()
+
+    async def moved(job: Record) -> Output:
+        failure = Failure("worker_killed", "it killed its worker", 3)
+        [output] = await handler.handle(job) if way == "handled" else handler.give_up(job, failure)
+        return output
+
+    headers = [("lane", TOPICS.requests().encode()), ("not-before", str(NOW_MS + 8_000).encode()), ("left", b"8000")]
+    clock.ms += 5_000
+    waiting = await moved(Record(TOPICS.later[5], 3, 1, b"job", None, headers, NOW_MS))
+    assert (waiting.topic, dict(waiting.headers or ())["left"]) == (TOPICS.later[5], b"3000")
+    clock.ms += 5_000
+    job = await moved(delivered_from(waiting, 2, clock.ms))
+    assert (job.topic, job.value, job.headers) == (TOPICS.requests(), b"job", [])
