@@ -185,7 +185,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "JobOrJobs": {"anyOf": [_ref("Job"), {"type": "array", "items": _ref("Job"), "minItems": 1, "maxItems": 1000}]},
     "JobObject": _object("job", _JOB, status=_STATUS, not_before=_TIME),
     "AcceptedJobs": {"anyOf": [_ref("JobObject"), _ref("JobList")]},
-    "JobWithResult": _object("job", _JOB, status=_STATUS, not_before=_TIME, result={"anyOf": [_ref("Result"), {"type": "null"}]}),
+    "JobWithResult": _object(
+        "job", _JOB, status=_STATUS, not_before=_TIME, result={"anyOf": [_ref("Result"), {"type": "null"}]}
+    ),
     "ChatRequest": _asked(
         "messages",
         f"{_TUNED} stop max_completion_tokens reasoning_effort n top_logprobs parallel_tool_calls",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.door.awaiting import bounded
-from gateway.door.errors import ApiError
+from gateway.errors import ApiError
 from producers.jsonl import read_jobs
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control
