@@ -16,7 +16,7 @@ from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
 from gateway.door.errors import NO_RETRY, ApiError, unavailable
-from gateway.door.noted import REASON
+from gateway.door.noted import note_reason
 from gateway.store.store import StoreAway
 
 _AWAY: tuple[tuple[type[Exception], str, int], ...] = (
@@ -42,7 +42,7 @@ def add_handlers(app: Starlette) -> None:
 def error_response(error: ApiError, request: Request | None = None) -> JSONResponse:
     """Return the response of a refusal, whose code goes into the audit line of the request."""
     if request is not None:
-        request.scope["state"][REASON] = error.code
+        note_reason(request, error.code)
     return JSONResponse(error.body, error.status, headers=dict(error.headers))
 
 

@@ -15,7 +15,7 @@ from gateway.batches.declined import Declined
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
 from gateway.door.errors import ApiError
-from gateway.door.noted import note_action
+from gateway.door.noted import note_action, note_reason
 from gateway.page.rendering import HEADERS, link, page
 from gateway.page.visitors import NotSignedIn, Visitor, Visitors, read_form
 from gateway.store.store import StoreAway
@@ -25,15 +25,16 @@ _MOST_NEXT = 2000
 
 
 class ShownPage(NamedTuple):
-    """A page to show: its template, and the values for the template."""
+    """A page to show: its template, the values for the template, and the answer's status."""
 
     template: str
     values: Mapping[str, Any]
+    status: int = 200
 
 
 Form = Mapping[str, str]
 Show = Callable[[Request, Visitor], Awaitable[ShownPage | Response]]
-Act = Callable[[Request, Visitor, Form], Awaitable[str]]
+Act = Callable[[Request, Visitor, Form], Awaitable[str | ShownPage]]
 
 
 class Desk:
@@ -51,21 +52,29 @@ class Desk:
             shown = await show(request, visitor)
             if isinstance(shown, Response):
                 return shown
-            return page(shown.template, visitor=visitor, path=path, **shown.values)
+            return _page(shown, visitor, path)
 
         return Route(link(path), guarded(serve), methods=["GET"])
 
     def acts(self, path: str, scope: Scope, action: str, act: Act) -> Route:
-        """Return the route of a form. `act` returns the address that the browser goes on to."""
+        """Return the route of a form. `act` returns the address that the browser goes on to, or a page to show.
+
+        A page is for an answer that is shown once, such as a new secret or an error of the form.
+        """
 
         async def serve(request: Request) -> Response:
             note_action(request, action)
             visitor = await self._visitors.of(request, scope)
             form = await read_form(request)
             self._visitors.require_token(visitor, form)
-            return going_to(await act(request, visitor, form))
+            done = await act(request, visitor, form)
+            return _page(done, visitor, path) if isinstance(done, ShownPage) else going_to(done)
 
         return Route(link(path), guarded(serve), methods=["POST"])
+
+
+def _page(shown: ShownPage, visitor: Visitor, path: str) -> Response:
+    return page(shown.template, shown.status, visitor=visitor, path=path, **shown.values)
 
 
 def going_to(address: str) -> Response:
@@ -82,8 +91,10 @@ def guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
         except NotSignedIn as error:
             return _to_sign_in(request, str(error))
         except ApiError as error:
+            note_reason(request, error.code)
             return _refusal(error.status, error.message, error.headers)
         except Declined as error:
+            note_reason(request, error.code)
             return _refusal(error.status, error.message)
         except BlobMissing:
             return _refusal(404, "The storage has lost the file's content.")

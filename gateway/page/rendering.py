@@ -32,6 +32,7 @@ HEADERS: Final = {
 }
 _WEB = ("http", "https")
 _LONGEST_ID = 28
+_UTC = " UTC"
 _WEAKEST_FIRST = tuple(reversed(Support))
 
 
@@ -55,6 +56,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "time": time,
+        "utc": utc,
         "counted": counted,
         "duration": duration,
         "web": web_address,
@@ -72,11 +74,22 @@ def link(path: str, **query: object) -> str:
 
 
 def time(milliseconds: int | None) -> str:
+    """Return an element with a time. console.js shows the time in the browser's time zone, and UTC on hover."""
+    from markupsafe import Markup
+
+    text = utc(milliseconds)
+    if not text.endswith(_UTC):
+        return text
+    machine = text.removesuffix(_UTC).replace(" ", "T") + "Z"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(machine, text, text)
+
+
+def utc(milliseconds: int | None) -> str:
     """Return a time of Unix milliseconds in UTC, to the second."""
     if milliseconds is None:
         return "not yet"
     try:
-        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}{_UTC}"
     except (ValueError, OverflowError, OSError):
         return f"{milliseconds} ms"
 

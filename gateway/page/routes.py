@@ -1,4 +1,4 @@
-"""The routes of the console page, with its pages of batches and webhook endpoints."""
+"""The routes of the console page, with its pages of batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from gateway.access.sessions import Sessions
 from gateway.batches import orders
 from gateway.batches.paging import page_query
 from gateway.batches.states import CANCELLABLE, ENDED
-from gateway.door import query
 from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
@@ -22,6 +21,7 @@ from gateway.door.routes.files import content_response
 from gateway.page.asked import asked, identifier_of
 from gateway.page.callbacks import callback_routes
 from gateway.page.desk import Desk, Form, ShownPage, going_to, guarded
+from gateway.page.endpoints import endpoint_routes
 from gateway.page.jobs import job_routes
 from gateway.page.letters import letter_routes
 from gateway.page.overview import overview_routes
@@ -30,7 +30,6 @@ from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
 from gateway.page.visitors import Visitor, Visitors
-from gateway.webhooks import endpoints
 
 _STEPS: Final = (
     ("Created", "created_at"),
@@ -59,7 +58,7 @@ def page_routes(door: Door) -> list[BaseRoute]:
         *job_routes(door, desk),
         *callback_routes(door, desk, searches),
         *letter_routes(door, desk, searches),
-        *_endpoint_routes(door, desk),
+        *endpoint_routes(door, desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
 
@@ -107,18 +106,3 @@ def _batch_routes(door: Door, desk: Desk) -> list[Route]:
         desk.shows("/file", Scope.READ, "getFileContent", file),
         desk.acts("/batch/cancel", Scope.CANCEL, "cancelBatch", cancel),
     ]
-
-
-def _endpoint_routes(door: Door, desk: Desk) -> list[Route]:
-    """Return the route of webhook endpoints."""
-
-    async def several(request: Request, visitor: Visitor) -> ShownPage:
-        said = asked(request)
-        query.only(said, ("after", "limit"))
-        wanted, tenant = query.page(said), visitor.principal.tenant
-        rows, more = await door.store.read(
-            lambda connection: endpoints.page(connection, tenant, wanted.limit, wanted.after)
-        )
-        return ShownPage("endpoints", {"rows": rows, "has_more": more, "after": wanted.after})
-
-    return [desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", several)]

@@ -32,6 +32,7 @@ from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
 from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, failed_callbacks
+from gateway.page.endpoints import EVENT_FIELD
 from gateway.page.letters import (
     DAYS,
     MOST_SECONDS,
@@ -49,6 +50,8 @@ from gateway.page.routes import page_routes
 from gateway.page.visitors import Visitor
 from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, job_attempts, jobs, webhook_endpoints
+from gateway.webhooks.event_types import EVENT_TYPES
+from gateway.webhooks.sending import Sending
 from operators.certificates import Leaf, init, issue
 from operators.dead_letters import Letter, kind_of
 from operators.put_back import Returning
@@ -65,6 +68,10 @@ from telemetry.hand_clock import HandClock, SetClock
 from tests.drawn import drawn
 from tests.unit.door_rig import changed, limit, with_audit
 from tests.unit.gateway_rig import NOW, Rig, gateway_rig
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
 
 
 @contextmanager
@@ -180,6 +187,12 @@ def attempt_row(tenant: str, job_id: str, offset: int, error: str | None, **more
     details = {"origin": "https://a.example", "status": 503, "error": error, "attempt": 1, **more}
     place = {"topic_partition": 0, "topic_offset": offset, "at": NOW_MS + offset}
     return {**place, "tenant": tenant, "job_id": job_id, "webhook_id": f"msg_{job_id}", "details": details}
+
+
+def endpoint_row(tenant: str, identifier: str, **more: Any) -> dict[str, Any]:
+    terms = {"name": "n", "url": "https://a.example", "events": ["batch.failed"], "headers": {}, "enabled": True}
+    versions = {"secret_version": 1, "created_at": NOW_MS, "updated_at": NOW_MS}
+    return {"id": identifier, "tenant": tenant, **terms, **versions, **more}
 
 
 # -- signing in --------------------------------------------------------------------------------------------------------
@@ -406,7 +419,11 @@ def test_any_form_is_answered(rig: Rig, form: dict[str, str] | bytes) -> None:
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 
-FORMS = ("/console/job/cancel", "/console/batch/cancel", "/console/callbacks/resend", "/console/letters/redrive")
+ENDPOINT_FORMS = tuple(f"/console/endpoints/{each}" for each in ("register", "test", "switch", "rotate", "delete"))
+FORMS = (
+    *("/console/job/cancel", "/console/batch/cancel", "/console/callbacks/resend", "/console/letters/redrive"),
+    *ENDPOINT_FORMS,
+)
 
 
 def figures(page: LexborHTMLParser) -> dict[str, int]:
@@ -571,9 +588,7 @@ def test_another_tenants_objects_are_not_found(rig: Rig) -> None:
     put(rig.store, jobs, finished("owner", "secret-job"))
     put(rig.store, batches, batch_row("owner", "batch_secret"))
     put(rig.store, job_attempts, attempt_row("owner", "secret-job", 500, "timeout"))
-    endpoint = {"id": "we_secret", "tenant": "owner", "name": "n", "url": "https://secret.example", "events": []}
-    versions = {"headers": {}, "secret_version": 1, "enabled": True, "created_at": 0, "updated_at": 0}
-    put(rig.store, webhook_endpoints, endpoint | versions)
+    put(rig.store, webhook_endpoints, endpoint_row("owner", "we_secret", url="https://secret.example"))
     thief, owner = signed_in(rig, "thief"), signed_in(rig, "owner")
     for path in ("/console/job?id=secret-job", "/console/batch?id=batch_secret"):
         assert owner.get(path).status_code == 200
@@ -634,6 +649,145 @@ def test_the_page_of_callbacks_looks_at_the_newest_attempts_only(rig: Rig) -> No
     found = rig.store.read_now(lambda connection: failed_callbacks(connection, "busy"))
     assert (len(found.shown), found.found, found.is_whole) == (MOST_SHOWN, MOST_LOOKED_AT, False)
     assert found.shown[0].job_id == f"j{MOST_LOOKED_AT}"
+
+
+# -- webhook endpoints -------------------------------------------------------------------------------------------------
+
+
+SWITCHED = {"enabled": "false"}
+TERMS = {"name": "Mine", "url": "https://hooks.example/in", "headers": "X-Team: search\r\n\r\nx-b:c: d"}
+EVERY_EVENT = {f"{EVENT_FIELD}{kind}": "on" for kind in EVENT_TYPES}
+
+
+@pytest.fixture(scope="module")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A door with the console page, an audit, and the keyring of webhook endpoints."""
+    folder = tmp_path_factory.mktemp("signing")
+    with gateway_rig(folder) as made:
+        keyring = Keyring.create(folder / "keyring.json", made.clock)
+        sending = Sending(keyring, Poster(DeliverySettings(), EgressPolicy(), made.clock), made.clock)
+        with with_audit(made, page_routes, webhooks=sending) as rig:
+            yield rig
+
+
+def endpoints_of(rig: Rig, tenant: str) -> list[dict[str, Any]]:
+    """What the API says about the tenant's endpoints."""
+    answer = asyncio.run(rig.request("GET", "/v1/webhook_endpoints", rig.key(tenant)))
+    found: list[dict[str, Any]] = answer.json()["data"]
+    return found
+
+
+def secret_on(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return texts(LexborHTMLParser(answer.text), ".secret")[0]
+
+
+def test_an_endpoint_is_registered_disabled_rotated_and_deleted_by_forms(signing: Rig) -> None:
+    browser = signed_in(signing, "hooked")
+    first = secret_on(browser.send("/console/endpoints/register", TERMS | EVERY_EVENT))
+    [made] = endpoints_of(signing, "hooked")
+    identifier = {"id": made["id"]}
+    assert (made["name"], made["url"], made["event_types"]) == ("Mine", "https://hooks.example/in", list(EVENT_TYPES))
+    assert made["headers"] == {"x-team": "…", "x-b": "…"}
+    assert first.endswith(made["signing_secret_hint"][-4:])
+    assert first not in browser.get("/console/endpoints").text
+
+    assert "disabled" in body_of(browser.page(moved(browser.send("/console/endpoints/switch", identifier | SWITCHED))))
+    assert endpoints_of(signing, "hooked")[0]["enabled"] is False
+    browser.send("/console/endpoints/switch", identifier | {"enabled": "true"})
+    assert endpoints_of(signing, "hooked")[0]["enabled"] is True
+    assert browser.send("/console/endpoints/switch", identifier | {"enabled": "perhaps"}).status_code == 400
+
+    second = secret_on(browser.send("/console/endpoints/rotate", identifier | {"overlap": "on"}))
+    assert second.endswith(endpoints_of(signing, "hooked")[0]["signing_secret_hint"][-4:])
+    assert "the version before signs until" in body_of(browser.page("/console/endpoints"))
+    assert len({first, second, secret_on(browser.send("/console/endpoints/rotate", identifier))}) == 3
+    assert "the version before signs until" not in body_of(browser.page("/console/endpoints"))
+
+    assert moved(browser.send("/console/endpoints/delete", identifier)) == "/console/endpoints?done=deleted"
+    assert endpoints_of(signing, "hooked") == []
+    assert browser.send("/console/endpoints/delete", identifier).status_code == 404
+    audit = (signing.folder / "audit.jsonl").read_text()
+    lines = [json.loads(line) for line in audit.splitlines()]
+    changes = [line["event.action"] for line in lines if line.get("postback.objects") == [made["id"]]]
+    assert changes == [
+        *("createWebhookEndpoint", "updateWebhookEndpoint", "updateWebhookEndpoint", "updateWebhookEndpoint"),
+        *("rotateWebhookSecret", "rotateWebhookSecret", "deleteWebhookEndpoint", "deleteWebhookEndpoint"),
+    ]
+    assert "whsec_" not in audit
+
+
+def moved(answer: httpx.Response) -> str:
+    assert answer.status_code == 303, answer.text
+    return answer.headers["location"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"url": "http://10.0.0.1/"}, "url: must not be called"),
+        ({"url": ""}, "url: is not a text"),
+        ({"name": " "}, "name: is not a text"),
+        ({"headers": "x-a: b\nno colon"}, "headers: line 2 has no colon"),
+        ({"headers": "x-a: b\nx-a: c"}, "headers: line 2 repeats a header"),
+        ({"headers": "webhook-id: forged"}, "headers: has a header twice, or a header that the sender sets"),
+        (dict.fromkeys(EVERY_EVENT, None), "event_types: is not a list of at least one type"),
+    ],
+)
+def test_a_refused_registration_keeps_the_visitors_input(
+    signing: Rig, changed: dict[str, str | None], said: str
+) -> None:
+    filled = {
+        name: value for name, value in (TERMS | EVERY_EVENT | {"name": EVIL} | changed).items() if value is not None
+    }
+    browser = signed_in(signing, "refused")
+    answer = browser.send("/console/endpoints/register", filled)
+    page = LexborHTMLParser(answer.text)
+    assert answer.status_code == 400
+    assert said in body_of(page, "[role=alert]")
+    assert (value_of(page, "#name"), value_of(page, "#url")) == (filled["name"], filled["url"])
+    assert texts(page, "#headers") == [filled["headers"].replace("\r", "")]
+    kept = [node.attributes["name"] for node in page.css("[checked]") if "event:" in (node.attributes["name"] or "")]
+    assert kept == [name for name in filled if name in EVERY_EVENT]
+    assert page.css_first("details[open]") is not None
+    assert endpoints_of(signing, "refused") == []
+
+
+def test_a_test_event_that_meets_no_server_or_has_no_known_type_is_told_above_the_list(signing: Rig) -> None:
+    put(signing.store, webhook_endpoints, endpoint_row("tester", "we_t", url="https://10.0.0.1/"))
+    browser = signed_in(signing, "tester")
+    for kind, status, said in (("batch.failed", 409, "gave no HTTP answer"), (EVIL, 400, "choose a type")):
+        answer = browser.send("/console/endpoints/test", {"id": "we_t", "event_type": kind})
+        assert (answer.status_code, said in body_of(LexborHTMLParser(answer.text), "[role=alert]")) == (status, True)
+    assert browser.send("/console/endpoints/test", {"id": "we_none", "event_type": "batch.failed"}).status_code == 404
+
+
+def test_another_tenants_endpoint_is_out_of_reach(signing: Rig) -> None:
+    put(signing.store, webhook_endpoints, endpoint_row("hook-owner", "we_owned"))
+    thief, owned = signed_in(signing, "hook-thief"), endpoints_of(signing, "hook-owner")
+    for path in ENDPOINT_FORMS[1:]:
+        assert thief.send(path, {"id": "we_owned", "event_type": "batch.failed", **SWITCHED}).status_code == 404, path
+    assert endpoints_of(signing, "hook-owner") == owned
+    assert "we_owned" not in thief.get("/console/endpoints").text
+
+
+def test_an_endpoint_is_shown_with_its_texts_escaped_and_without_forms_for_readers(signing: Rig) -> None:
+    row = endpoint_row("hostile", "we_h", name=EVIL, url=EVIL, events=[EVIL], headers={EVIL: EVIL})
+    put(signing.store, webhook_endpoints, row)
+    page = signed_in(signing, "hostile").page("/console/endpoints")
+    assert (len(page.css("script")), len(page.css("img")), len(page.css("main form"))) == (2, 1, 5)
+    assert body_of(page, "h2") == EVIL
+    reader = Browser(signing)
+    reader.sign_in(signing.key("hostile", Scope.READ))
+    assert reader.page("/console/endpoints").css("main form") == []
+
+
+def test_without_a_keyring_endpoints_are_listed_and_the_page_says_why_there_is_no_form(rig: Rig) -> None:
+    browser = signed_in(rig, "keyless")
+    page = browser.page("/console/endpoints")
+    assert "POSTBACK_KEYRING" in body_of(page)
+    assert page.css("main form") == []
+    assert browser.send("/console/endpoints/register", TERMS | EVERY_EVENT).status_code == 409
 
 
 # -- dead letters ------------------------------------------------------------------------------------------------------
