@@ -6,7 +6,7 @@ Source: OpenAI's API reference, "The file object".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -131,6 +131,12 @@ def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, l
     if row is None:
         raise unknown("file", identifier)
     return row
+
+
+def named(connection: Connection, tenant: str, name: str, now_ms: int, limit: int) -> Sequence[FileRow]:
+    """Return a tenant's files with this id or file name, newest first."""
+    this = select(files).where(or_(files.c.id == name, files.c.filename == name), *_visible(tenant, now_ms))
+    return connection.execute(this.order_by(files.c.id.desc()).limit(limit)).all()
 
 
 def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | None, now_ms: int) -> RowPage:

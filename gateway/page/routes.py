@@ -26,6 +26,7 @@ from gateway.page.jobs import job_routes
 from gateway.page.letters import letter_routes
 from gateway.page.overview import overview_routes
 from gateway.page.rendering import CONSOLE, link, page
+from gateway.page.search_box import search_routes
 from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
@@ -59,6 +60,7 @@ def page_routes(door: Door) -> list[BaseRoute]:
         *callback_routes(door, desk, searches),
         *letter_routes(door, desk, searches),
         *endpoint_routes(door, desk),
+        *search_routes(door, desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
 

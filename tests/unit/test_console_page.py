@@ -49,7 +49,7 @@ from gateway.page.rendering import duration, link, page, pieces, web_address
 from gateway.page.routes import page_routes
 from gateway.page.visitors import Visitor
 from gateway.store.store import Store
-from gateway.store.tables import batches, console_sessions, job_attempts, jobs, webhook_endpoints
+from gateway.store.tables import batches, console_sessions, files, job_attempts, jobs, webhook_endpoints
 from gateway.webhooks.event_types import EVENT_TYPES
 from gateway.webhooks.sending import Sending
 from operators.certificates import Leaf, init, issue
@@ -67,7 +67,7 @@ from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from tests.drawn import drawn
 from tests.unit.door_rig import changed, limit, with_audit
-from tests.unit.gateway_rig import NOW, Rig, gateway_rig
+from tests.unit.gateway_rig import NOW, Rig, gateway_rig, statements
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
@@ -651,6 +651,75 @@ def test_the_page_of_callbacks_looks_at_the_newest_attempts_only(rig: Rig) -> No
     assert found.shown[0].job_id == f"j{MOST_LOOKED_AT}"
 
 
+# -- the search --------------------------------------------------------------------------------------------------------
+
+
+def file_row(tenant: str, identifier: str, filename: str) -> dict[str, Any]:
+    row = {"id": identifier, "tenant": tenant, "filename": filename, "purpose": "batch", "bytes": 1}
+    return {**row, "sha256": "", "created_at": NOW_MS, "stored_at": NOW_MS}
+
+
+@pytest.fixture(scope="module")
+def sought(rig: Rig) -> Browser:
+    """A browser of a tenant with jobs, batches and files; another tenant has objects of the same names."""
+    for tenant, mark in (("finder", ""), ("neighbour", "n")):
+        named = [job_row(tenant, f"j{mark}{n}", custom_id="twice", created_at=NOW_MS + n) for n in range(2)]
+        put(rig.store, jobs, *named, finished(tenant, f"once{mark}"), job_row(tenant, f"x{mark}", custom_id="single"))
+        put(rig.store, batches, batch_row(tenant, f"batch_5{mark}", input_file_id=f"file-5{mark}"))
+        put(rig.store, batches, batch_row(tenant, f"batch_6{mark}", output_file_id=f"file-6{mark}"))
+        put(rig.store, files, file_row(tenant, f"file-5{mark}", "in.jsonl"), file_row(tenant, f"file-7{mark}", "lone"))
+    put(rig.store, jobs, finished("neighbour", "theirs", custom_id="their-line"))
+    return signed_in(rig, "finder")
+
+
+@pytest.mark.parametrize(
+    ("asked", "hits"),
+    [
+        ("once", "/console/job?id=once"),
+        (" once ", "/console/job?id=once"),
+        ("resp_once", "/console/job?id=once"),
+        ("chatcmpl-once", "/console/job?id=once"),
+        ("single", "/console/job?id=x"),
+        ("batch_5", "/console/batch?id=batch_5"),
+        ("batch_5.3", "/console/job?id=batch_5.3"),
+        ("file-6", "/console/batch?id=batch_6"),
+        ("twice", ["job?id=j1", "job?id=j0"]),
+        ("in.jsonl", ["batch?id=batch_5", "file?id=file-5"]),
+        ("file-5", ["batch?id=batch_5", "file?id=file-5"]),
+        ("lone", ["file?id=file-7"]),
+        ("theirs", []),
+        ("their-line", []),
+        ("batch_5n", []),
+        ("batch_5n.3", []),
+        ("file-6n", []),
+        ("twic", []),
+        (EVIL, []),
+        ("%", []),
+        ("a\x00\ud800", []),
+    ],
+)
+def test_a_search_goes_to_its_only_hit_and_lists_several(sought: Browser, asked: str, hits: str | list[str]) -> None:
+    answer = sought.get(f"/console/search?{urlencode({'q': asked}, errors='surrogatepass')}")
+    if isinstance(hits, str):
+        assert moved(answer) == hits
+        return
+    page = LexborHTMLParser(answer.text)
+    assert addresses(page) == [f"/console/{each}" for each in hits]
+    assert len(page.css("img")) == 1
+    if asked == EVIL:
+        assert value_of(page, "input[name=q]") == EVIL
+
+
+def test_a_search_by_custom_id_reads_an_index(sought: Browser) -> None:
+    with statements() as seen:
+        assert sought.get("/console/search?q=twice").status_code == 200
+    [(asked, values)] = [(one, values) for one, values in seen.items() if "custom_id = ?" in one]
+    plan = sought.rig.store.read_now(
+        lambda connection: connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}", values).all()
+    )
+    assert "ix_jobs_tenant_custom_id" in plan[0][3]
+
+
 # -- webhook endpoints -------------------------------------------------------------------------------------------------
 
 
@@ -998,10 +1067,10 @@ def test_a_page_is_a_line_of_the_audit_with_ids_and_no_secret(tmp_path: Path) ->
 
 PATHS = [
     *("/console", "/console/batches", "/console/batch", "/console/jobs", "/console/job", "/console/callbacks"),
-    *("/console/endpoints", "/console/file", "/console/sign-in", "/console/nothing"),
+    *("/console/endpoints", "/console/file", "/console/sign-in", "/console/search", "/console/nothing"),
 ]
 FIELDS = (
-    *("id", "after", "limit", "status", "created_after", "metadata"),
+    *("id", "after", "limit", "status", "created_after", "metadata", "q"),
     *("model", "batch", "order", "next", "done", "reason"),
 )
 TEXTS = st.text(st.characters(), max_size=30) | st.just(EVIL)

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, text
+from sqlalchemy import Connection, Engine, Table, create_engine, func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from gateway.access.quotas import Work, queued_work, release_answered, reserve
@@ -43,7 +42,7 @@ from telemetry.hand_clock import HandClock
 from tests.drawn import drawn
 from tests.postback_command import environment_of, postback_here
 from tests.postgres_server import PostgresServer
-from tests.unit.gateway_rig import empty_store
+from tests.unit.gateway_rig import empty_store, statements
 
 
 def together(store: Store, *changes: Callable[[Connection], object]) -> list[Future[object]]:
@@ -407,19 +406,6 @@ def test_wanted_pairs_are_found(
         lambda connection: connection.execute(select(*columns).where(pair_in(connection, columns, asked))).all()
     )
     assert sorted(map(tuple, found)) == sorted(kept & asked)
-
-
-@contextmanager
-def statements() -> Iterator[dict[str, Any]]:
-    """The statements that are executed, each with the parameters of one row."""
-    seen: dict[str, Any] = {}
-
-    def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
-        seen[statement] = values[0] if many else values
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(Engine, "before_cursor_execute", note)
 
 
 def record(job_id: str) -> ResultRecord:

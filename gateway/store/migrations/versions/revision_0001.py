@@ -150,6 +150,14 @@ def upgrade() -> None:
     op.create_index("ix_jobs_batch_line", "jobs", ["batch_id", "line"], unique=False)
     op.create_index("ix_jobs_finished_at", "jobs", ["finished_at"], unique=False)
     op.create_index("ix_jobs_tenant_finished", "jobs", ["tenant", "finished_at", "status"], unique=False)
+    op.create_index(
+        "ix_jobs_tenant_custom_id",
+        "jobs",
+        ["tenant", "custom_id", "created_at"],
+        unique=False,
+        sqlite_where=sa.text("custom_id IS NOT NULL"),
+        postgresql_where=sa.text("custom_id IS NOT NULL"),
+    )
     op.create_index("ix_jobs_tenant_created", "jobs", ["tenant", "created_at", "job_id"], unique=False)
     op.create_table(
         "meta",
