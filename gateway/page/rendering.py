@@ -63,7 +63,7 @@ def _environment() -> Environment:
         "short": shortened,
         "pieces": pieces,
     }
-    environment.globals |= {"static": address_of, "link": link}
+    environment.globals |= {"static": address_of, "link": link, "link_of": link_of}
     return environment
 
 
@@ -71,6 +71,12 @@ def link(path: str, **query: object) -> str:
     """Return the address of a page of the console; parameters that are None are left out."""
     said = {name: str(value) for name, value in query.items() if value is not None}
     return CONSOLE + path + (f"?{urlencode(said)}" if said else "")
+
+
+def link_of(object_id: str, **query: object) -> str:
+    """Return the address of the page of a job or a batch, by the id that its callbacks have."""
+    is_batch = object_id.startswith("batch_") and "." not in object_id
+    return link("/batch" if is_batch else "/job", id=object_id, **query)
 
 
 def time(milliseconds: int | None) -> str:

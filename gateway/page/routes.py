@@ -19,7 +19,7 @@ from gateway.door.noted import note_objects
 from gateway.door.routes.batches import LISTED, MOST_LISTED
 from gateway.door.routes.files import content_response
 from gateway.page.asked import asked, identifier_of
-from gateway.page.callbacks import callback_routes
+from gateway.page.callbacks import callback_routes, newest_first, resent
 from gateway.page.desk import Desk, Form, ShownPage, going_to, guarded
 from gateway.page.endpoints import endpoint_routes
 from gateway.page.jobs import job_routes
@@ -31,6 +31,7 @@ from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
 from gateway.page.visitors import Visitor, Visitors
+from gateway.view.trace import attempts_of
 
 _STEPS: Final = (
     ("Created", "created_at"),
@@ -83,12 +84,17 @@ def _batch_routes(door: Door, desk: Desk) -> list[Route]:
     async def one(request: Request, visitor: Visitor) -> ShownPage:
         identifier = identifier_of(request.query_params, "batch")
         note_objects(request, [identifier])
-        row = await door.store.read(lambda connection: orders.find(connection, visitor.principal.tenant, identifier))
+        tenant = visitor.principal.tenant
+        row, attempts = await door.store.read(
+            lambda connection: (
+                orders.find(connection, tenant, identifier),
+                newest_first(attempts_of(connection, tenant, identifier)),
+            )
+        )
         steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
         values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
-        return ShownPage(
-            "batch", {**values, "is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
-        )
+        states = {"is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
+        return ShownPage("batch", {**values, **states, "attempts": attempts, "said": resent(request)})
 
     async def file(request: Request, visitor: Visitor) -> Response:
         identifier = identifier_of(request.query_params, "file")

@@ -31,7 +31,7 @@ from gateway.access.keys import revoke_key
 from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
-from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, failed_callbacks
+from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, last_attempts
 from gateway.page.endpoints import EVENT_FIELD
 from gateway.page.letters import (
     DAYS,
@@ -563,17 +563,17 @@ def test_a_jobs_page_shows_its_way_its_sources_and_its_callbacks(rig: Rig) -> No
         attempt_row("traced", "sky", 2, None, status=200, attempt=2),
     )
     page = signed_in(rig, "traced").page("/console/job?id=sky")
-    assert texts(page, ".step") == [
-        *("Accepted", "Queued", "Enriched", "Generated", "Succeeded", "Callback 1", "Callback 2")
-    ]
+    assert texts(page, ".step") == ["Accepted", "Queued", "Enriched", "Generated", "Succeeded"]
     assert texts(page, ".detail") == [
         "through /v1/jobs by key:1",
         "for 1.5 s",
         "in 20 ms, with 2 sources",
         "in 1 min 10 s by m1",
         "the result is stored",
-        "to https://a.example: failed, server error, status 503",
-        "to https://a.example: delivered, status 200",
+    ]
+    assert [body_of(page, f"#attempts tbody tr:nth-child({row})") for row in (1, 2)] == [
+        "2 2027-01-15 08:00:00 UTC delivered status 200 https://a.example Resend",
+        "1 2027-01-15 08:00:00 UTC server error status 503 https://a.example",
     ]
     assert texts(page, ".answer")[0] == "Blue is scattered.1 Red is not."
     assert texts(page, ".answer mark.exact") == ["Blue is scattered."]
@@ -628,10 +628,41 @@ def test_a_callback_counts_as_failed_by_its_last_attempt(rig: Rig) -> None:
         attempt_row("calls", "broken", 703, "connect_failed", origin="https://b.example"),
         attempt_row("calls", "batch_1", 704, "gone"),
     )
-    page = signed_in(rig, "calls").page("/console/callbacks")
+    browser = signed_in(rig, "calls")
+    page = browser.page("/console/callbacks")
     assert addresses(page) == ["/console/batch?id=batch_1", "/console/job?id=broken"]
     assert "connect failed" in body_of(page)
     assert len(page.css("form[action='/console/callbacks/resend']")) == 2
+    delivered = browser.page("/console/callbacks?show=delivered")
+    assert addresses(delivered) == ["/console/job?id=broken", "/console/job?id=mended"]
+    assert "connect failed" not in body_of(delivered)
+    assert addresses(browser.page("/console/callbacks?show=all")) == [
+        *("/console/batch?id=batch_1", "/console/job?id=broken", "/console/job?id=broken", "/console/job?id=mended"),
+    ]
+    assert browser.get("/console/callbacks?show=none").status_code == 400
+
+
+@pytest.mark.parametrize("page", ["/console/job?id=twice", "/console/batch?id=batch_9"])
+def test_the_page_of_a_job_or_a_batch_sends_each_of_its_callbacks_again(rig: Rig, page: str) -> None:
+    tenant, identifier = page.rpartition("=")[2].replace("_", "-"), page.rpartition("=")[2]
+    put(rig.store, jobs, finished(tenant, "twice"))
+    put(rig.store, batches, batch_row(tenant, "batch_9", status="completed", id=f"{identifier}"))
+    numbered = enumerate([("timeout", "https://a.example"), (None, "https://b.example"), (None, "https://a.example")])
+    place = 20_000 if identifier == "twice" else 21_000
+    rows = [attempt_row(tenant, identifier, place + n, error, origin=origin) for n, (error, origin) in numbered]
+    put(rig.store, job_attempts, *rows)
+    browser = signed_in(rig, tenant)
+    found = browser.page(page)
+    forms = found.css("#attempts form[action='/console/callbacks/resend']")
+    assert [value_of(LexborHTMLParser(form.html or ""), "[name=origin]") for form in forms] == [
+        *("https://a.example", "https://b.example"),
+    ]
+    fields = {node.attributes["name"] or "": node.attributes["value"] or "" for node in forms[0].css("input")}
+    stored = Stored("results", StoredPlace(0, 1), NOW_MS, None, b"{}", [(topics.CALLBACK_URL, b"https://a.example/in")])
+    with patch("gateway.page.callbacks.find_records", lambda *_: [stored]):
+        again = browser.send("/console/callbacks/resend", fields)
+    assert moved(again) == f"{page}&done=resent"
+    assert "on its way again" in body_of(browser.page(moved(again)))
 
 
 def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_any_more(rig: Rig) -> None:
@@ -646,7 +677,7 @@ def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_a
 def test_the_page_of_callbacks_looks_at_the_newest_attempts_only(rig: Rig) -> None:
     rows = [attempt_row("busy", f"j{n}", 10_000 + n, "timeout") for n in range(MOST_LOOKED_AT + 1)]
     rig.store.write_now(lambda connection: connection.execute(job_attempts.insert(), rows).rowcount)
-    found = rig.store.read_now(lambda connection: failed_callbacks(connection, "busy"))
+    found = rig.store.read_now(lambda connection: last_attempts(connection, "busy", "failed"))
     assert (len(found.shown), found.found, found.is_whole) == (MOST_SHOWN, MOST_LOOKED_AT, False)
     assert found.shown[0].job_id == f"j{MOST_LOOKED_AT}"
 
@@ -1019,7 +1050,7 @@ def test_both_databases_give_the_same_figures(store: Store) -> None:
     assert (found.jobs, found.lines, found.finished, found.outcomes["failed"]) == (1, 5, 2, 1)
     assert (found.minutes[-1].succeeded, found.minutes[-1].others, found.busiest) == (1, 1, 2)
     assert [row.id for row in found.batches] == ["batch_1"]
-    failed = store.read_now(lambda connection: failed_callbacks(connection, "acme"))
+    failed = store.read_now(lambda connection: last_attempts(connection, "acme", "failed"))
     assert [(each.job_id, each.last.error) for each in failed.shown] == [("a", "timeout")]
 
 
