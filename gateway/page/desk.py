@@ -52,7 +52,7 @@ class Desk:
             shown = await show(request, visitor)
             if isinstance(shown, Response):
                 return shown
-            return _page(shown, visitor, path)
+            return _page(shown, visitor, path, _asked(request))
 
         return Route(link(path), guarded(serve), methods=["GET"])
 
@@ -73,8 +73,13 @@ class Desk:
         return Route(link(path), guarded(serve), methods=["POST"])
 
 
-def _page(shown: ShownPage, visitor: Visitor, path: str) -> Response:
-    return page(shown.template, shown.status, visitor=visitor, path=path, **shown.values)
+def _page(shown: ShownPage, visitor: Visitor, path: str, here: str = "") -> Response:
+    """Return the response with a page. `here` is the address by which the page can be requested again."""
+    return page(shown.template, shown.status, visitor=visitor, path=path, here=here, **shown.values)
+
+
+def _asked(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 def going_to(address: str) -> Response:
@@ -115,7 +120,7 @@ def _to_sign_in(request: Request, reason: str) -> Response:
 
     A page that refreshes a part of itself asks by htmx; the header `hx-redirect` then sends the whole page to the form.
     """
-    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    asked = _asked(request)
     back = asked if request.method in ("GET", "HEAD") and len(asked) <= _MOST_NEXT else None
     address = link(SIGN_IN, next=back, reason="ended" if reason else None)
     if request.headers.get("hx-request") == "true":

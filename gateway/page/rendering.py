@@ -101,8 +101,8 @@ def utc(milliseconds: int | None) -> str:
 
 
 def counted(number: int) -> str:
-    """Return a number with thin spaces between groups of three digits."""
-    return f"{number:,}".replace(",", "\u2009")
+    """Return a number with narrow no-break spaces between groups of three digits."""
+    return f"{number:,}".replace(",", "\u202f")
 
 
 def duration(milliseconds: float) -> str:

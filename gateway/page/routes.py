@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -11,7 +12,9 @@ from starlette.routing import BaseRoute, Route
 from gateway.access import Scope
 from gateway.access.sessions import Sessions
 from gateway.batches import orders
-from gateway.batches.paging import page_query
+from gateway.batches.files import names_of
+from gateway.batches.orders import BatchRow
+from gateway.batches.paging import RowPage, page_query
 from gateway.batches.states import CANCELLABLE, ENDED
 from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
@@ -31,7 +34,8 @@ from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
 from gateway.page.visitors import Visitor, Visitors
-from gateway.view.trace import attempts_of
+from gateway.view.trace import Attempt, attempts_of
+from telemetry.clock import unix_ms
 
 _STEPS: Final = (
     ("Created", "created_at"),
@@ -73,28 +77,43 @@ async def _unknown(request: Request) -> Response:
     return page("error", 404, code=404, message="The console has no such page.")
 
 
+def files_of(row: BatchRow) -> dict[str, str | None]:
+    """Return the ids of a batch's files by their names on the page; None for a file that does not exist."""
+    return {"Input file": row.input_file_id, "Output file": row.output_file_id, "Error file": row.error_file_id}
+
+
 def _batch_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of batches and their files."""
 
     async def several(request: Request, visitor: Visitor) -> ShownPage:
         wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED, kind="batch")
-        found = await door.store.read(lambda connection: orders.page(connection, visitor.principal.tenant, wanted))
-        return ShownPage("batches", {"rows": found.rows, "has_more": found.has_more, "after": wanted.after})
+        tenant = visitor.principal.tenant
+
+        def read(connection: Connection) -> tuple[RowPage, dict[str, str]]:
+            found = orders.page(connection, tenant, wanted)
+            return found, names_of(connection, tenant, [row.input_file_id for row in found.rows])
+
+        found, names = await door.store.read(read)
+        values = {"rows": found.rows, "has_more": found.has_more, "after": wanted.after, "names": names}
+        return ShownPage("batches", {**values, "now_ms": unix_ms(door.clock)})
 
     async def one(request: Request, visitor: Visitor) -> ShownPage:
         identifier = identifier_of(request.query_params, "batch")
         note_objects(request, [identifier])
         tenant = visitor.principal.tenant
-        row, attempts = await door.store.read(
-            lambda connection: (
-                orders.find(connection, tenant, identifier),
-                newest_first(attempts_of(connection, tenant, identifier)),
-            )
-        )
+
+        def read(connection: Connection) -> tuple[BatchRow, dict[str, str], list[Attempt]]:
+            row = orders.find(connection, tenant, identifier)
+            names = names_of(connection, tenant, [file for file in files_of(row).values() if file])
+            return row, names, attempts_of(connection, tenant, identifier)
+
+        row, names, attempts = await door.store.read(read)
         steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
         values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
         states = {"is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
-        return ShownPage("batch", {**values, **states, "attempts": attempts, "said": resent(request)})
+        files = {"files": files_of(row), "names": names, "now_ms": unix_ms(door.clock)}
+        tried = {"attempts": newest_first(attempts), "said": resent(request)}
+        return ShownPage("batch", {**values, **states, **files, **tried})
 
     async def file(request: Request, visitor: Visitor) -> Response:
         identifier = identifier_of(request.query_params, "file")

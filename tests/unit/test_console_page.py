@@ -37,12 +37,14 @@ from gateway.page.letters import (
     DAYS,
     MOST_SECONDS,
     OBSTACLES,
-    ShownLetters,
+    NewestLetters,
     callback_of,
     find_letter,
     newest_letters,
     put_letter_back,
-    shown_letter,
+)
+from gateway.page.letters import (
+    MOST_SHOWN as LETTERS_SHOWN,
 )
 from gateway.page.overview import read_figures
 from gateway.page.rendering import duration, link, page, pieces, web_address
@@ -59,6 +61,7 @@ from producers.errors import BrokerUnreachable, RequestRefused
 from producers.scan import Range, Stored, StoredPlace
 from schemas import topics
 from schemas.codec import write_result
+from schemas.codes import CLIENTS_MISTAKES, DEAD_LETTER_REASONS
 from schemas.outcome import Outcome
 from schemas.result import Citation, Result, SourceDetails, Support, Timings, Usage
 from schemas.settings import KafkaSettings
@@ -451,7 +454,7 @@ def test_the_overview_shows_the_tenants_figures_and_no_other_tenants(rig: Rig) -
     assert figures(page) == {"waiting": 4 + 5, "finished": 9, "succeeded": 5, "others": 4}
     assert "4 jobs, 5 lines" in body_of(page)
     assert addresses(page) == ["/console/batch?id=batch_1"]
-    assert page.css("svg rect.good")[-1].attributes["height"] == "33.33"
+    assert page.css(".chart rect.good")[-1].attributes["height"] == "33.33"
     empty = signed_in(rig, "newcomer").page("/console")
     assert set(figures(empty).values()) == {0}
     assert "There are no unfinished batches." in body_of(empty)
@@ -478,6 +481,49 @@ def test_a_batch_shows_the_counts_of_the_api_and_links_to_its_files(rig: Rig) ->
     assert figures(page) == {**counts, "open": counts["total"] - counts["completed"] - counts["failed"]}
     assert addresses(page, "dd a") == [f"/console/file?id=file-{number}" for number in (1, 2, 3)]
     assert EVIL in body_of(page)
+
+
+def test_a_list_of_batches_names_files_metadata_and_durations_and_a_failure_looks_like_one(rig: Rig) -> None:
+    errors = [{"line": 1, "code": "invalid_json_line", "message": EVIL}]
+    counts = {"total": 0, "completed": 0, "failed": 0}
+    hour_ago = {"created_at": NOW_MS - 3_600_000}
+    put(
+        rig.store,
+        batches,
+        batch_row("named", "batch_n1", input_file_id="file-31", metadata={"run": EVIL}, **hour_ago),
+        batch_row("named", "batch_n2", status="completed", completed_at=NOW_MS - 90_000, **hour_ago),
+        batch_row("named", "batch_n3", status="failed", failed_at=NOW_MS, errors=errors, **counts),
+    )
+    put(rig.store, files, file_row("named", "file-31", EVIL), file_row("stranger", "file-1", "stranger's"))
+    browser = signed_in(rig, "named")
+    page = browser.page("/console/batches")
+    assert len(page.css("img")) == 1
+    failed, done, running = (body_of(page, f"tbody tr:nth-child({row})") for row in (1, 2, 3))
+    assert EVIL in failed
+    assert "58 min 30 s" in done
+    assert "so far" not in done
+    assert "stranger's" not in done
+    assert (running.count(EVIL), f"run={EVIL}" in running, "1 h 0 min so far" in running) == (2, True, True)
+    assert [rect.attributes["width"] for rect in page.css("tbody tr:last-child rect")] == ["40.0", "10.0"]
+    assert EVIL in body_of(browser.page("/console/batch?id=batch_n1"), ".facts")
+    assert "the input file has 1 error" in body_of(browser.page("/console/batch?id=batch_n3"), ".problem")
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/batches", "/callbacks", "/letters", "/endpoints"])
+def test_the_first_page_of_a_list_refreshes_itself_with_its_filter(rig: Rig, path: str) -> None:
+    tenant = f"lists-{path[1:]}"
+    put(rig.store, jobs, *(job_row(tenant, f"r{n}", status="failed", created_at=NOW_MS + n) for n in range(2)))
+    browser = signed_in(rig, tenant)
+    with patch("gateway.page.letters.newest_letters", return_value=NewestLetters()):
+        live = browser.page(f"/console{path}").css_first("#live")
+    assert live is not None
+    assert live.attributes["hx-get"] in (f"/console{path}", f"/console{path}?show=failed")
+    assert live.attributes["hx-trigger"] == ("every 30s" if path == "/letters" else "every 5s")
+    if path == "/jobs":
+        filtered = "/console/jobs?status=failed&metadata="
+        assert addresses(browser.page(filtered), "#live[hx-get] td a") == ["/console/job?id=r1", "/console/job?id=r0"]
+        assert filtered in [node.attributes["hx-get"] for node in browser.page(filtered).css("#live")]
+        assert browser.page(f"{filtered}&after=r1").css("#live[hx-get]") == []
 
 
 def test_batches_are_listed_in_pages_that_end(rig: Rig) -> None:
@@ -919,7 +965,8 @@ RECORDS = st.builds(
 def test_any_letter_can_be_shown(record: Stored, states: list[bool], all_tenants: bool) -> None:
     letter = Letter(record, kind_of(record, NAMES), None, *states)
     assert isinstance(callback_of(letter), str | None)
-    found = ShownLetters([shown_letter(letter)], 1)
+    found = NewestLetters()
+    found.add(letter)
     said = {"found": found, "days": DAYS, "said": "", "obstacles": OBSTACLES, "all_tenants": all_tenants}
     made = page("letters", 200, visitor=VISITOR, path="/letters", **said)
     shown = LexborHTMLParser(bytes(made.body).decode())
@@ -1007,8 +1054,29 @@ def test_the_newest_letters_are_those_of_the_tenant_and_a_search_of_all_letters_
         found = newest_letters(KAFKA, clock, "acme")
         with pytest.raises(RequestRefused, match="too many for a page"):
             newest_letters(KAFKA, clock, "acme")
-    assert ([one["id"] for one in found.shown], found.found) == (["0:3", "0:2"], 2)
+    assert ([one["id"] for one in found.fleets.shown], found.fleets.found) == (["0:3", "0:2"], 2)
     assert slow.read_places == {StoredPlace(0, 0), StoredPlace(0, 1)}
+
+
+def test_many_mistakes_of_clients_hide_no_letter_of_the_fleet(rig: Rig) -> None:
+    assert set(DEAD_LETTER_REASONS) > CLIENTS_MISTAKES
+
+    def letter(offset: int, reason: str) -> Letter:
+        headers = [(topics.REASON, reason.encode()), (topics.TENANT, b"acme")]
+        record = Stored(NAMES.dead_letters, StoredPlace(0, offset), NOW_MS + offset, None, b"", headers)
+        return Letter(record, kind_of(record, NAMES), None, False, False)
+
+    found = NewestLetters()
+    found.add(letter(0, "internal_error"))
+    found.add(letter(1, "of a later release"))
+    for offset in range(2, LETTERS_SHOWN + 3):
+        found.add(letter(offset, "rejected"))
+    with patch("gateway.page.letters.newest_letters", return_value=found):
+        shown = signed_in(rig).page("/console/letters")
+    fleets, clients = ([node.text() for node in card.css(".time .soft")] for card in shown.css("#live .card"))
+    assert fleets == ["0:1", "0:0"]
+    assert clients == [f"0:{offset}" for offset in range(LETTERS_SHOWN + 2, 2, -1)]
+    assert "1 older ones are left out" in body_of(shown)
 
 
 @pytest.mark.parametrize(
