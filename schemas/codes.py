@@ -42,3 +42,16 @@ DEAD_LETTER_REASONS: dict[str, str] = {
     "unusable_batch_range": "The record of `batch_requests` cannot be expanded into jobs.",
 }
 """The `reason` header of a dead letter."""
+
+CLIENTS_MISTAKES = frozenset(
+    {
+        "rejected",
+        "untrusted",
+        "screened",
+        "callback_exhausted",
+        "callback_refused",
+        "endpoint_gone",
+        "endpoint_disabled",
+    }
+)
+"""The reasons whose cause a client can remove, in its job or at its receiver; all others are the fleet's."""

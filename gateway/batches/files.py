@@ -6,7 +6,7 @@ Source: OpenAI's API reference, "The file object".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -130,6 +130,19 @@ def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, l
     if row is None:
         raise not_found("file", identifier)
     return row
+
+
+def named(connection: Connection, tenant: str, name: str, now_ms: int, limit: int) -> Sequence[FileRow]:
+    """Return a tenant's files with this id or file name, newest first."""
+    this = select(files).where(or_(files.c.id == name, files.c.filename == name), *_visible(tenant, now_ms))
+    return connection.execute(this.order_by(files.c.id.desc()).limit(limit)).all()
+
+
+def names_of(connection: Connection, tenant: str, identifiers: Collection[str]) -> dict[str, str]:
+    """Return the names of the tenant's files with these ids, also of files that have expired."""
+    these = (files.c.tenant == tenant) & files.c.id.in_(identifiers)
+    found = connection.execute(select(files.c.id, files.c.filename).where(these))
+    return {row.id: row.filename for row in found}
 
 
 def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | None, now_ms: int) -> RowPage:

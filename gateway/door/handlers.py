@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Match, Route
 from gateway.access.principal import IssuerAway
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
-from gateway.door.noted import REASON
+from gateway.door.noted import note_reason
 from gateway.errors import ApiError, unavailable
 from gateway.store.store import StoreAway
 
@@ -40,7 +40,7 @@ def add_handlers(app: Starlette) -> None:
 def error_response(error: ApiError, request: Request | None = None) -> JSONResponse:
     """Return the response of a refusal, whose code goes into the audit line of the request."""
     if request is not None:
-        request.scope["state"][REASON] = error.code
+        note_reason(request, error.code)
     return JSONResponse(error.body, error.status, headers=dict(error.headers))
 
 

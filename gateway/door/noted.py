@@ -31,6 +31,11 @@ def note_action(request: Request, action: str) -> None:
     request.scope["state"][ACTION] = action
 
 
+def note_reason(request: Request, code: str) -> None:
+    """Name the error by which the request was refused."""
+    request.scope["state"][REASON] = code
+
+
 def note_refused_key(request: Request, identifier: str | None) -> None:
     """Name the API key of a request whose credential was refused, if it has the form of a key."""
     if identifier is not None:

@@ -1,4 +1,4 @@
-"""Callbacks whose last attempt failed, and the form that sends one again."""
+"""Callbacks by their last attempt, all attempts of a job or a batch, and the form that sends a callback again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from starlette.routing import Route
 
 from gateway.access import Scope
 from gateway.access.allowed import may_call
+from gateway.door import query
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
 from gateway.errors import ApiError
-from gateway.page.asked import identifier_of
+from gateway.page.asked import asked, identifier_of
 from gateway.page.desk import Desk, Form, ShownPage
-from gateway.page.rendering import link
+from gateway.page.rendering import link, link_of
 from gateway.page.searches import KafkaSearches
 from gateway.page.visitors import Visitor
 from gateway.store.tables import job_attempts
@@ -29,17 +30,38 @@ from telemetry.logs import origin_of
 MOST_LOOKED_AT: Final = 2_000
 """The number of newest attempts that the page searches."""
 MOST_SHOWN: Final = 100
+TABS: Final = {"failed": "Failed", "delivered": "Delivered", "all": "All"}
+"""The values of the page's parameter `show`, with their names. The first one is the default."""
 _RESENT = "The callback is on its way again."
+
+
+def resent(request: Request) -> str:
+    """Return the text about a callback that was just sent again, for the page to which the form leads; else ""."""
+    return _RESENT if request.query_params.get("done") == "resent" else ""
+
+
+def newest_first(attempts: Sequence[Attempt]) -> list[tuple[Attempt, bool]]:
+    """Return one object's attempts, the newest first, each with True if it is the last one of its callback."""
+    seen: set[tuple[str, str | None]] = set()
+    shown: list[tuple[Attempt, bool]] = []
+    for attempt in reversed(attempts):
+        callback = (attempt.webhook_id, attempt.origin)
+        shown.append((attempt, callback not in seen))
+        seen.add(callback)
+    return shown
 
 
 def callback_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:
     """Return the routes of callbacks."""
     kafka = door.fleet.kafka
 
-    async def failed(request: Request, visitor: Visitor) -> ShownPage:
-        found = await door.store.read(lambda connection: failed_callbacks(connection, visitor.principal.tenant))
-        said = _RESENT if request.query_params.get("done") == "resent" else ""
-        return ShownPage("callbacks", {"found": found, "most": MOST_LOOKED_AT, "said": said})
+    async def several(request: Request, visitor: Visitor) -> ShownPage:
+        said = asked(request)
+        query.only(said, ("show", "done"))
+        show = query.one_of(said, "show", TABS) or next(iter(TABS))
+        found = await door.store.read(lambda connection: last_attempts(connection, visitor.principal.tenant, show))
+        values = {"found": found, "most": MOST_LOOKED_AT, "said": resent(request), "show": show, "tabs": TABS}
+        return ShownPage("callbacks", values)
 
     async def again(request: Request, visitor: Visitor, form: Form) -> str:
         identifier, tenant = identifier_of(form, "callback"), visitor.principal.tenant
@@ -54,10 +76,10 @@ def callback_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Rou
         except NoSuchCallback:
             raise ApiError(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.") from None
         await door.store.write(lambda connection: resend(connection, kafka, records, door.clock))
-        return link("/callbacks", done="resent")
+        return link_of(identifier, done="resent") if "from_object" in form else link("/callbacks", done="resent")
 
     return [
-        desk.shows("/callbacks", Scope.READ, "listFailedCallbacks", failed),
+        desk.shows("/callbacks", Scope.READ, "listCallbacks", several),
         desk.acts("/callbacks/resend", Scope.REDRIVE, "resendCallback", again),
     ]
 
@@ -70,36 +92,36 @@ async def require_may_call(door: Door, tenant: str, url: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedCallback:
-    """A callback whose last attempt failed. Delivery may still try the callback again."""
+class ShownCallback:
+    """A callback with its last attempt. If it failed, delivery may still try the callback again."""
 
     job_id: str
     last: Attempt
 
 
 @dataclass(frozen=True, slots=True)
-class FailedCallbacks:
-    """The failed callbacks of a tenant, the newest attempt first."""
+class ShownCallbacks:
+    """The callbacks of a tenant, the newest attempt first."""
 
-    shown: Sequence[FailedCallback]
+    shown: Sequence[ShownCallback]
     found: int
-    """The number of failed callbacks, including those beyond MOST_SHOWN."""
+    """The number of callbacks, including those beyond MOST_SHOWN."""
     is_whole: bool
     """False if there are older attempts, which the page did not search."""
 
 
-def failed_callbacks(connection: Connection, tenant: str) -> FailedCallbacks:
-    """Search the tenant's newest attempts, and return the callbacks whose last attempt failed."""
+def last_attempts(connection: Connection, tenant: str, show: str) -> ShownCallbacks:
+    """Search the tenant's newest attempts, and return the callbacks whose last attempt is as the tab `show` says."""
     newest = select(job_attempts).where(job_attempts.c.tenant == tenant)
     order = (job_attempts.c.at.desc(), job_attempts.c.topic_offset.desc())
     rows = connection.execute(newest.order_by(*order).limit(MOST_LOOKED_AT)).all()
     seen: set[tuple[str, str, str | None]] = set()
-    failed: list[FailedCallback] = []
+    found: list[ShownCallback] = []
     for row in rows:
         attempt = attempt_of(row)
         callback = (row.job_id, row.webhook_id, attempt.origin)
         if callback not in seen:
             seen.add(callback)
-            if attempt.error is not None:
-                failed.append(FailedCallback(row.job_id, attempt))
-    return FailedCallbacks(failed[:MOST_SHOWN], len(failed), len(rows) < MOST_LOOKED_AT)
+            if show == "all" or (show == "failed") == (attempt.error is not None):
+                found.append(ShownCallback(row.job_id, attempt))
+    return ShownCallbacks(found[:MOST_SHOWN], len(found), len(rows) < MOST_LOOKED_AT)

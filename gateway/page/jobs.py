@@ -17,11 +17,12 @@ from gateway.door.noted import note_objects
 from gateway.door.routes.jobs import FILTERS, METADATA, STATUSES, job_filter
 from gateway.errors import not_found
 from gateway.page.asked import asked, identifier_of
+from gateway.page.callbacks import newest_first, resent
 from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import duration, link, web_address
 from gateway.page.visitors import Visitor
 from gateway.view.stored_jobs import list_jobs
-from gateway.view.trace import Attempt, Trace, trace
+from gateway.view.trace import Trace, trace
 from schemas.result import Result, SourceDetails
 
 _FIELDS: Final = ("status", "batch", "model", "created_after", "created_before", "metadata")
@@ -73,7 +74,7 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
         found = await door.store.read(lambda connection: trace(connection, identifier, visitor.principal.tenant))
         if not found:
             raise not_found("job", identifier)
-        return _page_of(found[0])
+        return _page_of(found[0], resent(request))
 
     async def end(request: Request, visitor: Visitor, form: Form) -> str:
         identifier = identifier_of(form, "job")
@@ -88,14 +89,15 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
     ]
 
 
-def _page_of(one: Trace) -> ShownPage:
+def _page_of(one: Trace, said: str) -> ShownPage:
     job, result = one.job, one.result
-    values = {"one": one, "job": job, "result": result, "steps": steps_of(one), "sources": sources_of(result)}
-    return ShownPage("job", {**values, "is_over": job.status in FINISHED})
+    values = {"job": job, "result": result, "steps": steps_of(one), "sources": sources_of(result)}
+    tried = newest_first(one.attempts)
+    return ShownPage("job", {**values, "attempts": tried, "is_over": job.status in FINISHED, "said": said})
 
 
 def steps_of(one: Trace) -> list[TimelineStep]:
-    """Return the job's timeline from its acceptance to the last callback attempt."""
+    """Return the job's timeline from its acceptance to its result."""
     job, result = one.job, one.result
     steps = [TimelineStep("Accepted", job.created_ms, f"through {job.url} by {job.submitted_by or 'a Kafka producer'}")]
     if job.not_before_ms is not None:
@@ -116,7 +118,7 @@ def steps_of(one: Trace) -> list[TimelineStep]:
     is_bad = result.error is not None
     detail = f"{result.error.code}: {result.error.message}" if result.error is not None else "the result is stored"
     steps.append(TimelineStep(str(result.outcome).capitalize(), job.finished_ms, detail, is_bad))
-    return steps + [_callback(each) for each in one.attempts]
+    return steps
 
 
 def sources_of(result: Result | None) -> list[ShownSource]:
@@ -132,12 +134,3 @@ def _source(name: str, details: SourceDetails | None) -> ShownSource:
         return ShownSource(name, web_address(name))
     address = web_address(details.url)
     return ShownSource(name, address, details.title, details.published, details.doi, details.read_by)
-
-
-def _callback(attempt: Attempt) -> TimelineStep:
-    status = f", status {attempt.status}" if attempt.status is not None else ""
-    end = f"failed, {attempt.error.replace('_', ' ')}" if attempt.error is not None else "delivered"
-    name = f"Callback {attempt.attempt}" if attempt.attempt is not None else "Callback"
-    return TimelineStep(
-        name, attempt.at_ms, f"to {attempt.origin or 'an unknown origin'}: {end}{status}", attempt.error is not None
-    )

@@ -1,5 +1,7 @@
 """Dead letters: jobs and callbacks that the fleet gave up, read from Kafka, and the form that puts one back.
 
+Clients' mistakes stand apart from the fleet's, so that many of one side hide none of the other.
+
 A visitor sees the letters of its own tenant; with the scope `admin`, those of all tenants. The page's redrive and
 `postback dead-letters redrive` together put each letter back only once. If two redrives run at the same time, the later
 one ends the earlier one. The letters that the earlier one did not reach then need another redrive.
@@ -8,7 +10,7 @@ one ends the earlier one. The letters that the earlier one did not reach then ne
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +30,7 @@ from gateway.page.visitors import Visitor
 from producers.errors import RequestRefused
 from schemas import topics
 from schemas.codec import Origin, read_address
+from schemas.codes import CLIENTS_MISTAKES
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, unix_ms
 
@@ -55,14 +58,37 @@ OBSTACLES: Final = {
 """For each `Letter.obstacle`, the reason why a redrive cannot put the letter back."""
 
 
-@dataclass(frozen=True, slots=True)
 class ShownLetters:
-    """The open letters of the last days."""
+    """The open letters of the last days that have one side's reasons."""
 
-    shown: list[dict[str, Any]]
-    """The `shown_letter` of each letter, the newest first. A letter's value is left out: it may have a megabyte."""
-    found: int
-    """The number of all open letters, including those beyond MOST_SHOWN."""
+    def __init__(self) -> None:
+        self.found = 0
+        """The number of all these letters, including those beyond MOST_SHOWN."""
+        self._newest: list[tuple[int, int, dict[str, Any]]] = []
+
+    def add(self, letter: Letter) -> None:
+        """Count a letter, and keep it if it is among the newest."""
+        self.found += 1
+        heapq.heappush(self._newest, (letter.record.at_ms, self.found, shown_letter(letter)))
+        if len(self._newest) > MOST_SHOWN:
+            heapq.heappop(self._newest)
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """The `shown_letter` of each letter, the newest first. A letter's value is left out: it may have a megabyte."""
+        return [shown for *_, shown in sorted(self._newest, reverse=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class NewestLetters:
+    """The open letters of the last days, by the side whose mistake they are."""
+
+    fleets: ShownLetters = field(default_factory=ShownLetters)
+    clients: ShownLetters = field(default_factory=ShownLetters)
+
+    def add(self, letter: Letter) -> None:
+        """Add a letter to its side."""
+        (self.clients if letter.reason in CLIENTS_MISTAKES else self.fleets).add(letter)
 
 
 def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:
@@ -95,7 +121,7 @@ def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route
     ]
 
 
-def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> ShownLetters:
+def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> NewestLetters:
     """Return the letters of a tenant, or of all, that are not put back. Blocks.
 
     Raises ProducerError, also if reading the letters of all tenants would take longer than MOST_SECONDS.
@@ -103,20 +129,16 @@ def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> Sh
     from operators.dead_letters import DeadLetters, LetterFilter
     from producers.scan import Scanner
 
-    since_ms, count, deadline = unix_ms(clock) - DAYS * _DAY_MS, 0, Deadline.after(clock, MOST_SECONDS)
-    newest: list[tuple[int, int, dict[str, Any]]] = []
+    since_ms, deadline = unix_ms(clock) - DAYS * _DAY_MS, Deadline.after(clock, MOST_SECONDS)
+    newest = NewestLetters()
     with Scanner(kafka, clock) as scanner:
         wanted, every = LetterFilter(tenant=tenant), LetterFilter(since_ms=since_ms, redriven_too=True)
         for letter in DeadLetters(kafka, scanner, clock, since_ms).letters(every):
             if deadline.passed:
                 raise RequestRefused("the letters are too many for a page; `postback dead-letters list` shows them")
-            if not wanted.takes(letter):
-                continue
-            count += 1
-            heapq.heappush(newest, (letter.record.at_ms, count, shown_letter(letter)))
-            if len(newest) > MOST_SHOWN:
-                heapq.heappop(newest)
-    return ShownLetters([shown for *_, shown in sorted(newest, reverse=True)], count)
+            if wanted.takes(letter):
+                newest.add(letter)
+    return newest
 
 
 def shown_letter(letter: Letter) -> dict[str, Any]:

@@ -32,6 +32,7 @@ HEADERS: Final = {
 }
 _WEB = ("http", "https")
 _LONGEST_ID = 28
+_UTC = " UTC"
 _WEAKEST_FIRST = tuple(reversed(Support))
 
 
@@ -55,13 +56,14 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "time": time,
+        "utc": utc,
         "counted": counted,
         "duration": duration,
         "web": web_address,
         "short": shortened,
         "pieces": pieces,
     }
-    environment.globals |= {"static": address_of, "link": link}
+    environment.globals |= {"static": address_of, "link": link, "link_of": link_of}
     return environment
 
 
@@ -71,19 +73,36 @@ def link(path: str, **query: object) -> str:
     return CONSOLE + path + (f"?{urlencode(said)}" if said else "")
 
 
+def link_of(object_id: str, **query: object) -> str:
+    """Return the address of the page of a job or a batch, by the id that its callbacks have."""
+    is_batch = object_id.startswith("batch_") and "." not in object_id
+    return link("/batch" if is_batch else "/job", id=object_id, **query)
+
+
 def time(milliseconds: int | None) -> str:
+    """Return an element with a time. console.js shows the time in the browser's time zone, and UTC on hover."""
+    from markupsafe import Markup
+
+    text = utc(milliseconds)
+    if not text.endswith(_UTC):
+        return text
+    machine = text.removesuffix(_UTC).replace(" ", "T") + "Z"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(machine, text, text)
+
+
+def utc(milliseconds: int | None) -> str:
     """Return a time of Unix milliseconds in UTC, to the second."""
     if milliseconds is None:
         return "not yet"
     try:
-        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}{_UTC}"
     except (ValueError, OverflowError, OSError):
         return f"{milliseconds} ms"
 
 
 def counted(number: int) -> str:
-    """Return a number with thin spaces between groups of three digits."""
-    return f"{number:,}".replace(",", "\u2009")
+    """Return a number with narrow no-break spaces between groups of three digits."""
+    return f"{number:,}".replace(",", "\u202f")
 
 
 def duration(milliseconds: float) -> str:

@@ -1,9 +1,10 @@
-"""The routes of the console page, with its pages of batches and webhook endpoints."""
+"""The routes of the console page, with its pages of batches."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -11,26 +12,30 @@ from starlette.routing import BaseRoute, Route
 from gateway.access import Scope
 from gateway.access.sessions import Sessions
 from gateway.batches import orders
-from gateway.batches.paging import page_query
+from gateway.batches.files import names_of
+from gateway.batches.orders import BatchRow
+from gateway.batches.paging import RowPage, page_query
 from gateway.batches.states import CANCELLABLE, ENDED
-from gateway.door import query
 from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
 from gateway.door.routes.batches import LISTED, MOST_LISTED
 from gateway.door.routes.files import content_response
 from gateway.page.asked import asked, identifier_of
-from gateway.page.callbacks import callback_routes
+from gateway.page.callbacks import callback_routes, newest_first, resent
 from gateway.page.desk import Desk, Form, ShownPage, going_to, guarded
+from gateway.page.endpoints import endpoint_routes
 from gateway.page.jobs import job_routes
 from gateway.page.letters import letter_routes
 from gateway.page.overview import overview_routes
 from gateway.page.rendering import CONSOLE, link, page
+from gateway.page.search_box import search_routes
 from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
 from gateway.page.visitors import Visitor, Visitors
-from gateway.webhooks import endpoints
+from gateway.view.trace import Attempt, attempts_of
+from telemetry.clock import unix_ms
 
 _STEPS: Final = (
     ("Created", "created_at"),
@@ -59,7 +64,8 @@ def page_routes(door: Door) -> list[BaseRoute]:
         *job_routes(door, desk),
         *callback_routes(door, desk, searches),
         *letter_routes(door, desk, searches),
-        *_endpoint_routes(door, desk),
+        *endpoint_routes(door, desk),
+        *search_routes(door, desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
 
@@ -71,23 +77,43 @@ async def _unknown(request: Request) -> Response:
     return page("error", 404, code=404, message="The console has no such page.")
 
 
+def files_of(row: BatchRow) -> dict[str, str | None]:
+    """Return the ids of a batch's files by their names on the page; None for a file that does not exist."""
+    return {"Input file": row.input_file_id, "Output file": row.output_file_id, "Error file": row.error_file_id}
+
+
 def _batch_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of batches and their files."""
 
     async def several(request: Request, visitor: Visitor) -> ShownPage:
         wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED, kind="batch")
-        found = await door.store.read(lambda connection: orders.page(connection, visitor.principal.tenant, wanted))
-        return ShownPage("batches", {"rows": found.rows, "has_more": found.has_more, "after": wanted.after})
+        tenant = visitor.principal.tenant
+
+        def read(connection: Connection) -> tuple[RowPage, dict[str, str]]:
+            found = orders.page(connection, tenant, wanted)
+            return found, names_of(connection, tenant, [row.input_file_id for row in found.rows])
+
+        found, names = await door.store.read(read)
+        values = {"rows": found.rows, "has_more": found.has_more, "after": wanted.after, "names": names}
+        return ShownPage("batches", {**values, "now_ms": unix_ms(door.clock)})
 
     async def one(request: Request, visitor: Visitor) -> ShownPage:
         identifier = identifier_of(request.query_params, "batch")
         note_objects(request, [identifier])
-        row = await door.store.read(lambda connection: orders.find(connection, visitor.principal.tenant, identifier))
+        tenant = visitor.principal.tenant
+
+        def read(connection: Connection) -> tuple[BatchRow, dict[str, str], list[Attempt]]:
+            row = orders.find(connection, tenant, identifier)
+            names = names_of(connection, tenant, [file for file in files_of(row).values() if file])
+            return row, names, attempts_of(connection, tenant, identifier)
+
+        row, names, attempts = await door.store.read(read)
         steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
         values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
-        return ShownPage(
-            "batch", {**values, "is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
-        )
+        states = {"is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
+        files = {"files": files_of(row), "names": names, "now_ms": unix_ms(door.clock)}
+        tried = {"attempts": newest_first(attempts), "said": resent(request)}
+        return ShownPage("batch", {**values, **states, **files, **tried})
 
     async def file(request: Request, visitor: Visitor) -> Response:
         identifier = identifier_of(request.query_params, "file")
@@ -107,18 +133,3 @@ def _batch_routes(door: Door, desk: Desk) -> list[Route]:
         desk.shows("/file", Scope.READ, "getFileContent", file),
         desk.acts("/batch/cancel", Scope.CANCEL, "cancelBatch", cancel),
     ]
-
-
-def _endpoint_routes(door: Door, desk: Desk) -> list[Route]:
-    """Return the route of webhook endpoints."""
-
-    async def several(request: Request, visitor: Visitor) -> ShownPage:
-        said = asked(request)
-        query.only(said, ("after", "limit"))
-        wanted, tenant = query.page(said), visitor.principal.tenant
-        rows, more = await door.store.read(
-            lambda connection: endpoints.page(connection, tenant, wanted.limit, wanted.after)
-        )
-        return ShownPage("endpoints", {"rows": rows, "has_more": more, "after": wanted.after})
-
-    return [desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", several)]

@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 
 from gateway.store.dialects import Name
@@ -78,6 +79,8 @@ console_sessions = Table(
 )
 """Browsers that are signed in at the console page. `digest` is the SHA-256 of the cookie's token."""
 
+_NAMED = text("custom_id IS NOT NULL")
+
 jobs = Table(
     "jobs",
     metadata,
@@ -103,6 +106,14 @@ jobs = Table(
     Index("ix_jobs_batch_line", "batch_id", "line"),
     Index("ix_jobs_finished_at", "finished_at"),
     Index("ix_jobs_tenant_finished", "tenant", "finished_at", "status"),
+    Index(
+        "ix_jobs_tenant_custom_id",
+        "tenant",
+        "custom_id",
+        "created_at",
+        sqlite_where=_NAMED,
+        postgresql_where=_NAMED,
+    ),
 )
 """One row for each job.
 

@@ -79,6 +79,12 @@ def find_job(connection: Connection, tenant: str, job_id: str) -> StoredJob | No
     return found if line is None else replace(found, submitted_by=line.submitted_by, created_ms=line.created_ms)
 
 
+def jobs_by_custom_id(connection: Connection, tenant: str, custom_id: str, limit: int) -> Sequence[StoredJob]:
+    """Return a tenant's jobs and answered lines with this `custom_id`, without their results, newest first."""
+    these = select(*_LISTED).where(jobs.c.tenant == tenant, jobs.c.custom_id == custom_id, jobs.c.deleted_at.is_(None))
+    return [_stored(row) for row in connection.execute(these.order_by(jobs.c.created_at.desc()).limit(limit))]
+
+
 def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | None:
     """Return the record of a job's result; None if there is none yet."""
     this = select(jobs.c.result).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)

@@ -86,10 +86,15 @@ def _trace(connection: Connection, tenant: str, job: StoredJob) -> Trace:
     if job.batch_id is not None:
         this = (batches.c.tenant == tenant) & (batches.c.id == job.batch_id)
         batch_file = connection.execute(select(batches.c.input_file_id).where(this)).scalar()
-    mine = (job_attempts.c.tenant == tenant) & (job_attempts.c.job_id == job.job_id)
-    rows = connection.execute(select(job_attempts).where(mine).order_by(job_attempts.c.at))
-    attempts = [attempt_of(row) for row in rows]
+    attempts = attempts_of(connection, tenant, job.job_id)
     return Trace(tenant, job, batch_file, read_result(job.result) if job.result is not None else None, attempts)
+
+
+def attempts_of(connection: Connection, tenant: str, object_id: str) -> list[Attempt]:
+    """Return the callback attempts of a job or a batch, oldest first."""
+    mine = (job_attempts.c.tenant == tenant) & (job_attempts.c.job_id == object_id)
+    rows = connection.execute(select(job_attempts).where(mine).order_by(job_attempts.c.at))
+    return [attempt_of(row) for row in rows]
 
 
 def attempt_of(row: Any) -> Attempt:

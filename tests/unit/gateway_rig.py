@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+from sqlalchemy import Engine, event
 
 from gateway.access.access import Access
 from gateway.access.gate import Gate
@@ -123,3 +124,16 @@ def gateway_rig(
         access.close()
         shelf.close()
         store.close()
+
+
+@contextmanager
+def statements() -> Iterator[dict[str, Any]]:
+    """The statements that are executed, each with the parameters of one row."""
+    seen: dict[str, Any] = {}
+
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
+        seen[statement] = values[0] if many else values
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", note)

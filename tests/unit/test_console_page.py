@@ -30,24 +30,29 @@ from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
-from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, failed_callbacks
+from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, last_attempts
+from gateway.page.endpoints import EVENT_FIELD
 from gateway.page.letters import (
     DAYS,
     MOST_SECONDS,
     OBSTACLES,
-    ShownLetters,
+    NewestLetters,
     callback_of,
     find_letter,
     newest_letters,
     put_letter_back,
-    shown_letter,
+)
+from gateway.page.letters import (
+    MOST_SHOWN as LETTERS_SHOWN,
 )
 from gateway.page.overview import read_figures
 from gateway.page.rendering import duration, link, page, pieces, web_address
 from gateway.page.routes import page_routes
 from gateway.page.visitors import Visitor
 from gateway.store.store import Store
-from gateway.store.tables import batches, console_sessions, job_attempts, jobs, webhook_endpoints
+from gateway.store.tables import batches, console_sessions, files, job_attempts, jobs, webhook_endpoints
+from gateway.webhooks.endpoints import EVENT_TYPES
+from gateway.webhooks.sending import Sending
 from operators.certificates.directory import init, issue
 from operators.certificates.signing import Leaf
 from operators.dead_letters import Letter, kind_of
@@ -56,6 +61,7 @@ from producers.errors import BrokerUnreachable, RequestRefused
 from producers.scan import Range, Stored, StoredPlace
 from schemas import topics
 from schemas.codec import write_result
+from schemas.codes import CLIENTS_MISTAKES, DEAD_LETTER_REASONS
 from schemas.outcome import Outcome
 from schemas.result import Citation, Result, SourceDetails, Support, Timings, Usage
 from schemas.settings import KafkaSettings
@@ -64,7 +70,11 @@ from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from tests.drawn import drawn
 from tests.unit.door_rig import changed, limit, with_audit
-from tests.unit.gateway_rig import NOW, Rig, gateway_rig
+from tests.unit.gateway_rig import NOW, Rig, gateway_rig, statements
+from workers.delivery.keyring import Keyring
+from workers.delivery.post import Poster
+from workers.delivery.settings import DeliverySettings
+from workers.egress import EgressPolicy
 
 
 @contextmanager
@@ -180,6 +190,12 @@ def attempt_row(tenant: str, job_id: str, offset: int, error: str | None, **more
     details = {"origin": "https://a.example", "status": 503, "error": error, "attempt": 1, **more}
     place = {"topic_partition": 0, "topic_offset": offset, "at": NOW_MS + offset}
     return {**place, "tenant": tenant, "job_id": job_id, "webhook_id": f"msg_{job_id}", "details": details}
+
+
+def endpoint_row(tenant: str, identifier: str, **more: Any) -> dict[str, Any]:
+    terms = {"name": "n", "url": "https://a.example", "events": ["batch.failed"], "headers": {}, "enabled": True}
+    versions = {"secret_version": 1, "created_at": NOW_MS, "updated_at": NOW_MS}
+    return {"id": identifier, "tenant": tenant, **terms, **versions, **more}
 
 
 # -- signing in --------------------------------------------------------------------------------------------------------
@@ -406,7 +422,11 @@ def test_any_form_is_answered(rig: Rig, form: dict[str, str] | bytes) -> None:
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 
-FORMS = ("/console/job/cancel", "/console/batch/cancel", "/console/callbacks/resend", "/console/letters/redrive")
+ENDPOINT_FORMS = tuple(f"/console/endpoints/{each}" for each in ("register", "test", "switch", "rotate", "delete"))
+FORMS = (
+    *("/console/job/cancel", "/console/batch/cancel", "/console/callbacks/resend", "/console/letters/redrive"),
+    *ENDPOINT_FORMS,
+)
 
 
 def figures(page: LexborHTMLParser) -> dict[str, int]:
@@ -434,7 +454,7 @@ def test_the_overview_shows_the_tenants_figures_and_no_other_tenants(rig: Rig) -
     assert figures(page) == {"waiting": 4 + 5, "finished": 9, "succeeded": 5, "others": 4}
     assert "4 jobs, 5 lines" in body_of(page)
     assert addresses(page) == ["/console/batch?id=batch_1"]
-    assert page.css("svg rect.good")[-1].attributes["height"] == "33.33"
+    assert page.css(".chart rect.good")[-1].attributes["height"] == "33.33"
     empty = signed_in(rig, "newcomer").page("/console")
     assert set(figures(empty).values()) == {0}
     assert "There are no unfinished batches." in body_of(empty)
@@ -461,6 +481,49 @@ def test_a_batch_shows_the_counts_of_the_api_and_links_to_its_files(rig: Rig) ->
     assert figures(page) == {**counts, "open": counts["total"] - counts["completed"] - counts["failed"]}
     assert addresses(page, "dd a") == [f"/console/file?id=file-{number}" for number in (1, 2, 3)]
     assert EVIL in body_of(page)
+
+
+def test_a_list_of_batches_names_files_metadata_and_durations_and_a_failure_looks_like_one(rig: Rig) -> None:
+    errors = [{"line": 1, "code": "invalid_json_line", "message": EVIL}]
+    counts = {"total": 0, "completed": 0, "failed": 0}
+    hour_ago = {"created_at": NOW_MS - 3_600_000}
+    put(
+        rig.store,
+        batches,
+        batch_row("named", "batch_n1", input_file_id="file-31", metadata={"run": EVIL}, **hour_ago),
+        batch_row("named", "batch_n2", status="completed", completed_at=NOW_MS - 90_000, **hour_ago),
+        batch_row("named", "batch_n3", status="failed", failed_at=NOW_MS, errors=errors, **counts),
+    )
+    put(rig.store, files, file_row("named", "file-31", EVIL), file_row("stranger", "file-1", "stranger's"))
+    browser = signed_in(rig, "named")
+    page = browser.page("/console/batches")
+    assert len(page.css("img")) == 1
+    failed, done, running = (body_of(page, f"tbody tr:nth-child({row})") for row in (1, 2, 3))
+    assert EVIL in failed
+    assert "58 min 30 s" in done
+    assert "so far" not in done
+    assert "stranger's" not in done
+    assert (running.count(EVIL), f"run={EVIL}" in running, "1 h 0 min so far" in running) == (2, True, True)
+    assert [rect.attributes["width"] for rect in page.css("tbody tr:last-child rect")] == ["40.0", "10.0"]
+    assert EVIL in body_of(browser.page("/console/batch?id=batch_n1"), ".facts")
+    assert "the input file has 1 error" in body_of(browser.page("/console/batch?id=batch_n3"), ".problem")
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/batches", "/callbacks", "/letters", "/endpoints"])
+def test_the_first_page_of_a_list_refreshes_itself_with_its_filter(rig: Rig, path: str) -> None:
+    tenant = f"lists-{path[1:]}"
+    put(rig.store, jobs, *(job_row(tenant, f"r{n}", status="failed", created_at=NOW_MS + n) for n in range(2)))
+    browser = signed_in(rig, tenant)
+    with patch("gateway.page.letters.newest_letters", return_value=NewestLetters()):
+        live = browser.page(f"/console{path}").css_first("#live")
+    assert live is not None
+    assert live.attributes["hx-get"] in (f"/console{path}", f"/console{path}?show=failed")
+    assert live.attributes["hx-trigger"] == ("every 30s" if path == "/letters" else "every 5s")
+    if path == "/jobs":
+        filtered = "/console/jobs?status=failed&metadata="
+        assert addresses(browser.page(filtered), "#live[hx-get] td a") == ["/console/job?id=r1", "/console/job?id=r0"]
+        assert filtered in [node.attributes["hx-get"] for node in browser.page(filtered).css("#live")]
+        assert browser.page(f"{filtered}&after=r1").css("#live[hx-get]") == []
 
 
 def test_batches_are_listed_in_pages_that_end(rig: Rig) -> None:
@@ -546,17 +609,17 @@ def test_a_jobs_page_shows_its_way_its_sources_and_its_callbacks(rig: Rig) -> No
         attempt_row("traced", "sky", 2, None, status=200, attempt=2),
     )
     page = signed_in(rig, "traced").page("/console/job?id=sky")
-    assert texts(page, ".step") == [
-        *("Accepted", "Queued", "Enriched", "Generated", "Succeeded", "Callback 1", "Callback 2")
-    ]
+    assert texts(page, ".step") == ["Accepted", "Queued", "Enriched", "Generated", "Succeeded"]
     assert texts(page, ".detail") == [
         "through /v1/jobs by key:1",
         "for 1.5 s",
         "in 20 ms, with 2 sources",
         "in 1 min 10 s by m1",
         "the result is stored",
-        "to https://a.example: failed, server error, status 503",
-        "to https://a.example: delivered, status 200",
+    ]
+    assert [body_of(page, f"#attempts tbody tr:nth-child({row})") for row in (1, 2)] == [
+        "2 2027-01-15 08:00:00 UTC delivered status 200 https://a.example Resend",
+        "1 2027-01-15 08:00:00 UTC server error status 503 https://a.example",
     ]
     assert texts(page, ".answer")[0] == "Blue is scattered.1 Red is not."
     assert texts(page, ".answer mark.exact") == ["Blue is scattered."]
@@ -571,9 +634,7 @@ def test_another_tenants_objects_are_not_found(rig: Rig) -> None:
     put(rig.store, jobs, finished("owner", "secret-job"))
     put(rig.store, batches, batch_row("owner", "batch_secret"))
     put(rig.store, job_attempts, attempt_row("owner", "secret-job", 500, "timeout"))
-    endpoint = {"id": "we_secret", "tenant": "owner", "name": "n", "url": "https://secret.example", "events": []}
-    versions = {"headers": {}, "secret_version": 1, "enabled": True, "created_at": 0, "updated_at": 0}
-    put(rig.store, webhook_endpoints, endpoint | versions)
+    put(rig.store, webhook_endpoints, endpoint_row("owner", "we_secret", url="https://secret.example"))
     thief, owner = signed_in(rig, "thief"), signed_in(rig, "owner")
     for path in ("/console/job?id=secret-job", "/console/batch?id=batch_secret"):
         assert owner.get(path).status_code == 200
@@ -613,10 +674,41 @@ def test_a_callback_counts_as_failed_by_its_last_attempt(rig: Rig) -> None:
         attempt_row("calls", "broken", 703, "connect_failed", origin="https://b.example"),
         attempt_row("calls", "batch_1", 704, "gone"),
     )
-    page = signed_in(rig, "calls").page("/console/callbacks")
+    browser = signed_in(rig, "calls")
+    page = browser.page("/console/callbacks")
     assert addresses(page) == ["/console/batch?id=batch_1", "/console/job?id=broken"]
     assert "connect failed" in body_of(page)
     assert len(page.css("form[action='/console/callbacks/resend']")) == 2
+    delivered = browser.page("/console/callbacks?show=delivered")
+    assert addresses(delivered) == ["/console/job?id=broken", "/console/job?id=mended"]
+    assert "connect failed" not in body_of(delivered)
+    assert addresses(browser.page("/console/callbacks?show=all")) == [
+        *("/console/batch?id=batch_1", "/console/job?id=broken", "/console/job?id=broken", "/console/job?id=mended"),
+    ]
+    assert browser.get("/console/callbacks?show=none").status_code == 400
+
+
+@pytest.mark.parametrize("page", ["/console/job?id=twice", "/console/batch?id=batch_9"])
+def test_the_page_of_a_job_or_a_batch_sends_each_of_its_callbacks_again(rig: Rig, page: str) -> None:
+    tenant, identifier = page.rpartition("=")[2].replace("_", "-"), page.rpartition("=")[2]
+    put(rig.store, jobs, finished(tenant, "twice"))
+    put(rig.store, batches, batch_row(tenant, "batch_9", status="completed", id=f"{identifier}"))
+    numbered = enumerate([("timeout", "https://a.example"), (None, "https://b.example"), (None, "https://a.example")])
+    place = 20_000 if identifier == "twice" else 21_000
+    rows = [attempt_row(tenant, identifier, place + n, error, origin=origin) for n, (error, origin) in numbered]
+    put(rig.store, job_attempts, *rows)
+    browser = signed_in(rig, tenant)
+    found = browser.page(page)
+    forms = found.css("#attempts form[action='/console/callbacks/resend']")
+    assert [value_of(LexborHTMLParser(form.html or ""), "[name=origin]") for form in forms] == [
+        *("https://a.example", "https://b.example"),
+    ]
+    fields = {node.attributes["name"] or "": node.attributes["value"] or "" for node in forms[0].css("input")}
+    stored = Stored("results", StoredPlace(0, 1), NOW_MS, None, b"{}", [(topics.CALLBACK_URL, b"https://a.example/in")])
+    with patch("gateway.page.callbacks.find_records", lambda *_: [stored]):
+        again = browser.send("/console/callbacks/resend", fields)
+    assert moved(again) == f"{page}&done=resent"
+    assert "on its way again" in body_of(browser.page(moved(again)))
 
 
 def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_any_more(rig: Rig) -> None:
@@ -631,9 +723,217 @@ def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_a
 def test_the_page_of_callbacks_looks_at_the_newest_attempts_only(rig: Rig) -> None:
     rows = [attempt_row("busy", f"j{n}", 10_000 + n, "timeout") for n in range(MOST_LOOKED_AT + 1)]
     rig.store.write_now(lambda connection: connection.execute(job_attempts.insert(), rows).rowcount)
-    found = rig.store.read_now(lambda connection: failed_callbacks(connection, "busy"))
+    found = rig.store.read_now(lambda connection: last_attempts(connection, "busy", "failed"))
     assert (len(found.shown), found.found, found.is_whole) == (MOST_SHOWN, MOST_LOOKED_AT, False)
     assert found.shown[0].job_id == f"j{MOST_LOOKED_AT}"
+
+
+# -- the search --------------------------------------------------------------------------------------------------------
+
+
+def file_row(tenant: str, identifier: str, filename: str) -> dict[str, Any]:
+    row = {"id": identifier, "tenant": tenant, "filename": filename, "purpose": "batch", "bytes": 1}
+    return {**row, "sha256": "", "created_at": NOW_MS, "stored_at": NOW_MS}
+
+
+@pytest.fixture(scope="module")
+def sought(rig: Rig) -> Browser:
+    """A browser of a tenant with jobs, batches and files; another tenant has objects of the same names."""
+    for tenant, mark in (("finder", ""), ("neighbour", "n")):
+        named = [job_row(tenant, f"j{mark}{n}", custom_id="twice", created_at=NOW_MS + n) for n in range(2)]
+        put(rig.store, jobs, *named, finished(tenant, f"once{mark}"), job_row(tenant, f"x{mark}", custom_id="single"))
+        put(rig.store, batches, batch_row(tenant, f"batch_5{mark}", input_file_id=f"file-5{mark}"))
+        put(rig.store, batches, batch_row(tenant, f"batch_6{mark}", output_file_id=f"file-6{mark}"))
+        put(rig.store, files, file_row(tenant, f"file-5{mark}", "in.jsonl"), file_row(tenant, f"file-7{mark}", "lone"))
+    put(rig.store, jobs, finished("neighbour", "theirs", custom_id="their-line"))
+    return signed_in(rig, "finder")
+
+
+@pytest.mark.parametrize(
+    ("asked", "hits"),
+    [
+        ("once", "/console/job?id=once"),
+        (" once ", "/console/job?id=once"),
+        ("resp_once", "/console/job?id=once"),
+        ("chatcmpl-once", "/console/job?id=once"),
+        ("single", "/console/job?id=x"),
+        ("batch_5", "/console/batch?id=batch_5"),
+        ("batch_5.3", "/console/job?id=batch_5.3"),
+        ("file-6", "/console/batch?id=batch_6"),
+        ("twice", ["job?id=j1", "job?id=j0"]),
+        ("in.jsonl", ["batch?id=batch_5", "file?id=file-5"]),
+        ("file-5", ["batch?id=batch_5", "file?id=file-5"]),
+        ("lone", ["file?id=file-7"]),
+        ("theirs", []),
+        ("their-line", []),
+        ("batch_5n", []),
+        ("batch_5n.3", []),
+        ("file-6n", []),
+        ("twic", []),
+        (EVIL, []),
+        ("%", []),
+        ("a\x00\ud800", []),
+    ],
+)
+def test_a_search_goes_to_its_only_hit_and_lists_several(sought: Browser, asked: str, hits: str | list[str]) -> None:
+    answer = sought.get(f"/console/search?{urlencode({'q': asked}, errors='surrogatepass')}")
+    if isinstance(hits, str):
+        assert moved(answer) == hits
+        return
+    page = LexborHTMLParser(answer.text)
+    assert addresses(page) == [f"/console/{each}" for each in hits]
+    assert len(page.css("img")) == 1
+    if asked == EVIL:
+        assert value_of(page, "input[name=q]") == EVIL
+
+
+def test_a_search_by_custom_id_reads_an_index(sought: Browser) -> None:
+    with statements() as seen:
+        assert sought.get("/console/search?q=twice").status_code == 200
+    [(asked, values)] = [(one, values) for one, values in seen.items() if "custom_id = ?" in one]
+    plan = sought.rig.store.read_now(
+        lambda connection: connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}", values).all()
+    )
+    assert "ix_jobs_tenant_custom_id" in plan[0][3]
+
+
+# -- webhook endpoints -------------------------------------------------------------------------------------------------
+
+
+SWITCHED = {"enabled": "false"}
+TERMS = {"name": "Mine", "url": "https://hooks.example/in", "headers": "X-Team: search\r\n\r\nx-b:c: d"}
+EVERY_EVENT = {f"{EVENT_FIELD}{kind}": "on" for kind in EVENT_TYPES}
+
+
+@pytest.fixture(scope="module")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A door with the console page, an audit, and the keyring of webhook endpoints."""
+    folder = tmp_path_factory.mktemp("signing")
+    with gateway_rig(folder) as made:
+        keyring = Keyring.create(folder / "keyring.json", made.clock)
+        sending = Sending(keyring, Poster(DeliverySettings(), EgressPolicy(), made.clock), made.clock)
+        with with_audit(made, page_routes, webhooks=sending) as rig:
+            yield rig
+
+
+def endpoints_of(rig: Rig, tenant: str) -> list[dict[str, Any]]:
+    """What the API says about the tenant's endpoints."""
+    answer = asyncio.run(rig.request("GET", "/v1/webhook_endpoints", rig.key(tenant)))
+    found: list[dict[str, Any]] = answer.json()["data"]
+    return found
+
+
+def secret_on(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return texts(LexborHTMLParser(answer.text), ".secret")[0]
+
+
+def test_an_endpoint_is_registered_disabled_rotated_and_deleted_by_forms(signing: Rig) -> None:
+    browser = signed_in(signing, "hooked")
+    first = secret_on(browser.send("/console/endpoints/register", TERMS | EVERY_EVENT))
+    [made] = endpoints_of(signing, "hooked")
+    identifier = {"id": made["id"]}
+    assert (made["name"], made["url"], made["event_types"]) == ("Mine", "https://hooks.example/in", list(EVENT_TYPES))
+    assert made["headers"] == {"x-team": "…", "x-b": "…"}
+    assert first.endswith(made["signing_secret_hint"][-4:])
+    assert first not in browser.get("/console/endpoints").text
+
+    assert "disabled" in body_of(browser.page(moved(browser.send("/console/endpoints/switch", identifier | SWITCHED))))
+    assert endpoints_of(signing, "hooked")[0]["enabled"] is False
+    browser.send("/console/endpoints/switch", identifier | {"enabled": "true"})
+    assert endpoints_of(signing, "hooked")[0]["enabled"] is True
+    assert browser.send("/console/endpoints/switch", identifier | {"enabled": "perhaps"}).status_code == 400
+
+    second = secret_on(browser.send("/console/endpoints/rotate", identifier | {"overlap": "on"}))
+    assert second.endswith(endpoints_of(signing, "hooked")[0]["signing_secret_hint"][-4:])
+    assert "the version before signs until" in body_of(browser.page("/console/endpoints"))
+    assert len({first, second, secret_on(browser.send("/console/endpoints/rotate", identifier))}) == 3
+    assert "the version before signs until" not in body_of(browser.page("/console/endpoints"))
+
+    assert moved(browser.send("/console/endpoints/delete", identifier)) == "/console/endpoints?done=deleted"
+    assert endpoints_of(signing, "hooked") == []
+    assert browser.send("/console/endpoints/delete", identifier).status_code == 404
+    audit = (signing.folder / "audit.jsonl").read_text()
+    lines = [json.loads(line) for line in audit.splitlines()]
+    changes = [line["event.action"] for line in lines if line.get("postback.objects") == [made["id"]]]
+    assert changes == [
+        *("createWebhookEndpoint", "updateWebhookEndpoint", "updateWebhookEndpoint", "updateWebhookEndpoint"),
+        *("rotateWebhookSecret", "rotateWebhookSecret", "deleteWebhookEndpoint", "deleteWebhookEndpoint"),
+    ]
+    assert "whsec_" not in audit
+
+
+def moved(answer: httpx.Response) -> str:
+    assert answer.status_code == 303, answer.text
+    return answer.headers["location"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"url": "http://10.0.0.1/"}, "url: must not be called"),
+        ({"url": ""}, "url: is not a text"),
+        ({"name": " "}, "name: is not a text"),
+        ({"headers": "x-a: b\nno colon"}, "headers: line 2 has no colon"),
+        ({"headers": "x-a: b\nx-a: c"}, "headers: line 2 repeats a header"),
+        ({"headers": "webhook-id: forged"}, "headers: has a header twice, or a header that the sender sets"),
+        (dict.fromkeys(EVERY_EVENT, None), "event_types: is not a list of at least one type"),
+    ],
+)
+def test_a_refused_registration_keeps_the_visitors_input(
+    signing: Rig, changed: dict[str, str | None], said: str
+) -> None:
+    filled = {
+        name: value for name, value in (TERMS | EVERY_EVENT | {"name": EVIL} | changed).items() if value is not None
+    }
+    browser = signed_in(signing, "refused")
+    answer = browser.send("/console/endpoints/register", filled)
+    page = LexborHTMLParser(answer.text)
+    assert answer.status_code == 400
+    assert said in body_of(page, "[role=alert]")
+    assert (value_of(page, "#name"), value_of(page, "#url")) == (filled["name"], filled["url"])
+    assert texts(page, "#headers") == [filled["headers"].replace("\r", "")]
+    kept = [node.attributes["name"] for node in page.css("[checked]") if "event:" in (node.attributes["name"] or "")]
+    assert kept == [name for name in filled if name in EVERY_EVENT]
+    assert page.css_first("details[open]") is not None
+    assert endpoints_of(signing, "refused") == []
+
+
+def test_a_test_event_that_meets_no_server_or_has_no_known_type_is_told_above_the_list(signing: Rig) -> None:
+    put(signing.store, webhook_endpoints, endpoint_row("tester", "we_t", url="https://10.0.0.1/"))
+    browser = signed_in(signing, "tester")
+    for kind, status, said in (("batch.failed", 409, "gave no HTTP answer"), (EVIL, 400, "choose a type")):
+        answer = browser.send("/console/endpoints/test", {"id": "we_t", "event_type": kind})
+        assert (answer.status_code, said in body_of(LexborHTMLParser(answer.text), "[role=alert]")) == (status, True)
+    assert browser.send("/console/endpoints/test", {"id": "we_none", "event_type": "batch.failed"}).status_code == 404
+
+
+def test_another_tenants_endpoint_is_out_of_reach(signing: Rig) -> None:
+    put(signing.store, webhook_endpoints, endpoint_row("hook-owner", "we_owned"))
+    thief, owned = signed_in(signing, "hook-thief"), endpoints_of(signing, "hook-owner")
+    for path in ENDPOINT_FORMS[1:]:
+        assert thief.send(path, {"id": "we_owned", "event_type": "batch.failed", **SWITCHED}).status_code == 404, path
+    assert endpoints_of(signing, "hook-owner") == owned
+    assert "we_owned" not in thief.get("/console/endpoints").text
+
+
+def test_an_endpoint_is_shown_with_its_texts_escaped_and_without_forms_for_readers(signing: Rig) -> None:
+    row = endpoint_row("hostile", "we_h", name=EVIL, url=EVIL, events=[EVIL], headers={EVIL: EVIL})
+    put(signing.store, webhook_endpoints, row)
+    page = signed_in(signing, "hostile").page("/console/endpoints")
+    assert (len(page.css("script")), len(page.css("img")), len(page.css("main form"))) == (2, 1, 5)
+    assert body_of(page, "h2") == EVIL
+    reader = Browser(signing)
+    reader.sign_in(signing.key("hostile", Scope.READ))
+    assert reader.page("/console/endpoints").css("main form") == []
+
+
+def test_without_a_keyring_endpoints_are_listed_and_the_page_says_why_there_is_no_form(rig: Rig) -> None:
+    browser = signed_in(rig, "keyless")
+    page = browser.page("/console/endpoints")
+    assert "POSTBACK_KEYRING" in body_of(page)
+    assert page.css("main form") == []
+    assert browser.send("/console/endpoints/register", TERMS | EVERY_EVENT).status_code == 409
 
 
 # -- dead letters ------------------------------------------------------------------------------------------------------
@@ -665,7 +965,8 @@ RECORDS = st.builds(
 def test_any_letter_can_be_shown(record: Stored, states: list[bool], all_tenants: bool) -> None:
     letter = Letter(record, kind_of(record, NAMES), None, *states)
     assert isinstance(callback_of(letter), str | None)
-    found = ShownLetters([shown_letter(letter)], 1)
+    found = NewestLetters()
+    found.add(letter)
     said = {"found": found, "days": DAYS, "said": "", "obstacles": OBSTACLES, "all_tenants": all_tenants}
     made = page("letters", 200, visitor=VISITOR, path="/letters", **said)
     shown = LexborHTMLParser(bytes(made.body).decode())
@@ -753,8 +1054,29 @@ def test_the_newest_letters_are_those_of_the_tenant_and_a_search_of_all_letters_
         found = newest_letters(KAFKA, clock, "acme")
         with pytest.raises(RequestRefused, match="too many for a page"):
             newest_letters(KAFKA, clock, "acme")
-    assert ([one["id"] for one in found.shown], found.found) == (["0:3", "0:2"], 2)
+    assert ([one["id"] for one in found.fleets.shown], found.fleets.found) == (["0:3", "0:2"], 2)
     assert slow.read_places == {StoredPlace(0, 0), StoredPlace(0, 1)}
+
+
+def test_many_mistakes_of_clients_hide_no_letter_of_the_fleet(rig: Rig) -> None:
+    assert set(DEAD_LETTER_REASONS) > CLIENTS_MISTAKES
+
+    def letter(offset: int, reason: str) -> Letter:
+        headers = [(topics.REASON, reason.encode()), (topics.TENANT, b"acme")]
+        record = Stored(NAMES.dead_letters, StoredPlace(0, offset), NOW_MS + offset, None, b"", headers)
+        return Letter(record, kind_of(record, NAMES), None, False, False)
+
+    found = NewestLetters()
+    found.add(letter(0, "internal_error"))
+    found.add(letter(1, "of a later release"))
+    for offset in range(2, LETTERS_SHOWN + 3):
+        found.add(letter(offset, "rejected"))
+    with patch("gateway.page.letters.newest_letters", return_value=found):
+        shown = signed_in(rig).page("/console/letters")
+    fleets, clients = ([node.text() for node in card.css(".time .soft")] for card in shown.css("#live .card"))
+    assert fleets == ["0:1", "0:0"]
+    assert clients == [f"0:{offset}" for offset in range(LETTERS_SHOWN + 2, 2, -1)]
+    assert "1 older ones are left out" in body_of(shown)
 
 
 @pytest.mark.parametrize(
@@ -796,7 +1118,7 @@ def test_both_databases_give_the_same_figures(store: Store) -> None:
     assert (found.jobs, found.lines, found.finished, found.outcomes["failed"]) == (1, 5, 2, 1)
     assert (found.minutes[-1].succeeded, found.minutes[-1].others, found.busiest) == (1, 1, 2)
     assert [row.id for row in found.batches] == ["batch_1"]
-    failed = store.read_now(lambda connection: failed_callbacks(connection, "acme"))
+    failed = store.read_now(lambda connection: last_attempts(connection, "acme", "failed"))
     assert [(each.job_id, each.last.error) for each in failed.shown] == [("a", "timeout")]
 
 
@@ -844,10 +1166,10 @@ def test_a_page_is_a_line_of_the_audit_with_ids_and_no_secret(tmp_path: Path) ->
 
 PATHS = [
     *("/console", "/console/batches", "/console/batch", "/console/jobs", "/console/job", "/console/callbacks"),
-    *("/console/endpoints", "/console/file", "/console/sign-in", "/console/nothing"),
+    *("/console/endpoints", "/console/file", "/console/sign-in", "/console/search", "/console/nothing"),
 ]
 FIELDS = (
-    *("id", "after", "limit", "status", "created_after", "metadata"),
+    *("id", "after", "limit", "status", "created_after", "metadata", "q"),
     *("model", "batch", "order", "next", "done", "reason"),
 )
 TEXTS = st.text(st.characters(), max_size=30) | st.just(EVIL)

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from telemetry.hand_clock import HandClock
 from tests.drawn import drawn
 from tests.postback_command import environment_of, postback_here
 from tests.postgres_server import PostgresServer
-from tests.unit.gateway_rig import empty_store
+from tests.unit.gateway_rig import empty_store, statements
 
 
 def together(store: Store, *changes: Callable[[Connection], object]) -> list[Future[object]]:
@@ -392,19 +391,6 @@ def test_wanted_pairs_are_found(
         lambda connection: connection.execute(select(*columns).where(pair_in(connection, columns, asked))).all()
     )
     assert sorted(map(tuple, found)) == sorted(kept & asked)
-
-
-@contextmanager
-def statements() -> Iterator[dict[str, Any]]:
-    """The statements that are executed, each with the parameters of one row."""
-    seen: dict[str, Any] = {}
-
-    def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
-        seen[statement] = values[0] if many else values
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(Engine, "before_cursor_execute", note)
 
 
 def record(job_id: str) -> ResultRecord:

@@ -5,7 +5,6 @@ Source: OpenAI's API reference, "Webhooks". `headers`, `enabled`, `rate_limit` a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -32,21 +31,15 @@ _HINTED = 4
 
 async def create(call: Call) -> JSONResponse:
     """Register an endpoint. The answer has its secret."""
-    door, sending = call.door, _sending(call.door)
-    terms, now_ms = new_terms(await call.body(), door.callbacks), unix_ms(door.clock)
-    _require_allowed(await door.access.tenant(call.tenant), terms)
-    try:
-        row = await door.store.write(lambda open_: endpoints.create(open_, call.tenant, terms, now_ms))
-    except TooManyEndpoints:
-        message = f"The tenant has {MOST_ENDPOINTS} webhook endpoints, the most it may have; delete one first."
-        raise conflict("too_many_webhook_endpoints", message) from None
+    sending = sending_of(call.door)
+    row = await register(call.door, call.tenant, await call.body())
     note_objects(call.request, [row.id])
     return JSONResponse(_with_secret(row, sending))
 
 
 async def list_endpoints(call: Call) -> JSONResponse:
     """Answer with a page of endpoints."""
-    sending, wanted = _sending(call.door), query.page(call.request)
+    sending, wanted = sending_of(call.door), query.page(call.request)
     rows, more = await call.door.store.read(
         lambda open_: endpoints.page(open_, call.tenant, wanted.limit, wanted.after)
     )
@@ -55,55 +48,113 @@ async def list_endpoints(call: Call) -> JSONResponse:
 
 async def retrieve(call: Call) -> JSONResponse:
     """Answer with one endpoint."""
-    sending = _sending(call.door)
-    return JSONResponse(_shown(await _found(call), sending))
+    sending = sending_of(call.door)
+    return JSONResponse(_shown(await _found(call.door, call.tenant, _id(call)), sending))
 
 
 async def update(call: Call) -> JSONResponse:
     """Change the members that the body has."""
-    door, sending = call.door, _sending(call.door)
-    body, identifier, now_ms = await call.body(), _id(call), unix_ms(door.clock)
-    settings = await door.access.tenant(call.tenant)
+    sending = sending_of(call.door)
+    return JSONResponse(_shown(await change(call.door, call.tenant, _id(call), await call.body()), sending))
 
-    def change(open_: Connection) -> EndpointRow | None:
-        row = endpoints.find(open_, call.tenant, identifier)
+
+async def delete(call: Call) -> JSONResponse:
+    """Remove an endpoint."""
+    identifier = _id(call)
+    await remove(call.door, call.tenant, identifier)
+    return JSONResponse({"id": identifier, "object": "webhook_endpoint.deleted", "deleted": True})
+
+
+async def rotate(call: Call) -> JSONResponse:
+    """Begin a new secret. The answer has it."""
+    sending, overlap = sending_of(call.door), keeps_old_secret(await call.body())
+    return JSONResponse(_with_secret(await begin_secret(call.door, call.tenant, _id(call), overlap=overlap), sending))
+
+
+async def test(call: Call) -> JSONResponse:
+    """Send a sample event."""
+    kind, identifier = event_type_of(await call.body()), _id(call)
+    status = await send_sample(call.door, call.tenant, identifier, kind)
+    return JSONResponse(
+        {
+            "object": "webhook_endpoint.test",
+            "webhook_endpoint_id": identifier,
+            "event_type": kind,
+            "status_code": status,
+            "success": True,
+        }
+    )
+
+
+async def event_types(_call: Call) -> JSONResponse:
+    """Answer with the types of events."""
+    return JSONResponse({"object": "list", "data": list(EVENT_TYPES)})
+
+
+# -- the work, for the API and the console page ------------------------------------------------------------------------
+
+
+def sending_of(door: Door) -> Sending:
+    """Return the keys of endpoints. Raises ApiError (409) without a keyring, since no request could be signed."""
+    if door.webhooks is None:
+        raise conflict("webhooks_unavailable", "The operator of this gateway has not set POSTBACK_KEYRING.")
+    return door.webhooks
+
+
+async def register(door: Door, tenant: str, body: Any) -> EndpointRow:
+    """Write the endpoint that the body describes. Raises ApiError (400, 403, 409) and StoreAway."""
+    terms, now_ms = new_terms(body, door.callbacks), unix_ms(door.clock)
+    _require_allowed(await door.access.tenant(tenant), terms)
+    try:
+        return await door.store.write(lambda open_: endpoints.create(open_, tenant, terms, now_ms))
+    except TooManyEndpoints:
+        message = f"The tenant has {MOST_ENDPOINTS} webhook endpoints, the most it may have; delete one first."
+        raise conflict("too_many_webhook_endpoints", message) from None
+
+
+async def change(door: Door, tenant: str, identifier: str, body: Any) -> EndpointRow:
+    """Replace the members that the body has. Raises ApiError (400, 403, 404) and StoreAway."""
+    now_ms, settings = unix_ms(door.clock), await door.access.tenant(tenant)
+
+    def change_row(open_: Connection) -> EndpointRow | None:
+        row = endpoints.find(open_, tenant, identifier)
         if row is None:
             return None
         terms = changed_terms(body, endpoints.terms_of(row), door.callbacks)
         _require_allowed(settings, terms)
         return endpoints.update(open_, row, terms, now_ms)
 
-    return JSONResponse(_shown(_present(await door.store.write(change), identifier), sending))
+    return _present(await door.store.write(change_row), identifier)
 
 
-async def delete(call: Call) -> JSONResponse:
-    """Remove an endpoint."""
-    identifier = _id(call)
-    if not await call.door.store.write(lambda open_: endpoints.delete(open_, call.tenant, identifier)):
+async def begin_secret(door: Door, tenant: str, identifier: str, *, overlap: bool) -> EndpointRow:
+    """Give the endpoint its next secret; with `overlap`, the old one signs for a day too. Raises ApiError (404)."""
+    now_ms = unix_ms(door.clock)
+    row = await door.store.write(lambda open_: endpoints.rotate(open_, tenant, identifier, now_ms, overlap=overlap))
+    return _present(row, identifier)
+
+
+async def remove(door: Door, tenant: str, identifier: str) -> None:
+    """Delete the endpoint. Raises ApiError (404) and StoreAway."""
+    if not await door.store.write(lambda open_: endpoints.delete(open_, tenant, identifier)):
         raise not_found("webhook_endpoint", identifier)
-    return JSONResponse({"id": identifier, "object": "webhook_endpoint.deleted", "deleted": True})
 
 
-async def rotate(call: Call) -> JSONResponse:
-    """Begin a new secret. The answer has it."""
-    door, sending = call.door, _sending(call.door)
-    overlap, identifier, now_ms = keeps_old_secret(await call.body()), _id(call), unix_ms(door.clock)
-    row = await door.store.write(
-        lambda open_: endpoints.rotate(open_, call.tenant, identifier, now_ms, overlap=overlap)
-    )
-    return JSONResponse(_with_secret(_present(row, identifier), sending))
+async def send_sample(door: Door, tenant: str, identifier: str, kind: str) -> int:
+    """POST a sample event to the endpoint, and return the status of its answer.
 
-
-async def test(call: Call) -> JSONResponse:
-    """Send a sample event."""
-    sending = _sending(call.door)
-    kind = event_type_of(await call.body())
-    return JSONResponse(await _sent(await _found(call), kind, sending))
-
-
-async def event_types(_call: Call) -> JSONResponse:
-    """Answer with the types of events."""
-    return JSONResponse({"object": "list", "data": list(EVENT_TYPES)})
+    Raises ApiError: 404, 409 if no HTTP answer came, 503 if no connection is free.
+    """
+    sending = sending_of(door)
+    row = await _found(door, tenant, identifier)
+    try:
+        outcome = await sending.test(row, kind)
+    except Exhausted:
+        raise unavailable("busy", "The gateway has no connection free; try again.") from None
+    if outcome.status is None:
+        reason = outcome.detail or outcome.reason
+        raise conflict("webhook_endpoint_unreachable", f"The endpoint gave no HTTP answer: {reason}.", "url")
+    return outcome.status
 
 
 def _require_allowed(settings: TenantSettings, terms: EndpointTerms) -> None:
@@ -112,23 +163,17 @@ def _require_allowed(settings: TenantSettings, terms: EndpointTerms) -> None:
         raise ApiError(403, "not_allowed", f"{problem}.", param="url", headers=NO_RETRY)
 
 
-def _sending(door: Door) -> Sending:
-    """Return the keys of endpoints. Raises ApiError (409) without a keyring, since no request could be signed."""
-    if door.webhooks is None:
-        raise conflict("webhooks_unavailable", "The operator of this gateway has not set POSTBACK_KEYRING.")
-    return door.webhooks
-
-
-async def _found(call: Call) -> EndpointRow:
-    identifier = _id(call)
-    row = await call.door.store.read(lambda open_: endpoints.find(open_, call.tenant, identifier))
-    return _present(row, identifier)
+async def _found(door: Door, tenant: str, identifier: str) -> EndpointRow:
+    return _present(await door.store.read(lambda open_: endpoints.find(open_, tenant, identifier)), identifier)
 
 
 def _present(row: EndpointRow | None, identifier: str) -> EndpointRow:
     if row is None:
         raise not_found("webhook_endpoint", identifier)
     return row
+
+
+# -- requests and answers ----------------------------------------------------------------------------------------------
 
 
 def _id(call: Call) -> str:
@@ -158,24 +203,3 @@ def _shown(row: EndpointRow, sending: Sending) -> dict[str, Any]:
 def _with_secret(row: EndpointRow, sending: Sending) -> dict[str, Any]:
     secret = sending.secret(row)
     return {**_object(row, secret), "signing_secret": secret}
-
-
-async def _sent(row: EndpointRow, kind: str, sending: Sending) -> Mapping[str, Any]:
-    """POST a sample event to the endpoint.
-
-    Raises ApiError: 409 if no HTTP answer came, 503 if no connection is free.
-    """
-    try:
-        outcome = await sending.test(row, kind)
-    except Exhausted:
-        raise unavailable("busy", "The gateway has no connection free; try again.") from None
-    if outcome.status is None:
-        reason = outcome.detail or outcome.reason
-        raise conflict("webhook_endpoint_unreachable", f"The endpoint gave no HTTP answer: {reason}.", "url")
-    return {
-        "object": "webhook_endpoint.test",
-        "webhook_endpoint_id": row.id,
-        "event_type": kind,
-        "status_code": outcome.status,
-        "success": True,
-    }

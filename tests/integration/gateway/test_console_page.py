@@ -195,6 +195,7 @@ def test_a_failed_callback_is_sent_again_by_a_click(chromium: Browser, tls_gatew
         for object_id in (work.job, work.batch):
             page.goto("/console/callbacks")
             row = page.locator("tr", has=page.locator(f"[title='{object_id}']"))
+            page.once("dialog", lambda dialog: dialog.accept())
             row.get_by_role("button", name="Resend").click()
             expect(page.get_by_role("status").first).to_have_text("The callback is on its way again.")
 
@@ -205,7 +206,7 @@ def test_a_failed_callback_is_sent_again_by_a_click(chromium: Browser, tls_gatew
             eventually(has_begun_anew, SECONDS, fleet.last_lines)
         eventually(lambda: work.job in fleet.callbacks.events, SECONDS, fleet.last_lines)
         page.goto(f"/console/job?id={work.job}")
-        expect(page.locator(".detail", has_text="delivered, status 200").first).to_be_visible()
+        expect(page.locator("#attempts td", has_text="delivered status 200").first).to_be_visible()
 
 
 def test_a_dead_letter_is_put_back_by_a_click_of_its_tenant_and_of_an_admin(
@@ -225,6 +226,7 @@ def test_a_dead_letter_is_put_back_by_a_click_of_its_tenant_and_of_an_admin(
             expect(page.locator("main")).to_contain_text("No job and no callback was given up")
             with signed_in(chromium, tls_gateway, Work(key)) as own:
                 own.goto("/console/letters")
+                own.once("dialog", lambda dialog: dialog.accept())
                 own.locator("tr", has_text="rejected").get_by_role("button", name="Redrive").click()
                 expect(own.get_by_role("status").first).to_have_text("The letter is put back.", timeout=SECONDS * 1000)
             assert len(fleet.read(fleet.kafka.topics.redriven)) == number

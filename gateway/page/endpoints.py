@@ -1,0 +1,163 @@
+"""Webhook endpoints: registered, tested, enabled or disabled, given a new secret, and deleted, as by the API."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from gateway.access import Scope
+from gateway.door import query
+from gateway.door.door import Door
+from gateway.door.errors import ApiError
+from gateway.door.noted import note_objects, note_reason
+from gateway.door.routes.webhook_endpoints import begin_secret, change, register, remove, send_sample, sending_of
+from gateway.page.asked import asked, identifier_of
+from gateway.page.desk import Desk, Form, ShownPage
+from gateway.page.rendering import link
+from gateway.page.visitors import Visitor
+from gateway.webhooks import endpoints
+from gateway.webhooks.endpoints import EndpointRow
+from gateway.webhooks.event_types import EVENT_TYPES
+
+EVENT_FIELD: Final = "event:"
+"""The name of an event type's checkbox is this text and the type."""
+_SAID: Final = {
+    "enabled": "The endpoint is enabled.",
+    "disabled": "The endpoint is disabled; events are not sent to it.",
+    "deleted": "The endpoint is deleted.",
+}
+
+
+class EndpointPages:
+    """The handlers of the page of endpoints, and of its forms."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def several(self, request: Request, visitor: Visitor) -> ShownPage:
+        """Show the tenant's endpoints."""
+        said = asked(request)
+        query.only(said, ("after", "limit", "done"))
+        wanted = query.page(said)
+        done = _SAID.get(said.query_params.get("done", ""), "")
+        return await self._list(visitor, wanted.limit, wanted.after, said=done)
+
+    async def register(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
+        """Write a new endpoint and show its secret; an error is shown on the form, with the visitor's input."""
+        try:
+            sending_of(self._door)
+            row = await register(self._door, visitor.principal.tenant, terms_of_form(form))
+        except ApiError as error:
+            return await self._refused(request, visitor, error, kept=form)
+        note_objects(request, [row.id])
+        return self._secret(row)
+
+    async def test(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
+        """Send a sample event, and show the status of the endpoint's answer."""
+        identifier, kind = _noted(request, form), form.get("event_type", "")
+        try:
+            if kind not in EVENT_TYPES:
+                raise ApiError(400, "invalid_parameter", "event_type: choose a type of the list.", param="event_type")
+            status = await send_sample(self._door, visitor.principal.tenant, identifier, kind)
+        except ApiError as error:
+            return await self._refused(request, visitor, error)
+        answered = f"The endpoint answered the test event {kind} with status {status}"
+        if 200 <= status < 300:
+            return await self._list(visitor, said=f"{answered}.")
+        return await self._list(visitor, problem=f"{answered}; delivery would try such an event again, or give it up.")
+
+    async def switch(self, request: Request, visitor: Visitor, form: Form) -> str:
+        """Enable or disable an endpoint."""
+        identifier, wanted = _noted(request, form), form.get("enabled")
+        if wanted not in ("true", "false"):
+            raise ApiError(400, "invalid_parameter", "enabled: is neither `true` nor `false`.", param="enabled")
+        row = await change(self._door, visitor.principal.tenant, identifier, {"enabled": wanted == "true"})
+        return link("/endpoints", done="enabled" if row.enabled else "disabled")
+
+    async def rotate(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
+        """Begin a new secret, and show it."""
+        identifier, overlap = _noted(request, form), "overlap" in form
+        sending_of(self._door)
+        return self._secret(
+            await begin_secret(self._door, visitor.principal.tenant, identifier, overlap=overlap), overlap=overlap
+        )
+
+    async def delete(self, request: Request, visitor: Visitor, form: Form) -> str:
+        """Delete an endpoint."""
+        await remove(self._door, visitor.principal.tenant, _noted(request, form))
+        return link("/endpoints", done="deleted")
+
+    def _secret(self, row: EndpointRow, *, overlap: bool = False) -> ShownPage:
+        return ShownPage("secret", {"row": row, "secret": sending_of(self._door).secret(row), "overlap": overlap})
+
+    async def _refused(
+        self, request: Request, visitor: Visitor, error: ApiError, kept: Form | None = None
+    ) -> ShownPage:
+        """Show the error above the form or the list. An endpoint that does not exist has the error's own page."""
+        if error.status == 404:
+            raise error
+        note_reason(request, error.code)
+        return await self._list(visitor, problem=error.message, kept=kept, status=error.status)
+
+    async def _list(
+        self,
+        visitor: Visitor,
+        limit: int = query.DEFAULT_LIMIT,
+        after: str | None = None,
+        *,
+        said: str = "",
+        problem: str = "",
+        kept: Form | None = None,
+        status: int = 200,
+    ) -> ShownPage:
+        tenant = visitor.principal.tenant
+        rows, more = await self._door.store.read(lambda open_: endpoints.page(open_, tenant, limit, after))
+        values = {"rows": rows, "has_more": more, "after": after, "said": said, "problem": problem, "kept": kept}
+        can_sign = self._door.webhooks is not None
+        kinds = {"kinds": EVENT_TYPES, "event_field": EVENT_FIELD}
+        return ShownPage("endpoints", {**values, **kinds, "can_sign": can_sign}, status)
+
+
+def terms_of_form(form: Form) -> dict[str, Any]:
+    """Return the API's body for the form's fields. Raises ApiError (400) for a header line without a colon."""
+    headers = {}
+    for number, line in enumerate(form.get("headers", "").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, colon, value = line.partition(":")
+        if not colon:
+            message = f"headers: line {number} has no colon; write each header as `name: value`."
+            raise ApiError(400, "invalid_webhook_endpoint", message, param="headers")
+        if name.strip() in headers:
+            message = f"headers: line {number} repeats a header; write each header once."
+            raise ApiError(400, "invalid_webhook_endpoint", message, param="headers")
+        headers[name.strip()] = value.strip()
+    events = [kind for kind in EVENT_TYPES if f"{EVENT_FIELD}{kind}" in form]
+    return {
+        "name": form.get("name", "").strip(),
+        "url": form.get("url", "").strip(),
+        "event_types": events,
+        "headers": headers,
+    }
+
+
+def _noted(request: Request, form: Form) -> str:
+    """Return the id in the form, which the request's audit line then has too. Raises ApiError (404)."""
+    identifier = identifier_of(form, "webhook_endpoint")
+    note_objects(request, [identifier])
+    return identifier
+
+
+def endpoint_routes(door: Door, desk: Desk) -> list[Route]:
+    """Return the routes of webhook endpoints."""
+    pages = EndpointPages(door)
+    return [
+        desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", pages.several),
+        desk.acts("/endpoints/register", Scope.WEBHOOKS, "createWebhookEndpoint", pages.register),
+        desk.acts("/endpoints/test", Scope.WEBHOOKS, "testWebhookEndpoint", pages.test),
+        desk.acts("/endpoints/switch", Scope.WEBHOOKS, "updateWebhookEndpoint", pages.switch),
+        desk.acts("/endpoints/rotate", Scope.WEBHOOKS, "rotateWebhookSecret", pages.rotate),
+        desk.acts("/endpoints/delete", Scope.WEBHOOKS, "deleteWebhookEndpoint", pages.delete),
+    ]
