@@ -10,16 +10,15 @@ from starlette.routing import Route
 from gateway.access import Scope
 from gateway.door import query
 from gateway.door.door import Door
-from gateway.door.errors import ApiError
 from gateway.door.noted import note_objects, note_reason
 from gateway.door.routes.webhook_endpoints import begin_secret, change, register, remove, send_sample, sending_of
+from gateway.errors import ApiError
 from gateway.page.asked import asked, identifier_of
 from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import link
 from gateway.page.visitors import Visitor
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import EndpointRow
-from gateway.webhooks.event_types import EVENT_TYPES
+from gateway.webhooks.endpoints import EVENT_TYPES, EndpointRow
 
 EVENT_FIELD: Final = "event:"
 """The name of an event type's checkbox is this text and the type."""

@@ -52,7 +52,7 @@ from gateway.page.visitors import Visitor
 from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, files, job_attempts, jobs, webhook_endpoints
 from gateway.webhooks.endpoints import EVENT_TYPES
-from gateway.webhooks.sending import Sending
+from gateway.webhooks.fan_out import Sending
 from operators.certificates.directory import init, issue
 from operators.certificates.signing import Leaf
 from operators.dead_letters import Letter, kind_of
