@@ -17,13 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches.files import FileRow, file_object, file_terms
 from gateway.batches.paging import list_body, page_query
-from gateway.batches.uploads import (
-    PART_BYTES,
-    PartRow,
-    UploadRow,
-    part_object,
-    upload_object,
-)
+from gateway.batches.uploads import PART_BYTES, PartRow, UploadRow, part_object, upload_object
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
