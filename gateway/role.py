@@ -20,13 +20,13 @@ from gateway.accept.acceptance import Acceptance
 from gateway.accept.relay import Relay
 from gateway.access.access import Access
 from gateway.access.gate import Gate
-from gateway.access.quotas import release_answered, release_batch
+from gateway.access.quotas import release_batch
 from gateway.access.rates import Rates
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant
 from gateway.batches.clerk import Clerk
-from gateway.batches.counting import counting
+from gateway.batches.counting import counting, give_back
 from gateway.batches.expansion import ExpansionHandler
 from gateway.batches.orders import BatchRow
 from gateway.batches.shelf import RANGES_AT_ONCE, Shelf
@@ -76,16 +76,8 @@ ROLES = ("door", "relay", "view", "expansion")
 """The parts of a gateway: HTTP; outbox to Kafka; topics to rows; batches to jobs."""
 
 
-class FilesUnusable(ProcessError):  # noqa: N818 - it names what is wrong
-    """The storage of files cannot be used."""
-
-
-class StoreUnusable(ProcessError):  # noqa: N818 - it names what is wrong
-    """The store cannot be opened."""
-
-
-class AuditUnusable(ProcessError):  # noqa: N818 - it names what is wrong
-    """The audit's file cannot be opened."""
+class Unusable(ProcessError):  # noqa: N818 - it names what is wrong
+    """The store, the storage of files or the audit's file cannot be used."""
 
 
 class TlsMissing(ProcessError):  # noqa: N818 - it names what is missing
@@ -148,11 +140,11 @@ async def gateway_stages(process: Process, stack: AsyncExitStack, options: Optio
 
 
 def _open_store(url: str) -> Store:
-    """Open the database. Raises StoreUnusable."""
+    """Open the database. Raises Unusable."""
     try:
         return Store.open(url)
     except StoreAway as away:
-        raise StoreUnusable(str(away)) from None
+        raise Unusable(str(away)) from None
 
 
 def _add_relay(process: Process, options: Options, store: Store) -> None:
@@ -169,12 +161,12 @@ def _add_relay(process: Process, options: Options, store: Store) -> None:
 
 
 def _shelf(store: Store, store_url: str, clock: Clock) -> Shelf:
-    """Return the files of all tenants. Raises FilesUnusable and SettingsRefused."""
+    """Return the files of all tenants. Raises Unusable and SettingsRefused."""
     settings = read_settings(FilesSettings)
     try:
         return Shelf(store, open_blobs(settings, store_url), settings, clock)
     except BlobsAway as away:
-        raise FilesUnusable(str(away)) from None
+        raise Unusable(str(away)) from None
 
 
 def _measure(process: Process, store_url: str) -> None:
@@ -238,7 +230,7 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
 def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     """Add the view, with the functions that it calls for each result, in the transaction that writes its row."""
     kafka, clock = process.fleet.kafka, process.clock
-    hooks: tuple[OnResults, ...] = (counting(clock), release_answered, fanning_out(kafka.topics, clock))
+    hooks: tuple[OnResults, ...] = (counting(clock), give_back, fanning_out(kafka.topics, clock))
     process.beside.append(TopicView(store, kafka, hooks, waiting, clock, process.metrics))
     process.beside.append(Retention(store, read_settings(StoreSettings).kept_days, clock))
     process.duties.append(f"reads results from topic {kafka.topics.results}")
@@ -295,11 +287,11 @@ def _add_door(
 
 
 def _audit(limits: GatewaySettings, clock: Clock, stack: AsyncExitStack) -> Audit:
-    """Return the audit. Raises AuditUnusable."""
+    """Return the audit. Raises Unusable."""
     try:
         audit = Audit(limits.audit_file, clock, "gateway")
     except OSError as error:
-        raise AuditUnusable(f"POSTBACK_GATEWAY__AUDIT_FILE cannot be opened ({error.strerror}); check it") from None
+        raise Unusable(f"POSTBACK_GATEWAY__AUDIT_FILE cannot be opened ({error.strerror}); check it") from None
     stack.callback(audit.close)
     return audit
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _SENDABLE = "send an API key: `Authorization: Bearer pk_…`"
 _UNKNOWN = "the API key is unknown, expired or revoked"
+MOST_TOKEN_BYTES = 8192
+_TOKEN_PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _read_peer = lru_cache(maxsize=1024)(read_peer)
 """Reads are cached, because all requests of a connection come with the same certificate."""
 
@@ -198,10 +200,6 @@ def agreed(shown: Principal | None, found: Principal) -> Principal:
     if shown is not None and shown.tenant != found.tenant:
         raise CredentialRefused("the API key and the client certificate are of different tenants; send a key of yours")
     return found
-
-
-MOST_TOKEN_BYTES = 8192
-_TOKEN_PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 def is_token(credential: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sqlalchemy import Connection, case, func, select
 
@@ -36,28 +36,15 @@ class Work(NamedTuple):
     tokens: int
 
 
-class Answered(Protocol):
+class Answered(NamedTuple):
     """A result that the view has stored in the present transaction."""
 
-    @property
-    def tenant(self) -> str:
-        """The job's tenant."""
-        ...
-
-    @property
-    def job_id(self) -> str:
-        """The job's id."""
-        ...
-
-    @property
-    def batch_id(self) -> str | None:
-        """The job's batch; None for a job that is no line of a batch."""
-        ...
-
-    @property
-    def first(self) -> bool:
-        """True for the job's first result."""
-        ...
+    tenant: str
+    job_id: str
+    batch_id: str | None
+    """The job's batch; None for a job that is no line of a batch."""
+    first: bool = True
+    """True for the job's first result."""
 
 
 def tokens_of(value_bytes: int, max_tokens: int) -> int:

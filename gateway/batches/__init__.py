@@ -3,7 +3,7 @@
     paging       lists in pages
     states       the states of a batch
     files        rows of files; `shelf` keeps rows and contents together
-    uploads      rows of uploads in parts; `assembly` keeps the contents of parts, and joins them to a file
+    uploads      uploads in parts: their rows, and the contents, which are joined to a file
     orders       rows of batches: create, cancel, list
     ranges       the lines of a file, and records of `batch_requests`; `checking` finds lines that are no job
     expansion    the stage from `batch_requests` to the lanes

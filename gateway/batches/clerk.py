@@ -19,12 +19,12 @@ from gateway.access.allowed import OF_A_LINE, check_job
 from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, tokens_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
-from gateway.batches.assembly import Assembly
 from gateway.batches.checking import Checked, LineError, check_file
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, OnEnded
 from gateway.batches.shelf import Shelf
 from gateway.batches.states import FINALIZING, IN_PROGRESS, VALIDATING
+from gateway.batches.uploads import Assembly
 from gateway.blobs.base import BlobError, BlobMissing
 from gateway.dependency import Dependency
 from gateway.errors import ApiError
@@ -221,7 +221,7 @@ class Clerk(SideTask):
         return self._shelf.store.write_now(change)
 
     def _check(self, row: BatchRow) -> None:
-        pieces = self._until_stopped(self._shelf.content(row.input_file_id))
+        pieces = self._until_stopped(self._shelf.blobs.read(row.input_file_id))
         allowance = _LineAllowance(self._settings_of(row.tenant))
         try:
             checked = check_file(pieces, row.endpoint, allowance, skips=orders.skips_invalid(row))

@@ -1,4 +1,4 @@
-"""Counts the results of batches, in the transactions in which the view stores them."""
+"""Counts the results of batches and gives quotas back, in the transactions in which the view stores results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, func, select
 
+from gateway.access.quotas import Answered, release_answered
 from gateway.batches.orders import step
 from gateway.batches.states import COUNTING, FINALIZING, IN_PROGRESS
 from gateway.store.tables import batches, jobs
@@ -23,6 +24,11 @@ def counting(clock: Clock) -> Callable[[Connection, Sequence[StoredResult]], Non
             _count(connection, tenant, batch_id, lines, unix_ms(clock))
 
     return count
+
+
+def give_back(connection: Connection, results: Sequence[StoredResult]) -> None:
+    """Give back the quota of each job with its first result. The view calls this with the results of a transaction."""
+    release_answered(connection, [Answered(one.tenant, one.job_id, one.batch_id, one.first) for one in results])
 
 
 def recounting(clock: Clock) -> Callable[[Connection], None]:

@@ -199,7 +199,7 @@ class ExpansionHandler:
         if len(skipped) == wanted.lines:
             return {}
         try:
-            pieces = self._shelf.content(wanted.file_id, wanted.start, wanted.length)
+            pieces = self._shelf.blobs.read(wanted.file_id, wanted.start, wanted.length)
             lines = {wanted.first + line.number: line.content for line in lines_of(pieces)}
         except BlobMissing:
             raise Unusable("the batch's input file is missing in the storage of files") from None

@@ -295,7 +295,7 @@ class InputLines:
     """The `custom_id`s of the input, read on demand and in order, for lines whose results do not have them."""
 
     def __init__(self, shelf: Shelf, file_id: str) -> None:
-        self._lines: Iterator[Line] = lines_of(_if_there(shelf.content(file_id)))
+        self._lines: Iterator[Line] = lines_of(_if_there(shelf.blobs.read(file_id)))
         self._last: Line | None = None
 
     def custom_id(self, number: int) -> str | None:
@@ -322,7 +322,7 @@ def _lines_in(shelf: Shelf, row: BatchRow) -> int:
     Raises BlobsAway.
     """
     last = 0
-    for line in lines_of(_if_there(shelf.content(row.input_file_id))):
+    for line in lines_of(_if_there(shelf.blobs.read(row.input_file_id))):
         if line.content != b"":
             last = line.number + 1
         if last >= MOST_LINES:

@@ -41,13 +41,13 @@ class RowPage:
     has_more: bool
 
 
-def page_query(said: Mapping[str, str], *, most: int, default: int, kind: str) -> PageQuery:
+def page_query(said: Mapping[str, str], *, most: int = 100, default: int = 20, kind: str | None = None) -> PageQuery:
     """Read `after`, `limit` and `order` of a query string. Raises ApiError (400, 404).
 
-    An `after` of the right form may name an object that was deleted meanwhile.
+    With a `kind`, `after` has the form of its ids, and may name an object that was deleted meanwhile.
     """
     after, limit, order = said.get("after") or None, said.get("limit", str(default)), said.get("order", "desc")
-    if after is not None and not _IDS[kind].fullmatch(after):
+    if kind is not None and after is not None and not _IDS[kind].fullmatch(after):
         raise not_found(kind, after)
     if not _LIMIT.fullmatch(limit) or not 1 <= int(limit) <= most:
         raise ApiError(400, "invalid_value", f"`limit` is a number from 1 to {most}.", "limit")

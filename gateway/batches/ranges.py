@@ -85,12 +85,9 @@ class SkippedLine(WireModel):
     message: str = Field(max_length=LONGEST_REASON)
 
 
-class LineRange(WireModel):
-    """A record's value."""
+class LineCut(WireModel):
+    """A range of lines within one file."""
 
-    tenant: Tenant
-    batch_id: BatchId
-    file_id: FileId
     first: int = Field(ge=0, lt=1_000_000)
     """The range's first line, from 0."""
     lines: int = Field(ge=1, le=MOST_LINES)
@@ -100,6 +97,14 @@ class LineRange(WireModel):
     """The number of bytes in the range."""
     skipped: Annotated[tuple[SkippedLine, ...], Field(max_length=MOST_LINES)] = ()
     """The lines of the range that do not run."""
+
+
+class LineRange(LineCut):
+    """A record's value."""
+
+    tenant: Tenant
+    batch_id: BatchId
+    file_id: FileId
 
     @property
     def key(self) -> bytes:
@@ -123,16 +128,6 @@ def read_range(value: bytes | None) -> LineRange:
         return LineRange.model_validate_json(value or b"", strict=True)
     except ValidationError:
         raise InvalidRange("the record does not name a batch and a range of lines") from None
-
-
-class LineCut(WireModel):
-    """A range of lines within one file."""
-
-    first: int
-    lines: int
-    start: int
-    length: int
-    skipped: tuple[SkippedLine, ...] = ()
 
 
 def cut(lines: Iterable[Line], skipped: Mapping[int, SkippedLine] = MappingProxyType({})) -> Iterator[LineCut]:

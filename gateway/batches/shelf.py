@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 from sqlalchemy import Connection
 
@@ -59,13 +58,8 @@ class Shelf:
         try:
             return Draft(identifier, self.blobs.create(identifier), tenant)
         except BlobsAway:
-            self.forget(identifier)
+            self._forget(identifier)
             raise
-
-    async def keep(self, draft: Draft, terms: FileTerms) -> FileRow:
-        """Finish a file: complete its blob, and then its row. Raises ApiError (408, 413), BlobsAway and StoreAway."""
-        await self.storage.run(draft.writer.commit)
-        return await self.store.write(lambda connection: self.store_row(connection, draft, terms))
 
     def store_row(self, connection: Connection, draft: Draft, terms: FileTerms) -> FileRow:
         """Make a file with a complete blob visible. Raises ApiError (408, 413)."""
@@ -86,10 +80,6 @@ class Shelf:
         """Return one page of a tenant's files."""
         return await self.store.read(lambda connection: files.page(connection, tenant, query, purpose, self.now_ms()))
 
-    def content(self, identifier: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Return the pieces of a file's range. Reading the first piece may raise BlobMissing or BlobsAway."""
-        return self.blobs.read(identifier, start, length)
-
     async def delete(self, tenant: str, identifier: str) -> None:
         """Delete a file. Raises ApiError (404, 409)."""
         now_ms = self.now_ms()
@@ -109,7 +99,7 @@ class Shelf:
         """Remove a hidden or unfinished file's blob, then its row; the sweep repeats what fails."""
         try:
             self.blobs.delete(identifier)
-            self.forget(identifier)
+            self._forget(identifier)
         except (BlobError, StoreAway) as error:
             log.warning(
                 "A file's content could not be removed; the sweep tries again.",
@@ -118,7 +108,7 @@ class Shelf:
                 reason=str(error),
             )
 
-    def forget(self, identifier: str) -> None:
+    def _forget(self, identifier: str) -> None:
         """Remove a file's row. Raises StoreAway."""
         self.store.write_now(lambda connection: files.forget(connection, identifier))
 

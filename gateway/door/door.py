@@ -13,8 +13,8 @@ from starlette.requests import Request
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
 from gateway.access.gate import Admitted, Gate
-from gateway.batches.assembly import Assembly
 from gateway.batches.shelf import Shelf
+from gateway.batches.uploads import Assembly
 from gateway.dependency import Dependency
 from gateway.door.fleet_models import FleetModels
 from gateway.door.noted import note_refused_key

@@ -7,12 +7,10 @@ from collections.abc import Collection, Iterable
 
 from starlette.requests import Request
 
-from gateway.batches.paging import PageQuery
+from gateway.batches.paging import PageQuery, page_query
 from gateway.errors import ApiError
 from producers.times import NotATime, parse_time
 
-DEFAULT_LIMIT = 20
-MOST_LIMIT = 100
 _UNIX_SECONDS = re.compile(r"[0-9]{1,11}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
@@ -30,14 +28,9 @@ def only(request: Request, names: Collection[str], prefix: str | None = None) ->
             raise ApiError(400, "unknown_parameter", f"A parameter is unknown; known here: {known}.", param=name[:64])
 
 
-def page(request: Request, default: int = DEFAULT_LIMIT, *, ascending: bool = False) -> PageQuery:
+def page(request: Request) -> PageQuery:
     """Return the page that `limit`, `after` and `order` ask for."""
-    query = request.query_params
-    order = query.get("order", "asc" if ascending else "desc")
-    if order not in ("asc", "desc"):
-        raise invalid("order", "is neither `asc` nor `desc`")
-    limit = number(request, "limit", default, 1, MOST_LIMIT)
-    return PageQuery(query.get("after"), limit, "asc" if order == "asc" else "desc")
+    return page_query(request.query_params)
 
 
 def number(request: Request, name: str, default: int, least: int, most: int) -> int:

@@ -22,7 +22,8 @@ from gateway.errors import StoreAway
 from gateway.store.dialects import storable_json
 
 POOL = 16
-_WRITES = "postback_writes"
+MOVED = "the database was started again or replaced, and Kafka has not yet shown which accepted records it has"
+_WRITES, _HOLD = "postback_writes", "postback_hold"
 _LOCK = 0x706F7374
 """The advisory lock's number: any constant that all gateways share."""
 
@@ -68,7 +69,7 @@ def writing(engine: Engine, hold: Hold | None = None) -> Engine:
 
     While `hold` is set, these transactions cannot add to the outbox.
     """
-    return engine.execution_options(**{_WRITES: True, OPTION: hold})
+    return engine.execution_options(**{_WRITES: True, _HOLD: hold})
 
 
 def take_turn(connection: Connection) -> None:
@@ -153,12 +154,6 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-OPTION = "postback_hold"
-
-
-MOVED = "the database was started again or replaced, and Kafka has not yet shown which accepted records it has"
-
-
 @dataclass(slots=True)
 class Hold:
     """The reasons why this process may not add to the outbox, as phrases; None for a reason that does not apply."""
@@ -196,7 +191,7 @@ class Hold:
 
 def require_no_hold(connection: Connection, *, new_work: bool) -> None:
     """Raise StoreAway if the outbox is on hold in this process."""
-    hold: Hold | None = connection.get_execution_options().get(OPTION)
+    hold: Hold | None = connection.get_execution_options().get(_HOLD)
     reason = None if hold is None else (hold.unknown or hold.full) if new_work else hold.unknown
     if reason is not None:
         raise StoreAway(reason)

@@ -8,9 +8,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from gateway.batches.assembly import Assembly
 from gateway.batches.shelf import Shelf
-from gateway.batches.uploads import UploadCompletion, UploadRequest
+from gateway.batches.uploads import Assembly, UploadCompletion, UploadRequest
 from gateway.blobs.base import BlobMissing, Blobs, BlobsAway
 from gateway.blobs.folder import FolderBlobs, open_blobs
 from gateway.blobs.s3 import PART_BYTES

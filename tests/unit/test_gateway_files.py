@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from gateway.access import Scope
-from gateway.batches.assembly import Assembly
 from gateway.batches.clerk import Clerk
 from gateway.batches.files import PURPOSES, clean_filename
 from gateway.batches.shelf import STORAGE_CALLS, STORAGE_WAITING
-from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, UploadCompletion, UploadRequest
+from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, Assembly, UploadCompletion, UploadRequest
 from gateway.blobs.base import BlobsAway, BlobWriter
 from gateway.blobs.folder import folder_of
 from gateway.blobs.settings import FilesSettings

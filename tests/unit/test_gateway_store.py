@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, Table, create_engine, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from gateway.access.quotas import Work, queued_work, release_answered, reserve
+from gateway.access.quotas import Work, queued_work, reserve
 from gateway.access.tenant_settings import TenantSettings
-from gateway.batches.counting import counting
+from gateway.batches.counting import counting, give_back
 from gateway.store import schema
 from gateway.store.dialects import insert, insert_new, pair_in, storable, storable_json, write_rows
 from gateway.store.engine import cause_of
@@ -404,7 +404,7 @@ FEW = ("SCAN writers", "VIRTUAL TABLE", "CONSTANT ROW")
 
 def test_neither_a_page_of_results_nor_the_retention_reads_a_whole_table(tmp_path: Path) -> None:
     clock = HandClock(10**9)
-    hooks = (counting(clock), release_answered, fanning_out(Topics(), clock))
+    hooks = (counting(clock), give_back, fanning_out(Topics(), clock))
 
     def page(connection: Connection) -> None:
         stored = write_results(connection, [record("a"), record("b"), record(f"{BATCH}.0")])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +24,7 @@ from gateway.access.allowed import OF_A_BODY, OF_A_JOB, OF_A_LINE, check_job, ma
 from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES
 from gateway.access.quotas import (
+    Answered,
     QuotaExceeded,
     Work,
     queued_work,
@@ -167,15 +168,6 @@ def test_the_command_writes_and_shows_settings_and_names_a_wrong_field(tmp_path:
 
 
 # -- quotas --------------------------------------------------------------------------------------------------------
-
-
-class Answered(NamedTuple):
-    """A result as the view passes it."""
-
-    tenant: str
-    job_id: str
-    batch_id: str | None
-    first: bool = True
 
 
 def put_job(store: Store, job_id: str, tokens: int | None, tenant: str = "acme") -> None:

@@ -1,27 +1,33 @@
 """A token (JWT, RFC 7519) becomes a principal. Best practices: RFC 8725.
 
 The header of a token chooses only one of the issuer's published keys. Its `jku`, `x5u`, `jwk` and `x5c` are never read;
-its `alg` must be on the operator's list and fit the key.
+its `alg` must be on the operator's list and fit the key. The keys (JWKS, RFC 7517) are fetched over HTTPS.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
+import requests
 from joserfc import jwt
-from joserfc.jwk import Key
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 from pydantic_core import from_json
 
 from gateway.access.access import is_token
-from gateway.access.oidc.issuer_keys import IssuerKeys
 from gateway.access.oidc.settings import OidcSettings
-from gateway.access.principal import CredentialRefused, Principal, Scope
+from gateway.access.principal import CredentialRefused, IssuerAway, Principal, Scope
+from gateway.dependency import Dependency
 from schemas.job import TENANT_PATTERN
-from telemetry.clock import Clock
+from telemetry.clock import Clock, Deadline
+from telemetry.logs import get_logger
 
 MOST_HEADER_BYTES = 1024
 MOST_KEY_ID = 256
@@ -120,3 +126,144 @@ def _shown(subject: str) -> str:
     if _SHOWABLE.fullmatch(subject):
         return subject
     return "sha256-" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+FETCH_SECONDS = 5.0
+"""Longest time of one fetch, of the configuration or of the keys."""
+MOST_BYTES = 256 * 1024
+MOST_KEYS = 100
+LEAST_RSA_BITS = 2048
+_KINDS: dict[str, type[RSAKey | ECKey | OKPKey]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
+"""Keys of other kinds are skipped, because any reader of a published symmetric key could sign."""
+
+log = get_logger()
+
+
+class IssuerKeys:
+    """The keys of one issuer, by key id. Each process has one such object, and uses it on its event loop."""
+
+    def __init__(self, settings: OidcSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._keys: Mapping[str, Key] = {}
+        self._fetched_at = -math.inf
+        self._asked_at = -math.inf
+        self._fetching: asyncio.Task[None] | None = None
+        self._away = False
+        self._threads = Dependency("issuer of tokens", 1, 0)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._threads.close()
+
+    async def find(self, key_id: str | None) -> Key | None:
+        """Return the key with this id; without an id, return the only key. Returns None if the issuer has no such key.
+
+        Keys are fetched again if they are too old, or if the id is unknown. Raises IssuerAway.
+        """
+        if self._age >= self._settings.keys_seconds:
+            await self._refresh()
+        if self._age >= self._settings.keys_seconds + self._settings.stale_seconds:
+            raise IssuerAway("the issuer of the token does not answer")
+        found = self._known(key_id)
+        if found is None:
+            await self._refresh()
+            found = self._known(key_id)
+        return found
+
+    @property
+    def _age(self) -> float:
+        return self._clock.monotonic() - self._fetched_at
+
+    def _known(self, key_id: str | None) -> Key | None:
+        if key_id is None:
+            return next(iter(self._keys.values())) if len(self._keys) == 1 else None
+        return self._keys.get(key_id)
+
+    async def _refresh(self) -> None:
+        """Fetch the keys once for all requests that wait, unless the issuer was asked just now."""
+        if self._fetching is None:
+            if self._clock.monotonic() - self._asked_at < self._settings.cooldown_seconds:
+                return
+            self._asked_at = self._clock.monotonic()
+            self._fetching = asyncio.create_task(self._fetch(), name="issuer-keys")
+        await asyncio.shield(self._fetching)
+
+    async def _fetch(self) -> None:
+        started = self._clock.monotonic()
+        try:
+            self._keys = await self._threads.run_anyway(fetch_keys, self._settings, self._clock)
+            self._fetched_at = started
+        except IssuerAway as away:
+            self._away = True
+            log.warning(
+                "The issuer's keys cannot be fetched; the last ones count for POSTBACK_ACCESS__OIDC__STALE_SECONDS.",
+                action="issuer-away",
+                reason=str(away),
+            )
+        else:
+            if self._away:
+                self._away = False
+                log.info("The issuer's keys are fetched again.", action="issuer-back")
+        finally:
+            self._fetching = None
+
+
+def fetch_keys(settings: OidcSettings, clock: Clock) -> Mapping[str, Key]:
+    """Return the issuer's usable keys by their id. Blocks for little more than 2 * FETCH_SECONDS. Raises IssuerAway."""
+    with requests.Session() as session:
+        session.trust_env = False  # ignore a .netrc, which could give the operator's passwords to the issuer
+        session.verify = str(settings.ca_file) if settings.ca_file is not None else True
+        url = settings.jwks_url
+        if url is None:
+            found = _get(session, f"{settings.issuer}".rstrip("/") + "/.well-known/openid-configuration", clock)
+            url = found.get("jwks_uri")
+            if found.get("issuer") != settings.issuer or not isinstance(url, str) or not url.startswith("https://"):
+                raise IssuerAway("its configuration names another issuer, or no https URL of keys")
+        keys = _get(session, url, clock).get("keys")
+    if not isinstance(keys, list):
+        raise IssuerAway("its answer is no JWK set")
+    usable = {}
+    for document in keys[:MOST_KEYS]:
+        key = _usable(document)
+        if key is not None:
+            usable[str(document.get("kid", ""))] = key
+    return usable
+
+
+def _get(session: requests.Session, url: str, clock: Clock) -> dict[str, Any]:
+    """Return a JSON object. The whole answer must come within FETCH_SECONDS. Raises IssuerAway."""
+    deadline = Deadline.after(clock, FETCH_SECONDS)
+    content = bytearray()
+    try:
+        with session.get(url, timeout=FETCH_SECONDS, allow_redirects=False, stream=True) as answer:
+            if answer.status_code != 200:
+                raise IssuerAway(f"it answers with status {answer.status_code}")
+            for chunk in answer.iter_content(8192):
+                content += chunk
+                if len(content) > MOST_BYTES or deadline.remaining <= 0:
+                    raise IssuerAway("its answer is too large or too slow")
+        document = from_json(bytes(content))
+    except (requests.RequestException, OSError, ValueError) as error:
+        raise IssuerAway(f"the request failed ({type(error).__name__})") from None
+    if not isinstance(document, dict):
+        raise IssuerAway("its answer is no JSON object")
+    return document
+
+
+def _usable(document: object) -> Key | None:
+    """Return a public key for signatures; None for any other content.
+
+    An unusable key must not make the issuer's other keys unusable.
+    """
+    if not isinstance(document, dict) or document.get("use", "sig") != "sig" or "d" in document:
+        return None
+    kind = _KINDS.get(str(document.get("kty")))
+    if kind is None or (kind is RSAKey and 6 * len(str(document.get("n"))) < LEAST_RSA_BITS):
+        return None
+    try:
+        key = kind.import_key(document)
+        too_short = isinstance(key, RSAKey) and key.public_key.key_size < LEAST_RSA_BITS
+    except (JoseError, ValueError, TypeError, KeyError, OverflowError):
+        return None
+    return None if too_short else key

@@ -17,13 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches.files import FileRow, file_object, file_terms
 from gateway.batches.paging import list_body, page_query
-from gateway.batches.uploads import (
-    PART_BYTES,
-    PartRow,
-    UploadRow,
-    part_object,
-    upload_object,
-)
+from gateway.batches.uploads import PART_BYTES, PartRow, UploadRow, part_object, upload_object
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
@@ -108,7 +102,7 @@ async def content_response(door: Door, row: FileRow, wanted: str | None) -> Resp
             raise ApiError(416, "range_not_satisfiable", message, headers={"content-range": f"bytes */{row.bytes}"})
         status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{row.bytes}"
     headers["content-length"] = str(end - start)
-    pieces: Iterator[bytes] = door.shelf.content(row.id, start, end - start)
+    pieces: Iterator[bytes] = door.shelf.blobs.read(row.id, start, end - start)
     # The first piece is read before the answer begins, so that missing content still gets its own status.
     first = await door.shelf.storage.run(next, pieces, b"")
     return StreamingResponse(_rest(door, first, pieces), status, headers, media_type="application/octet-stream")
