@@ -34,7 +34,7 @@ from workers.engines.online.responses import ResponsesServer, ResponsesSettings
 from workers.engines.online.turns import parted
 from workers.engines.openai_http.answers import ServerAnswer, completion_of
 from workers.engines.openai_http.dialect import OpenAIServer
-from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS, AnswerLimit, Limits, ServerLoad, load_in
+from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS, AnswerLimit, ServerLoad, load_in
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.server import ModelServer, TryAgain, new_session
 from workers.engines.openai_http.settings import OpenAISettings
@@ -167,11 +167,23 @@ def stepped(limit: AnswerLimit, steps: str) -> list[tuple[str, int]]:
     return wrong
 
 
-def told(limits: Limits, *looks: tuple[int, int], in_flight: int = MOST) -> tuple[int, int]:
+class Shown:
+    total = 0.0
+
+    def __call__(self, difference: float) -> None:
+        self.total += difference
+
+
+def slots_of(most: int = MOST) -> Slots:
+    return Slots(most, Shown())
+
+
+def told(slots: Slots, *looks: tuple[int, int], in_flight: int = MOST) -> tuple[int, int]:
     """Take the counts (running, waiting) of each look at the server; return the places and the limit."""
     for running, waiting in looks:
-        limits.told(ServerLoad(running, waiting), in_flight)
-    return limits.places, limits.number
+        slots.taken = in_flight
+        slots.told(ServerLoad(running, waiting))
+    return slots.places, slots.number
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
@@ -248,59 +260,59 @@ FULL = [(64, 192)] * QUEUE_LOOKS
 def test_the_counts_of_a_server_make_the_places_and_the_limit(
     in_flight: int, looks: list[tuple[int, int]], places: int, number: int
 ) -> None:
-    assert told(Limits(MOST), *looks, in_flight=in_flight) == (places, number)
+    assert told(slots_of(), *looks, in_flight=in_flight) == (places, number)
 
 
 def test_a_limit_that_the_server_runs_grows_up_to_the_setting() -> None:
-    limits = Limits(MOST)
-    places, number = told(limits, *FULL)
+    slots = slots_of()
+    places, number = told(slots, *FULL)
     seen = []
     while number < MOST:
-        places, number = told(limits, (number, 0), in_flight=number)
+        places, number = told(slots, (number, 0), in_flight=number)
         seen.append(places)
     assert seen[:3] == [72, 80, 88]
-    assert told(limits, *[(MOST, 0)] * 3) == (MOST, MOST)
+    assert told(slots, *[(MOST, 0)] * 3) == (MOST, MOST)
 
 
 def test_requests_that_the_server_has_not_counted_yet_do_not_raise_the_limit() -> None:
-    limits = Limits(MOST)
-    told(limits, *FULL)
-    assert told(limits, (30, 0), in_flight=72) == (64, 72)
+    slots = slots_of()
+    told(slots, *FULL)
+    assert told(slots, (30, 0), in_flight=72) == (64, 72)
 
 
 @pytest.mark.parametrize("shares", [[256, 16], [256, 256, 256, 256], [8, 100, 200, 31]])
 def test_workers_that_share_a_server_get_equal_parts_and_leave_a_short_queue(shares: list[int]) -> None:
     server = 256
-    workers = [Limits(MOST) for _ in shares]
-    for limits, share in zip(workers, shares, strict=True):
-        told(limits, *[(share, 1)] * QUEUE_LOOKS, in_flight=share)
+    workers = [slots_of() for _ in shares]
+    for slots, share in zip(workers, shares, strict=True):
+        told(slots, *[(share, 1)] * QUEUE_LOOKS, in_flight=share)
     for _ in range(2000):
-        in_flight = [limits.number for limits in workers]
+        in_flight = [slots.number for slots in workers]
         running = min(server, sum(in_flight))
-        for limits, own in zip(workers, in_flight, strict=True):
-            limits.told(ServerLoad(running, sum(in_flight) - running), own)
-    in_flight = [limits.number for limits in workers]
+        for slots, own in zip(workers, in_flight, strict=True):
+            told(slots, (running, sum(in_flight) - running), in_flight=own)
+    in_flight = [slots.number for slots in workers]
     assert server <= sum(in_flight) <= server + 16 * len(shares)
     assert max(in_flight) - min(in_flight) <= server // len(shares) // 4
 
 
 # -- both ----------------------------------------------------------------------------------------------------------
 def test_a_gateway_that_refuses_requests_limits_a_server_that_tells_its_counts() -> None:
-    limits = Limits(MOST)
-    told(limits, (64, 0), in_flight=64)
-    assert stepped(limits.answers, "a1 r=128") == []
-    assert told(limits, (128, 0), in_flight=128) == (128, 128)
+    slots = slots_of()
+    told(slots, (64, 0), in_flight=64)
+    assert stepped(slots.refusals, "a1 r=128") == []
+    assert told(slots, (128, 0), in_flight=128) == (128, 128)
 
 
 def test_a_server_that_tells_its_counts_no_longer_keeps_its_limit_and_may_raise_it_by_answers() -> None:
-    limits = Limits(MOST)
-    told(limits, *FULL)
-    limits.untold()
-    assert (limits.places, limits.number) == (72, 72)
-    limits.untold()
-    assert stepped(limits.answers, "a8=80") == []
-    assert limits.number == 80
-    assert told(limits, (80, 0), in_flight=80) == (MOST, MOST)
+    slots = slots_of()
+    told(slots, *FULL)
+    slots.untold()
+    assert (slots.places, slots.number) == (72, 72)
+    slots.untold()
+    assert stepped(slots.refusals, "a8=80") == []
+    assert slots.number == 80
+    assert told(slots, (80, 0), in_flight=80) == (MOST, MOST)
 
 
 EVENTS = st.one_of(
@@ -316,18 +328,18 @@ EVENTS = st.one_of(
 def test_after_any_counts_and_refusals_the_limit_is_between_one_and_the_setting(
     most: int, events: list[tuple[str, int, int, int]]
 ) -> None:
-    limits = Limits(most)
+    slots = slots_of(most)
     for kind, *numbers in events:
         if kind == "told":
-            limits.told(ServerLoad(numbers[0], numbers[1]), numbers[2])
+            told(slots, (numbers[0], numbers[1]), in_flight=numbers[2])
         elif kind == "untold":
-            limits.untold()
+            slots.untold()
         elif kind == "answered":
-            stepped(limits.answers, f"a{numbers[0]}")
+            stepped(slots.refusals, f"a{numbers[0]}")
         else:
-            limits.answers.timed_out(limits.answers.begin(), numbers[0])
-            limits.answers.refused(limits.answers.begin() - numbers[1], numbers[0])
-        assert 1 <= limits.places <= limits.number <= most
+            slots.refusals.timed_out(slots.refusals.begin(), numbers[0])
+            slots.refusals.refused(slots.refusals.begin() - numbers[1], numbers[0])
+        assert 1 <= slots.places <= slots.number <= most
 
 
 async def test_the_cookies_of_a_server_are_not_kept() -> None:
@@ -339,13 +351,6 @@ async def test_the_cookies_of_a_server_are_not_kept() -> None:
 
 
 # -- slots -----------------------------------------------------------------------------------------------------------
-class Shown:
-    total = 0.0
-
-    def __call__(self, difference: float) -> None:
-        self.total += difference
-
-
 async def held(slots: Slots, begun: list[int], number: int, free: asyncio.Event) -> None:
     async with slots.slot():
         begun.append(number)
@@ -358,7 +363,7 @@ async def settled() -> None:
 
 
 async def test_requests_beyond_the_limit_get_their_turn_in_the_order_of_the_calls() -> None:
-    slots, begun, free = Slots(256, Shown()), list[int](), asyncio.Event()
+    slots, begun, free = slots_of(), list[int](), asyncio.Event()
     tasks = [asyncio.create_task(held(slots, begun, number, free)) for number in range(FIRST + 5)]
     await settled()
     assert (begun, slots.taken) == ([*range(FIRST)], FIRST)
@@ -368,7 +373,7 @@ async def test_requests_beyond_the_limit_get_their_turn_in_the_order_of_the_call
 
 
 async def test_a_raised_limit_lets_waiting_requests_begin_at_once() -> None:
-    slots, begun, free = Slots(256, Shown()), list[int](), asyncio.Event()
+    slots, begun, free = slots_of(), list[int](), asyncio.Event()
     tasks = [asyncio.create_task(held(slots, begun, number, free)) for number in range(40)]
     await settled()
     slots.told(ServerLoad(FIRST, 0))
@@ -379,7 +384,7 @@ async def test_a_raised_limit_lets_waiting_requests_begin_at_once() -> None:
 
 
 async def test_a_lowered_limit_begins_no_request_until_enough_have_ended() -> None:
-    slots, begun = Slots(256, Shown()), list[int]()
+    slots, begun = slots_of(), list[int]()
     frees = [asyncio.Event() for _ in range(FIRST + 1)]
     tasks = [asyncio.create_task(held(slots, begun, number, free)) for number, free in enumerate(frees)]
     await settled()
@@ -395,7 +400,7 @@ async def test_a_lowered_limit_begins_no_request_until_enough_have_ended() -> No
 
 
 async def test_only_answers_while_all_slots_are_taken_raise_the_limit() -> None:
-    slots = Slots(256, Shown())
+    slots = slots_of()
     for _ in range(100):
         async with slots.slot():
             slots.answered()
@@ -423,7 +428,7 @@ def test_cancelled_waits_lose_no_slot_and_no_limit_is_exceeded(seed: int, most: 
     chance = random.Random(seed)
 
     async def walk() -> None:
-        slots, frees, tasks = Slots(most, Shown()), list[asyncio.Event](), list[asyncio.Task[None]]()
+        slots, frees, tasks = slots_of(most), list[asyncio.Event](), list[asyncio.Task[None]]()
         for _ in range(200):
             event = chance.choice(["begin", "begin", "end", "cancel", "refused", "rest"])
             if event == "begin":

@@ -56,7 +56,7 @@ class JobContext:
         return 1000 * (self.enrich_seconds or 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finish:
     """The end of a job's way through this worker."""
 

@@ -130,7 +130,7 @@ A payload may be many times longer, and reading 8 MiB took the event loop 12 s."
 CUT_NOTE = "passages were left out: the prompt was longer than the model's window"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GroundedRequest:
     """A job's prompt or messages after enrichment, with the evidence before the question."""
 

@@ -53,7 +53,7 @@ A server with many requests in flight refuses some of them, and answers others i
 log = get_logger()
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class _Asked:
     """A request in flight."""
 
@@ -75,7 +75,7 @@ class HttpEngine(AddressEngine):
         self._server = server
         self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(self.name).inc)
         self._beside: list[asyncio.Task[None]] = []
-        self._asking: list[_Asked] = []
+        self._asking: set[_Asked] = set()
         self._context_tokens = settings.context_tokens
         self._away = metrics.engine_away.labels(self.name)
         self._answered_at = -math.inf
@@ -135,7 +135,7 @@ class HttpEngine(AddressEngine):
             prompt_room(request, self._context_tokens)  # raises RequestRejected if not even one token fits
         self._require_server()
         asked = _Asked(asyncio.create_task(self._asked(request)), asyncio.get_running_loop().time())
-        self._asking.append(asked)
+        self._asking.add(asked)
         request.abort.stop = asked.answering.cancel
         try:
             completion = await asked.answering
@@ -149,7 +149,7 @@ class HttpEngine(AddressEngine):
             self._note_failure(request, failed)
             raise
         finally:
-            self._asking.remove(asked)
+            self._asking.discard(asked)
         self._note_answer()
         return completion
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from workers.engines.places import Rank, least_waiting
+from workers.engines.places import Rank
 
 FIRST: Final = 16
 """The limit of a server that has neither reported its counts nor answered yet."""
@@ -134,43 +134,6 @@ class CountLimit:
         self._queue.append(ran)
         if len(self._queue) == QUEUE_LOOKS:
             self._rank.step(max(self._queue), is_full=True)
-
-
-class Limits:
-    """The limit of one server, at most `most`. The event loop changes the limit; any thread may read the numbers."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._counts: CountLimit | None = None
-        self.answers = AnswerLimit(FIRST, most)
-
-    @property
-    def places(self) -> int:
-        """The number of requests for which the server generates answers at once."""
-        counts = self._counts
-        return min(counts.places, self.answers.number) if counts is not None else self.answers.number
-
-    @property
-    def number(self) -> int:
-        """The number of requests that the server may have at once: its places, plus the few that wait there."""
-        counts = self._counts
-        if counts is None:
-            return self.answers.number
-        places = counts.places
-        return min(places + least_waiting(places), self.answers.number)
-
-    def told(self, load: ServerLoad, in_flight: int) -> None:
-        """Note the server's counts. Until the server refuses a request, these counts alone set the limit."""
-        if self._counts is None:
-            self._counts = CountLimit(self._most)
-            self.answers.unless_refused(self._most)
-        self._counts.told(load, in_flight)
-
-    def untold(self) -> None:
-        """Forget the counts, which the server no longer reports. From now on, refusals change the present limit."""
-        if self._counts is not None:
-            self.answers.unless_refused(self.number)
-            self._counts = None
 
 
 # -- The counts of a vLLM server, on its page `/metrics` in Prometheus' text format --

@@ -1,4 +1,7 @@
-"""The slots of one server: a request waits for a slot in the worker, and keeps the slot until its answer."""
+"""The slots of one server: a request waits for a slot in the worker, and keeps the slot until its answer.
+
+The server's counts limit the slots, or else its refusals.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from workers.engines.openai_http.limits import Limits, ServerLoad
+from workers.engines.openai_http.limits import FIRST, AnswerLimit, CountLimit, ServerLoad
+from workers.engines.places import least_waiting
 
 
 class Slots:
@@ -18,7 +22,10 @@ class Slots:
 
         `show` is called with each change of the number of slots, for example with +1 for a new slot.
         """
-        self._limits = Limits(most)
+        self._most = most
+        self._counts: CountLimit | None = None
+        """None for a server that reports no counts."""
+        self.refusals = AnswerLimit(FIRST, most)
         self._show = show
         self._shown = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -33,7 +40,17 @@ class Slots:
     @property
     def places(self) -> int:
         """The number of requests for which the server generates answers at once."""
-        return self._limits.places
+        counts = self._counts
+        return min(counts.places, self.refusals.number) if counts is not None else self.refusals.number
+
+    @property
+    def number(self) -> int:
+        """The number of requests that the server may have at once: its places, plus the few that wait there."""
+        counts = self._counts
+        if counts is None:
+            return self.refusals.number
+        places = counts.places
+        return min(places + least_waiting(places), self.refusals.number)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -46,36 +63,41 @@ class Slots:
 
     def begin(self) -> int:
         """Count a request that is sent now, and return its number."""
-        return self._limits.answers.begin()
+        return self.refusals.begin()
 
     def answered(self) -> None:
         """Note an answer to a request that still has its slot."""
-        self._limits.answers.answered(self.taken)
+        self.refusals.answered(self.taken)
         self._changed()
 
     def refused(self, number: int) -> None:
         """Note that the server refused request `number` because it has too many requests."""
-        self._limits.answers.refused(number, self.taken)
+        self.refusals.refused(number, self.taken)
         self._changed()
 
     def restore(self) -> None:
         """Note that the server refused requests because it was away."""
-        self._limits.answers.restore()
+        self.refusals.restore()
         self._changed()
 
     def timed_out(self, number: int) -> None:
         """Note a timeout of request `number`."""
-        self._limits.answers.timed_out(number, self.taken)
+        self.refusals.timed_out(number, self.taken)
         self._changed()
 
     def told(self, load: ServerLoad) -> None:
-        """Note the server's own counts."""
-        self._limits.told(load, self.taken)
+        """Note the server's own counts. Until the server refuses a request, these counts alone set the limit."""
+        if self._counts is None:
+            self._counts = CountLimit(self._most)
+            self.refusals.unless_refused(self._most)
+        self._counts.told(load, self.taken)
         self._changed()
 
     def untold(self) -> None:
-        """Forget the counts, which the server no longer reports."""
-        self._limits.untold()
+        """Forget the counts, which the server no longer reports. From now on, refusals change the present limit."""
+        if self._counts is not None:
+            self.refusals.unless_refused(self.number)
+            self._counts = None
         self._changed()
 
     def open(self) -> None:
@@ -88,7 +110,7 @@ class Slots:
         self._shown = 0
 
     async def _take(self) -> None:
-        if self.taken < self._limits.number and not self._waiting:
+        if self.taken < self.number and not self._waiting:
             self._count(1)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -114,14 +136,14 @@ class Slots:
             self.busy.clear()
 
     def _changed(self) -> None:
-        number = self._limits.number
+        number = self.number
         self._show(number - self._shown)
         self._shown = number
         self._give()
 
     def _give(self) -> None:
         """Give the free slots to the requests that wait."""
-        while self._waiting and self.taken < self._limits.number:
+        while self._waiting and self.taken < self.number:
             turn = self._waiting.popleft()
             if not turn.done():
                 self._count(1)
