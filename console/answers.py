@@ -14,7 +14,7 @@ from console.output import without_lines
 from console.terminal import harmless
 
 if TYPE_CHECKING:
-    from console.ordered import OrderedLines
+    from console.output import OrderedLines
     from producers.newest import Moment
     from producers.receipts import ReceiptEntry
     from producers.results import Settled

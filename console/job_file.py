@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from console.errors import BAD_INPUT, fail, say
-from console.grouped import SHOWN, lines_named, say_by_line, say_more
+from console.failures import SHOWN, lines_named, say_by_line, say_more
 from console.lines import lines_of
 from console.output import begin_anew, written
 from console.settings import checked_text

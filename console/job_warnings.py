@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from console.errors import say
-from console.grouped import say_by_line
+from console.failures import say_by_line
 from console.settings import checked_settings
 
 if TYPE_CHECKING:

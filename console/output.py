@@ -1,4 +1,7 @@
-"""Output files for results. The lines of an earlier run stay in a file until new lines can replace them."""
+"""Output files for results, and their lines in the order of the jobs.
+
+The lines of an earlier run stay in a file until new lines can replace them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from tempfile import TemporaryFile, gettempdir
+from types import TracebackType
+from typing import NamedTuple, Self, TextIO
 
 from console.errors import BAD_INPUT, FAILED, fail
 
@@ -67,3 +72,56 @@ def without_lines(out: TextIO, numbers: Container[int]) -> bool:
 
 def _is_file(out: TextIO) -> bool:
     return stat.S_ISREG(os.fstat(out.fileno()).st_mode)
+
+
+class _Place(NamedTuple):
+    out: TextIO
+    start: int
+    length: int
+
+
+class OrderedLines:
+    """Keeps lines in a temporary file until all have arrived. Each job takes some 200 bytes of memory.
+
+    If a job has several lines, only the last one is written.
+    """
+
+    def __init__(self, job_ids: Iterable[str]) -> None:
+        self._job_ids = job_ids
+        self._file = TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._end = 0
+        self._places: dict[str, _Place] = {}
+
+    def put(self, out: TextIO, line: str, job_id: str) -> None:
+        """Store a job's line, which `write` later writes to `out`."""
+        content = line.encode()
+        with _told_of_disk():
+            self._file.write(content)
+        self._places[job_id] = _Place(out, self._end, len(content))
+        self._end += len(content)
+
+    def write(self) -> None:
+        """Write the stored lines in the order of their jobs, and forget them."""
+        with _told_of_disk():
+            self._file.flush()
+        for job_id in self._job_ids:
+            if (place := self._places.pop(job_id, None)) is not None:
+                self._file.seek(place.start)
+                place.out.write(f"{self._file.read(place.length).decode()}\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # closing fails if the disk is full, which was reported already
+            self._file.close()
+
+
+@contextmanager
+def _told_of_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise fail(f"--ordered: the temporary file in {gettempdir()}: {error.strerror}") from None

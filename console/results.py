@@ -15,8 +15,7 @@ from console.answers import Answers, as_line, as_openai_line
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from console.ledgers import done_offsets
 from console.lines import IDS, named_jobs, tenant_of
-from console.ordered import OrderedLines
-from console.output import begin_anew, written
+from console.output import OrderedLines, begin_anew, written
 from console.progress import INTERRUPTED, bars
 from console.settings import fleet_settings
 from console.terminal import harmless

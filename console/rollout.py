@@ -59,18 +59,18 @@ def start(
     candidate 1, 10, 50 and 100 % of the alias's jobs, and at last the alias.
     """
     quiet_clients()
-    from operators.rollouts import RolloutRefused
-    from operators.rollouts import start as order
+    from operators.rollouts import RolloutRefused, new_order
+    from operators.rollouts import start as begin
     from producers.errors import ProducerError
     from schemas.job import Identifier
 
-    names = {"--alias": alias, "--candidate": candidate}
-    for option, name in names.items():
+    for option, name in (("--alias", alias), ("--candidate", candidate)):
         checked_text(Identifier, name, f"{option}: 1 to 256 printable ASCII characters without spaces")
+    bounds = {"max_jobs": max_jobs, "canary_jobs": canary_jobs, "per_second": per_second, "slower": slower}
+    wanted = new_order(alias=alias, candidate=candidate, sample=sample, **bounds)
     kafka = fleet_settings().kafka
     with telling(ProducerError, RolloutRefused):
-        bounds = {"max_jobs": max_jobs, "canary_jobs": canary_jobs}
-        begun = order(kafka, alias, candidate, sample=sample, per_second=per_second, slower=slower, **bounds)
+        begun = begin(kafka, wanted)
     typer.echo(begun.order.id)
     say(f"the rollout of {candidate} for {alias} has begun; `postback rollout status` shows it")
     _warn_of_unserved(kafka, candidate)

@@ -14,8 +14,7 @@ import typer
 from console import through_gateway
 from console.answers import Answers, as_line, as_text
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
-from console.failures import Failures
-from console.grouped import SHOWN
+from console.failures import SHOWN, Failures
 from console.job_file import checked_jobs, lines_counted
 from console.job_warnings import warn_of_refused, warn_of_unserved
 from console.output import begin_anew, written

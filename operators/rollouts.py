@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from operators.compacted import put_facts
 from producers.scan import Scanner
@@ -56,43 +56,29 @@ def rollouts(settings: KafkaSettings) -> RolloutTable:
     return table
 
 
-def start(
-    settings: KafkaSettings,
-    alias: str,
-    candidate: str,
-    *,
-    sample: float,
-    max_jobs: int,
-    canary_jobs: int,
-    per_second: float,
-    slower: float,
-) -> Rollout:
-    """Order a rollout. Returns when Kafka has the order. Raises RolloutRefused and ProducerError."""
+def new_order(**wanted: Any) -> RolloutOrder:
+    """Return an order with a new id, given now; `wanted` has its other fields. Raises ValidationError."""
+    return RolloutOrder(id=f"ro_{secrets.token_hex(8)}", at=unix_ms(_CLOCK), **wanted)
+
+
+def start(settings: KafkaSettings, wanted: RolloutOrder) -> Rollout:
+    """Order a rollout, with the alias's present model as its primary.
+
+    Returns when Kafka has the order. Raises RolloutRefused and ProducerError.
+    """
     table = rollouts(settings)
-    running = [each for each in table.by_alias.values() if not each.step.is_over]
-    if running:
-        [order] = [each.order for each in running][:1]
+    running = next((each.order for each in table.by_alias.values() if not each.step.is_over), None)
+    if running is not None:
         raise RolloutRefused(
-            f"the rollout of {order.candidate} for {order.alias} is still running, and one runs at a time: "
-            f"`postback rollout abort --alias {order.alias}` ends it"
+            f"the rollout of {running.candidate} for {running.alias} is still running, and one runs at a time: "
+            f"`postback rollout abort --alias {running.alias}` ends it"
         )
-    before = table.by_alias.get(alias)
+    before = table.by_alias.get(wanted.alias)
     primary = model_of(before) if before is not None else None
-    if candidate in (primary, alias):
-        raise RolloutRefused(f"{alias} stands for {candidate} already; name another candidate")
-    order = RolloutOrder(
-        id=f"ro_{secrets.token_hex(8)}",
-        alias=alias,
-        primary=primary,
-        candidate=candidate,
-        sample=sample,
-        max_jobs=max_jobs,
-        canary_jobs=canary_jobs,
-        per_second=per_second,
-        slower=slower,
-        at=unix_ms(_CLOCK),
-    )
-    old = [(key, None) for key in table.records_of(alias)]
+    if wanted.candidate in (primary, wanted.alias):
+        raise RolloutRefused(f"{wanted.alias} stands for {wanted.candidate} already; name another candidate")
+    order = wanted.model_copy(update={"primary": primary})
+    old = [(key, None) for key in table.records_of(order.alias)]
     # The new order comes first: if the old order's steps were withdrawn before it, the old order would begin again.
     put_facts(settings, settings.topics.rollouts, [order_record(order), *old])
     return Rollout(order)

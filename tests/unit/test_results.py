@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from console.answers import Answers, as_line, as_text
 from console.failures import Failures
-from console.ordered import OrderedLines
-from console.output import written
+from console.output import OrderedLines, written
 from producers.newest import Moment, Moments, superseded
 from producers.receipts import ReceiptEntry
 from producers.results import Settled
