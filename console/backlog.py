@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.errors import quiet_clients, telling
-from console.ledgers import done_offsets
 from console.settings import fleet_settings
 from schemas.groups import INFERENCE_GROUP
+from workers.stage.progress import done_offsets
 
 if TYPE_CHECKING:
     from operators.backlog import GroupProgress

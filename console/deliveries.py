@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.errors import FAILED, fail, quiet_clients, telling
-from console.ledgers import done_offsets
 from console.settings import checked_tenant, fleet_settings
 from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
+from workers.stage.progress import done_offsets
 
 if TYPE_CHECKING:
     from operators.deliveries import CallbackStep

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from console.errors import BAD_INPUT, fail, quiet_clients
-from console.ledgers import done_offsets
 from console.roles import HOST, announce, starting
 from console.settings import checked_settings
+from workers.stage.progress import done_offsets
 
 if TYPE_CHECKING:
     from schemas.settings import FleetSettings

@@ -13,7 +13,6 @@ import typer
 
 from console.answers import Answers, as_line, as_openai_line
 from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
-from console.ledgers import done_offsets
 from console.lines import IDS, named_jobs, tenant_of
 from console.output import OrderedLines, begin_anew, written
 from console.progress import INTERRUPTED, bars
@@ -21,6 +20,7 @@ from console.settings import fleet_settings
 from console.terminal import harmless
 from console.through_gateway import GATEWAY, KEY, gateway_client, stored, streamed
 from console.times import HELP, TIME, checked_time
+from workers.stage.progress import done_offsets
 
 if TYPE_CHECKING:
     from postback_client import HttpClient

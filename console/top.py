@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from console.errors import quiet_clients, telling
-from console.ledgers import done_offsets
 from console.settings import checked_settings, fleet_settings
+from workers.stage.progress import done_offsets
 
 _ANSWER_SECONDS = 3.0
 _LARGEST_PAGE = 8 * 1024 * 1024

@@ -43,9 +43,13 @@ class Dependency:
         future.add_done_callback(self._done)
         return await asyncio.wrap_future(future)
 
-    def close(self) -> None:
-        """End the threads, each after its present call."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def submit(self, call: Callable[[], None]) -> None:
+        """Run a call for whose end nothing waits."""
+        self._threads.submit(call)
+
+    def close(self, *, drop: bool = True) -> None:
+        """End the threads, each after its present call; without `drop`, after all calls that wait."""
+        self._threads.shutdown(wait=False, cancel_futures=drop)
 
     def _done(self, _: Future[T]) -> None:
         with self._lock:

@@ -458,6 +458,11 @@ BATCHES = {
 }
 
 GATEWAY = {
+    "alerts-away": Action(
+        "warning",
+        "The console's page of the fleet could not read the alerts of Prometheus; the page says so.",
+        "See the reason in the line: check POSTBACK_GATEWAY__PROMETHEUS_URL, and Prometheus.",
+    ),
     "page-search-failed": Action(
         "warning",
         "A page of the console could not read Kafka; the visitor is told to try again.",

@@ -16,6 +16,7 @@ from gateway.access.gate import Admitted, Gate
 from gateway.batches.shelf import Shelf
 from gateway.batches.uploads import Assembly
 from gateway.dependency import Dependency
+from gateway.door.fleet_frames import FleetFrames
 from gateway.door.fleet_models import FleetModels
 from gateway.door.noted import note_refused_key
 from gateway.door.settings import GatewaySettings
@@ -93,6 +94,8 @@ class Door:
     """Runs the filter's checks."""
     searches: Dependency = field(default_factory=lambda: Dependency("Kafka", SEARCHES_AT_ONCE, 0))
     """Runs the searches of pages in Kafka."""
+    alerts: Dependency = field(default_factory=lambda: Dependency("Prometheus", 1, 2))
+    """Asks Prometheus for alerts."""
     audit: Audit | None = None
     """Writes the audit lines. If None, no audit lines are written."""
     webhooks: Sending | None = None
@@ -101,10 +104,13 @@ class Door:
     """Tells the clerk of batches, if it works in this process, that a batch was created or cancelled."""
     streams: Counter[str] = field(default_factory=Counter)
     """The open streams of events of each tenant."""
+    frames: FleetFrames = field(init=False)
+    """Reads the state of the fleet."""
     assembly: Assembly = field(init=False)
     """Joins uploads to files on the shelf."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", FleetFrames(self.fleet.kafka, self.clock))
         object.__setattr__(self, "assembly", Assembly(self.shelf))
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
@@ -119,7 +125,7 @@ class Door:
 
     def close(self) -> None:
         """End the threads."""
-        for each in (self.screening, self.searches, self.models):
+        for each in (self.screening, self.searches, self.alerts, self.models, self.frames):
             each.close()
 
     async def visit(self, request: Request) -> None:

@@ -77,6 +77,9 @@ class GatewaySettings(BaseSettings):
     """Seconds that a request waits for its answer: `/v1/chat/completions`, `/v1/completions`, `/v1/responses` without
     `background`, and the endpoints for texts such as `/v1/embeddings`. Then the job is cancelled, and the request gets
     status 504."""
+    prometheus_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", max_length=2048)
+    """The URL of the fleet's Prometheus, whose alerts the console's page of the fleet shows, such as
+    `http://prometheus:9090`."""
     session_seconds: int = Field(default=8 * 3600, ge=60, le=30 * 86_400)
     """Seconds after which a browser has to sign in at the console page again."""
     cancel_seconds: float = Field(default=2.0, ge=0, le=60)

@@ -103,7 +103,7 @@ class EndpointPages:
     async def _list(
         self,
         visitor: Visitor,
-        limit: int = query.DEFAULT_LIMIT,
+        limit: int = DEFAULT_LIMIT,
         after: str | None = None,
         *,
         said: str = "",

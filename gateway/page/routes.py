@@ -25,6 +25,7 @@ from gateway.page.asked import asked, identifier_of
 from gateway.page.callbacks import callback_routes, newest_first, resent
 from gateway.page.desk import Desk, Form, ShownPage, going_to, guarded
 from gateway.page.endpoints import endpoint_routes
+from gateway.page.fleet import fleet_routes
 from gateway.page.jobs import job_routes
 from gateway.page.letters import letter_routes
 from gateway.page.overview import overview_routes
@@ -66,6 +67,7 @@ def page_routes(door: Door) -> list[BaseRoute]:
         *letter_routes(door, desk, searches),
         *endpoint_routes(door, desk),
         *search_routes(door, desk),
+        *fleet_routes(door, desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from gateway.dependency import Dependency, DependencyBusy
@@ -23,16 +23,21 @@ class KafkaSearches:
 
     async def run(self, search: Callable[[], T]) -> T:
         """Return the result of a function that blocks. Raises its errors, and ApiError (503) for a ProducerError."""
-        try:
-            return await self._threads.run(search)
-        except DependencyBusy:
-            raise unavailable("busy", "Other pages search Kafka now; try again.") from None
-        except RequestRefused as error:
-            raise unavailable("kafka_refuses", f"Kafka cannot be read: {error}.") from None
-        except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text
-            log.warning(
-                "A page could not read Kafka; the visitor is told to try again.",
-                action="page-search-failed",
-                reason=str(error),
-            )
-            raise unavailable("kafka_away", "Kafka cannot be read now; try again.") from None
+        return await answered(self._threads.run(search))
+
+
+async def answered(search: Awaitable[T]) -> T:
+    """Return the result of a search. Raises its errors, and ApiError (503) for ProducerError and DependencyBusy."""
+    try:
+        return await search
+    except DependencyBusy:
+        raise unavailable("busy", "Other pages search Kafka now; try again.") from None
+    except RequestRefused as error:
+        raise unavailable("kafka_refuses", f"Kafka cannot be read: {error}.") from None
+    except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text
+        log.warning(
+            "A page could not read Kafka; the visitor is told to try again.",
+            action="page-search-failed",
+            reason=str(error),
+        )
+        raise unavailable("kafka_away", "Kafka cannot be read now; try again.") from None

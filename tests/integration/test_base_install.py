@@ -67,7 +67,7 @@ def test_an_authority_issues_without_the_gateways_libraries(tmp_path: Path) -> N
 
 
 def test_the_backlog_is_read_with_the_done_offsets_of_the_ledgers() -> None:
-    modules = "console.backlog, console.ledgers, operators.exporter.exporter, operators.exporter.reading"
+    modules = "console.backlog, operators.exporter.exporter, operators.exporter.reading"
     done = without_extras(f"import {modules}, workers.stage.progress")
     assert (done.returncode, done.stderr) == (0, "")
 

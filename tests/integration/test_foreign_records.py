@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import lz4.frame
 import pytest
 
-from console.ledgers import done_offsets
 from operators.exporter.reading import connected
 from producers.receipts import Receipt, ReceiptEntry, look_up
 from producers.workers import Announced, announced_models
@@ -24,6 +23,7 @@ from schemas.worker import announcement, worker_key, write_announcement
 from telemetry.clock import SystemClock
 from tests.postback_command import environment_of, postback_here
 from tests.record_batches import Header, batch, field, number, produce, record
+from workers.stage.progress import done_offsets
 
 pytestmark = pytest.mark.broker
 

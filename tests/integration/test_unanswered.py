@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from console.ledgers import done_offsets
 from operators import unanswered
 from producers.scan import Scanner
 from tests.fleet_here import FleetHere
 from tests.postback_command import environment_of, postback_here
+from workers.stage.progress import done_offsets
 
 pytestmark = pytest.mark.broker
 

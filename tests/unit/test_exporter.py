@@ -14,7 +14,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from console.ledgers import done_offsets
 from operators.backlog import GroupProgress
 from operators.exporter.exporter import STALE_SECONDS, Exporter
 from operators.exporter.figures import ReadingTime, WorkerPool
@@ -40,6 +39,7 @@ from schemas.worker import LONGEST_ANSWER_SECONDS, announcement, worker_key, wri
 from telemetry.hand_clock import SetClock
 from telemetry.metrics import Metrics
 from tests.unit.test_put_back import HEADERS, KEYS, TIMES, VALUES
+from workers.stage.progress import done_offsets
 
 TOPICS = Topics("t.")
 NOW = 1_800_000_000_000

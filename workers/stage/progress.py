@@ -204,3 +204,14 @@ def _of_holes(data: bytes) -> int:
 
 def _rice(number: int) -> str:
     return "1" * (number >> _RICE_BITS) + f"0{number & (1 << _RICE_BITS) - 1:0{_RICE_BITS}b}"
+
+
+def done_offsets(base: int, metadata: str) -> int:
+    """Return a commit's bitmap of done offsets: bit i stands for offset base + i.
+
+    An unreadable ledger gives an empty bitmap, because the stage then handles every record from the base on again.
+    """
+    try:
+        return Progress.decode(base, metadata).done
+    except UndecodableLedger:
+        return 0

@@ -6,6 +6,7 @@ Screenshots lie in the test's folder.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from devkit.kafka.jars import program
 from devkit.receiver import Behaviour
@@ -138,6 +140,8 @@ def test_every_page_is_shown_without_an_error(
         "callbacks": "/console/callbacks",
         "letters": "/console/letters",
         "endpoints": "/console/endpoints",
+        "search": f"/console/search?q={work.batch}.0",
+        "nothing": "/console/search?q=nothing",
     }
     with signed_in(chromium, tls_gateway, work) as page:
         for name, path in pages.items():
@@ -223,13 +227,116 @@ def test_a_dead_letter_is_put_back_by_a_click_of_its_tenant_and_of_an_admin(
             # The worker rejects the job again after each redrive, which makes one more dead letter.
             eventually(lambda letters=number: rejected() == letters, SECONDS, fleet.last_lines)  # type: ignore[misc]
             page.goto("/console/letters")
-            expect(page.locator("main")).to_contain_text("No job and no callback was given up")
+            expect(page.locator("main")).to_contain_text("No job was refused, and no receiver failed")
             with signed_in(chromium, tls_gateway, Work(key)) as own:
                 own.goto("/console/letters")
                 own.once("dialog", lambda dialog: dialog.accept())
                 own.locator("tr", has_text="rejected").get_by_role("button", name="Redrive").click()
                 expect(own.get_by_role("status").first).to_have_text("The letter is put back.", timeout=SECONDS * 1000)
             assert len(fleet.read(fleet.kafka.topics.redriven)) == number
+
+
+def test_an_endpoint_is_registered_tested_disabled_rotated_and_deleted_by_clicks(
+    chromium: Browser, tls_gateway: Gateway
+) -> None:
+    fleet, work = tls_gateway.product, Work(tls_gateway.key("hooked"))
+    fleet.callbacks.tenants = (TENANT, "hooked")
+    fleet.callbacks.up()
+
+    def received() -> int:
+        return sum(one.event["type"] == "batch.expired" for one in list(fleet.callbacks.received))
+
+    def verify(secret: str) -> None:
+        [*_, one] = [one for one in list(fleet.callbacks.received) if one.event["type"] == "batch.expired"]
+        Webhook(secret).verify(one.body, one.headers)
+
+    with signed_in(chromium, tls_gateway, work) as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.goto("/console/endpoints")
+        page.get_by_text("Register an endpoint").click()
+        page.get_by_label("Name").fill("Clicked")
+        page.get_by_label("URL").fill("ftp://wrong.example")
+        page.get_by_label("batch.completed").check()
+        page.get_by_role("button", name="Register").click()
+        expect(page.get_by_role("alert")).to_contain_text("url: must not be called")
+        page.get_by_label("URL").fill(fleet.callbacks.url)
+        page.get_by_role("button", name="Register").click()
+        first = page.locator(".secret").inner_text()
+
+        def test_event() -> None:
+            seen = received()
+            page.goto("/console/endpoints")
+            page.get_by_label("Type of the test event").select_option("batch.expired")
+            page.get_by_role("button", name="Send a test").click()
+            expect(page.get_by_role("status").first).to_contain_text("batch.expired with status")
+            assert received() == seen + 1
+
+        test_event()
+        verify(first)
+        page.goto("/console/endpoints")
+        page.get_by_label("the old one signs").uncheck()
+        page.get_by_role("button", name="New secret").click()
+        second = page.locator(".secret").inner_text()
+        test_event()
+        verify(second)
+        with pytest.raises(WebhookVerificationError):
+            verify(first)
+        for button, state in (("Disable", "disabled"), ("Enable", "enabled")):
+            page.get_by_role("button", name=button).click()
+            expect(page.locator(".endpoint .state")).to_have_text(state)
+        page.get_by_role("button", name="Delete").click()
+        expect(page.locator("#live")).to_have_text("There is no webhook endpoint here.", use_inner_text=True)
+    work.problems = [problem for problem in work.problems if "status of 400" not in problem]
+    assert work.problems == []
+
+
+def test_the_header_finds_a_batchs_line_and_a_list_follows_without_taking_a_choice_away(
+    chromium: Browser, tls_gateway: Gateway, work: Work
+) -> None:
+    work.problems.clear()
+    with signed_in(chromium, tls_gateway, work) as page:
+        page.get_by_label("Search", exact=True).fill("2")
+        page.get_by_label("Search", exact=True).press("Enter")
+        page.wait_for_url(f"**/console/job?id={work.batch}.2")
+        page.get_by_label("Search", exact=True).fill("in.jsonl")
+        page.get_by_label("Search", exact=True).press("Enter")
+        expect(page.locator(f"[title='{work.batch}']")).to_be_visible()
+
+        page.goto("/console/endpoints")
+        choice = page.get_by_label("Type of the test event")
+        choice.select_option("batch.failed")
+        endpoint = {"name": "Beside", "url": tls_gateway.product.callbacks.url, "event_types": ["batch.failed"]}
+        with page.expect_request("**/console/endpoints", timeout=1000 * SECONDS) as _:
+            choice.select_option("batch.completed")
+            made = tls_gateway.post("/v1/webhook_endpoints", work.key, json=endpoint).json()
+            page.locator("h1").click()
+        expect(page.locator(".endpoint")).to_have_count(2, timeout=1000 * SECONDS)
+        choice.first.select_option("inference.failed")
+        tls_gateway.request("DELETE", f"/v1/webhook_endpoints/{made['id']}", work.key)
+        page.wait_for_timeout(6000)
+        expect(choice.first).to_have_value("inference.failed")
+        expect(page.locator(".endpoint")).to_have_count(2)
+        times = page.locator(".endpoint time").first
+        expect(times).to_have_attribute("title", re.compile(r"UTC$"))
+    assert work.problems == []
+
+
+def test_an_admin_sees_the_fleet_in_every_size(
+    chromium: Browser, tls_gateway: Gateway, work: Work, tmp_path: Path
+) -> None:
+    ops = Work(tls_gateway.key("ops", scopes="admin"))
+    with signed_in(chromium, tls_gateway, ops) as page:
+        page.goto("/console/fleet")
+        expect(page.locator("main")).to_contain_text("small")
+        expect(page.locator("[data-figure=workers]")).to_have_text("1")
+        for size, scheme in product(SIZES, SCHEMES):
+            page.set_viewport_size({"width": SIZES[size], "height": 800})
+            page.emulate_media(color_scheme=scheme)
+            page.screenshot(path=tmp_path / f"fleet-{size}-{scheme}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]
+        tls_gateway.post("/v1/jobs", work.key, json={"prompt": "counted in the last minute"})
+        expect(page.locator("tr", has_text="job").filter(has_text="succeeded")).to_be_visible(timeout=SECONDS * 1000)
+    assert ops.problems == []
 
 
 def test_a_session_ends_with_its_key_and_the_open_page_goes_to_the_sign_in(
