@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, select
 from gateway.errors import ApiError, not_found
 
 _IDS = {"file": re.compile(r"file-[A-Za-z0-9_-]{1,58}"), "batch": re.compile(r"batch_[A-Za-z0-9_-]{1,58}")}
+DEFAULT_LIMIT = 20
 _LIMIT = re.compile(r"[0-9]{1,6}")
 
 
@@ -41,7 +42,9 @@ class RowPage:
     has_more: bool
 
 
-def page_query(said: Mapping[str, str], *, most: int = 100, default: int = 20, kind: str | None = None) -> PageQuery:
+def page_query(
+    said: Mapping[str, str], *, most: int = 100, default: int = DEFAULT_LIMIT, kind: str | None = None
+) -> PageQuery:
     """Read `after`, `limit` and `order` of a query string. Raises ApiError (400, 404).
 
     With a `kind`, `after` has the form of its ids, and may name an object that was deleted meanwhile.

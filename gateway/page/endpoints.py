@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
+from gateway.batches.paging import DEFAULT_LIMIT
 from gateway.door import query
 from gateway.door.door import Door
 from gateway.door.noted import note_objects, note_reason

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from console.ledgers import done_offsets
 from operators.unanswered import look_into_lanes
 from producers.scan import Scanner
 from producers.times import show_time
 from tests.postback_command import environment_of, postback_here
 from tests.product import Product, eventually
+from workers.stage.progress import done_offsets
 
 pytestmark = pytest.mark.broker
 
