@@ -243,7 +243,14 @@ def test_a_gateway_does_its_work_with_the_operations_of_the_table(fleet_here: Fl
         eventually(lambda: len(fleet_here.dead_letters()) > before, 60, door.role.said)
         assert "The letter is put back." in redriven_by_the_page(door, key)
         assert len(fleet_here.read(redriven)) == marks + 1
+        assert "Jobs a second" in fleet_by_the_page(door)
         assert "AUTHORIZATION" not in door.role.said()
+
+
+def fleet_by_the_page(door: Gateway) -> str:
+    """Sign in at the console page as an operator, and return the text of the page of the fleet."""
+    door.post("/console/sign-in", data={"credential": door.key("ops", scopes="admin")})
+    return door.get("/console/fleet").text
 
 
 def redriven_by_the_page(door: Gateway, key: str) -> str:
