@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.errors import FAILED, fail, quiet_clients, telling
+from console.errors import FAILED, asking_kafka, fail
 from console.ledgers import done_offsets
 from console.settings import checked_tenant, fleet_settings
 from console.terminal import harmless
@@ -34,17 +34,15 @@ def deliveries(
 
     Exit status: 0 if Kafka still has records of the callback, 1 if it has none.
     """
-    quiet_clients()
     from operators.deliveries import deliveries as read
     from operators.unanswered import look_into_lanes
-    from producers.errors import ProducerError
     from producers.scan import Scanner
 
     since_ms = checked_time("--since", since)
     tenant = checked_tenant(tenant) if tenant is not None else None
     kafka = fleet_settings().kafka
     look = None
-    with telling(ProducerError), Scanner(kafka) as scanner:
+    with asking_kafka(), Scanner(kafka) as scanner:
         steps = read(kafka, scanner, wanted, tenant, since_ms)
         if not steps:
             look = look_into_lanes(kafka, scanner, done_offsets, {wanted}, tenant)
