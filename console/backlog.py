@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.errors import quiet_clients, telling
+from console.errors import asking_kafka
 from console.settings import fleet_settings
 from schemas.groups import INFERENCE_GROUP
 from workers.stage.progress import done_offsets
@@ -31,11 +31,9 @@ def backlog(
     The command only reads Kafka, so it works without running workers. A topic's offsets are the sums over its
     partitions. The backlog also counts transaction markers, until the partition's reader has passed them.
     """
-    quiet_clients()
     from operators.backlog import standings
-    from producers.errors import ProducerError
 
-    with telling(ProducerError):
+    with asking_kafka():
         topics = [_summary(list(each)) for _, each in groupby(standings(fleet_settings().kafka), _topic)]
     jobs = sum(each["backlog"] for each in topics if each["group"] == INFERENCE_GROUP)
     total = sum(each["backlog"] for each in topics)

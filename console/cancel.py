@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from console.audited import audited
-from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.errors import BAD_INPUT, FAILED, asking_kafka, fail, say
 from console.lines import IDS, named_jobs, tenant_of
 from console.settings import fleet_settings
 from console.through_gateway import GATEWAY, KEY, gateway_client
@@ -31,10 +31,8 @@ def cancel(
     An id stays cancelled for eight days, longer than a job can live. To use the id for a new job, take the
     cancellation back with --undo. `postback dead-letters redrive` does not put back dead letters of cancelled jobs.
     """
-    quiet_clients()
     from operators.cancel import cancel as put
     from operators.cancel import take_back
-    from producers.errors import ProducerError
 
     if not job_ids and ids is None:
         raise fail("say which jobs: ID or --ids", BAD_INPUT)
@@ -46,7 +44,7 @@ def cancel(
         return
     whose, wanted = tenant_of(named, tenant), list(named.entries)
     action = "takeBackCancellation" if undo else "cancelJob"
-    with audited(action, "change", whose, wanted), telling(ProducerError):
+    with audited(action, "change", whose, wanted), asking_kafka():
         (take_back if undo else put)(fleet_settings().kafka, whose, wanted)
     undone = f"{len(wanted)} cancellations are taken back; jobs of these ids are answered again"
     say(undone if undo else f"{len(wanted)} jobs are to be cancelled, unless they have a result already")

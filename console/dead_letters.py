@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.audited import audited
-from console.errors import FAILED, fail, quiet_clients, say, telling
+from console.errors import FAILED, asking_kafka, fail, say
 from console.putting_back import Asked, DryRun, Yes, end
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.terminal import harmless
@@ -180,25 +180,21 @@ def _filter(
 @contextmanager
 def opened_letters() -> Iterator[DeadLetters]:
     """Yield the fleet's dead letters. On a ProducerError, report it and exit."""
-    quiet_clients()
     from operators.dead_letters import DeadLetters
-    from producers.errors import ProducerError
     from producers.scan import Scanner
     from telemetry.clock import SystemClock
 
     kafka, clock = fleet_settings().kafka, SystemClock()
-    with telling(ProducerError), Scanner(kafka, clock) as scanner:
+    with asking_kafka(), Scanner(kafka, clock) as scanner:
         yield DeadLetters(kafka, scanner, clock)
 
 
 @contextmanager
 def _producer() -> Iterator[PutBack]:
-    quiet_clients()
     from operators.dead_letters import REDRIVE
     from operators.put_back import PutBack
-    from producers.errors import ProducerError
 
-    with telling(ProducerError), PutBack(fleet_settings().kafka, REDRIVE) as back:
+    with asking_kafka(), PutBack(fleet_settings().kafka, REDRIVE) as back:
         yield back
 
 

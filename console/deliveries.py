@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.errors import FAILED, fail, quiet_clients, telling
+from console.errors import FAILED, asking_kafka, fail
 from console.settings import checked_tenant, fleet_settings
 from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
@@ -34,10 +34,8 @@ def deliveries(
 
     Exit status: 0 if Kafka still has records of the callback, 1 if it has none.
     """
-    quiet_clients()
     from operators.deliveries import deliveries as read
     from operators.unanswered import look_into_lanes
-    from producers.errors import ProducerError
     from producers.scan import Scanner
     from producers.times import show_time
 
@@ -45,7 +43,7 @@ def deliveries(
     tenant = checked_tenant(tenant) if tenant is not None else None
     kafka = fleet_settings().kafka
     look = None
-    with telling(ProducerError), Scanner(kafka) as scanner:
+    with asking_kafka(), Scanner(kafka) as scanner:
         steps = read(kafka, scanner, wanted, tenant, since_ms)
         if not steps:
             look = look_into_lanes(kafka, scanner, done_offsets, {wanted}, tenant)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.errors import fail, quiet_clients, say, telling
+from console.errors import asking_kafka, fail, say
 from console.settings import checked_tenant, checked_text, fleet_settings
 from console.terminal import harmless
 
@@ -36,12 +36,10 @@ def list_endpoints(
 
     Postback calls every endpoint that is not in the list.
     """
-    quiet_clients()
     from operators.endpoints import known_endpoints
-    from producers.errors import ProducerError
 
     wanted = checked_tenant(tenant) if tenant is not None else None
-    with telling(ProducerError):
+    with asking_kafka():
         known = known_endpoints(fleet_settings().kafka).values()
     found = [record for record in known if wanted in (None, record.tenant)]
     if as_json:
@@ -55,13 +53,11 @@ def list_endpoints(
 @app.command()
 def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
     """Call disabled endpoints again. Kept events stay dead letters until `dead-letters redrive` puts them back."""
-    quiet_clients()
     from operators.endpoints import disabled_endpoints
-    from producers.errors import ProducerError
     from schemas.endpoint import EndpointState
 
     tenant, kafka = checked_tenant(tenant), fleet_settings().kafka
-    with telling(ProducerError):
+    with asking_kafka():
         disabled = disabled_endpoints(kafka)
     others = [url for url in urls if (tenant, url) not in disabled]
     if others:
@@ -74,7 +70,6 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
 @app.command()
 def disable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> None:
     """Stop calling endpoints: their events become dead letters until the endpoints are enabled."""
-    quiet_clients()
     from schemas.endpoint import EndpointState
 
     _put(checked_tenant(tenant), [_checked_url(url) for url in urls], EndpointState.DISABLED, as_json=as_json)
@@ -82,14 +77,13 @@ def disable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> 
 
 def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -> None:
     from operators.endpoints import put_endpoints
-    from producers.errors import ProducerError
     from schemas.endpoint import DisabledBecause, EndpointRecord, EndpointState
     from telemetry.clock import SystemClock
 
     reason = DisabledBecause.OPERATOR if state is EndpointState.DISABLED else None
     at = round(SystemClock().time() * 1000)
     records = [EndpointRecord(tenant=tenant, url=url, state=state, at=at, reason=reason) for url in urls]
-    with telling(ProducerError):
+    with asking_kafka():
         put_endpoints(fleet_settings().kafka, records)
     for record in records:
         if as_json:

@@ -66,6 +66,16 @@ def telling(*errors: type[Exception], code: int = FAILED) -> Iterator[None]:
 
 
 @contextmanager
+def asking_kafka(*others: type[Exception]) -> Iterator[None]:
+    """End the command if the block raises a ProducerError or one of these errors; the Kafka clients log nothing."""
+    from producers.errors import ProducerError
+
+    quiet_clients()
+    with telling(ProducerError, *others):
+        yield
+
+
+@contextmanager
 def needing(extra: str) -> Iterator[None]:
     """If a package that the block imports is missing, end the command and name the extra that installs it."""
     try:

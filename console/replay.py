@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
+from console.errors import BAD_INPUT, asking_kafka, fail, say
 from console.putting_back import Asked, DryRun, Yes, end
 from console.settings import checked_endpoint, checked_tenant, fleet_settings
 from console.times import HELP, TIME, checked_time
@@ -76,9 +76,7 @@ def replay(
     Exit status: 0 done, 1 a named result cannot be sent or is missing, or the answer at the terminal was no, 2 wrong
     options.
     """
-    quiet_clients()
     from operators.replay import Replay
-    from producers.errors import ProducerError
     from producers.scan import Scanner
     from producers.selection import Selection
     from telemetry.clock import SystemClock
@@ -100,7 +98,7 @@ def replay(
         waiting=waiting,
     )
     kafka, clock = fleet_settings().kafka, SystemClock()
-    with telling(ProducerError), Scanner(kafka, clock) as scanner:
+    with asking_kafka(), Scanner(kafka, clock) as scanner:
         chosen = Replay(kafka, scanner, selection, clock)
 
         def act(told: Callable[[int], None]) -> Counts:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from console.errors import BAD_INPUT, fail, quiet_clients, say, telling
+from console.errors import BAD_INPUT, asking_kafka, fail, say
 from console.settings import checked_text, fleet_settings
 from console.terminal import harmless
 
@@ -58,10 +58,8 @@ def start(
     Start the candidate with `postback worker --shadow`. Workers then abort the rollout by themselves, or give the
     candidate 1, 10, 50 and 100 % of the alias's jobs, and at last the alias.
     """
-    quiet_clients()
     from operators.rollouts import RolloutRefused, new_order
     from operators.rollouts import start as begin
-    from producers.errors import ProducerError
     from schemas.job import Identifier
 
     for option, name in (("--alias", alias), ("--candidate", candidate)):
@@ -69,7 +67,7 @@ def start(
     bounds = {"max_jobs": max_jobs, "canary_jobs": canary_jobs, "per_second": per_second, "slower": slower}
     wanted = new_order(alias=alias, candidate=candidate, sample=sample, **bounds)
     kafka = fleet_settings().kafka
-    with telling(ProducerError, RolloutRefused):
+    with asking_kafka(RolloutRefused):
         begun = begin(kafka, wanted)
     typer.echo(begun.order.id)
     say(f"the rollout of {candidate} for {alias} has begun; `postback rollout status` shows it")
@@ -89,12 +87,10 @@ def status(
 
     The page of --report has answers of jobs: protect the page as you protect results.
     """
-    quiet_clients()
     from operators.rollouts import judged
-    from producers.errors import ProducerError
 
     kafka = fleet_settings().kafka
-    with telling(ProducerError):
+    with asking_kafka():
         found = [judged(kafka, each) for each in _rollouts(kafka).values() if alias in (None, each.order.alias)]
     if report is not None:
         from console.rollout_report import page
@@ -129,12 +125,10 @@ def abort(alias: Alias = None) -> None:
 
 
 def _end(alias: str | None, step: Step) -> None:
-    quiet_clients()
     from operators.rollouts import RolloutRefused, end
-    from producers.errors import ProducerError
 
     kafka = fleet_settings().kafka
-    with telling(ProducerError, RolloutRefused):
+    with asking_kafka(RolloutRefused):
         rollout = _named(_rollouts(kafka), alias)
         end(kafka, rollout, step)
     say(f"the rollout of {rollout.order.candidate} for {rollout.order.alias} is {step}")

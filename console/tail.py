@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from console.deliveries import timeline
-from console.errors import quiet_clients, telling
+from console.errors import asking_kafka
 from console.settings import checked_tenant, fleet_settings
 from console.terminal import harmless
 from console.times import HELP, TIME, checked_time
@@ -33,13 +33,11 @@ def tail(
 
     The command reads Kafka and joins no group, so it takes nothing from the fleet. Prompts and answers are not shown.
     """
-    quiet_clients()
     from operators.tail import EventFilter, Tail
-    from producers.errors import ProducerError
 
     since_ms = checked_time("--since", since)
     wanted = EventFilter(checked_tenant(tenant) if tenant is not None else None, job, model, outcome)
-    with telling(ProducerError):
+    with asking_kafka():
         try:
             with Tail(fleet_settings().kafka, wanted, since_ms) as events:
                 left = limit

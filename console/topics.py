@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from console.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from console.errors import BAD_INPUT, FAILED, asking_kafka, fail, say
 from console.settings import fleet_settings
 
 if TYPE_CHECKING:
@@ -48,16 +48,14 @@ def create(
 
     Exit status: 0 done, 1 failed, or the configuration of an existing topic may lose records.
     """
-    quiet_clients()
     from operators.topics import configure_groups, create_topics
-    from producers.errors import ProducerError
     from schemas.topics import is_engine_lane
 
     if not all(map(is_engine_lane, engine or ())):
         raise fail("--engine: 1 to 64 letters, digits, `_` or `-`, and none of batch, shadow and spare", BAD_INPUT)
     changes = {"partitions": partitions, "replication_factor": replication_factor}
     kafka = fleet_settings().kafka.model_copy(update={name: value for name, value in changes.items() if value})
-    with telling(ProducerError):
+    with asking_kafka():
         report = create_topics(kafka, engines=engine or (), raise_partitions=raise_partitions, fix_config=fix_config)
         _report_topics(report)
         _report_groups(configure_groups(kafka))

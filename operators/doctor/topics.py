@@ -51,7 +51,7 @@ NEEDED: dict[str, dict[str, frozenset[str]]] = {
         "job_control": frozenset({"READ", "WRITE"}),
         "callback_endpoints": frozenset({"READ"}),
         "callback_events": frozenset({"READ", "WRITE"}),
-        "callback_retries.*": frozenset({"WRITE"}),
+        "callback_retries.*": frozenset({"READ", "WRITE"}),
         "callback_attempts": frozenset({"READ"}),
         "model_results": frozenset({"READ", "WRITE"}),
         "fleet_workers": frozenset({"READ"}),

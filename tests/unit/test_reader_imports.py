@@ -83,9 +83,7 @@ def main() -> None:
     import tests.unit.office_files  # noqa: F401 - not part of the reader
 
     work(extractor)
-    json.dump(
-        sorted(name for name in set(sys.modules) - before if not name.startswith(("devkit", "tests"))), sys.stdout
-    )
+    json.dump(sorted(name for name in set(sys.modules) - before if not name.startswith(("bench", "tests"))), sys.stdout)
 
 
 if __name__ == "__main__":
