@@ -35,6 +35,11 @@ from gateway.door.proxies import TrustedProxies
 from gateway.door.settings import GatewaySettings
 from gateway.errors import ApiError
 
+MOST_PIPELINED = 16
+"""The maximum number of requests that may wait behind the running one.
+
+When so many wait, later input is ignored, and the connection ends after the answers to the waiting requests.
+"""
 MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
@@ -95,6 +100,7 @@ class DoorConnection(HttpToolsProtocol):
         self._idle_since: float | None = None
         self._sending: Pace | None = None
         self._closing_since: float | None = None
+        self._running: Cycle | None = None
         self._deaf = False
         """True if further input is discarded."""
         self._peer_ended = False
@@ -116,7 +122,11 @@ class DoorConnection(HttpToolsProtocol):
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let the running request notice that its client is gone."""
+        """Drop the waiting requests, and let the running request notice that its client is gone."""
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
         self._lost()
 
@@ -162,13 +172,7 @@ class DoorConnection(HttpToolsProtocol):
     # -- the parser's events ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin a request's head. Raises RefusedHeadError before the response to an earlier request is complete.
-
-        Then the connection ends after that response: no client that is known pipelines requests.
-        """
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._end_after_response()
-            raise RefusedHeadError
+        """Begin a request's head."""
         super().on_message_begin()
         self._in_head = True
         self._head_bytes, self._field_bytes = 1, 0
@@ -191,7 +195,7 @@ class DoorConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request."""
+        """Start the request, or queue the request behind the running one."""
         version = self.parser.get_http_version()
         self.scope["http_version"] = version
         method = self.scope["method"] = self.parser.get_method().decode("ascii")
@@ -204,8 +208,18 @@ class DoorConnection(HttpToolsProtocol):
             cast("dict[str, Any]", self.scope)[PEER] = self._peer
         self._in_head, self._head_since, self._unseen = False, None, 0
         self._body, self._body_bytes = _pace(self._limits, self.loop.time(), 0), 0
-        self.cycle = self._new_cycle(version)
-        self._start_asgi_task(self.cycle, self.app)
+        before, self.cycle = self.cycle, self._new_cycle(version)
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+            return
+        self.flow.pause_reading()
+        self.pipeline.appendleft((self.cycle, self.app))
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _new_cycle(self, version: str) -> Cycle:
         return Cycle(
@@ -232,26 +246,29 @@ class DoorConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End a request's body."""
         self._body = None
-        if self._linger is None:
+        if self._linger is not None:
+            self.transport.close()
+        else:
             super().on_message_complete()
-            return
-        self.transport.close()
-        self._deaf = True
-        raise RefusedHeadError  # stops the parser: later input on this connection gets no answer
+        if self._linger is not None or len(self.pipeline) >= MOST_PIPELINED:
+            self._deaf = True
+            raise RefusedHeadError  # stops the parser: later input on this connection gets no answer
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Start the next waiting request, or wait for a request."""
         self.server_state.total_requests += 1
         if self.transport.is_closing() or self._linger is not None:
             return
         self.flow.resume_reading()
-        if self._head_since is None:
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._head_since is None:
             self._idle_since = self.loop.time()
 
     def _refuse(self, error: ApiError) -> None:
-        """Refuse all further input. A running request is answered first."""
+        """Refuse all further input. Earlier requests are answered first."""
         already, self._deaf = self._deaf, True
         cycle = cast("Cycle | None", self.cycle)
         if already or self._linger is not None or self.transport.is_closing():
@@ -266,7 +283,7 @@ class DoorConnection(HttpToolsProtocol):
         self._finish()
 
     def _end_after_response(self) -> None:
-        """Answer the running request, and discard all input after it, as after an `Upgrade` (RFC 9110, section 7.8)."""
+        """Ignore an `Upgrade`: answer the request, and discard all input after it (RFC 9110, section 7.8)."""
         self._deaf = True
         if self.cycle is not None:
             self.cycle.keep_alive = False
@@ -292,8 +309,8 @@ class DoorConnection(HttpToolsProtocol):
         Streams of events end at once.
         """
         super().shutdown()
-        if self.cycle is not None:
-            cast("Cycle", self.cycle).end_events()
+        if self._running is not None:
+            self._running.end_events()
 
     # -- the clock -------------------------------------------------------------------------------------------------
 

@@ -82,8 +82,8 @@ def test_a_client_that_sends_nothing_is_disconnected(served: Served) -> None:
 
 
 def test_a_head_that_never_ends_gets_408(served: Served) -> None:
-    heads = [b"G", GET, GET + b"X: a", b"GET /hello\r\n"]
-    assert [statuses_in(answer) for answer in talked(served, heads)] == [[408]] * 4
+    heads = [b"G", GET, GET + b"X: a", b"GET /hello\r\n", GET + b"\r\n" + GET]
+    assert [statuses_in(answer) for answer in talked(served, heads)] == [[408]] * 4 + [[200, 408]]
 
 
 def test_a_head_that_comes_a_byte_at_a_time_gets_408(served: Served) -> None:
