@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -60,7 +61,10 @@ def fleet_routes(door: Door, desk: Desk) -> list[Route]:
         if url is None:
             return "Set POSTBACK_GATEWAY__PROMETHEUS_URL to see the alerts of Prometheus here."
         try:
-            return await door.alerts.run(fetch_alerts, url, clock)
+            async with asyncio.timeout(2 * FETCH_SECONDS):
+                return await door.alerts.run(fetch_alerts, url, clock)
+        except TimeoutError:
+            return "The alerts cannot be read now: Prometheus is too slow."
         except (AlertsAway, DependencyBusy) as error:
             log.warning("The alerts cannot be read; the page says so.", action="alerts-away", reason=str(error))
             return f"The alerts cannot be read now: {error}."
@@ -80,6 +84,7 @@ def fleet_routes(door: Door, desk: Desk) -> list[Route]:
 def fetch_alerts(url: str, clock: Clock) -> list[Alert]:
     """Return the newest alerts. Blocks for little more than FETCH_SECONDS. Raises AlertsAway."""
     import requests  # most gateways have no Prometheus
+    from urllib3.exceptions import HTTPError
 
     deadline, content = Deadline.after(clock, FETCH_SECONDS), bytearray()
     try:
@@ -89,12 +94,12 @@ def fetch_alerts(url: str, clock: Clock) -> list[Alert]:
             with session.get(address, timeout=FETCH_SECONDS, allow_redirects=False, stream=True) as answer:
                 if answer.status_code != 200:
                     raise AlertsAway(f"Prometheus answers with status {answer.status_code}")
-                for chunk in answer.iter_content(8192):
+                while chunk := answer.raw.read1(8192, decode_content=True):  # returns what has arrived
                     content += chunk
                     if len(content) > MOST_BYTES or deadline.passed:
                         raise AlertsAway("the answer is too large or too slow")
         return alerts_of(from_json(bytes(content)))
-    except (requests.RequestException, OSError, ValueError) as error:
+    except (requests.RequestException, HTTPError, OSError, ValueError) as error:
         raise AlertsAway(f"the request failed ({type(error).__name__})") from None
 
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
+from gateway.access.recent import Recent
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
 from gateway.errors import conflict, not_found
@@ -40,6 +41,8 @@ if TYPE_CHECKING:  # kafka-python is imported by the first search, since it take
 
 DAYS: Final = 7
 """The page searches the letters of this many days."""
+FRESH_SECONDS: Final = 2.0
+"""Time for which the letters that were read are shown again."""
 MOST_SHOWN: Final = 100
 MOST_SECONDS: Final = 60.0
 """Longest search. Without a limit, other tenants' many letters could make a page take for ever."""
@@ -95,8 +98,14 @@ def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route
     """Return the routes of dead letters."""
     kafka, clock = door.fleet.kafka, door.clock
 
+    async def read_newest(tenant: str | None) -> NewestLetters:
+        return await searches.run(partial(newest_letters, kafka, clock, tenant))
+
+    # A reading may take a minute, and every open page asks each half minute: they share one.
+    recent = Recent(read_newest, FRESH_SECONDS, clock)
+
     async def several(request: Request, visitor: Visitor) -> ShownPage:
-        found = await searches.run(partial(newest_letters, kafka, clock, _whose(visitor)))
+        found = await recent.get(_whose(visitor))
         said = _PUT_BACK if request.query_params.get("done") == "redriven" else ""
         values = {"found": found, "days": DAYS, "said": said, "obstacles": OBSTACLES}
         return ShownPage("letters", {**values, "all_tenants": _whose(visitor) is None})
@@ -113,6 +122,8 @@ def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route
         await _require_possible(door, letter)
         if not await searches.run(partial(put_letter_back, kafka, clock, tenant, letter.place)):
             raise conflict("letter_redriven", "The letter was put back meanwhile.")
+        for shown_to in {tenant, letter.record.tenant, None}:
+            recent.forget(shown_to)
         return link("/letters", done="redriven")
 
     return [

@@ -8,6 +8,7 @@ from typing import TypeVar
 from gateway.dependency import Dependency, DependencyBusy
 from gateway.errors import unavailable
 from producers.errors import ProducerError, RequestRefused
+from schemas.settings import SettingsRefused
 from telemetry.logs import get_logger
 
 T = TypeVar("T")
@@ -27,11 +28,18 @@ class KafkaSearches:
 
 
 async def answered(search: Awaitable[T]) -> T:
-    """Return the result of a search. Raises its errors, and ApiError (503) for ProducerError and DependencyBusy."""
+    """Return the result of a search. Raises its errors.
+
+    Raises ApiError (503) for ProducerError, DependencyBusy, and settings that the search reads and that are refused.
+    """
     try:
         return await search
     except DependencyBusy:
         raise unavailable("busy", "Other pages search Kafka now; try again.") from None
+    except SettingsRefused as error:
+        raise unavailable(
+            "settings_refused", f"The gateway's environment has a setting that is refused: {error}."
+        ) from None
     except RequestRefused as error:
         raise unavailable("kafka_refuses", f"Kafka cannot be read: {error}.") from None
     except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text

@@ -174,6 +174,7 @@ files = Table(
     Column("deleted_at", BigInt),
     Column("submitted_by", Name(128)),
     Index("ix_files_tenant_id", "tenant", "id"),
+    Index("ix_files_tenant_filename", "tenant", "filename"),
 )
 """Metadata of files; their contents are blobs, named by the id. Ids sort by their time of creation.
 
@@ -249,6 +250,8 @@ batches = Table(
     Column("usage", JSON),
     Index("ix_batches_tenant_id", "tenant", "id"),
     Index("ix_batches_input_file_id", "input_file_id"),
+    Index("ix_batches_output_file_id", "output_file_id"),
+    Index("ix_batches_error_file_id", "error_file_id"),
 )
 """One row for each batch, with the fields of OpenAI's Batch object. Ids sort by their time of creation.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gateway.page.routes import page_routes
 from operators.exporter.figures import ClassFigures, FleetFigures, PoolFigures
 from operators.top import Frame
 from producers.errors import BrokerUnreachable
-from schemas.settings import KafkaSettings
+from schemas.settings import KafkaSettings, SettingsRefused
 from schemas.worker import WorkerAnnouncement
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
@@ -92,6 +93,9 @@ def test_the_fleet_is_for_admins_and_a_kafka_that_is_away_is_told(rig: Rig) -> N
     with reading(BrokerUnreachable("kafka-7.inside:9092")):
         answer = admin(rig).get("/console/fleet")
     assert (answer.status_code, "kafka-7" in answer.text) == (503, False)
+    with reading(SettingsRefused("POSTBACK_EXPORTER__MIN_REPLICAS: is no number")):
+        answer = admin(rig).get("/console/fleet")
+    assert (answer.status_code, "POSTBACK_EXPORTER__MIN_REPLICAS" in answer.text) == (503, True)
 
 
 @contextmanager
@@ -129,6 +133,25 @@ def test_a_prometheus_without_alerts_is_told(status: int, body: bytes) -> None:
     with prometheus(status, body) as url, pytest.raises(AlertsAway):
         fetch_alerts(url, SystemClock())
     with pytest.raises(AlertsAway, match="ConnectionError"):
+        fetch_alerts(url, SystemClock())
+
+
+def test_a_prometheus_that_sends_a_byte_at_a_time_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.page.fleet.FETCH_SECONDS", 0.5)
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # the reader leaves
+                for _ in range(600):
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
+
+        def log_message(self, *_: Any) -> None:
+            """Log nothing."""
+
+    with handling(Dripping) as url, pytest.raises(AlertsAway, match="too slow"):
         fetch_alerts(url, SystemClock())
 
 

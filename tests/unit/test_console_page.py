@@ -1072,11 +1072,27 @@ def test_many_mistakes_of_clients_hide_no_letter_of_the_fleet(rig: Rig) -> None:
     for offset in range(2, LETTERS_SHOWN + 3):
         found.add(letter(offset, "rejected"))
     with patch("gateway.page.letters.newest_letters", return_value=found):
-        shown = signed_in(rig).page("/console/letters")
+        shown = signed_in(rig, "mistaken").page("/console/letters")
     fleets, clients = ([node.text() for node in card.css(".time .soft")] for card in shown.css("#live .card"))
     assert fleets == ["0:1", "0:0"]
     assert clients == [f"0:{offset}" for offset in range(LETTERS_SHOWN + 2, 2, -1)]
     assert "1 older ones are left out" in body_of(shown)
+
+
+def test_open_pages_share_a_reading_of_the_letters_until_one_is_put_back(rig: Rig) -> None:
+    """A reading may take a minute, and every open page asks each half minute."""
+    with (
+        patch("gateway.page.letters.newest_letters", return_value=NewestLetters()) as read,
+        patch("gateway.page.letters.find_letter", return_value=Letter(job_letter(5, b"{}"), "job", None)),
+        patch("gateway.page.letters.put_letter_back", return_value=True),
+    ):
+        browser = signed_in(rig, "sharing")
+        for _ in range(3):
+            browser.page("/console/letters")
+        assert read.call_count == 1
+        assert browser.send("/console/letters/redrive", {"id": "0:5"}).status_code == 303
+        browser.page("/console/letters")
+        assert read.call_count == 2
 
 
 @pytest.mark.parametrize(
@@ -1098,7 +1114,7 @@ def test_a_job_whose_callback_the_tenant_may_no_longer_call_is_not_put_back(
 
 def test_a_visitor_is_not_told_the_address_of_a_kafka_that_is_away(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     with patch("gateway.page.letters.newest_letters", side_effect=BrokerUnreachable("kafka-7.inside:9092")):
-        answer = signed_in(rig).get("/console/letters")
+        answer = signed_in(rig, "unlucky").get("/console/letters")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert "kafka-7" not in answer.text
     assert "kafka-7.inside:9092" in caplog.text
