@@ -920,6 +920,32 @@ async def test_a_flood_at_a_limited_endpoint_delays_no_other_origin_and_few_even
 
 
 @in_virtual_time
+async def test_records_that_queued_for_a_place_do_not_hold_it_for_longer_than_a_deferral() -> None:
+    """Another endpoint of the origin uses all places for three seconds, while records of the limited one queue."""
+    destinations, loop = Destinations(DeliverySettings(), LoopClock()), asyncio.get_running_loop()
+
+    async def busy() -> None:
+        with await destinations.place(HERE, SIZE) as place:
+            await asyncio.sleep(3)
+            place.outcome = OK
+
+    async def attempt() -> float | None:
+        try:
+            with await destinations.place(HERE, SIZE, limit=limited(1)) as place:
+                place.outcome = OK
+                return loop.time()
+        except RateLimited:
+            return None
+
+    holding = [asyncio.create_task(busy()) for _ in range(DeliverySettings().destination_concurrency)]
+    await asyncio.sleep(0)
+    times = await asyncio.gather(*(attempt() for _ in range(64)))
+    await asyncio.gather(*holding)
+    assert sorted(each for each in times if each is not None) == [3, 4, 5, 6, 7, 8, 9]
+    assert destinations.held == 0
+
+
+@in_virtual_time
 async def test_attempts_that_wait_for_their_time_are_not_made_once_the_breaker_has_opened() -> None:
     destinations = Destinations(DeliverySettings(breaker_failures=1), LoopClock())
     waiting = [asyncio.create_task(destinations.place(HERE, SIZE, limit=limited(1))) for _ in range(4)]

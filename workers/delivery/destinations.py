@@ -292,20 +292,24 @@ class Destinations:
         and sets the place's `outcome` later.
         """
         if limit is not None:
-            longest = _SPACED_FACTOR * self._settings.destination_wait_seconds
-            self._spacing.require_soon(limit, self._clock.monotonic(), longest)
+            self._require_soon(limit)
         load, units = self._load_of(destination), 1 + size // self._unit_bytes
         slot = AttemptSlot(self, destination, load, units, await self._enter(destination, load, units, spares))
         if limit is not None:
             await self._reach_time(slot, limit, spares)
         return slot
 
+    def _require_soon(self, limit: RateLimit) -> None:
+        longest = _SPACED_FACTOR * self._settings.destination_wait_seconds
+        self._spacing.require_soon(limit, self._clock.monotonic(), longest)
+
     async def _reach_time(self, slot: AttemptSlot, limit: RateLimit, spares: bool) -> None:
-        """Wait in a place until the attempt's time. Raises TurnedAway if the breaker opens meanwhile."""
-        wait = self._spacing.take(limit, self._clock.monotonic())
-        if wait <= 0:
-            return
+        """Wait in a place until the attempt's time. Raises TurnedAway, also if the breaker opens meanwhile."""
         try:
+            self._require_soon(limit)  # again, since others took times while this record waited for its place
+            wait = self._spacing.take(limit, self._clock.monotonic())
+            if wait <= 0:
+                return
             await asyncio.sleep(wait)
             if not slot.probe and slot._load.breaker.state(self._clock.monotonic()) is not BreakerState.CLOSED:
                 raise self._turned_away(slot._destination, slot._load, spares)
