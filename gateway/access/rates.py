@@ -174,10 +174,16 @@ class Rates:
 
 
 def _redis(url: str) -> Redis:
-    from redis.asyncio import Redis  # most gateways count in memory, and do not need these imports
+    from redis.asyncio import BlockingConnectionPool, Redis  # most gateways count in memory, and do not need these
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    return Redis.from_url(
-        url, socket_connect_timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS, retry=Retry(NoBackoff(), 0)
+    # A burst waits for a connection: a pool that refused it would look like a Redis that is away.
+    pool = BlockingConnectionPool.from_url(
+        url,
+        timeout=REDIS_SECONDS,
+        socket_connect_timeout=REDIS_SECONDS,
+        socket_timeout=REDIS_SECONDS,
+        retry=Retry(NoBackoff(), 0),
     )
+    return Redis.from_pool(pool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -381,6 +382,19 @@ def test_an_address_is_counted_with_its_network(address: str) -> None:
     networks |= dict.fromkeys(("2001:db8::1", "2001:db8::ffff:1"), "2001:db8::/64")
     assert {each: network_of(each) for each in networks} == networks
     assert network_of(None) == "unknown"
+
+
+async def test_a_burst_of_requests_is_counted_in_redis_and_is_not_taken_for_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The door lets one address have 500 connections, which is more than the connections to Redis."""
+    rate = per_minute(1_000)
+    with RedisServer(tmp_path) as redis:
+        rates = Rates(redis.url, SystemClock())
+        taken = await asyncio.gather(*(rates.take(rate, "acme") for _ in range(500)))
+        await rates.close()
+    assert sorted(each.remaining for each in taken) == [*range(500, 1_000)]
+    assert caplog.text.count("Redis does not answer") == 0
 
 
 async def test_gateways_count_together_in_redis_and_each_by_itself_while_it_is_away(
