@@ -29,9 +29,10 @@ from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 
 LATE_SECONDS = 1.0
-JOB_GROWTH_BYTES = 3 * GROWTH_BYTES
 _KILLED = GROWTH_BYTES + EnrichmentSettings().member_bytes
 """Upper bound for a page whose reader is killed: the faster the machine, the nearer the reader comes to its limit."""
+JOB_GROWTH_BYTES = GROWTH_BYTES + EnrichmentSettings().members * EnrichmentSettings().member_bytes
+"""Upper bound for a job whose pages may end all readers of a worker."""
 """Upper bound for a whole job of hostile pages, which three readers read."""
 HARD_LIMIT_SECONDS = 60.0
 
