@@ -817,7 +817,7 @@ def signing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def endpoints_of(rig: Rig, tenant: str) -> list[dict[str, Any]]:
-    """What the API says about the tenant's endpoints."""
+    """The tenant's endpoints as the API lists them."""
     answer = asyncio.run(rig.request("GET", "/v1/webhook_endpoints", rig.key(tenant)))
     found: list[dict[str, Any]] = answer.json()["data"]
     return found

@@ -6,6 +6,7 @@ the process, a task at a time: a caller that stops waiting leaves no answer behi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -14,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock, Timer
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final, TypeVar, cast
 
 from telemetry.logs import get_logger
 from workers.processes.child import INHERITED, note_missing
 from workers.processes.frames import ask, read_answer
 
 log = get_logger()
+
+T = TypeVar("T")
 
 _ENVIRONMENT: Final = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 """Hides the GPUs from models, and makes waiting threads sleep, since the worker needs the cores too."""
@@ -75,17 +78,42 @@ class ModelProcess:
         """Load the model. The future may raise ModelNotLoaded."""
         return self._thread.submit(self._load)
 
-    def ask(self, task: Mapping[str, Any], body: bytes, seconds: float, *, waits: bool = False) -> Future[Any]:
+    async def start(self) -> None:
+        """Load the model. If the caller stops waiting, or the model cannot be loaded, end the process.
+
+        Raises ModelNotLoaded.
+        """
+        try:
+            await asyncio.wrap_future(self.load())
+        finally:
+            if not self._is_loaded:
+                await asyncio.to_thread(self.close)
+
+    def ask(
+        self, kind: type[T], member: str, task: Mapping[str, Any], body: bytes, seconds: float, *, waits: bool = False
+    ) -> Future[T]:
         """Give the process a task when earlier ones are done. Raises ModelAway, also by the future.
 
-        The future gives the answer, a dict. If the answer takes more than `seconds`, the process counts as hung. While
-        the model is being loaded again, a caller that `waits` is queued, and another one is refused.
+        The future gives the answer's `member`, which must be of this kind. If the answer takes more than `seconds`, the
+        process counts as hung. While the model is being loaded again, a caller that `waits` is queued, and another one
+        is refused.
         """
         if self._closed:
             raise ModelAway("the process is stopping")
         if self._is_paused or not (self._is_loaded or waits):
             raise ModelAway(f"the {self.title} is being loaded again")
-        return self._thread.submit(self._answer, dict(task), body, seconds, waits)
+
+        def answered() -> T:
+            if waits and not self._is_paused:
+                self._load_again(FIRST_PAUSE_SECONDS)
+            answer = self._answer(task, body, seconds)
+            value = answer.get(member)
+            if isinstance(value, kind):
+                return value
+            log.warning("A model failed.", action="model-failed", model=self.title, error=str(answer.get("failed")))
+            raise ModelAway(f"the {self.title} failed")
+
+        return self._thread.submit(answered)
 
     def close(self) -> None:
         """End the process. Callers that wait get ModelAway or ModelNotLoaded."""
@@ -131,9 +159,7 @@ class ModelProcess:
         finally:
             late.cancel()
 
-    def _answer(self, task: dict[str, Any], body: bytes, seconds: float, waits: bool) -> dict[str, Any]:
-        if waits and not self._is_paused:
-            self._load_again(FIRST_PAUSE_SECONDS)
+    def _answer(self, task: Mapping[str, Any], body: bytes, seconds: float) -> dict[str, Any]:
         process = self._process
         if process is None:
             raise ModelAway(f"the {self.title} is being loaded again")

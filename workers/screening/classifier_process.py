@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from telemetry.logs import get_logger
 from workers.processes.model_process import ModelAway, ModelNotLoaded, ModelProcess
-
-log = get_logger()
 
 LOAD_SECONDS: Final = 300.0
 GRACE_SECONDS: Final = 5.0
@@ -83,7 +80,8 @@ class Classifier:
         if not self.labels:
             try:
                 self._process.load().result()
-                self.labels = tuple(map(str, self._process.ask({}, b"", self._grace_seconds).result()["labels"]))
+                known = self._process.ask(list, "labels", {}, b"", self._grace_seconds).result()
+                self.labels = tuple(map(str, known))
             except ModelNotLoaded as reason:
                 raise ModelRefused(f"folder: {self.folder} cannot be loaded: {reason}") from None
             except ModelAway as reason:
@@ -99,15 +97,8 @@ class Classifier:
 
         `seconds` is the time for reading all texts, counted from the beginning of this call's turn.
         """
-        task = {"seconds": seconds}
-        body = json.dumps(texts).encode()
+        body, longest = json.dumps(texts).encode(), seconds + self._grace_seconds
         try:
-            answer = self._process.ask(task, body, seconds + self._grace_seconds, waits=True).result()
+            return self._process.ask(list, "scores", {"seconds": seconds}, body, longest, waits=True).result()
         except ModelAway:
             raise ClassifierAway from None
-        scores = answer.get("scores")
-        if not isinstance(scores, list):
-            error = str(answer.get("failed"))
-            log.warning("A model failed.", action="model-failed", model=self._process.title, error=error)
-            raise ClassifierAway
-        return scores

@@ -11,12 +11,9 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from telemetry.logs import get_logger
 from workers.enrichment.answering.judging import JudgeAway, Verdict
 from workers.enrichment.settings import ENTAILMENT_SETTING, EnrichmentSettings
 from workers.processes.model_process import ModelAway, ModelNotLoaded, ModelProcess
-
-log = get_logger()
 
 _MODULE: Final = "workers.enrichment.answering.entailment"
 """The process's side."""
@@ -42,15 +39,12 @@ class CrossEncoder:
     async def start(self) -> None:
         """Load the model, which takes seconds. Raises EntailmentModelRefused."""
         try:
-            await asyncio.wrap_future(self._process.load())
+            await self._process.start()
         except ModelNotLoaded as reason:
             raise EntailmentModelRefused(
                 f"{ENTAILMENT_SETTING} names {self._folder}, which cannot be loaded: {reason}. "
                 "Name the model's .onnx file or a folder with it, tokenizer.json and config.json, or unset the variable"
             ) from None
-        finally:
-            if self._process.pid is None:  # the model is refused, or the start was cancelled
-                await self.close()
 
     async def close(self) -> None:
         """End the process."""
@@ -60,14 +54,10 @@ class CrossEncoder:
         """Ask the model, in turn. Raises JudgeAway."""
         task = json.dumps({"sentence": sentence, "premises": list(premises)}).encode("utf-8", "replace")
         try:
-            answer = await asyncio.wrap_future(self._process.ask({}, task, SENTENCE_SECONDS))
+            asked = self._process.ask(dict, "probabilities", {}, task, SENTENCE_SECONDS)
+            return self._verdict(await asyncio.wrap_future(asked))
         except ModelAway as away:
             raise JudgeAway(str(away)) from None
-        found = answer.get("probabilities")
-        if not isinstance(found, dict):
-            log.warning("A model failed.", action="model-failed", model=self._process.title, error=answer.get("failed"))
-            raise JudgeAway("the model failed")
-        return self._verdict(found)
 
     def _verdict(self, found: dict[str, float]) -> Verdict:
         """Return the verdict by the settings' thresholds. A model without `entailment` knows contradictions only."""

@@ -18,10 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from telemetry.clock import Clock
-from telemetry.logs import get_logger
 from workers.processes.model_process import ModelAway, ModelNotLoaded, ModelProcess
-
-log = get_logger()
 
 T = TypeVar("T")
 
@@ -84,15 +81,12 @@ class Embedder:
     async def start(self) -> None:
         """Load the model, which takes many seconds. Raises EmbeddingModelRefused."""
         try:
-            await asyncio.wrap_future(self._process.load())
+            await self._process.start()
         except ModelNotLoaded as reason:
             raise EmbeddingModelRefused(
                 f"{self._setting} names {self._model}, which cannot be loaded: {reason}. "
                 "Name a sentence-transformers model or its folder, or unset the variable, so that words alone decide"
             ) from None
-        finally:
-            if self._process.pid is None:  # the model is refused, or the start was cancelled
-                await self.close()
         self._working = asyncio.create_task(self._work(), name="embedder")
 
     async def close(self) -> None:
@@ -135,7 +129,8 @@ class Embedder:
                 await self._answer(request)
             except ModelAway as away:
                 request.end(str(away))
-                self._end_all(str(away))
+                if self._process.pid is None:
+                    self._end_all(str(away))
             finally:
                 request.end()
             self._line.served(self._clock.monotonic() - started)
@@ -146,15 +141,10 @@ class Embedder:
             if request.ended.done():  # the job has stopped waiting
                 return
             batch = json.dumps(request.passages[start : start + BATCH]).encode()
-            answer = await asyncio.wrap_future(
-                self._process.ask({"question": request.question}, batch, self._batch_seconds)
-            )
-            if "failed" in answer:
-                error = str(answer["failed"])
-                log.warning("A model failed.", action="model-failed", model=self._process.title, error=error)
-                request.end("the embedding model failed")
-                return
-            request.found += answer["similarities"]
+            task = {"question": request.question}
+            asked = self._process.ask(list, "similarities", task, batch, self._batch_seconds)
+            cosines = await asyncio.wrap_future(asked)
+            request.found += cosines
 
     def _end_all(self, reason: str) -> None:
         for request in self._line.clear():
