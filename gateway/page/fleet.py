@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
+from gateway.access.bounded_get import NotRead, get_json
 from gateway.access.recent import Recent
 from gateway.dependency import DependencyBusy
 from gateway.door.door import Door
 from gateway.page.desk import Desk, ShownPage
 from gateway.page.searches import answered
 from gateway.page.visitors import Visitor
-from telemetry.clock import Clock, Deadline, unix_ms
+from telemetry.clock import Clock, unix_ms
 from telemetry.logs import get_logger
 
 if TYPE_CHECKING:
@@ -46,10 +46,6 @@ class Alert:
     since_ms: int | None
 
 
-class AlertsAway(Exception):  # noqa: N818 - it names what is missing
-    """Prometheus gives no alerts."""
-
-
 def fleet_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the route of the fleet."""
     url, clock = door.settings.prometheus_url, door.clock
@@ -65,9 +61,9 @@ def fleet_routes(door: Door, desk: Desk) -> list[Route]:
                 return await door.alerts.run(fetch_alerts, url, clock)
         except TimeoutError:
             return "The alerts cannot be read now: Prometheus is too slow."
-        except (AlertsAway, DependencyBusy) as error:
+        except (NotRead, DependencyBusy) as error:
             log.warning("The alerts cannot be read; the page says so.", action="alerts-away", reason=str(error))
-            return f"The alerts cannot be read now: {error}."
+            return f"Prometheus gives no alerts now: {error}."
 
     frames, alerts = Recent(read_frame, FRESH_SECONDS, clock), Recent(read_alerts, FRESH_SECONDS, clock)
 
@@ -82,33 +78,21 @@ def fleet_routes(door: Door, desk: Desk) -> list[Route]:
 
 
 def fetch_alerts(url: str, clock: Clock) -> list[Alert]:
-    """Return the newest alerts. Blocks for little more than FETCH_SECONDS. Raises AlertsAway."""
+    """Return the newest alerts. Blocks for little more than FETCH_SECONDS. Raises NotRead."""
     import requests  # most gateways have no Prometheus
-    from urllib3.exceptions import HTTPError
 
-    deadline, content = Deadline.after(clock, FETCH_SECONDS), bytearray()
-    try:
-        with requests.Session() as session:
-            session.trust_env = False  # ignore a .netrc, which could give the operator's passwords to the server
-            address = f"{url.rstrip('/')}/api/v1/alerts"
-            with session.get(address, timeout=FETCH_SECONDS, allow_redirects=False, stream=True) as answer:
-                if answer.status_code != 200:
-                    raise AlertsAway(f"Prometheus answers with status {answer.status_code}")
-                while chunk := answer.raw.read1(8192, decode_content=True):  # returns what has arrived
-                    content += chunk
-                    if len(content) > MOST_BYTES or deadline.passed:
-                        raise AlertsAway("the answer is too large or too slow")
-        return alerts_of(from_json(bytes(content)))
-    except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-        raise AlertsAway(f"the request failed ({type(error).__name__})") from None
+    with requests.Session() as session:
+        session.trust_env = False  # ignore a .netrc, which could give the operator's passwords to the server
+        address = f"{url.rstrip('/')}/api/v1/alerts"
+        return alerts_of(get_json(session, address, clock, seconds=FETCH_SECONDS, most_bytes=MOST_BYTES))
 
 
 def alerts_of(document: Any) -> list[Alert]:
-    """Return the newest alerts of an answer of `/api/v1/alerts`. Raises AlertsAway for a document of another form."""
+    """Return the newest alerts of an answer of `/api/v1/alerts`. Raises NotRead for a document of another form."""
     data = document.get("data") if isinstance(document, dict) else None
     said = data.get("alerts") if isinstance(data, dict) else None
     if not isinstance(said, list):
-        raise AlertsAway("the answer has no list of alerts")
+        raise NotRead("its answer has no list of alerts")
     found = [_alert(each) for each in said if isinstance(each, dict)]
     return sorted(found, key=lambda alert: alert.since_ms or 0, reverse=True)[:MOST_ALERTS]
 

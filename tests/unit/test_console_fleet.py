@@ -16,8 +16,9 @@ import pytest
 from pydantic_core import to_json
 
 from gateway.access import Scope
+from gateway.access.bounded_get import NotRead
 from gateway.door.fleet_frames import FleetFrames
-from gateway.page.fleet import MOST_ALERTS, AlertsAway, alerts_of, fetch_alerts
+from gateway.page.fleet import MOST_ALERTS, alerts_of, fetch_alerts
 from gateway.page.routes import page_routes
 from operators.exporter.figures import ClassFigures, FleetFigures, PoolFigures
 from operators.top import Frame
@@ -130,9 +131,9 @@ def test_alerts_are_those_of_prometheus_the_newest_first(rig: Rig) -> None:
     ("status", "body"), [(500, b"{}"), (200, b"[]"), (200, b"no JSON"), (200, b'{"data": {}}'), (200, b" " * 2_000_000)]
 )
 def test_a_prometheus_without_alerts_is_told(status: int, body: bytes) -> None:
-    with prometheus(status, body) as url, pytest.raises(AlertsAway):
+    with prometheus(status, body) as url, pytest.raises(NotRead):
         fetch_alerts(url, SystemClock())
-    with pytest.raises(AlertsAway, match="ConnectionError"):
+    with pytest.raises(NotRead, match="ConnectionError"):
         fetch_alerts(url, SystemClock())
 
 
@@ -151,7 +152,7 @@ def test_a_prometheus_that_sends_a_byte_at_a_time_is_left_in_time(monkeypatch: p
         def log_message(self, *_: Any) -> None:
             """Log nothing."""
 
-    with handling(Dripping) as url, pytest.raises(AlertsAway, match="too slow"):
+    with handling(Dripping) as url, pytest.raises(NotRead, match="too slow"):
         fetch_alerts(url, SystemClock())
 
 

@@ -22,11 +22,12 @@ from joserfc.jws import JWSRegistry
 from pydantic_core import from_json
 
 from gateway.access.access import is_token
+from gateway.access.bounded_get import NotRead, get_json
 from gateway.access.oidc.settings import OidcSettings
 from gateway.access.principal import CredentialRefused, IssuerAway, Principal, Scope
 from gateway.dependency import Dependency
 from schemas.job import TENANT_PATTERN
-from telemetry.clock import Clock, Deadline
+from telemetry.clock import Clock
 from telemetry.logs import get_logger
 
 MOST_HEADER_BYTES = 1024
@@ -232,20 +233,11 @@ def fetch_keys(settings: OidcSettings, clock: Clock) -> Mapping[str, Key]:
 
 
 def _get(session: requests.Session, url: str, clock: Clock) -> dict[str, Any]:
-    """Return a JSON object. The whole answer must come within FETCH_SECONDS. Raises IssuerAway."""
-    deadline = Deadline.after(clock, FETCH_SECONDS)
-    content = bytearray()
+    """Return a JSON object. Raises IssuerAway."""
     try:
-        with session.get(url, timeout=FETCH_SECONDS, allow_redirects=False, stream=True) as answer:
-            if answer.status_code != 200:
-                raise IssuerAway(f"it answers with status {answer.status_code}")
-            for chunk in answer.iter_content(8192):
-                content += chunk
-                if len(content) > MOST_BYTES or deadline.remaining <= 0:
-                    raise IssuerAway("its answer is too large or too slow")
-        document = from_json(bytes(content))
-    except (requests.RequestException, OSError, ValueError) as error:
-        raise IssuerAway(f"the request failed ({type(error).__name__})") from None
+        document = get_json(session, url, clock, seconds=FETCH_SECONDS, most_bytes=MOST_BYTES)
+    except NotRead as reason:
+        raise IssuerAway(str(reason)) from None
     if not isinstance(document, dict):
         raise IssuerAway("its answer is no JSON object")
     return document
