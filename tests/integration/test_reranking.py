@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -240,6 +241,20 @@ async def test_a_process_that_hangs_is_killed() -> None:
     finally:
         await embedder.close()
     assert processes() == before
+
+
+async def test_a_model_is_found_by_its_name_in_the_cache_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "hub" / "models--acme--mini"
+    shutil.copytree(embedding_model(), kept / "snapshots" / "0123abcd")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    embedder = Embedder("acme/mini", CLOCK)
+    await embedder.start()
+    assert len(await embedder.similarities("Doctor?", TOWN.splitlines(), 60)) == len(TOWN.splitlines())
+    await embedder.close()
 
 
 # -- refusals at the start ---------------------------------------------------------------------------

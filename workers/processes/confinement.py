@@ -4,11 +4,12 @@ A page that exploits a bug in its parser would run code as the worker's user. Th
 kernel has them:
 
     seccomp     allows the listed calls and refuses all others: a parser computes, asks for memory, starts threads, and
-                reads and writes what is open. If folders are named, files may be opened, too. Confines all threads.
-                See seccomp(2).
+                reads and writes what is open. If folders are named, files may be opened for reading, too. Confines all
+                threads. See seccomp(2).
     Landlock    refuses to open, make, change or remove files, except to read in the named folders. Refuses TCP ports.
                 Confines this thread and the threads that it starts. See landlock(7).
-    capset      drops all capabilities, even if the process runs as root. See capabilities(7).
+    capset      drops all capabilities, even if the process runs as root: those of this thread and of the threads that
+                it starts. See capabilities(7).
 
 All three fences apply to root, too, and cannot be removed. They also protect the files `/proc/PID/mem` and
 `/proc/PID/environ`, and Landlock refuses ptrace(2) of processes outside of the fence.
@@ -27,7 +28,7 @@ import signal
 import stat
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
@@ -102,8 +103,6 @@ _COMPUTING: Final[_Numbers] = {
     "exit_group": (231, 94),
 }
 _READING_FILES: Final[_Numbers] = {
-    "open": (2, None),
-    "openat": (257, 56),
     "fstat": (5, 80),
     "stat": (4, None),
     "lstat": (6, None),
@@ -125,6 +124,10 @@ _ON_ITSELF: Final = ((234, 131), (302, 261))
 """tgkill(2) and prlimit64(2): calls that are allowed only if their first argument is this process, or 0."""
 _CLONE: Final = (56, 220)
 _CLONE_THREAD: Final = 0x00010000
+_OPEN: Final = (((2, None), 1), ((257, 56), 2))
+"""open(2) and openat(2), and the position of their flags."""
+_WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+"""Flags by which a file is made or changed, the same on both architectures."""
 
 _BY_ARGUMENT: Final = (
     # F_GETFD F_SETFD F_GETFL F_SETFL F_DUPFD_CLOEXEC; F_SETOWN would name a process that gets signals. See fcntl(2).
@@ -188,26 +191,41 @@ def confine(
     """Confine this process permanently with every fence that the kernel has, and return the missing fences.
 
     `readable` names files, and folders with files, that may still be read; if it is None, no file can be opened. Before
-    the process calls `confine`, it must import all modules that it will need. The process can still start threads, but
-    no processes. If `may_execute` is true, the process can replace itself by one of the readable programs, which stays
-    confined. If `is_parent` is true, only seccomp refuses signals: Landlock would also drop the signal that ends this
-    process's child, see `end_with`.
+    the process calls `confine`, it must import all modules that it will need, and must not have started a thread: see
+    `confine_files`. The process can still start threads, but no processes. If `may_execute` is true, the process can
+    replace itself by one of the readable programs, which stays confined. If `is_parent` is true, only seccomp refuses
+    signals: Landlock would also drop the signal that ends this process's child, see `end_with`.
+    """
+    missing = confine_files(readable or (), is_parent=is_parent)
+    return missing + confine_calls(reads_files=readable is not None, may_execute=may_execute)
+
+
+def confine_files(readable: Iterable[str], *, is_parent: bool = False) -> list[Fence]:
+    """Let this thread, and those that it starts, only read the named files, without capabilities; see `confine`.
+
+    Must be called before libraries start threads of their own, which would stay free.
     """
     if sys.platform != "linux":
-        return list(Fence)
+        return [Fence.LANDLOCK]
     with contextlib.suppress(OSError):
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()
-    missing = []
-    for fence, put_up in (
-        (Fence.LANDLOCK, partial(_landlock, tuple(readable or ()), is_parent)),
-        (Fence.SECCOMP, partial(_seccomp, readable is not None, may_execute)),
-    ):
-        try:
-            put_up()
-        except (OSError, LookupError):
-            missing.append(fence)
-    return missing
+    return _missing(Fence.LANDLOCK, partial(_landlock, tuple(readable), is_parent))
+
+
+def confine_calls(*, reads_files: bool, may_execute: bool = False) -> list[Fence]:
+    """Let all threads of this process make only the listed calls; see `confine`, and call `confine_files` first."""
+    if sys.platform != "linux":
+        return [Fence.SECCOMP]
+    return _missing(Fence.SECCOMP, partial(_seccomp, reads_files, may_execute))
+
+
+def _missing(fence: Fence, put_up: Callable[[], None]) -> list[Fence]:
+    try:
+        put_up()
+    except (OSError, LookupError):
+        return [fence]
+    return []
 
 
 def end_with(parent: int) -> None:
@@ -293,6 +311,7 @@ def filter_program(
     # A library that looks for its configuration must find that it cannot, whatever `otherwise` is.
     verdicts |= dict.fromkeys(_READING_FILES.values(), _ALLOW if reads_files else _REFUSED)
     verdicts |= dict.fromkeys(_EXECUTING.values(), _ALLOW) if may_execute else {}
+    verdicts |= {} if reads_files else {numbers: _REFUSED for numbers, _ in _OPEN}
     conditions = [
         *((numbers[column], 0, (0, os.getpid())) for numbers in _ON_ITSELF),
         *((numbers[column], argument, values) for numbers, argument, values in _BY_ARGUMENT),
@@ -305,6 +324,10 @@ def filter_program(
             steps += [(_EQUAL, 0, 1, number), _returning(verdict)]
     steps += [(_EQUAL, 0, 4, _CLONE[column]), _loading(0), (_HAS_BIT, 0, 1, _CLONE_THREAD)]
     steps += [_returning(_ALLOW), _returning(otherwise)]
+    for numbers, flags in _OPEN:
+        if reads_files and (number := numbers[column]) is not None:
+            steps += [(_EQUAL, 0, 4, number), _loading(flags), (_HAS_BIT, 0, 1, _WRITING)]
+            steps += [_returning(_REFUSED), _returning(_ALLOW)]
     for number, argument, values in conditions:
         steps += [(_EQUAL, 0, 2 + 2 * len(values), number), _loading(argument)]
         for value in values:

@@ -55,7 +55,10 @@ def read_answer(from_process: IO[bytes]) -> dict[str, Any]:
 
 def answer_of(data: bytes) -> dict[str, Any]:
     """Parse an answer. Raises ValueError."""
-    answer = json.loads(data)
+    try:
+        answer = json.loads(data)
+    except RecursionError:
+        raise ValueError("an answer is too deep") from None
     if not isinstance(answer, dict):
         raise ValueError("an answer is an object")
     return answer

@@ -4,8 +4,9 @@ The process takes tasks from standard input and answers on standard output, as `
 be loaded, the first answer is `refused` with the reason; else it lists the fences that this kernel lacks (`missing`).
 If the model fails at a task, the answer is `failed`.
 
-The texts are untrusted. Once the model is loaded, the process cannot open sockets, and can read only files of Python
-and of the system's libraries.
+The texts are untrusted. Before the process loads the model, it gives up all files but the model's, Python's and those
+of the system's libraries: the libraries start threads while they load a model, and a fence around files holds only for
+the threads that start behind it. Once the model is loaded, the process cannot open sockets either.
 """
 
 from __future__ import annotations
@@ -14,38 +15,55 @@ import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from workers.processes.confinement import confine
+from workers.processes.confinement import Fence, confine_calls, confine_files
 from workers.processes.frames import receive, send
 
 Answer = Callable[[dict[str, Any], bytes], dict[str, Any]]
 """A function that answers a task, which is a head and a body."""
 
 _MOST_REASON_CHARS: Final = 200
-_LOOKED_UP: Final = ("/etc/ld.so.cache", "/sys/devices/system/cpu", "/proc/cpuinfo", "/proc/meminfo")
+_LOOKED_UP: Final = ("/dev/urandom", "/etc/ld.so.cache", "/sys/devices/system/cpu", "/proc/cpuinfo", "/proc/meminfo")
 
 
-def serve_model(load: Callable[[], Answer], packages: str) -> None:
+class Refused(Exception):  # noqa: N818 - named after the event
+    """The model cannot be loaded. The text gives the reason."""
+
+
+def serve_model(prepare: Callable[[], Iterable[str]], load: Callable[[], Answer], packages: str) -> None:
     """Load the model, and answer tasks until the input ends.
 
-    `packages` tells which packages are missing, and how to install them, if `load` raises ImportError.
+    `prepare` imports the libraries that need more than files while they are imported, and returns the folders of the
+    model's files; `load` may read these folders. `packages` tells which packages are missing, and how to install them,
+    if one of them raises ImportError.
     """
     output = _own_output()
     with contextlib.suppress(OSError):  # if memory runs out, the kernel kills this process rather than its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
+        folders = prepare()
+        missing = _confined_to([*folders, *_readable()])
         answer = load()
     except ImportError:
         send(output, {"refused": packages})
     except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
-        send(output, {"refused": _reason_of(error)})
+        send(output, {"refused": str(error) if isinstance(error, Refused) else reason_of(error)})
     else:
-        send(output, {"missing": confine(_readable())})
+        send(output, {"missing": missing + confine_calls(reads_files=True)})
         while (request := receive(sys.stdin.buffer)) is not None:
             send(output, _answered(answer, *request))
+
+
+def _confined_to(folders: list[str]) -> list[Fence]:
+    """Let this process read only these folders, and return the fence if a thread is left outside of it."""
+    tempfile.gettempdir()  # found now, by writing a file: libraries ask for the folder's name while they load a model
+    is_alone = len([*Path("/proc/self/task").iterdir()]) == 1 if sys.platform == "linux" else True
+    missing = confine_files(folders)
+    return missing if is_alone else [Fence.LANDLOCK]
 
 
 def _answered(answer: Answer, task: dict[str, Any], body: bytes) -> dict[str, Any]:
@@ -55,7 +73,7 @@ def _answered(answer: Answer, task: dict[str, Any], body: bytes) -> dict[str, An
         return {"failed": type(error).__qualname__}
 
 
-def _reason_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return an error's kind and first line, in a few words."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__qualname__}: {first}"[:_MOST_REASON_CHARS]

@@ -37,7 +37,14 @@ class _Late(Exception):  # noqa: N818 - private
 
 def main() -> None:
     """Load the model, and answer tasks until the input ends."""
-    serve_model(_load, "transformers or torch is not installed; install both")
+    serve_model(_prepare, _load, "transformers or torch is not installed; install both")
+
+
+def _prepare() -> list[str]:
+    import torch  # noqa: F401 - these run programs and write files while they are imported
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+
+    return [sys.argv[1]]
 
 
 def _load() -> Answer:

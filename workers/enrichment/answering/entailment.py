@@ -26,7 +26,13 @@ Probabilities = Callable[[str, str], dict[str, float]]
 
 def main() -> None:
     """Load the model, and answer tasks until the input ends."""
-    serve_model(_load, "onnxruntime or tokenizers is not installed; install postback with entailment")
+    serve_model(_places, _load, "onnxruntime or tokenizers is not installed; install postback with entailment")
+
+
+def _places() -> list[str]:
+    """Return the model's file or folder, and the folder beside which `_found` looks."""
+    place = Path(sys.argv[1])
+    return [str(place), str(place.parent)]
 
 
 def _load() -> Answer:
@@ -51,6 +57,7 @@ def _loaded(folder: Path, stated: list[str] | None) -> Probabilities:
     classes = stated or _classes(file.parent)
     if NEEDED not in classes:
         raise ValueError(f"its classes are {', '.join(classes)}; state them, {NEEDED} among them")
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _MOST_THREADS
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -1,5 +1,7 @@
 """The loop of the embedding model's process: `python -m workers.enrichment.choosing.embedding MODEL`.
 
+MODEL is a folder, or a name of the Hugging Face hub.
+
 A task has a `question`, and a JSON list of texts as its body. The answer is the cosine of each text with the question,
 or `failed`; see `workers.processes.serving`.
 
@@ -9,16 +11,22 @@ at once, and bytes of cached vectors.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cachetools import LRUCache
 
-from workers.processes.serving import Answer, serve_model
+from workers.processes.confinement import end_with
+from workers.processes.serving import Answer, Refused, reason_of, serve_model
 
 if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports a missing numpy
     import numpy as np
@@ -26,6 +34,8 @@ if TYPE_CHECKING:  # numpy comes with the extra `rerank`; main() reports a missi
 
     Vector = NDArray[np.float32]
 
+_DOWNLOAD: Final = "--download"
+_PACKAGES: Final = "sentence-transformers is not installed; install postback with the extra rerank"
 _MOST_THREADS: Final = 4
 _MOST_TOKENS: Final = 512
 """Cap on the tokens of one text, since a model's cost grows with their square, and some models accept 8,192."""
@@ -34,8 +44,56 @@ _KEPT_BYTES: Final = 32 * 1024 * 1024
 
 
 def main() -> None:
-    """Load the model, and answer tasks until the input ends."""
-    serve_model(_load, "sentence-transformers is not installed; install postback with the extra rerank")
+    """Load the model, and answer tasks until the input ends; or only download the model."""
+    if _DOWNLOAD in sys.argv:
+        end_with(os.getppid())
+        sys.stdout.write(json.dumps(_downloaded()))
+    else:
+        serve_model(_prepare, _load, _PACKAGES)
+
+
+def _prepare() -> list[str]:
+    """Import the libraries, and return the folder with the model's files. Raises Refused and ImportError."""
+    folder = Path(sys.argv[1])
+    if not folder.is_dir():
+        folder = _in_cache(sys.argv[1])
+        sys.argv[1] = str(folder)
+        folder = folder.parents[1]  # the snapshot has links to files that are kept beside it
+    importlib.import_module("sentence_transformers")  # it runs programs and writes files while it is imported
+    return [str(folder)]
+
+
+def _in_cache(model: str) -> Path:
+    """Return the folder in the hub's cache into which a model is downloaded, unless it is there. Raises Refused.
+
+    Another process downloads it, since this process must not have threads yet.
+    """
+    command = [sys.executable, "-P", "-m", "workers.enrichment.choosing.embedding", model, _DOWNLOAD]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise Refused("the process that downloads it ended")
+    found = json.loads(done.stdout)
+    if "refused" in found:
+        raise Refused(found["refused"])
+    return Path(found["folder"])
+
+
+def _downloaded() -> dict[str, str]:
+    """Load the model once, so that the hub's cache has all that loading needs, and return its folder there."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            from huggingface_hub import snapshot_download
+            from huggingface_hub.errors import LocalEntryNotFoundError
+            from sentence_transformers import SentenceTransformer
+
+            SentenceTransformer(name := sys.argv[1], device="cpu")
+            with contextlib.suppress(LocalEntryNotFoundError):
+                return {"folder": snapshot_download(name, local_files_only=True)}
+            return {"folder": snapshot_download(f"sentence-transformers/{name}", local_files_only=True)}
+    except ImportError:
+        return {"refused": _PACKAGES}
+    except Exception as error:  # the libraries raise many kinds of error for a missing or broken model
+        return {"refused": reason_of(error)}
 
 
 def _load() -> Answer:
