@@ -22,9 +22,9 @@ import pytest
 import typer
 import uvloop
 
-from console.exporter import serve
-from console.gateway_store import store_url
-from console.main import app
+from cli.fleet.exporter import serve
+from cli.fleet.gateway_store import store_url
+from cli.main import app
 from gateway.role import Options, run_gateway
 from schemas.settings import FleetSettings, KafkaSettings, SettingsRefused, read_settings
 from telemetry import logs

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from operators.doctor import fleet as fleet_checks
-from operators.doctor.findings import FindingLevel
-from operators.doctor.fleet import check_clock
-from operators.topics import create_topics
+from cli.operations.doctor import fleet as fleet_checks
+from cli.operations.doctor.findings import FindingLevel
+from cli.operations.doctor.fleet import check_clock
+from cli.operations.topics import create_topics
 from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
@@ -169,7 +169,7 @@ def faults(doors: ManyDoors, servers: str, **more: str | Path) -> list[tuple[str
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the wait for a Kafka that never answers."""
     monkeypatch.setattr("producers.connection.BOOTSTRAP_SECONDS", 0.5)
-    monkeypatch.setattr("operators.doctor.brokers.PROBE_SECONDS", 1.0)
+    monkeypatch.setattr("cli.operations.doctor.brokers.PROBE_SECONDS", 1.0)
 
 
 @pytest.mark.parametrize(

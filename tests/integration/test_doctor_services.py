@@ -119,7 +119,7 @@ class Website(BaseHTTPRequestHandler):
 
 
 def test_a_base_url_without_a_model_server_and_a_hung_one_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("console.doctor_engine._ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("cli.operate.doctor_engine._ANSWER_SECONDS", 0.5)
     with handling(Website) as url, socket.create_server(("127.0.0.1", 0)) as hung:
         silent = f"http://127.0.0.1:{hung.getsockname()[1]}"
         for base, problem, fix in (

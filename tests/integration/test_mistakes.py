@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from console.roles import run
+from cli.fleet.roles import run
 from schemas.settings import KafkaSettings
 from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback, postback_here

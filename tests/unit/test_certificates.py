@@ -16,8 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.tls import PeerUnreadable, read_peer
-from operators.certificates.directory import (
+from cli.operations.certificates.directory import (
     AuthorityFiles,
     contents,
     init,
@@ -27,7 +26,7 @@ from operators.certificates.directory import (
     revoke,
     warnings_of,
 )
-from operators.certificates.rules import (
+from cli.operations.certificates.rules import (
     NAME_PATTERN,
     SCOPE_PATTERN,
     AuthorityUnusable,
@@ -38,7 +37,8 @@ from operators.certificates.rules import (
     checked_san,
     checked_scopes,
 )
-from operators.certificates.signing import Leaf, LeafKind, Reason, new_authority, new_key, sign_leaf
+from cli.operations.certificates.signing import Leaf, LeafKind, Reason, new_authority, new_key, sign_leaf
+from gateway.tls import PeerUnreadable, read_peer
 from schemas.job import TENANT_PATTERN
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)

@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from console.catalogue import names
-from console.doctor_checks import check_disk, check_files_limit, check_memory, checks
-from console.doctor_engine import server_findings
+from cli.operate.doctor_checks import check_disk, check_files_limit, check_memory, checks
+from cli.operate.doctor_engine import server_findings
+from cli.operations.doctor.brokers import broker_findings, parsed_addresses
+from cli.operations.doctor.files import check_certificates
+from cli.operations.doctor.findings import Check, Finding, FindingLevel, examine, fault, in_words
+from cli.operations.doctor.topics import NEEDED
 from gateway.store.store import Store
-from operators.doctor.brokers import broker_findings, parsed_addresses
-from operators.doctor.files import check_certificates
-from operators.doctor.findings import Check, Finding, FindingLevel, examine, fault, in_words
-from operators.doctor.topics import NEEDED
+from scripts.publish.catalogue import names
 from telemetry.clock import SystemClock
 from tests.drawn import drawn
 from tests.http_handler import handling

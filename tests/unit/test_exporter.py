@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from operators.backlog import GroupProgress
-from operators.exporter.exporter import STALE_SECONDS, Exporter
-from operators.exporter.figures import ReadingTime, WorkerPool
-from operators.exporter.reading import MOST_WORKERS, Facts
-from operators.exporter.replicas import (
+from cli.operations.backlog import GroupProgress
+from cli.operations.exporter.exporter import STALE_SECONDS, Exporter
+from cli.operations.exporter.figures import ReadingTime, WorkerPool
+from cli.operations.exporter.reading import MOST_WORKERS, Facts
+from cli.operations.exporter.replicas import (
     LEAST_HORIZON_SECONDS,
     Hysteresis,
     Plan,
@@ -27,8 +27,8 @@ from operators.exporter.replicas import (
     answer_seconds,
     wanted_replicas,
 )
-from operators.exporter.settings import ExporterSettings
-from operators.exporter.waiting import Lanes, OpenJobs, callback_deadline
+from cli.operations.exporter.settings import ExporterSettings
+from cli.operations.exporter.waiting import Lanes, OpenJobs, callback_deadline
 from producers.errors import BrokerUnreachable
 from producers.scan import Stored, StoredPlace
 from schemas import topics as names

@@ -22,6 +22,8 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OctKey, RSAKey
 from pydantic import ValidationError
 
+from cli.operations.certificates.directory import init, issue, revoke
+from cli.operations.certificates.signing import Leaf
 from gateway.access.access import Access, agreed, certified
 from gateway.access.keys import (
     PATTERN,
@@ -43,8 +45,6 @@ from gateway.access.recent import Recent
 from gateway.access.settings import AccessSettings
 from gateway.store.store import Store
 from gateway.tls import LOOK_SECONDS, DoorTls, TlsFiles
-from operators.certificates.directory import init, issue, revoke
-from operators.certificates.signing import Leaf
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from tests.integration.certificates import Authority

@@ -12,8 +12,8 @@ from kafka import errors as kafka_errors
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from operators import topics as producers_topics
-from operators.topics import create_topics
+from cli.operations import topics as producers_topics
+from cli.operations.topics import create_topics
 from producers.errors import RequestRefused
 from schemas.job import LONGEST_TTL_SECONDS
 from schemas.settings import FleetSettings, KafkaSettings, SettingsRefused, read_settings
