@@ -32,7 +32,7 @@ def invalidate(
 ) -> None:
     """Invalidate a page, or all pages of a host, for every tenant: every worker reads them again.
 
-    Workers see the invalidation within POSTBACK_CACHE__PAUSE_SECONDS, in Redis or in the cache's file on this machine.
+    Workers see the invalidation within a second, in Redis or in the cache's file on this machine.
     """
     if (url is None) == (host is None):
         raise fail("name either a URL or --host", BAD_INPUT)

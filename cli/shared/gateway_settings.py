@@ -5,18 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.settings import RoomSettings
 
 
-class GatewayClientSettings(BaseSettings):
+class GatewayClientSettings(RoomSettings, env_prefix="POSTBACK_GATEWAY_"):
     """The credential of commands with `--gateway`."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_GATEWAY_",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
 
     key: SecretStr | None = None
     """The API key. Other users of the machine can read a command's arguments, but not this variable."""

@@ -12,7 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from cli.shared.variables import ROOMS, settings_class
+from schemas.bounded import BoundedModel
 from schemas.docstrings import descriptions
+from schemas.settings import constants_of
 from scripts.publish.markdown import one_line
 
 
@@ -71,13 +73,16 @@ def _sections(model: type[BaseModel], prefix: str, readers: str, *, nested: bool
     parts: list[Section] = []
     described = descriptions(model)
     for name, field in model.model_fields.items():
+        if name in constants_of(model):
+            continue
         variable = prefix + name.upper()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            parts += _sections(field.annotation, f"{variable}__", readers, nested=nested)
+        kind = field.annotation if isinstance(field.annotation, type) else type(None)
+        if issubclass(kind, BaseModel) and not issubclass(kind, BoundedModel):
+            parts += _sections(kind, f"{variable}__", readers, nested=nested)
             continue
         default = _shown(field.get_default(call_default_factory=True))
         variables.append(Variable(variable, one_line(described.get(name)), default, _allowed(field)))
-        if nested and get_origin(field.annotation) is dict:
+        if nested and (issubclass(kind, BoundedModel) or get_origin(field.annotation) is dict):
             variables.append(Variable(f"{variable}__*", f"One entry of `{variable}`, by its name."))
     about = f"{one_line(model.__doc__)} {readers}"
     if variables:

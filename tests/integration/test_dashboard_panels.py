@@ -136,7 +136,6 @@ def settings_with_sources(web: str) -> dict[str, str]:
         "POSTBACK_SEARCH__SEARXNG__BASE_URL": web,
         "POSTBACK_ENRICHMENT__RERANK_MODEL": str(embedding_model()),
         "POSTBACK_ENRICHMENT__RERANK_SECONDS": "30",
-        "POSTBACK_ENRICHMENT__PASSAGE_CHARS": "100",
         "POSTBACK_ENRICHMENT__EVIDENCE_CHARS": "200",
     }
 

@@ -58,7 +58,7 @@ def told(found: list[tuple[str, str]], problem: str, fix: str) -> bool:
         ("KEYRINGS", "x", "settings-names", "POSTBACK_KEYRINGS is ignored", "rename it to POSTBACK_KEYRING"),
         ("COLOUR", "x", "settings-names", "POSTBACK_COLOUR is ignored", "docs/reference/settings.md"),
         ("KAFKA__PARTITIONS", "many", "settings-values", "POSTBACK_KAFKA__PARTITIONS: ", "correct it"),
-        ("DELIVERY__JITTER", "9", "settings-values", "POSTBACK_DELIVERY__JITTER: ", "correct it"),
+        ("DELIVERY__DRAIN_SECONDS", "9", "settings-values", "POSTBACK_DELIVERY__DRAIN_SECONDS: ", "correct it"),
         ("KEYRING", "/nowhere/k.json", "keyring", "no keyring at /nowhere/k.json", "`postback keys init`"),
         ("TRUST__SECRET_FILE", "/none", "secret-files", "POSTBACK_TRUST__SECRET_FILE cannot", "correct the"),
         ("DELIVERY__CA_FILE", __file__, "certificates", "holds no certificate in PEM", "correct the path"),

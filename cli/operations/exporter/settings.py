@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.settings import RoomSettings
 
 
-class ExporterSettings(BaseSettings):
+class ExporterSettings(RoomSettings, env_prefix="POSTBACK_EXPORTER__"):
     """How the exporter reads Kafka, and the bounds of the wanted number of workers."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_EXPORTER__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
 
     interval_seconds: float = Field(default=5.0, ge=0.1, le=300)
     """Seconds between two readings of Kafka."""
