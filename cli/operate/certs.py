@@ -15,8 +15,7 @@ from cli.shared.errors import BAD_INPUT, FAILED, fail, say
 from cli.shared.terminal import harmless
 
 if TYPE_CHECKING:
-    from cli.operations.certificates.directory import Contents, Issued
-    from cli.operations.certificates.signing import IssuedCertificate
+    from cli.operations.certificates import Contents, Issued, IssuedCertificate
 
 app = typer.Typer(
     no_args_is_help=True, help="Make a private authority; issue, renew, revoke and list its certificates."
@@ -39,11 +38,12 @@ def init(
 
     ca.key signs certificates: keep it secret. Clients trust ca.pem, and the gateway reads crl.pem.
     """
-    from cli.operations.certificates.directory import init
+    from cli.operations.certificates import init
 
     with _telling():
         authority = init(directory, _now(), name, days, crl_days)
-    say(f"made an authority in {directory}, valid until {_day(authority.ends)}; back it up, and keep ca.key secret")
+    end = _day(authority.certificate.not_valid_after_utc)
+    say(f"made an authority in {directory}, valid until {end}; back it up, and keep ca.key secret")
 
 
 @app.command()
@@ -67,8 +67,7 @@ def issue(
 
     No certificate ends after its authority.
     """
-    from cli.operations.certificates.directory import issue
-    from cli.operations.certificates.signing import Leaf
+    from cli.operations.certificates import Leaf, issue
 
     if server == client:
         raise fail("choose one of --server and --client", BAD_INPUT)
@@ -100,7 +99,7 @@ def renew(
 
     The earlier certificate stays valid until it expires, unless --revoke is given.
     """
-    from cli.operations.certificates.directory import renew
+    from cli.operations.certificates import renew
 
     with _telling():
         issued = renew(directory, name, _now(), days, keep_key=keep_key, revoke_old=revoke)
@@ -124,8 +123,7 @@ def revoke(
 
     A gateway that reads crl.pem refuses revoked certificates from then on, without a restart.
     """
-    from cli.operations.certificates.directory import revoke
-    from cli.operations.certificates.signing import Reason
+    from cli.operations.certificates import Reason, revoke
 
     reasons = {one.value.lower(): one for one in Reason}
     if reason.lower() not in reasons:
@@ -150,7 +148,7 @@ def crl(
     Once the list's next update is overdue, the gateway refuses every client certificate. Every other command that signs
     does the same in the last third of the list's life.
     """
-    from cli.operations.certificates.directory import renew_crl
+    from cli.operations.certificates import renew_crl
 
     with _telling():
         signed = renew_crl(directory, _now(), days)
@@ -161,7 +159,7 @@ def crl(
 @app.command("list")
 def list_certificates(directory: Directory, as_json: AsJson = False) -> None:
     """List all certificates with their state: valid, expiring (the last third of their life), expired or revoked."""
-    from cli.operations.certificates.directory import contents
+    from cli.operations.certificates import contents
 
     now = _now()
     with _telling():
@@ -195,7 +193,7 @@ def _scopes(text: str | None) -> str:
 @contextmanager
 def _telling() -> Iterator[None]:
     """End the command if the block raises CertificatesError; the exit status is 2 if an argument is wrong."""
-    from cli.operations.certificates.rules import CertificatesError, InputRefused
+    from cli.operations.certificates import CertificatesError, InputRefused
 
     try:
         yield
@@ -205,7 +203,7 @@ def _telling() -> Iterator[None]:
 
 def _warn(directory: Path) -> None:
     """Warn if the authority, the revocation list or a certificate is expired or expires soon."""
-    from cli.operations.certificates.directory import contents, warnings_of
+    from cli.operations.certificates import contents, warnings_of
 
     with _telling():
         found = contents(directory)
@@ -238,8 +236,7 @@ def _write_line(one: IssuedCertificate, now: datetime) -> None:
 
 
 def _contents(found: Contents, now: datetime) -> dict[str, Any]:
-    from cli.operations.certificates.directory import crl_problem
-    from cli.operations.certificates.rules import authority_state
+    from cli.operations.certificates import authority_state, crl_problem
 
     certificate, crl = found.authority, found.crl
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc

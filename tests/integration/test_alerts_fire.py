@@ -17,9 +17,7 @@ from pathlib import Path
 import pytest
 
 from cli.devkit.receiver import Behaviour
-from cli.operations.certificates.directory import init, issue
-from cli.operations.certificates.rules import LEAF_DAYS
-from cli.operations.certificates.signing import Leaf
+from cli.operations.certificates import LEAF_DAYS, Leaf, init, issue
 from scripts.publish.reference import ROOT
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics

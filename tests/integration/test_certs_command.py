@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.operations.certificates.directory import init, issue
-from cli.operations.certificates.rules import AUTHORITY_DAYS, CRL_DAYS, LEAF_DAYS
-from cli.operations.certificates.signing import Leaf
+from cli.operations.certificates import AUTHORITY_DAYS, CRL_DAYS, LEAF_DAYS, Leaf, init, issue
 from telemetry.clock import SystemClock
 from tests.postback_command import environment_of, postback_here
 

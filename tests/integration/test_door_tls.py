@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from cli.operations.certificates.directory import init, issue, renew, renew_crl, revoke
-from cli.operations.certificates.signing import Leaf, Reason
+from cli.operations.certificates import Leaf, Reason, init, issue, renew, renew_crl, revoke
 from gateway.tls import LOOK_SECONDS, DoorTls, TlsFiles
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import SetClock

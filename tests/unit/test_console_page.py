@@ -25,8 +25,7 @@ from sqlalchemy import Connection, Table, insert
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from cli.operations.certificates.directory import init, issue
-from cli.operations.certificates.signing import Leaf
+from cli.operations.certificates import Leaf, init, issue
 from cli.operations.dead_letters import Letter, kind_of
 from cli.operations.put_back import Returning
 from gateway.access import CredentialRefused, Scope

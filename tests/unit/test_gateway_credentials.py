@@ -22,8 +22,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import ECKey, OctKey, RSAKey
 from pydantic import ValidationError
 
-from cli.operations.certificates.directory import init, issue, revoke
-from cli.operations.certificates.signing import Leaf
+from cli.operations.certificates import Leaf, init, issue, revoke
 from gateway.access.access import Access, agreed, certified
 from gateway.access.keys import (
     PATTERN,

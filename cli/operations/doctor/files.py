@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from cli.operations.certificates.rules import State, authority_state, days_left, state_at
+from cli.operations.certificates import State, authority_state, days_left, state_at
 from cli.operations.doctor.findings import Finding, fault, warning
 from telemetry.clock import Clock, SystemClock
 from telemetry.private_file import access_problem
