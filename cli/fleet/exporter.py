@@ -42,7 +42,7 @@ def serve(fleet: FleetSettings, host: str, port: int, announce: Callable[[int], 
     """Serve until `stop` is set. Calls `announce` with the port. A port that is taken ends the command."""
     from cli.operations.exporter.exporter import Exporter
     from cli.operations.exporter.reading import connected
-    from cli.operations.exporter.settings import ExporterSettings
+    from cli.operations.exporter.replicas import ExporterSettings
     from telemetry.clock import SystemClock
     from telemetry.health import HealthServer
     from telemetry.logs import get_logger

@@ -12,17 +12,25 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import gettempdir
 
-from cli.operations.doctor import brokers, files, fleet, topics
+from cryptography import x509
+
+from cli.operations.certificates import State, authority_state, days_left, state_at
+from cli.operations.doctor import brokers, fleet, topics
 from cli.operations.doctor.findings import Check, Finding, fault, warning
 from cli.shared.variables import ROOMS, complaints, settings_class
 from schemas.settings import FleetSettings, SettingsRefused, read_settings
+from telemetry.clock import Clock, SystemClock
+from telemetry.private_file import access_problem
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB, SMALLEST_WINDOW, memory_limit_bytes
 
+_LARGEST_BYTES = 16 * 1024 * 1024
+_CLOCK = SystemClock()
 BROKERS = "brokers"
 _DATABASE_URL = "sqlite:///"
 _ALLOW = "POSTBACK_EGRESS__ALLOW_CALLBACKS"
@@ -60,8 +68,8 @@ def checks(roles: Sequence[str] = (), callbacks: Sequence[str] = (), certificate
     found = [
         Check("settings-names", partial(check_names, os.environ)),
         Check("settings-values", check_values),
-        Check("secret-files", lambda: files.check_secret_files(_files(environment, _SECRET_FILES))),
-        Check("certificates", lambda: files.check_certificates(_files(environment, _CERTIFICATES) | of_certificates)),
+        Check("secret-files", lambda: check_secret_files(_files(environment, _SECRET_FILES))),
+        Check("certificates", lambda: check_certificates(_files(environment, _CERTIFICATES) | of_certificates)),
         Check("open-files", check_files_limit),
         Check("memory", check_memory),
         Check("disk", partial(check_disk, _folders(environment))),
@@ -196,6 +204,78 @@ def check_disk(
         if free < _WARN_DISK:
             weigh = fault if free < _FAULT_DISK else warning
             yield weigh(f"the disk of {name} has {free // MIB} MiB free", f"free space at {there}, or move {name}")
+
+
+# -- files of secrets, and certificates -----------------------------------------------------------------------------
+
+
+def check_secret_files(files: Mapping[str, Path]) -> Iterator[Finding]:
+    """Yield the faults of files of secrets: missing, unreadable or open to others.
+
+    `files` maps each variable's name to a path.
+    """
+    for variable, path in files.items():
+        try:
+            with path.open("rb"):
+                problem = access_problem(path.stat(), path, by_root=True)
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "strerror", None) or "no path of a file").lower()
+            yield fault(f"the file of {variable} cannot be read ({reason})", f"correct the path in {variable}")
+            continue
+        if problem is not None:
+            yield fault(f"the file of {variable}: {problem.problem}", problem.fix)
+
+
+def check_certificates(files: Mapping[str, Path], clock: Clock = _CLOCK) -> Iterator[Finding]:
+    """Yield the certificates that are expired or expire soon.
+
+    `files` maps each variable or option to the path of a PEM file.
+    """
+    now = datetime.fromtimestamp(clock.time(), UTC)
+    for name, path in files.items():
+        certificates = _certificates(path)
+        if certificates is None:
+            yield fault(f"the file of {name} holds no certificate in PEM", f"correct the path in {name}")
+            continue
+        for certificate in certificates:
+            yield from _lifetime(name, certificate, now)
+
+
+def _certificates(path: Path) -> list[x509.Certificate] | None:
+    """Return the file's certificates; None if it cannot be read or has none."""
+    try:
+        with path.open("rb") as file:
+            return x509.load_pem_x509_certificates(file.read(_LARGEST_BYTES))
+    except (OSError, ValueError):
+        return None
+
+
+def _lifetime(name: str, certificate: x509.Certificate, now: datetime) -> Iterator[Finding]:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    state = (authority_state if _is_authority(certificate) else state_at)(now, begin, end)
+    about = f"a certificate of {name} ({_common_name(certificate)})"
+    renew = f"replace the file of {name}; `postback certs renew` does so for certificates of `postback certs`"
+    if begin > now:
+        yield fault(f"{about} is not valid yet, or this machine's clock is slow", renew)
+    elif state is State.EXPIRED:
+        yield fault(f"{about} expired {days_left(now, end)}", renew)
+    elif state is State.EXPIRING:
+        yield warning(f"{about} expires {days_left(now, end)}", renew)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    try:
+        names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    except ValueError:
+        names = []
+    return str(names[0].value) if names else "without a name"
 
 
 # -- the keyring and callback URLs -----------------------------------------------------------------------------------

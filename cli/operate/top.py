@@ -33,7 +33,7 @@ def top(
     from rich.live import Live
 
     from cli.operate.top_view import view
-    from cli.operations.exporter.settings import ExporterSettings
+    from cli.operations.exporter.replicas import ExporterSettings
     from cli.operations.top import watching
     from producers.errors import ProducerError
     from telemetry.clock import SystemClock

@@ -13,7 +13,7 @@ from cli.operations.backlog import DoneOffsets
 from cli.operations.deliveries import CallbackStep
 from cli.operations.exporter.exporter import Exporter
 from cli.operations.exporter.reading import Connected, connected
-from cli.operations.exporter.settings import ExporterSettings
+from cli.operations.exporter.replicas import ExporterSettings
 from cli.operations.tail import EventFilter, Tail
 from producers.workers import live_workers
 from schemas.settings import KafkaSettings

@@ -33,7 +33,7 @@ ROOMS = {
     "workers.screening.settings:ScreeningSettings": "workers and the gateway",
     "workers.egress.settings:EgressSettings": "workers and delivery",
     "workers.delivery.settings:DeliverySettings": "delivery, also in a worker `--with-delivery`",
-    "cli.operations.exporter.settings:ExporterSettings": "the exporter",
+    "cli.operations.exporter.replicas:ExporterSettings": "the exporter",
     "gateway.door.settings:GatewaySettings": "the gateway",
     "gateway.store.settings:StoreSettings": "the gateway",
     "gateway.access.settings:AccessSettings": "the gateway",

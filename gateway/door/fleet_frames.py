@@ -51,7 +51,7 @@ class FleetFrames:
         self._threads.close(drop=False)
 
     def _frame(self) -> Frame:
-        from cli.operations.exporter.settings import ExporterSettings
+        from cli.operations.exporter.replicas import ExporterSettings
         from cli.operations.top import watching
 
         try:

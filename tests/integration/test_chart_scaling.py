@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cli.operations.exporter.settings import ExporterSettings
+from cli.operations.exporter.replicas import ExporterSettings
 from schemas.settings import FleetSettings
 from scripts.publish.reference import RULES
 from tests import custom_resources

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typer.main import get_command
 
-from cli.develop.demo_verdict import DemoJob, DemoTally, percentile
+from cli.develop.demo_play import DemoJob, DemoTally, percentile
 from cli.develop.received import MAX_SHOWN_CHARACTERS, MAX_SHOWN_IN_LINE, Summary, View
 from cli.devkit.receiver import Received
 from cli.devkit.site import Question

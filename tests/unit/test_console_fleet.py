@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 from pydantic_core import to_json
 
-from cli.operations.exporter.figures import ClassFigures, FleetFigures, PoolFigures
+from cli.operations.exporter.exporter import ClassFigures, FleetFigures, PoolFigures
 from cli.operations.top import Frame
 from gateway.access import Scope
 from gateway.access.bounded_get import NotRead

@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from cli.operate.doctor_checks import check_disk, check_files_limit, check_memory, checks
+from cli.operate.doctor_checks import check_certificates, check_disk, check_files_limit, check_memory, checks
 from cli.operations.doctor.brokers import broker_findings, parsed_addresses
-from cli.operations.doctor.files import check_certificates
 from cli.operations.doctor.findings import Check, Finding, FindingLevel, examine, fault, in_words
 from cli.operations.doctor.topics import NEEDED
 from gateway.store.store import Store

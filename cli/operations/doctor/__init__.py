@@ -4,7 +4,6 @@
     brokers   bootstrap servers, TLS, passwords, versions, advertised addresses, brokers' settings
     topics    missing topics, partitions, copies, leaders, configuration, operations that ACLs deny to a role
     fleet     work that no process reads, lost offsets, clocks, versions and names of workers, dead letters, endpoints
-    files     files of secrets, and certificates
 
 The console adds the checks that need the libraries of workers and of the gateway. A fault that a role names by itself
 when it starts, such as a missing package or model, has no check: `postback worker --check` shows an engine's.
