@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from schemas.settings import KafkaSettings
     from schemas.topics import Lane
     from schemas.trust import TrustSecrets
-    from telemetry.clock import Deadline
 
 
 BULK_FROM = 1_000
@@ -298,9 +297,11 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
         try:
             if reader is not None:
-                _collect(request.tenant, reader, answers, progress, deadline)
+                came = (answers.take(each, request.tenant) for each in reader.follow(deadline))
+                answers.follow(came, progress)
             elif request.gateway is not None:
-                _collect_through(request.gateway, answers, progress, timeout)
+                wanted = list(accepted)
+                answers.follow(map(answers.add, through_gateway.streamed(request.gateway, wanted, timeout)), progress)
         except KeyboardInterrupt:
             progress.stop()
             answers.settle()
@@ -309,22 +310,6 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
             raise typer.Exit(INTERRUPTED) from None
         answers.settle()
     _end(request, answers)
-
-
-def _collect(
-    tenant: str, reader: ResultsReader, answers: Answers, progress: Progress, deadline: Deadline | None
-) -> None:
-    """Read results from Kafka until every job has one, or the time is up."""
-    bar = progress.add_task("answered", total=answers.open, awaits="answers")
-    while answers.open and not (deadline and deadline.passed):
-        progress.update(bar, advance=answers.take(reader.poll(), tenant), failed=answers.failed)
-
-
-def _collect_through(gateway: HttpClient, answers: Answers, progress: Progress, timeout: float | None) -> None:
-    """Read results from the gateway until every job has one, or the time is up."""
-    bar = progress.add_task("answered", total=answers.open, awaits="answers")
-    for result in through_gateway.streamed(gateway, list(answers.entries or ()), timeout):
-        progress.update(bar, advance=answers.add(result), failed=answers.failed)
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:

@@ -14,6 +14,8 @@ from cli.shared.output import without_lines
 from cli.shared.terminal import harmless
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from cli.shared.output import OrderedLines
     from producers.newest import Moment
     from producers.receipts import ReceiptEntry
@@ -114,6 +116,15 @@ class Answers:
                 self._newest[result.job_id] = moment
             first += self.add(result)
         return first
+
+    def follow(self, firsts: Iterable[int], progress: Progress) -> None:
+        """Show the progress of results that `add` or `take` counts, until every job has one or no more come."""
+        bar = progress.add_task("answered", total=self.open, awaits="answers")
+        for first in firsts:
+            progress.update(bar, advance=first, failed=self.failed)
+            self.flush()
+            if not self.open:
+                return
 
     def settle(self) -> None:
         """If `ordered` is set, write its lines in order; else remove the lines of superseded results from the files.

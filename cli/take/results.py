@@ -164,12 +164,7 @@ def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float 
     with ResultsReader(asked.kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
         for out in files:
             begin_anew(out)
-        bar = progress.add_task("answered", total=answers.open, awaits="answers")
-        for came in reader.follow(deadline, since_ms):
-            progress.update(bar, advance=answers.take(came, asked.tenant), failed=answers.failed)
-            answers.flush()
-            if not answers.open:
-                return
+        answers.follow((answers.take(came, asked.tenant) for came in reader.follow(deadline, since_ms)), progress)
 
 
 def _open_ones(asked: ResultsRequest, answers: Answers) -> str:
@@ -198,10 +193,8 @@ def _through(client: HttpClient, answers: Answers, files: Files, timeout: float 
     with bars(hidden=to_terminal) as progress:
         for out in files:
             begin_anew(out)
-        bar = progress.add_task("answered", total=answers.open, awaits="answers")
-        for result in streamed(client, wanted, timeout) if wait else stored(client, wanted):
-            progress.update(bar, advance=answers.add(result), failed=answers.failed)
-            answers.flush()
+        found = streamed(client, wanted, timeout) if wait else stored(client, wanted)
+        answers.follow(map(answers.add, found), progress)
 
 
 def _refuse_first(*rules: tuple[bool, str]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from schemas.asyncapi import HEADERS, PRODUCER_HEADERS
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.event import Event, event_body
 from schemas.images import DATA_URL
@@ -31,6 +30,7 @@ from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result, Support
 from schemas.tools import FunctionName
 from schemas.urls import PayloadUrl
+from scripts.publish.asyncapi import HEADERS, PRODUCER_HEADERS
 from scripts.publish.job_examples import (
     CALLED,
     CALLED_CHOICE,

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from schemas import asyncapi
 from schemas.bounded import WireModel
 from schemas.control import JobControl
 from schemas.endpoint import EndpointRecord
@@ -17,6 +16,7 @@ from schemas.job import OF_A_QUESTION, Job
 from schemas.kinds import BY_REFERENCE, KINDS, QUESTIONS
 from schemas.result import Result
 from schemas.worker import WorkerAnnouncement
+from scripts.publish import asyncapi
 
 FOLDER = Path(__file__).parents[2] / "schemas" / "published"
 

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.batches import expansion
-from schemas.asyncapi import PRODUCER_HEADERS
 from schemas.codec import Origin, read_job, read_result
 from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.result import Result, Support
 from scripts.publish import chart_reference, job_reference
+from scripts.publish.asyncapi import PRODUCER_HEADERS
 from scripts.publish.catalogue import sections
 from scripts.publish.chart_reference import (
     CHART,
