@@ -29,11 +29,6 @@ Weight = Annotated[float, Field(ge=0.001, le=1000)]
 class WorkerConstants(Constants):
     """Bounds on the jobs under way."""
 
-    window_bytes: int = 256 * 1024 * 1024
-    """Maximum bytes of the jobs in enrichment or generation.
-
-    The parked jobs of one lane together have at most a third of these bytes.
-    """
     waiting_target: int | None = None
     """A fixed number of jobs that wait inside the engine; the other jobs wait in Kafka.
 
@@ -61,6 +56,11 @@ class WorkerSettings(WorkerConstants, RoomSettings, env_prefix="POSTBACK_WORKER_
 
     The default has room for the 1,024 jobs that vLLM generates at once on a large GPU, and for jobs in vLLM's queue and
     in enrichment.
+    """
+    window_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    """Maximum bytes of the jobs in enrichment or generation.
+
+    The parked jobs of one lane together have at most a third of these bytes.
     """
     bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
     """The bulk lane's least share of the freed places while both lanes have jobs.
