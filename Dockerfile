@@ -13,10 +13,8 @@ WORKDIR /src
 COPY requirements/build.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/build.txt
 COPY LICENSE README.md pyproject.toml ./
-COPY console console
-COPY devkit devkit
+COPY cli cli
 COPY gateway gateway
-COPY operators operators
 COPY producers producers
 COPY schemas schemas
 COPY telemetry telemetry
@@ -30,7 +28,7 @@ FROM ${GPU_BASE} AS worker-gpu
 ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
-    --mount=type=bind,source=deploy/image/install,target=/requirements/install \
+    --mount=type=bind,source=requirements/install,target=/requirements/install \
     sh /requirements/install
 ENV PATH=/opt/postback/bin:$PATH \
     HOME=/var/cache/postback \
@@ -57,7 +55,7 @@ FROM ${LIGHT_BASE} AS light
 ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
-    --mount=type=bind,source=deploy/image/install,target=/requirements/install \
+    --mount=type=bind,source=requirements/install,target=/requirements/install \
     sh /requirements/install
 ENV PATH=/opt/postback/bin:$PATH \
     HOME=/var/cache/postback \

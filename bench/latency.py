@@ -21,7 +21,7 @@ from confluent_kafka import Producer
 
 from bench.fleet import Command, broker, new_fleet, wait_for
 from bench.table import table, title, verdict
-from devkit.receiver import Keys, Received, Receiver
+from cli.devkit.receiver import Keys, Received, Receiver
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from workers.delivery.keyring import Keyring

@@ -29,10 +29,8 @@ COPIED = (
     "screening",
     "producers",
     "workers",
-    "devkit",
-    "operators",
     "gateway",
-    "console",
+    "cli",
     "bench",
     "tests",
 )

@@ -19,8 +19,8 @@ import psutil
 import uvloop
 
 from bench.table import table, title, verdict
-from devkit.model import ENGLISH, embedding_model
-from devkit.site import Site, paths
+from cli.devkit.model import ENGLISH, embedding_model
+from cli.devkit.site import Site, paths
 from schemas.job import DEFAULT_TENANT, Sources
 from telemetry.clock import Deadline, SystemClock
 from telemetry.metrics import Metrics

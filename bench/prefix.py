@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import uvloop
 
 from bench.table import table, title, verdict
-from devkit.model import tiny_model
+from cli.devkit.model import tiny_model
 from producers.sharding import Partitioner
 from schemas.affinity import prefix_of
 from schemas.codec import write_job

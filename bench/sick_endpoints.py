@@ -40,7 +40,7 @@ from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.paired import Ratio, ratio
 from bench.receivers import Receivers, receivers, refusing_port
 from bench.table import table, title
-from devkit.kafka.cluster import STEADY_JVM
+from cli.devkit.kafka.cluster import STEADY_JVM
 from schemas.settings import KafkaSettings
 from schemas.topics import DEFERRED
 from workers.delivery.keyring import Keyring

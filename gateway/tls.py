@@ -19,8 +19,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from operators.certificates.rules import State, identity_of, state_at
-from operators.certificates.signing import serial_text
+from cli.operations.certificates import State, identity_of, serial_text, state_at
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from schemas.docstrings import descriptions
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
@@ -128,16 +134,52 @@ class TrustSettings(BaseModel):
             raise SettingsRefused(f"POSTBACK_TRUST__{unreadable}") from None
 
 
-class FleetSettings(BaseSettings):
-    """Settings that all processes of a fleet share."""
+class Constants(BaseModel):
+    """Numbers that no operator has a reason to change, each with its reason. No variable sets them; tests do."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_",
-        env_nested_delimiter="__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+
+class RoomSettings(BaseSettings):
+    """Settings of a room: a variable sets each field, except those of a class of constants that the room inherits."""
+
+    model_config = SettingsConfigDict(extra="ignore", hide_input_in_errors=True, frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, and then variables."""
+        return init_settings, _Variables(settings_cls)
+
+
+class _Variables(EnvSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        return _without_constants(self.settings_cls, super().__call__())
+
+
+def constants_of(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the fields that the model inherits from classes of constants."""
+    bases = (base for base in model.__mro__ if issubclass(base, Constants) and base is not model)
+    return frozenset(name for base in bases for name in base.model_fields)
+
+
+def _without_constants(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of variables, without those that name a constant, also in nested groups."""
+    constants = constants_of(model)
+    kept = {name: value for name, value in values.items() if name not in constants}
+    for name, value in kept.items():
+        kind = model.model_fields[name].annotation if name in model.model_fields else None
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            kept[name] = _without_constants(kind, value)
+    return kept
+
+
+class FleetSettings(RoomSettings, env_prefix="POSTBACK_", env_nested_delimiter="__"):
+    """Settings that all processes of a fleet share."""
 
     env: Literal["development", "production"] = "production"
     """With `development`, callbacks and pages may be reached over plain http at any public address."""

@@ -1,7 +1,7 @@
 """Every action of a log line, declared once: the event that the action names, and the operator's next step.
 
 A log line's `action` is stable while its sentence may change, so alerts and searches use the action.
-`python -m console.publish` writes this file into docs/reference/log-actions.md.
+`python -m scripts.publish` writes this file into docs/reference/log-actions.md.
 """
 
 from __future__ import annotations

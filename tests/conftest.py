@@ -21,9 +21,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.selector import NetworkSelector
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
+from cli.operations.topics import create_topics
 from gateway.store.store import Store
-from operators.topics import create_topics
 from producers.connection import admin_client
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock

@@ -22,9 +22,9 @@ import pytest
 import typer
 import uvloop
 
-from console.exporter import serve
-from console.gateway_store import store_url
-from console.main import app
+from cli.fleet.exporter import serve
+from cli.fleet.gateway_store import store_url
+from cli.main import app
 from gateway.role import Options, run_gateway
 from schemas.settings import FleetSettings, KafkaSettings, SettingsRefused, read_settings
 from telemetry import logs
@@ -204,8 +204,12 @@ def _threads_inherit_roles() -> Iterator[None]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Give this process exactly these `POSTBACK_` variables, and these others besides its own."""
+    """Give this process exactly these `POSTBACK_` variables, and these others besides its own.
+
+    A variable sets a constant too here, so that a test can shorten times.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("schemas.settings.constants_of", lambda _: frozenset())
         for name in os.environ:
             if name.startswith("POSTBACK_") and name not in variables:
                 patch.delenv(name)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from schemas.bounded import BoundedModel
 
-PACKAGES: Final = ("schemas", "workers", "producers", "operators", "gateway", "console", "devkit")
+PACKAGES: Final = ("schemas", "workers", "producers", "gateway", "cli")
 NOT_IMPORTED: Final = (
     "workers.engines.vllm",  # needs a GPU
     "workers.engines.vllm.cpu_worker",

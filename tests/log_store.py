@@ -1,4 +1,4 @@
-"""VictoriaLogs, and Filebeat that ships log files to it with the configuration of `deploy/filebeat/`.
+"""VictoriaLogs, and Filebeat that ships log files to it with the configuration of `helm/postback/files/filebeat/`.
 
 VictoriaLogs and Filebeat are built from their Go modules: no registry has them as packages. VictoriaLogs accepts
 Elasticsearch's bulk requests.
@@ -17,7 +17,7 @@ from typing import Any
 
 import requests
 
-from console.publish import ROOT
+from scripts.publish.reference import ROOT
 from telemetry.clock import Deadline, SystemClock
 from tests.go_tools import GoTool, ensure
 
@@ -33,7 +33,7 @@ FILEBEAT = GoTool(
         "github.com/fsnotify/fsnotify => github.com/adriansr/fsnotify v1.4.8-0.20211018144411-a81f2b630e7c",
     ),
 )
-CONFIGURATION = ROOT / "deploy" / "filebeat"
+CONFIGURATION = ROOT / "helm" / "postback" / "files" / "filebeat"
 _START_SECONDS = 60.0
 _FIELDS = {"VL-Msg-Field": "message", "VL-Time-Field": "@timestamp", "VL-Stream-Fields": "service.name"}
 _CLOCK = SystemClock()

@@ -12,7 +12,7 @@ from typing import IO
 
 from typer.testing import CliRunner
 
-from console.main import app
+from cli.main import app
 from schemas.settings import KafkaSettings
 from tests.process_state import state_kept
 

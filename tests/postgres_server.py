@@ -17,7 +17,7 @@ from typing import Any, Self
 import psutil
 import psycopg
 
-from devkit.kafka.jars import cache_home
+from cli.devkit.kafka.jars import cache_home
 from telemetry.clock import Deadline, SystemClock
 
 _START_SECONDS = 60.0

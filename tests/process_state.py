@@ -14,7 +14,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from console.errors import say_in_log
+from cli.shared.errors import say_in_log
 
 _UNWATCHED = {
     signal.SIGALRM,  # pytest-timeout sets this signal's handler

@@ -28,8 +28,8 @@ from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.committed import committed_records
-from devkit.receiver import Behaviour, Keys, Received, Receiver
-from operators.topics import configure_groups
+from cli.devkit.receiver import Behaviour, Keys, Received, Receiver
+from cli.operations.topics import configure_groups
 from schemas.settings import KafkaSettings
 from schemas.topics import JOB_ID
 from telemetry.clock import SystemClock

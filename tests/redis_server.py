@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from devkit.kafka.jars import program
+from cli.devkit.kafka.jars import program
 from tests.loopback_server import LoopbackServer
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from devkit.kafka.jars import program
+from cli.devkit.kafka.jars import program
 
 
 def tesseract() -> str:

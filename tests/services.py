@@ -15,7 +15,7 @@ from typing import Self
 
 import pytest
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from telemetry.clock import Deadline, SystemClock
 from tests.postgres_server import PostgresServer
 

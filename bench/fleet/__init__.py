@@ -22,9 +22,9 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from devkit.broker import Broker
-from devkit.kafka.cluster import SMALL_JVM
-from operators.topics import create_topics
+from cli.devkit.broker import Broker
+from cli.devkit.kafka.cluster import SMALL_JVM
+from cli.operations.topics import create_topics
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics
 

@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.fleet import POSTBACK, Command
-from operators.certificates.directory import init, issue
-from operators.certificates.signing import Leaf
+from cli.operations.certificates import Leaf, init, issue
 from schemas.settings import KafkaSettings
 
 PARTITIONS = 12

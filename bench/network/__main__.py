@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bench.network.link import CLIENT, SERVER, SERVER_ADDRESS, Conditions, EmulatedLink, slow_link, within
 from bench.table import table, title
-from operators.certificates.signing import key_pem, new_authority
+from cli.operations.certificates import key_pem, new_authority
 
 SMALL, LARGE = 1_000, 8_000_000
 _EXCHANGE = (sys.executable, "-m", "bench.network.exchange")

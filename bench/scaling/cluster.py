@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.scaling.traces import SimulatedJob
-from operators.exporter.replicas import Hysteresis, WaitingJobs
+from cli.operations.exporter.replicas import Hysteresis, WaitingJobs
 from workers.inference.observed import AnswerTimes
 
 PARTITIONS = 16

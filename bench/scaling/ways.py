@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 
 from bench.scaling.cluster import PARTITIONS, START_SECONDS, Sight, Wish
-from operators.exporter.replicas import Hysteresis, Plan, Throughput, answer_seconds, wanted_replicas
-from operators.exporter.settings import ExporterSettings
+from cli.operations.exporter.replicas import (
+    ExporterSettings,
+    Hysteresis,
+    Plan,
+    Throughput,
+    answer_seconds,
+    wanted_replicas,
+)
 
 
 def by_lag(records: int) -> Wish:

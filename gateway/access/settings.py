@@ -5,22 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.access.oidc.settings import OidcSettings
 from gateway.access.tenant_settings import TenantSettings
+from schemas.settings import Constants, RoomSettings
 
 
-class AccessSettings(BaseSettings):
+class AccessConstants(Constants):
+    """Rates that protect the door, and the pace of writes."""
+
+    stranger_requests_per_second: int = 50
+    """The maximum number of requests per second for pages without a credential, such as `/docs` and the sign-in.
+
+    They are counted for each IPv4 address or /64 of IPv6.
+    """
+    last_used_seconds: float = 300.0
+    """Shortest time between two writes of a key's last use into the store."""
+
+
+class AccessSettings(AccessConstants, RoomSettings, env_prefix="POSTBACK_ACCESS__", env_nested_delimiter="__"):
     """Credentials of the gateway's clients, and their limits."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_ACCESS__",
-        env_nested_delimiter="__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
 
     pepper_file: Path | None = None
     """The file of the pepper, the secret with which the digests of API keys are made.
@@ -38,11 +42,6 @@ class AccessSettings(BaseSettings):
 
     Further requests get status 429. Requests without a valid credential are not counted here.
     """
-    stranger_requests_per_second: int = Field(default=50, ge=1, le=1_000_000)
-    """The maximum number of requests per second for pages without a credential, such as `/docs` and the sign-in.
-
-    They are counted for each IPv4 address or /64 of IPv6.
-    """
     failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)
     """The maximum number of requests per minute with a refused credential, from one IPv4 address or one /64 of IPv6.
 
@@ -52,5 +51,3 @@ class AccessSettings(BaseSettings):
     """Redis in which several gateways count their requests together; without it, each gateway counts in its memory."""
     tenant_defaults: TenantSettings = Field(default_factory=TenantSettings)
     """Settings, as JSON, of tenants that have none of their own (`postback tenants put`)."""
-    last_used_seconds: float = Field(default=300.0, ge=1, le=86_400)
-    """Shortest time between two writes of a key's last use into the store."""

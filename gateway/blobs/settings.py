@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.settings import Constants, RoomSettings
 
 MIB = 1024 * 1024
 
 
-class FilesSettings(BaseSettings):
-    """Files of tenants: inputs and outputs of batches."""
+class FilesConstants(Constants):
+    """Bounds and lifetimes of files, as OpenAI's."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_FILES__",
-        env_nested_delimiter="__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    most_bytes: int = 200 * MIB
+    """The maximum number of bytes of one uploaded file."""
+    upload_seconds: float = 3600
+    """The maximum number of seconds that one upload may take.
+
+    The bytes of an upload that was cut off are removed after twice this time at most.
+    """
+    result_days: float = 30
+    """Days after which the output files of a batch expire, unless the batch states `output_expires_after`."""
+    cancel_seconds: float = 600
+    """Seconds for which a cancelled batch waits for the results of its lines. Then the lines without a result are in
+    the error file as `batch_cancelled`."""
+
+
+class FilesSettings(FilesConstants, RoomSettings, env_prefix="POSTBACK_FILES__", env_nested_delimiter="__"):
+    """Files of tenants: inputs and outputs of batches."""
 
     place: str | None = Field(default=None, min_length=1)
     """The storage of contents: a folder, or `s3://BUCKET/PREFIX`. By default the folder `postback-files`, beside the
@@ -26,20 +36,8 @@ class FilesSettings(BaseSettings):
     s3_endpoint: str | None = None
     """The URL of S3-compatible storage; by default Amazon's. Credentials are `AWS_ACCESS_KEY_ID` and
     `AWS_SECRET_ACCESS_KEY`, or any other source that boto3 reads."""
-    most_bytes: int = Field(default=200 * MIB, ge=1024, le=5 * 1024 * MIB)
-    """The maximum number of bytes of one uploaded file."""
     tenant_bytes: int = Field(default=50 * 1024 * MIB, ge=1024)
     """The maximum number of bytes of all files of a tenant, its batches' outputs included.
 
     Uploads that would exceed this limit are refused.
     """
-    upload_seconds: float = Field(default=3600, gt=0, le=24 * 3600)
-    """The maximum number of seconds that one upload may take.
-
-    The bytes of an upload that was cut off are removed after twice this time at most.
-    """
-    result_days: float = Field(default=30, gt=0)
-    """Days after which the output files of a batch expire, unless the batch states `output_expires_after`."""
-    cancel_seconds: float = Field(default=600, ge=0)
-    """Seconds for which a cancelled batch waits for the results of its lines. Then the lines without a result are in
-    the error file as `batch_cancelled`."""

@@ -16,7 +16,7 @@ from telemetry.clock import Clock
 from workers.stage.progress import done_offsets
 
 if TYPE_CHECKING:  # kafka-python is imported by the first reading, since it takes as long as the whole door
-    from operators.top import FleetWatch, Frame
+    from cli.operations.top import FleetWatch, Frame
 
 IDLE_SECONDS: Final = 120.0
 _READERS: Final = 8
@@ -51,8 +51,8 @@ class FleetFrames:
         self._threads.close(drop=False)
 
     def _frame(self) -> Frame:
-        from operators.exporter.settings import ExporterSettings
-        from operators.top import watching
+        from cli.operations.exporter.replicas import ExporterSettings
+        from cli.operations.top import watching
 
         try:
             if self._watch is None:

@@ -22,7 +22,7 @@ from telemetry.clock import Clock, unix_ms
 from telemetry.logs import get_logger
 
 if TYPE_CHECKING:
-    from operators.top import Frame
+    from cli.operations.top import Frame
 
 MOST_ROWS: Final = 100
 MOST_ALERTS: Final = 20

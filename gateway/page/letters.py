@@ -36,7 +36,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock, Deadline, unix_ms
 
 if TYPE_CHECKING:  # kafka-python is imported by the first search, since it takes as long as the whole door
-    from operators.dead_letters import Letter
+    from cli.operations.dead_letters import Letter
     from producers.scan import StoredPlace
 
 DAYS: Final = 7
@@ -137,7 +137,7 @@ def newest_letters(kafka: KafkaSettings, clock: Clock, tenant: str | None) -> Ne
 
     Raises ProducerError, also if reading the letters of all tenants would take longer than MOST_SECONDS.
     """
-    from operators.dead_letters import DeadLetters, LetterFilter
+    from cli.operations.dead_letters import DeadLetters, LetterFilter
     from producers.scan import Scanner
 
     since_ms, deadline = unix_ms(clock) - DAYS * _DAY_MS, Deadline.after(clock, MOST_SECONDS)
@@ -162,7 +162,7 @@ def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: S
 
     Blocks. Raises ProducerError.
     """
-    from operators.dead_letters import DeadLetters, LetterFilter
+    from cli.operations.dead_letters import DeadLetters, LetterFilter
     from producers.scan import Scanner
 
     with Scanner(kafka, clock) as scanner:
@@ -171,8 +171,8 @@ def find_letter(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: S
 
 def put_letter_back(kafka: KafkaSettings, clock: Clock, tenant: str | None, place: StoredPlace) -> bool:
     """Put one letter back; False if another redrive was faster. Blocks. Raises ProducerError."""
-    from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
-    from operators.put_back import PutBack
+    from cli.operations.dead_letters import REDRIVE, DeadLetters, LetterFilter
+    from cli.operations.put_back import PutBack
     from producers.scan import Scanner
 
     with Scanner(kafka, clock) as scanner:

@@ -68,7 +68,7 @@ def find_records(settings: KafkaSettings, wanted: TriedCallback, clock: Clock) -
 
     Raises NoSuchCallback and ProducerError.
     """
-    from operators.replay import has_callback
+    from cli.operations.replay import has_callback
     from producers.scan import Scanner
 
     deadline = Deadline.after(clock, MOST_SECONDS)
@@ -113,7 +113,7 @@ def _origin(record: Stored) -> str:
 
 def resend(connection: Connection, settings: KafkaSettings, records: Sequence[Stored], clock: Clock) -> None:
     """Write copies of the records into the outbox, for delivery. Raises StoreAway while no work is accepted."""
-    from operators.put_back import for_delivery
+    from cli.operations.put_back import for_delivery
 
     for record in records:
         returning = for_delivery(settings, record.key, record.value, record.headers, unix_ms(clock))

@@ -16,7 +16,7 @@ import pytest
 from openai import InvalidWebhookSignatureError
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from devkit.receiver import Behaviour, Keys, Received
+from cli.devkit.receiver import Behaviour, Keys, Received
 from schemas.settings import KafkaSettings
 from schemas.signature import Signer, VerificationError, generate_secret, generate_signing_key, verify
 from tests.contract.consumers import PROGRAMS, Consumer, consuming

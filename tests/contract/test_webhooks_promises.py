@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from standardwebhooks import Webhook
 
-from devkit.receiver import Behaviour, Keys, Receiver
+from cli.devkit.receiver import Behaviour, Keys, Receiver
 from schemas.event import EventType, event_body
 from schemas.outcome import Outcome
 from schemas.result import MAX_RESULT_BYTES, Result

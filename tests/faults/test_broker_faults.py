@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from schemas.settings import KafkaSettings
 from tests.faults.kernel_fleet import Ledgers, StageProcesses
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from devkit.broker import Broker
-from devkit.kafka import cluster
+from cli.devkit.broker import Broker
+from cli.devkit.kafka import cluster
 from schemas.settings import KafkaSettings
 from tests.faults.kernel_fleet import Ledgers, StageProcesses
 

@@ -23,8 +23,8 @@ import psutil
 import pytest
 import requests
 
-from console.publish import MEASURED, ROOT
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
+from scripts.publish.reference import MEASURED, ROOT, RULES
 from telemetry.clock import SystemClock
 from tests.conftest import MakeFleet
 from tests.integration.gateway.gateway_process import Gateway, start_gateway
@@ -41,7 +41,7 @@ PROMISED_SECONDS = 120.0
 QUIET_SECONDS = 240.0
 """Longest time until all alerts are silent, at the start and after the victims go on."""
 DELIVERED = {"scrape_interval": "15s", "evaluation_interval": "15s"}
-"""The intervals of deploy/prometheus/prometheus.yml."""
+"""The intervals of helm/postback/files/prometheus/prometheus.yml."""
 ROLES = {f"PostbackRoleDown {role}" for role in ("worker", "delivery", "gateway", "exporter")}
 FIRST = ROLES | {"PostbackNoDelivery"}
 ONE_BROKER = {"PostbackBrokerAway"}
@@ -190,7 +190,10 @@ def _rig(make_fleet: MakeFleet, folder: Path) -> Iterator[Rig]:
             "postback-delivery": [each.port for each in deliveries],
             "postback-exporter": [each.port for each in exporters],
         }
-        more = {"global": DELIVERED, "rule_files": [str(ROOT / "deploy" / "prometheus" / "postback.rules.yml")]}
+        more = {
+            "global": DELIVERED,
+            "rule_files": [str(RULES)],
+        }
         prometheus = stack.enter_context(scraping(folder, ports, **more))
         servers = [_listener(port) for port in (redis.port, int(s3.rpartition(":")[2]), model_port)]
         victims = [workers[0], doors[0], deliveries[0], exporters[0]]

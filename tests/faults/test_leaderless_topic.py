@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from tests.product import PARTITIONS, Product, eventually, running

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka import Producer
 
-from devkit.receiver import Behaviour
+from cli.devkit.receiver import Behaviour
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result

@@ -53,7 +53,7 @@ def test_healthy_endpoints_get_their_callbacks_before_the_first_attempt_at_the_h
     urls = [hung if number % HUNG_ONE_IN == 0 else product.callbacks.url for number in range(FOUND)]
     put_results(product, names, urls)
     # This is the longest deadline that the setting allows.
-    restarted = product.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
+    restarted = product.deliver("d1")
     healthy = {name for name, url in zip(names, urls, strict=True) if url != hung}
     eventually(lambda: len(product.callbacks.events) == len(healthy), 120, "a healthy endpoint waits")
     assert set(product.callbacks.events) == healthy

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from kafka import KafkaProducer
 
-from devkit.broker import Broker
-from operators.topics import create_topics
+from cli.devkit.broker import Broker
+from cli.operations.topics import create_topics
 from schemas.settings import KafkaSettings
 from tests.product import PARTITIONS, Product, eventually, running
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from devkit.receiver import Received
+from cli.devkit.receiver import Received
 from tests.product import PARTITIONS, Product, Role, eventually
 
 pytestmark = pytest.mark.broker

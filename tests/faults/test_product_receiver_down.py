@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from operators.topics import create_topics
+from cli.operations.topics import create_topics
 from schemas.settings import KafkaSettings
 from tests.fleet_here import FleetHere, running_here
 from tests.product import PARTITIONS, eventually

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from devkit.model import tiny_model
+from cli.devkit.model import tiny_model
 from tests.engine_processes import engine_of, frozen, gone
 from tests.product import Product, Role, eventually
 

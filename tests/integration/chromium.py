@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from devkit.kafka.jars import program
+from cli.devkit.kafka.jars import program
 from tests.aiohttp_server import serving
 from tests.loopback_server import LoopbackServer
 

@@ -24,9 +24,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from devkit.broker import Broker
-from devkit.kafka import cluster
-from operators.topics import create_topics
+from cli.devkit.broker import Broker
+from cli.devkit.kafka import cluster
+from cli.operations.topics import create_topics
 from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.outcome import Outcome

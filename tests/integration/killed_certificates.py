@@ -15,8 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from operators.certificates.directory import init, issue, renew, renew_crl, revoke
-from operators.certificates.signing import Leaf
+from cli.operations.certificates import Leaf, init, issue, renew, renew_crl, revoke
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 OPERATIONS: dict[str, Callable[[Path], object]] = {

@@ -96,7 +96,7 @@ def _sent(reply: Reply) -> web.Response:
 async def configured(name: str, base_url: str, **section: Any) -> AsyncIterator[SearchProvider]:
     """One search provider, made from an operator's settings."""
     settings = SearchSettings.model_validate({name: {"base_url": base_url, "per_second": FAST, **section}})
-    connections = Web("Postback-tests/1", CLOCK)
+    connections = Web("Postback-tests/1", CLOCK, "me@example.com")
     await connections.start()
     try:
         yield providers(settings, connections)[name]

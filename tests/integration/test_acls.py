@@ -23,8 +23,8 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from devkit.broker import Broker
-from devkit.kafka import cluster
+from cli.devkit.broker import Broker
+from cli.devkit.kafka import cluster
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result

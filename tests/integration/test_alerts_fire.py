@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from console.publish import ROOT
-from devkit.receiver import Behaviour
-from operators.certificates.directory import init, issue
-from operators.certificates.rules import LEAF_DAYS
-from operators.certificates.signing import Leaf
+from cli.devkit.receiver import Behaviour
+from cli.operations.certificates import LEAF_DAYS, Leaf, init, issue
+from scripts.publish.reference import ROOT
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
 from tests.http_handler import Answering, handling
@@ -142,7 +140,7 @@ def webhook(notified: set[tuple[str, str]]) -> Iterator[str]:
 @contextmanager
 def monitoring(folder: Path, ports: dict[str, list[int]], hook: str) -> Iterator[Prometheus]:
     """Run Alertmanager, and Prometheus with the delivered rules; each rule's `for` is 3 s instead of minutes."""
-    rules = (ROOT / "deploy" / "prometheus" / "postback.rules.yml").read_text()
+    rules = (ROOT / "helm" / "postback" / "files" / "prometheus" / "postback.rules.yml").read_text()
     (folder / "rules.yml").write_text(re.sub(r"\bfor: \d+m", "for: 3s", rules))
     receiver = {"name": "operator", "webhook_configs": [{"url": hook, "send_resolved": True}]}
     route = {"receiver": "operator", "group_by": ["alertname"], "group_wait": "0s", "group_interval": "1s"}

@@ -7,7 +7,7 @@ import json
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from operators.topics import create_topics
+from cli.operations.topics import create_topics
 from tests.fleet_here import FleetHere
 from tests.postback_command import environment_of, postback_here
 from tests.product import Fleet, Role, eventually

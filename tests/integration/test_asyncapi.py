@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from schemas.publish import FOLDER
+from scripts.publish.wire_schemas import FOLDER
 from tests.node_tools import ASYNCAPI, modules, node
 
 # The first run installs the parser, which takes minutes.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from operators.topics import create_topics
+from cli.operations.topics import create_topics
 from schemas.settings import KafkaSettings
 from tests.fleet_here import FleetHere
 from tests.postback_command import environment_of, postback_here

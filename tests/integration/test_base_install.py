@@ -30,7 +30,7 @@ def without_extras(code: str, *arguments: str, **variables: str | Path) -> subpr
 
 
 def command(*arguments: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
-    return without_extras("from console.main import run; run()", *arguments, **variables)
+    return without_extras("from cli.main import run; run()", *arguments, **variables)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,21 @@ def test_every_help_text_is_there(arguments: tuple[str, ...]) -> None:
 
 
 def test_help_imports_no_client_and_no_engine() -> None:
-    code = "import console.main, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    code = "import cli.main, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = set(without_extras(code).stdout.split())
     assert "typer" in loaded
     assert loaded.isdisjoint({"kafka", "cryptography", "nacl", "opentelemetry", "pydantic", "pydantic_settings"})
 
 
 def test_the_producer_can_be_imported() -> None:
-    modules = ("producers.client", "producers.receipts", "producers.results", "operators.topics", "operators.replay")
-    others = ("operators.dead_letters", "operators.deliveries", "operators.backlog")
+    modules = (
+        "producers.client",
+        "producers.receipts",
+        "producers.results",
+        "cli.operations.topics",
+        "cli.operations.replay",
+    )
+    others = ("cli.operations.dead_letters", "cli.operations.deliveries", "cli.operations.backlog")
     done = without_extras("\n".join(f"import {name}" for name in modules + others))
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -67,7 +73,7 @@ def test_an_authority_issues_without_the_gateways_libraries(tmp_path: Path) -> N
 
 
 def test_the_backlog_is_read_with_the_done_offsets_of_the_ledgers() -> None:
-    modules = "console.backlog, operators.exporter.exporter, operators.exporter.reading"
+    modules = "cli.operate.backlog, cli.operations.exporter.exporter, cli.operations.exporter.reading"
     done = without_extras(f"import {modules}, workers.stage.progress")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -82,8 +88,8 @@ def test_keys_can_be_made_and_a_command_that_needs_more_says_what_to_install(tmp
 
 def test_a_producer_is_warned_of_plain_http_unless_its_environment_says_that_workers_allow_it() -> None:
     code = """
-from console.job_warnings import warn_of_refused
-from console.settings import fleet_settings
+from cli.send.job_warnings import warn_of_refused
+from cli.shared.settings import fleet_settings
 from schemas.job import Job
 urls = ("http://a.example/?token=secret", "https://a.example:9/", "https://[2001:db8::1::2]/hook")
 warn_of_refused(enumerate((Job(prompt="q", callback_url=url) for url in urls), start=1), fleet_settings())

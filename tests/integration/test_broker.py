@@ -14,11 +14,11 @@ import pytest
 from confluent_kafka import Consumer, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from devkit.broker import Broker, Scratch, start_detached, stop_detached
-from devkit.kafka import jars
-from devkit.kafka.cluster import Node
-from devkit.kafka.errors import BrokerDied, DataMismatch, MissingPrerequisite, PortInUse
-from devkit.kafka.process import Detached
+from cli.devkit.broker import Broker, Scratch, start_detached, stop_detached
+from cli.devkit.kafka import jars
+from cli.devkit.kafka.cluster import Node
+from cli.devkit.kafka.errors import BrokerDied, DataMismatch, MissingPrerequisite, PortInUse
+from cli.devkit.kafka.process import Detached
 from schemas.settings import KafkaSettings
 
 TOPIC = "notes"
@@ -133,7 +133,7 @@ def test_temporary_data_is_thrown_away(clean_processes: None) -> None:
 
 def test_a_broker_ends_with_a_process_that_is_killed_even_when_it_is_stopped(clean_processes: None) -> None:
     program = (
-        "from devkit.broker import Broker\n"
+        "from cli.devkit.broker import Broker\n"
         "broker = Broker.start()\n"
         "broker.pause()\n"
         "print(broker.pids[0], broker.data, flush=True)\n"

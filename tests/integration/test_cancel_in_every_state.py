@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from bench.committed import committed_records
-from operators.cancel import cancel, take_back
-from operators.topics import create_topics
+from cli.operations.cancel import cancel, take_back
+from cli.operations.topics import create_topics
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from operators.certificates.directory import init, issue
-from operators.certificates.rules import AUTHORITY_DAYS, CRL_DAYS, LEAF_DAYS
-from operators.certificates.signing import Leaf
+from cli.operations.certificates import AUTHORITY_DAYS, CRL_DAYS, LEAF_DAYS, Leaf, init, issue
 from telemetry.clock import SystemClock
 from tests.postback_command import environment_of, postback_here
 

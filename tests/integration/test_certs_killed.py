@@ -13,9 +13,18 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from operators.certificates.directory import contents, init, issue, renew, revoke, warnings_of
-from operators.certificates.rules import AuthorityUnusable, CertificateUnknown, State
-from operators.certificates.signing import Leaf
+from cli.operations.certificates import (
+    AuthorityUnusable,
+    CertificateUnknown,
+    Leaf,
+    State,
+    contents,
+    init,
+    issue,
+    renew,
+    revoke,
+    warnings_of,
+)
 from tests.integration.killed_certificates import NOW, OPERATIONS
 from tests.postback_command import POSTBACK, environment_of
 

@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 import yaml
 
-from console.publish import RULES
-from operators.exporter.settings import ExporterSettings
+from cli.operations.exporter.replicas import ExporterSettings
 from schemas.settings import FleetSettings
+from scripts.publish.reference import RULES
 from tests import custom_resources
 from tests.integration.deployment import (
     CHART,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from devkit.broker import Broker
-from devkit.class_archive import make_class_archive
-from devkit.kafka import cluster
-from devkit.kafka.jars import class_archive
+from cli.devkit.broker import Broker
+from cli.devkit.class_archive import make_class_archive
+from cli.devkit.kafka import cluster
+from cli.devkit.kafka.jars import class_archive
 
 
 def mapped_files(pid: int) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from console.main import COMMANDS
-from console.roles import ROLES
+from cli.fleet.roles import ROLES
+from cli.main import COMMANDS
 from tests.integration.test_base_install import command, without_extras
 
-OURS = {"console", "gateway", "operators", "producers", "schemas", "screening", "telemetry", "workers"}
+OURS = {"cli", "gateway", "producers", "schemas", "screening", "telemetry", "workers"}
 OF_A_HELP = {"annotated_doc", "shellingham", "typer"}
 OF_SETTINGS = {
     *("annotated_types", "dotenv", "pydantic", "pydantic_core", "pydantic_settings"),
@@ -32,7 +32,7 @@ def show():
     names = {name.partition(".")[0] for name in sys.modules.keys() - before if sys.modules[name] is not None}
     print("imported", *sorted(names - sys.stdlib_module_names), file=sys.__stderr__)
 atexit.register(show)
-from console.main import run
+from cli.main import run
 run()
 """
     done = without_extras(code, *arguments, **variables)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from schemas.settings import FleetSettings, KafkaSettings
 from telemetry.clock import SystemClock
 from tests.product import Product, eventually

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from devkit.kafka.cluster import SERVER_PROPERTIES
+from cli.devkit.kafka.cluster import SERVER_PROPERTIES
 from tests.integration.deployment import OWN_BYTES, ROOT, Manifest, compose_model, own_services, readers_bytes
 
 # The first run builds Helm or compose-go's command, which takes minutes.

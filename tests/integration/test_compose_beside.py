@@ -20,6 +20,9 @@ from tests.prometheus_tools import amtool, promtool
 # The first run builds compose-go's command, which takes minutes.
 pytestmark = pytest.mark.timeout(1800)
 
+FILES = ROOT / "helm" / "postback" / "files"
+"""The files of the chart, which compose mounts."""
+
 HOME = "/var/lib/postback"
 """The folder of our image that the volume of the secrets is mounted at."""
 
@@ -168,7 +171,7 @@ def test_every_file_that_is_mounted_exists(compose: Manifest) -> None:
 def test_promtool_accepts_prometheus_configuration_which_scrapes_each_role_by_the_name_of_the_rules(
     compose: Manifest,
 ) -> None:
-    file = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    file = FILES / "prometheus" / "prometheus.yml"
     done = subprocess.run(
         [promtool(), "check", "config", file], capture_output=True, text=True, check=False, timeout=60
     )
@@ -194,13 +197,13 @@ def test_the_gpus_exporter_reads_the_fields_that_the_rules_ask_for(compose: Mani
 
     lines = [line for line in Path(volume["source"]).read_text().splitlines() if not line.startswith("#")]
     fields = {name: kind for name, kind, _ in (line.split(", ", 2) for line in lines)}
-    rules = (ROOT / "deploy" / "prometheus" / "postback.rules.yml").read_text()
+    rules = (FILES / "prometheus" / "postback.rules.yml").read_text()
     assert set(re.findall(r"DCGM_\w+", rules)) == fields.keys()
     assert set(fields.values()) == {"gauge"}
 
 
 def test_amtool_accepts_alertmanagers_configuration() -> None:
-    file = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
+    file = FILES / "alertmanager" / "alertmanager.yml"
     done = subprocess.run([amtool(), "check-config", file], capture_output=True, text=True, check=False, timeout=60)
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -228,7 +231,7 @@ def test_filebeat_reads_the_containers_lines_into_a_store(compose: Manifest, shi
     assert filebeat["environment"]["POSTBACK_CONTAINER_LOGS"].startswith(folders[0])
     port = store["ports"][0]["target"]
     assert filebeat["environment"]["ELASTICSEARCH_URL"] == f"http://{store_name}:{port}/insert/elasticsearch"
-    named = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "deploy" / "filebeat" / "filebeat.yml").read_text()))
+    named = set(re.findall(r"\$\{([A-Z_]+)", (FILES / "filebeat" / "filebeat.yml").read_text()))
     assert filebeat["environment"].keys() <= named
 
 
@@ -239,7 +242,7 @@ def test_log_and_audit_have_stores_of_their_own_with_the_retention_of_the_polici
             for word in compose["services"][service]["command"]
             if word.startswith("-retentionPeriod")
         ]
-        phases = json.loads((ROOT / "deploy" / "filebeat" / f"{policy}.policy.json").read_text())["policy"]["phases"]
+        phases = json.loads((FILES / "filebeat" / f"{policy}.policy.json").read_text())["policy"]["phases"]
         assert kept == phases["delete"]["min_age"]
     mounted = {
         name: [volume["source"] for volume in compose["services"][name]["volumes"] if volume["type"] == "volume"]

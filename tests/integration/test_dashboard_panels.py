@@ -1,4 +1,4 @@
-"""Each panel of deploy/grafana shows data of a real fleet: a real Prometheus answers the queries that Grafana sends."""
+"""Each panel of the dashboards shows data of a real fleet: a real Prometheus answers the queries that Grafana sends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from console.publish import ROOT
-from devkit.model import embedding_model
-from devkit.receiver import Behaviour
+from cli.devkit.model import embedding_model
+from cli.devkit.receiver import Behaviour
+from scripts.dashboards.__main__ import FOLDER as DASHBOARDS
 from telemetry.clock import Deadline, SystemClock
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
@@ -47,7 +47,7 @@ Panel = tuple[str, str]
 
 def panels() -> dict[Panel, list[str]]:
     """The queries of each panel, with variables filled in as Grafana fills them."""
-    dashboards = {file.stem: json.loads(file.read_text()) for file in (ROOT / "deploy" / "grafana").glob("*.json")}
+    dashboards = {file.stem: json.loads(file.read_text()) for file in DASHBOARDS.glob("*.json")}
     return {
         (name, panel["title"]): [each["expr"].replace("$__rate_interval", RATE_INTERVAL) for each in panel["targets"]]
         for name, dashboard in dashboards.items()
@@ -136,7 +136,6 @@ def settings_with_sources(web: str) -> dict[str, str]:
         "POSTBACK_SEARCH__SEARXNG__BASE_URL": web,
         "POSTBACK_ENRICHMENT__RERANK_MODEL": str(embedding_model()),
         "POSTBACK_ENRICHMENT__RERANK_SECONDS": "30",
-        "POSTBACK_ENRICHMENT__PASSAGE_CHARS": "100",
         "POSTBACK_ENRICHMENT__EVIDENCE_CHARS": "200",
     }
 

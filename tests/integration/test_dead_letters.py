@@ -10,11 +10,11 @@ from confluent_kafka.admin import AdminClient
 from kafka import KafkaProducer
 
 from bench.committed import committed_records
-from operators.cancel import cancel, take_back
-from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from operators.endpoints import put_endpoints
-from operators.put_back import NotPutBack, PutBack
-from operators.topics import create_topics
+from cli.operations.cancel import cancel, take_back
+from cli.operations.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from cli.operations.endpoints import put_endpoints
+from cli.operations.put_back import NotPutBack, PutBack
+from cli.operations.topics import create_topics
 from producers.scan import Scanner
 from schemas.endpoint import EndpointRecord, EndpointState
 from schemas.settings import KafkaSettings

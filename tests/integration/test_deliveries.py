@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from operators.topics import create_topics
+from cli.operations.topics import create_topics
 from producers.scan import Scanner
 from schemas.codec import write_result
 from schemas.outcome import Outcome

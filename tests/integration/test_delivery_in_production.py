@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from operators.topics import create_topics
+from cli.operations.topics import create_topics
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result

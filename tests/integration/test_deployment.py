@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from console.variables import complaints
+from cli.shared.variables import complaints
 from tests.integration.deployment import VALUE_SETS, Manifest, compose_model, own_containers, own_services, render
 
 # The first run builds Helm or compose-go's command, which takes minutes.

@@ -21,8 +21,8 @@ import pytest
 from aiohttp import web
 from kafka import KafkaProducer
 
-from console.dev_start import ServerRefused, Wanted, served_model
-from console.dev_system import Addresses, screen
+from cli.fleet.dev_start import ServerRefused, Wanted, served_model
+from cli.fleet.dev_system import Addresses, screen
 from tests.integration.openai_http.servers import answers, lists
 from tests.integration.openai_server import serving
 from tests.postback_command import environment_of, postback_here, started

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from devkit.receiver import Behaviour
-from operators.endpoints import known_endpoints
+from cli.devkit.receiver import Behaviour
+from cli.operations.endpoints import known_endpoints
 from schemas.codec import write_result
 from schemas.endpoint import EndpointRecord, EndpointState, key_bytes, write_endpoint
 from schemas.outcome import Outcome

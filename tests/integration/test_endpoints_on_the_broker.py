@@ -20,8 +20,8 @@ from aiohttp.test_utils import TestServer
 from confluent_kafka import Producer
 
 from bench.committed import committed_records
-from operators.endpoints import known_endpoints
-from operators.topics import create_topics
+from cli.operations.endpoints import known_endpoints
+from cli.operations.topics import create_topics
 from schemas.codec import write_result
 from schemas.endpoint import DisabledBecause, EndpointRecord, EndpointState, key_bytes, read_endpoint, write_endpoint
 from schemas.outcome import Outcome

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from devkit.site import HIDDEN_SENTENCE, Site, questions
+from cli.devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
 from tests.integration.raw_server import FACT, HTML, SLOW, Script, enriching, page, reading_here, saying, speaking
 from workers.enrichment.answering.grounding import ground

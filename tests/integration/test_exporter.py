@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from tests.conftest import MakeFleet
 from tests.product import Product, eventually, running
 

@@ -24,7 +24,7 @@ def test_roles_in_one_process_share_nothing_and_leave_nothing(
     with running_here(fleet, tmp_path) as here:
         first = here.worker("w1", POSTBACK_WORKER__MODELS='{"first": null}')
         second = here.worker("w2", POSTBACK_WORKER__MODELS='{"second": null}')
-        refused = here.deliver("d1", POSTBACK_DELIVERY__JITTER="2")
+        refused = here.deliver("d1", POSTBACK_DELIVERY__DRAIN_SECONDS="2")
         eventually(lambda: first.ready()[0] and second.ready()[0], 60, here.last_lines)
         assert os.environ["POSTBACK_WORKER__MODELS"] == '{"of-the-test": null}'
         here.submit([{"job_id": f"job-{number}", "prompt": "?"} for number in range(8)])
@@ -38,6 +38,6 @@ def test_roles_in_one_process_share_nothing_and_leave_nothing(
         assert {line["postback.replica"] for line in role.lines() if "postback.replica" in line} == {replica}
         [ready] = [line["message"] for line in role.lines() if line.get("event.action") == "serving"]
         assert [name for name in ("first", "second", "of-the-test") if name in ready] == [model]
-    assert refused.lines()[-1]["message"].startswith("POSTBACK_DELIVERY__JITTER: ")
+    assert refused.lines()[-1]["message"].startswith("POSTBACK_DELIVERY__DRAIN_SECONDS: ")
     assert changes(before, shared_state()) == []
     assert [one.name for one in threading.enumerate() if one.name not in threads and "Thread-" not in one.name] == []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import lz4.frame
 import pytest
 
-from operators.exporter.reading import connected
+from cli.operations.exporter.reading import connected
 from producers.receipts import Receipt, ReceiptEntry, look_up
 from producers.workers import Announced, announced_models
 from schemas.control import ControlState, JobControl, job_key_bytes, write_control

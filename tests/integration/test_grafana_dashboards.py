@@ -1,10 +1,9 @@
-"""The dashboards of deploy/grafana come from their script, and ask for existing metrics and labels in valid PromQL."""
+"""The dashboards come from their script, and ask for existing metrics and labels in valid PromQL."""
 
 from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,18 +12,19 @@ from typing import Any
 import pytest
 import yaml
 
-from console.publish import ROOT
+from scripts.dashboards import __main__ as dashboards
+from scripts.dashboards.__main__ import FOLDER
+from scripts.publish.reference import ROOT
 from telemetry.metrics import Metrics
 from tests.integration.test_prometheus_rules import OF_OTHERS, names_of
 from tests.prometheus_tools import promtool
 from tests.promql import kept_labels, selectors
 
-FOLDER = ROOT / "deploy" / "grafana"
 NAMES = ("delivery", "engine", "enrichment", "fleet", "gateway", "kafka", "rollout")
 LABEL = re.compile(r"\{\{(\w+)\}\}")
 OF_EACH_SERIES = {"instance", "job"}
 """Labels that Prometheus adds to each series."""
-JOBS = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text()
+JOBS = (ROOT / "helm" / "postback" / "files" / "prometheus" / "prometheus.yml").read_text()
 """Prometheus's configuration, which names the jobs."""
 
 
@@ -65,11 +65,11 @@ def declared() -> dict[str, Declared]:
 
 def test_the_files_are_those_that_the_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)  # when Python runs a script, it also adds the script's folder to the path
-    written: dict[Path, str] = runpy.run_path(str(FOLDER / "dashboards.py"))["documents"]()
+    written: dict[Path, str] = dashboards.documents()
 
     assert {path.name: path.read_text() for path in FOLDER.glob("*.json")} == {
         path.name: text for path, text in written.items()
-    }, "run `python deploy/grafana/dashboards.py`"
+    }, "run `python -m scripts.dashboards`"
     assert sorted(path.stem for path in written) == sorted(NAMES)
 
 

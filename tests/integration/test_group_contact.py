@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from operators.topics import configure_groups
+from cli.operations.topics import configure_groups
 from schemas.settings import KafkaSettings
 from tests.product import eventually
 from workers.stage.source import GroupSource, PartitionId

@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from bench.pdf_files import line, pdf, stream
-from devkit.site import Site
+from cli.devkit.site import Site
 from schemas.job import Sources
 from tests.integration.raw_server import enriching, saying, speaking
 

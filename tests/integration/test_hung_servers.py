@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
+from tests.fleet_here import FleetHere
 from tests.http_handler import Answering, handling
 from tests.images import PNG, image_part
-from tests.product import Product, eventually
+from tests.product import eventually
 
 pytestmark = pytest.mark.broker
 
 WORKER = {
     "POSTBACK_WORKER__WINDOW_RECORDS": "128",
     "POSTBACK_WORKER__ENRICH_AHEAD": "16",
+    "POSTBACK_WORKER__DRAIN_SECONDS": "1",
     "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
     "POSTBACK_ENRICHMENT__IMAGE_JOBS": "16",
     "POSTBACK_ENRICHMENT__IMAGE_SECONDS": "600",
     "POSTBACK_ENRICHMENT__BUDGET_SECONDS": "120",
-    "POSTBACK_ENRICHMENT__LONGEST_BUDGET_SECONDS": "120",
     "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "60",
 }
 """No hung job ends during the test, so no place becomes free by itself."""
@@ -65,31 +66,31 @@ def reading(origin: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("at", [seeing, reading], ids=["images", "sources"])
 def test_a_thousand_jobs_at_a_server_that_never_answers_hold_up_no_other_tenant(
-    product: Product, at: Callable[[str], dict[str, Any]]
+    fleet_here: FleetHere, at: Callable[[str], dict[str, Any]]
 ) -> None:
     with deaf() as hung, handling(Healthy) as healthy:
-        product.put(jobs("hung", 1000, **at(hung)), [("tenant", b"acme")])
-        worker = product.worker("w1", **WORKER)
+        fleet_here.put(jobs("hung", 1000, **at(hung)), [("tenant", b"acme")])
+        worker = fleet_here.worker("w1", **WORKER)
         eventually(lambda: worker.metrics()["postback_in_flight"] >= 64, 60, "the hung jobs have not begun")
-        product.put(jobs("text", 300, prompt="Name a river."), [("tenant", b"globex")])
-        product.put(jobs("fetching", 60, **at(healthy)), [("tenant", b"globex")])
-        product.wait_for_results(360, 90)
-        outcomes = product.outcomes()
+        fleet_here.put(jobs("text", 300, prompt="Name a river."), [("tenant", b"globex")])
+        fleet_here.put(jobs("fetching", 60, **at(healthy)), [("tenant", b"globex")])
+        fleet_here.wait_for_results(360, 90)
+        outcomes = fleet_here.outcomes()
     assert set(outcomes.values()) == {"succeeded"}
     assert {name.partition("-")[0] for name in outcomes} == {"text", "fetching"}
 
 
 @pytest.mark.parametrize("at", [seeing, reading], ids=["images", "sources"])
 def test_fifty_tenants_with_one_job_each_at_a_server_that_never_answers_hold_up_no_other_tenants_text(
-    product: Product, at: Callable[[str], dict[str, Any]]
+    fleet_here: FleetHere, at: Callable[[str], dict[str, Any]]
 ) -> None:
     with deaf() as hung:
         for number in range(50):
-            product.put(jobs(f"hung-{number}", 1, **at(hung)), [("tenant", b"tenant-%d" % number)])
-        worker = product.worker("w1", **(WORKER | {"POSTBACK_WORKER__WINDOW_RECORDS": "32"}))
+            fleet_here.put(jobs(f"hung-{number}", 1, **at(hung)), [("tenant", b"tenant-%d" % number)])
+        worker = fleet_here.worker("w1", **(WORKER | {"POSTBACK_WORKER__WINDOW_RECORDS": "32"}))
         eventually(lambda: worker.metrics()["postback_in_flight"] >= 28, 60, "the hung jobs have not begun")
-        product.put(jobs("text", 300, prompt="Name a river."), [("tenant", b"globex")])
-        product.wait_for_results(300, 90)
-        outcomes = product.outcomes()
+        fleet_here.put(jobs("text", 300, prompt="Name a river."), [("tenant", b"globex")])
+        fleet_here.wait_for_results(300, 90)
+        outcomes = fleet_here.outcomes()
     assert set(outcomes.values()) == {"succeeded"}
     assert {name.partition("-")[0] for name in outcomes} == {"text"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from operators.topics import create_topics
+from cli.operations.topics import create_topics
 from schemas.settings import KafkaSettings
 from tests.fleet_here import FleetHere, running_here
 from tests.messages import headers_of

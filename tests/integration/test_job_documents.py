@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.pdf_files import line, pdf
-from devkit.site import Site
+from cli.devkit.site import Site
 from schemas.job import Job, Sources
 from schemas.outcome import Outcome
 from tests.integration.answering_worker import AnsweringWorker

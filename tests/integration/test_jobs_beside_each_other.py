@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from devkit.site import Site
+from cli.devkit.site import Site
 from schemas.job import Sources
 from telemetry.clock import Deadline
 from tests.integration.raw_server import CLOCK, FACT, HTML, SLOW, enriching, page, saying, speaking

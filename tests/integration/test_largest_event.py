@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from devkit.receiver import Behaviour
+from cli.devkit.receiver import Behaviour
 from schemas import topics as names
 from schemas.codec import write_result
 from schemas.event import event_body

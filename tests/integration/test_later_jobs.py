@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from operators.unanswered import look_into_lanes
+from cli.operations.unanswered import look_into_lanes
 from producers.scan import Scanner
 from producers.times import show_time
 from tests.postback_command import environment_of, postback_here

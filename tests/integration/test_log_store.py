@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from console.publish import ROOT
+from scripts.publish.reference import ROOT
 from tests.debian_package import unpacked
 from tests.ecs import REQUIRED, problems
 from tests.integration.deployment import compose_model

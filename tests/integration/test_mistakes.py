@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from console.roles import run
+from cli.fleet.roles import run
 from schemas.settings import KafkaSettings
 from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback, postback_here
@@ -26,7 +26,7 @@ ECHO = ("worker", "--engine", "echo")
         (ECHO, {"POSTBACK_EGRESS__PORTS": "https"}, "POSTBACK_EGRESS__PORTS: "),
         (ECHO, {"POSTBACK_WORKER__MODELS": "{"}, "POSTBACK_WORKER__MODELS: is not JSON, as this variable has to be"),
         (ECHO, {"POSTBACK_ENRICHMENT__MEMBERS": "0"}, "POSTBACK_ENRICHMENT__MEMBERS: "),
-        (("deliver",), {"POSTBACK_DELIVERY__JITTER": "2"}, "POSTBACK_DELIVERY__JITTER: "),
+        (("deliver",), {"POSTBACK_DELIVERY__DRAIN_SECONDS": "2"}, "POSTBACK_DELIVERY__DRAIN_SECONDS: "),
         (ECHO, {"POSTBACK_KAFKA__EXTRA__FOO_BAR": "s3cret"}, REFUSED + 'No such configuration property: "foo.bar"'),
         (
             ECHO,

@@ -193,6 +193,7 @@ async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_
 
 async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's server says that the page stays fresh, and would confirm an incomplete copy in the cache."""
+    monkeypatch.setattr("schemas.settings.constants_of", lambda _: frozenset())
     monkeypatch.setenv("POSTBACK_CACHE__NEGATIVE_SECONDS", "0.01")
     headers = "Content-Type: application/pdf", "Cache-Control: max-age=9999", 'ETag: "1"'
     async with (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.pdf_files import line, pdf
-from devkit.site import Site
+from cli.devkit.site import Site
 from schemas.topics import Topics
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock

@@ -1,4 +1,4 @@
-"""The rules of deploy/prometheus pass promtool's tests and use existing metrics; each alert has a runbook."""
+"""Prometheus' rules pass promtool's tests and use existing metrics; each alert has a runbook."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from console.publish import ROOT
+from scripts.publish.reference import ROOT
 from telemetry.metrics import Metrics
 from tests.prometheus_tools import promtool
 
-FOLDER = ROOT / "deploy" / "prometheus"
+FOLDER = ROOT / "helm" / "postback" / "files" / "prometheus"
 RULES = "postback.rules.yml"
 TESTS = "postback.rules_test.yml"
 OF_OTHERS = {"DCGM_FI_DEV_GPU_UTIL", "up"}

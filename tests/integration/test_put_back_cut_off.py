@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bench.committed import committed_records
-from devkit.broker import Broker
-from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from operators.put_back import NotPutBack, PutBack
+from cli.devkit.broker import Broker
+from cli.operations.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from cli.operations.put_back import NotPutBack, PutBack
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock

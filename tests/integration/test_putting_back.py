@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from operators.dead_letters import REDRIVE, DeadLetters, LetterFilter
-from operators.put_back import PutBack
+from cli.operations.dead_letters import REDRIVE, DeadLetters, LetterFilter
+from cli.operations.put_back import PutBack
 from producers.scan import Scanner
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock

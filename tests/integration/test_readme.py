@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import pytest
 
-from console.dev_start import Ports
+from cli.fleet.dev_start import Ports
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from tests.postback_command import environment_of, line_of, started

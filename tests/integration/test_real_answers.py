@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from devkit.model import small_model
-from devkit.site import Question, Site, questions
+from cli.devkit.model import small_model
+from cli.devkit.site import Question, Site, questions
 from schemas.result import Result, Support
 from telemetry.metrics import Metrics
 from tests.integration.answering_worker import AnsweringWorker

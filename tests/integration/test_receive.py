@@ -21,8 +21,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from console.verifying import GivenKeys, HeldKeys, KeyringKeys
-from devkit.receiver import Behaviour, Keys, Received, Receiver
+from cli.devkit.receiver import Behaviour, Keys, Received, Receiver
+from cli.shared.verifying import GivenKeys, HeldKeys, KeyringKeys
 from schemas.event import event_body
 from schemas.outcome import Outcome
 from schemas.result import Result

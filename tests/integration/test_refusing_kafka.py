@@ -16,8 +16,8 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from devkit.broker import Broker
-from devkit.kafka import cluster
+from cli.devkit.broker import Broker
+from cli.devkit.kafka import cluster
 from schemas.settings import KafkaSettings
 from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback

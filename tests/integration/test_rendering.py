@@ -88,6 +88,7 @@ async def test_a_browser_that_lets_datagrams_out_is_not_used(tmp_path: Path, cap
 async def test_a_renderer_that_is_away_is_used_again_when_it_is_back(
     chromium: Chromium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("schemas.settings.constants_of", lambda _: frozenset())
     monkeypatch.setenv("POSTBACK_CACHE__NEGATIVE_SECONDS", "0")
     async with front(chromium) as service, application() as site, rendering(service) as enricher:
         chromium.kill()
@@ -99,6 +100,7 @@ async def test_a_renderer_that_is_away_is_used_again_when_it_is_back(
 async def test_a_shell_that_has_not_changed_is_rendered_again(
     chromium: Chromium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("schemas.settings.constants_of", lambda _: frozenset())
     monkeypatch.setenv("POSTBACK_CACHE__FRESH_SECONDS", "0")
     async with front(chromium) as service, application() as site, rendering(service) as enricher:
         assert await text_of(enricher, site.url) == FACT
@@ -107,6 +109,7 @@ async def test_a_shell_that_has_not_changed_is_rendered_again(
 
 
 async def test_an_older_copy_is_better_than_a_shell(chromium: Chromium, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schemas.settings.constants_of", lambda _: frozenset())
     monkeypatch.setenv("POSTBACK_CACHE__FRESH_SECONDS", "0")
     async with front(chromium) as service, application() as site, rendering(service) as enricher:
         assert await text_of(enricher, site.url) == FACT

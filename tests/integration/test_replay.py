@@ -10,8 +10,8 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from bench.committed import committed_records
-from operators.endpoints import put_endpoints
-from operators.replay import Counts, Replay
+from cli.operations.endpoints import put_endpoints
+from cli.operations.replay import Counts, Replay
 from producers.scan import Scanner, StoredPlace
 from producers.selection import Selection
 from schemas.codec import write_result

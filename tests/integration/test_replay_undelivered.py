@@ -13,10 +13,10 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-from devkit.receiver import Behaviour
-from operators.replay import Counts, Replay
-from operators.topics import create_topics
-from operators.undelivered import CallbackStanding
+from cli.devkit.receiver import Behaviour
+from cli.operations.replay import Counts, Replay
+from cli.operations.topics import create_topics
+from cli.operations.undelivered import CallbackStanding
 from producers.scan import Scanner
 from producers.selection import Selection
 from schemas.codec import write_result

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from devkit.model import embedding_model
+from cli.devkit.model import embedding_model
 from schemas.job import Sources
 from telemetry.clock import Deadline
 from telemetry.metrics import Metrics

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaProducer
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from producers import results
 from producers.errors import RequestRefused
 from producers.results import ResultsReader

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from operators.topics import create_topics
+from cli.operations.topics import create_topics
 from tests.fleet_here import FleetHere
 from tests.http_handler import handling
 from tests.product import eventually

@@ -11,7 +11,7 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devkit.model import embedding_model
+from cli.devkit.model import embedding_model
 from schemas.rollout.comparison import Comparison
 from tests.drawn import drawn
 from tests.handlers import CLOCK

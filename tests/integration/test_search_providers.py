@@ -460,7 +460,7 @@ RELEVANT = {"start": "0", "max_results": "4", "sortBy": "relevance"}
 async def test_a_service_is_asked_in_its_own_language_and_by_its_own_filters(
     name: str, reply: Reply, query: SearchQuery, sent: list[dict[str, str]]
 ) -> None:
-    section = {**SECTIONS.get(name, {}), **({"email": "me@example.com"} if name == "pubmed" else {})}
+    section = SECTIONS.get(name, {})
     async with answering(reply) as service, configured(name, f"{service.url}/instance/", **section) as provider:
         assert await provider.search(query) == []
     assert len(service.queries) == len(sent)

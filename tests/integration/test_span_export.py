@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from devkit.receiver import Behaviour
+from cli.devkit.receiver import Behaviour
 from tests.http_handler import Answering, handling
 from tests.integration.gateway.gateway_process import running_gateway
 from tests.otel_collector import OtelCollector, running_collector

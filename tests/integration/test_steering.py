@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from devkit.site import Site
+from cli.devkit.site import Site
 from schemas.outcome import Outcome
 from schemas.result import Result
 from tests.integration.answering_worker import AnsweringWorker

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from producers.client import Client
 from producers.results import ResultsReader
 from schemas.job import Job
@@ -122,7 +122,7 @@ def test_of_two_runs_with_one_receipt_at_once_the_second_sends_nothing_until_the
 
 FREEZING = """
 import os, signal, sys
-from console.main import run
+from cli.main import run
 from producers import client
 
 client.DELIVERY_SECONDS = 3.5

@@ -12,8 +12,8 @@ from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from console.deliveries import timeline
-from operators.deliveries import read_step
+from cli.operations.deliveries import read_step
+from cli.take.deliveries import timeline
 from producers.scan import Stored, StoredPlace
 from schemas.codec import write_result
 from schemas.outcome import Outcome

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from console.top import TokenRates
-from console.top_view import view
-from operators.deliveries import CallbackStep
-from operators.top import Frame, RecentEvents
+from cli.operate.top import TokenRates
+from cli.operate.top_view import view
+from cli.operations.deliveries import CallbackStep
+from cli.operations.top import Frame, RecentEvents
 from schemas.outcome import Outcome
 from schemas.settings import KafkaSettings
 from schemas.worker import announcement, worker_key, write_announcement

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from devkit.broker import Broker
-from devkit.kafka import cluster
-from operators.topics import PartitionDifference, ReplicaDifference, configure_groups, create_topics
+from cli.devkit.broker import Broker
+from cli.devkit.kafka import cluster
+from cli.operations.topics import PartitionDifference, ReplicaDifference, configure_groups, create_topics
 from producers.connection import admin_client, partition_counts
 from producers.errors import RequestRefused, TopicMissing
 from schemas.groups import GROUPS

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from pydantic import TypeAdapter
 
-from devkit.receiver import Behaviour, Keys, Received, Receiver
+from cli.devkit.receiver import Behaviour, Keys, Received, Receiver
 from schemas.event import Event
 from schemas.outcome import Outcome
 from schemas.signature import generate_secret

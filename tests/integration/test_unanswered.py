@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from operators import unanswered
+from cli.operations import unanswered
 from producers.scan import Scanner
 from tests.fleet_here import FleetHere
 from tests.postback_command import environment_of, postback_here

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from devkit.site import Site, questions
+from cli.devkit.site import Site, questions
 from schemas.codec import read_result, write_result
 from schemas.event import event_body
 from schemas.outcome import Outcome

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from devkit.model import embedding_model
+from cli.devkit.model import embedding_model
 from schemas.job import Job
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest

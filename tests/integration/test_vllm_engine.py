@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
-from devkit.model import tiny_model
+from cli.devkit.model import tiny_model
 from schemas.job import Message, Reasoning
 from schemas.tools import ChosenFunction, NamedTool, Tool, ToolFunction
 from telemetry.metrics import Metrics

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from devkit.model import embedding_model
+from cli.devkit.model import embedding_model
 from schemas.job import Job
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest, RequestRejected

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from devkit.model import embedding_model
-from operators.topics import create_topics
+from cli.devkit.model import embedding_model
+from cli.operations.topics import create_topics
 from tests.integration.test_vllm_classifying import logits, with_head
 from tests.integration.test_vllm_pooling import DOCUMENTS, QUERY
 from tests.product import Product, Role, eventually

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from devkit.model import tiny_model
+from cli.devkit.model import tiny_model
 from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback, postback_here
 
@@ -40,7 +40,7 @@ def test_an_engine_that_answers_ends_with_0_and_its_times() -> None:
 
 
 def test_an_extractor_that_is_not_installed_ends_with_2_and_its_setting_and_command() -> None:
-    code = "import sys; sys.modules['trafilatura'] = None; from console.main import run; run()"
+    code = "import sys; sys.modules['trafilatura'] = None; from cli.main import run; run()"
     done = subprocess.run(
         [sys.executable, "-c", code, "worker", "--engine", "echo", "--check"],
         env=environment_of(POSTBACK_ENRICHMENT__EXTRACTOR="trafilatura", **NOWHERE),

@@ -13,7 +13,7 @@ from typing import Self
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from devkit.kafka.cluster import free_ports
+from cli.devkit.kafka.cluster import free_ports
 from tests.integration.certificates import Authority
 from tests.kubernetes.api import Api
 from tests.kubernetes.build import executable

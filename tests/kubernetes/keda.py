@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import yaml
 
-from devkit.kafka.cluster import free_ports
+from cli.devkit.kafka.cluster import free_ports
 from tests.kubernetes.build import keda_definitions
 from tests.kubernetes.control_plane import ControlPlane
 from tests.kubernetes.programs import WAIT_SECONDS, Programs

@@ -36,9 +36,19 @@ from bench.scaling.__main__ import MOST_SHARE, compare
 from bench.scaling.cluster import START_SECONDS, WORKER_JOBS, Sight, simulate
 from bench.scaling.traces import NAMES, SimulatedJob, trace
 from bench.scaling.ways import by_deadlines
-from devkit.dashboards import Dashboard, Period, Series, draw, figure_of, legend_of, line_of, read_dashboard, written
-from operators.fleet_bench import BenchPlan, FleetBench
+from cli.operations.fleet_bench import BenchPlan, FleetBench
 from schemas.settings import KafkaSettings
+from scripts.dashboards.pictures import (
+    Dashboard,
+    Period,
+    Series,
+    draw,
+    figure_of,
+    legend_of,
+    line_of,
+    read_dashboard,
+    written,
+)
 from telemetry.hand_clock import HandClock, SetClock
 from tests.drawn import JSON, drawn
 from workers.enrichment.choosing.rank import K1, B, terms, weights

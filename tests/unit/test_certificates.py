@@ -16,29 +16,32 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.tls import PeerUnreadable, read_peer
-from operators.certificates.directory import (
-    AuthorityFiles,
-    contents,
-    init,
-    issue,
-    renew,
-    renew_crl,
-    revoke,
-    warnings_of,
-)
-from operators.certificates.rules import (
+from cli.operations.certificates import (
     NAME_PATTERN,
     SCOPE_PATTERN,
     AuthorityUnusable,
     CertificateExists,
     CertificateUnknown,
     InputRefused,
+    Leaf,
+    LeafKind,
+    Reason,
     State,
     checked_san,
     checked_scopes,
+    contents,
+    files_of,
+    init,
+    issue,
+    new_authority,
+    new_key,
+    renew,
+    renew_crl,
+    revoke,
+    sign_leaf,
+    warnings_of,
 )
-from operators.certificates.signing import Leaf, LeafKind, Reason, new_authority, new_key, sign_leaf
+from gateway.tls import PeerUnreadable, read_peer
 from schemas.job import TENANT_PATTERN
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -440,9 +443,8 @@ def test_any_name_is_refused_or_names_two_files_of_its_own_in_the_directory(name
     except InputRefused as refused:
         assert str(refused).startswith("NAME: ")
         return
-    files = AuthorityFiles(Path("/ca"))
-    own = {files.certificate_of(leaf.name), files.key_of(leaf.name)}
-    assert all(path.parent == files.directory for path in own)
+    own = set(files_of(Path("/ca"), leaf.name))
+    assert all(path.parent == Path("/ca") for path in own)
     assert not {str(path).lower() for path in own} & {"/ca/ca.key", "/ca/ca.pem", "/ca/crl.pem", "/ca/index.json"}
     assert signed(leaf).subject.rfc4514_string() == f"CN={name}"
     wrong = ("ca", "CA", "crl", "index", "01BFD3DE1F42D70547861DD699B706595CE8C843", ".web", "a/b", "a" * 65, "")

@@ -291,7 +291,7 @@ def test_the_library_works_without_the_fleet_and_without_optional_libraries() ->
     code = """
 import postback_client
 from postback_client import HttpClient, Job, verify
-fleet = {"schemas", "telemetry", "screening", "producers", "workers", "devkit", "operators", "gateway", "console"}
+fleet = {"schemas", "telemetry", "screening", "producers", "workers", "gateway", "cli"}
 print(sorted(fleet & {name.partition(".")[0] for name in sys.modules}))
 try:
     verify({}, b"", public_keys=["whpk_" + "A" * 43 + "="])

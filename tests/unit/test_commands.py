@@ -27,28 +27,28 @@ from rich.console import Console
 from rich.progress import Progress
 from typer.main import get_command
 
-from console import dead_letters
-from console.bar_columns import STANDSTILL_SECONDS, FailedColumn, OutlookColumn
-from console.catalogue import names
-from console.dead_letters import ROWS_AT_ONCE, report_counts, write_lines, write_table
-from console.deliveries import timeline
-from console.demo_verdict import DemoJob, DemoTally, percentile
-from console.help import EXAMPLES
-from console.main import COMMANDS, app
-from console.received import MAX_SHOWN_CHARACTERS, MAX_SHOWN_IN_LINE, Summary, View
-from console.variables import complaints
-from devkit.receiver import Received
-from devkit.site import Question
+from cli.develop.demo_play import DemoJob, DemoTally, percentile
+from cli.develop.received import MAX_SHOWN_CHARACTERS, MAX_SHOWN_IN_LINE, Summary, View
+from cli.devkit.receiver import Received
+from cli.devkit.site import Question
+from cli.main import COMMANDS, app
+from cli.operate import dead_letters
+from cli.operate.dead_letters import ROWS_AT_ONCE, report_counts, write_lines, write_table
+from cli.operations.dead_letters import Letter, LetterCounts
+from cli.operations.deliveries import CallbackStep
+from cli.shared.bar_columns import STANDSTILL_SECONDS, FailedColumn, OutlookColumn
+from cli.shared.help import EXAMPLES
+from cli.shared.variables import complaints
+from cli.take.deliveries import timeline
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
-from operators.dead_letters import Letter, LetterCounts
-from operators.deliveries import CallbackStep
 from producers.errors import BrokerUnreachable
 from producers.scan import Stored, StoredPlace
 from producers.times import show_time
 from schemas import topics
 from schemas.broker_hint import broker_hint
 from schemas.settings import KafkaSettings
+from scripts.publish.catalogue import names
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics

@@ -15,13 +15,13 @@ from unittest.mock import patch
 import pytest
 from pydantic_core import to_json
 
+from cli.operations.exporter.exporter import ClassFigures, FleetFigures, PoolFigures
+from cli.operations.top import Frame
 from gateway.access import Scope
 from gateway.access.bounded_get import NotRead
 from gateway.door.fleet_frames import FleetFrames
 from gateway.page.fleet import MOST_ALERTS, alerts_of, fetch_alerts
 from gateway.page.routes import page_routes
-from operators.exporter.figures import ClassFigures, FleetFigures, PoolFigures
-from operators.top import Frame
 from producers.errors import BrokerUnreachable
 from schemas.settings import KafkaSettings, SettingsRefused
 from schemas.worker import WorkerAnnouncement
@@ -183,7 +183,7 @@ def test_a_reading_keeps_its_connection_until_it_fails_or_nobody_reads() -> None
     watch, frames = Watch(), FleetFrames(KafkaSettings(), HandClock(NOW))
 
     async def read() -> None:
-        with patch("operators.top.watching", watch.opening), patch("gateway.door.fleet_frames.IDLE_SECONDS", 0.01):
+        with patch("cli.operations.top.watching", watch.opening), patch("gateway.door.fleet_frames.IDLE_SECONDS", 0.01):
             await frames.read()
             assert (await frames.read(), watch.opened, watch.closed) == (FRAME, 1, 0)
             with pytest.raises(BrokerUnreachable):

@@ -25,6 +25,9 @@ from sqlalchemy import Connection, Table, insert
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as ASGIScope
 
+from cli.operations.certificates import Leaf, init, issue
+from cli.operations.dead_letters import Letter, kind_of
+from cli.operations.put_back import Returning
 from gateway.access import CredentialRefused, Scope
 from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES, Principal
@@ -53,10 +56,6 @@ from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, files, job_attempts, jobs, webhook_endpoints
 from gateway.webhooks.endpoints import EVENT_TYPES
 from gateway.webhooks.fan_out import Sending
-from operators.certificates.directory import init, issue
-from operators.certificates.signing import Leaf
-from operators.dead_letters import Letter, kind_of
-from operators.put_back import Returning
 from producers.errors import BrokerUnreachable, RequestRefused
 from producers.scan import Range, Stored, StoredPlace
 from schemas import topics
@@ -1029,9 +1028,9 @@ def test_a_click_puts_one_letter_back_and_reads_no_other_one() -> None:
     back.return_value.__enter__.return_value.send.side_effect = sent.extend
     with (
         patch("producers.scan.Scanner", return_value=letters),
-        patch("operators.put_back.PutBack", back),
-        patch("operators.dead_letters.disabled_endpoints", return_value=frozenset()),
-        patch("operators.dead_letters.partition_counts", return_value={NAMES.requests(): 1}),
+        patch("cli.operations.put_back.PutBack", back),
+        patch("cli.operations.dead_letters.disabled_endpoints", return_value=frozenset()),
+        patch("cli.operations.dead_letters.partition_counts", return_value={NAMES.requests(): 1}),
     ):
         found = find_letter(KAFKA, CLOCK, None, StoredPlace(0, 5))
         others = [find_letter(KAFKA, CLOCK, "acme", StoredPlace(*place)) for place in ((0, 8), (0, 9), (1, 5), (0, 7))]
@@ -1049,7 +1048,7 @@ def test_the_newest_letters_are_those_of_the_tenant_and_a_search_of_all_letters_
     quick, slow = Letters(*records), Letters(*records, clock=clock, seconds=MOST_SECONDS / 2)
     with (
         patch("producers.scan.Scanner", side_effect=[quick, slow]),
-        patch("operators.dead_letters.disabled_endpoints", return_value=frozenset()),
+        patch("cli.operations.dead_letters.disabled_endpoints", return_value=frozenset()),
     ):
         found = newest_letters(KAFKA, clock, "acme")
         with pytest.raises(RequestRefused, match="too many for a page"):

@@ -53,7 +53,7 @@ def test_the_tables_of_contents_are_the_lists_of_the_index() -> None:
         ("[W3C](https://www.w3.org/TR/)", "[W3C](https://www.w3.org/TR/)"),
         ("![A way](way-of-a-job.svg)", "![A way](way-of-a-job.svg)"),
         ("[conf.py](site/conf.py)", "`docs/site/conf.py`"),
-        ("[the rules](../deploy/prometheus)", "the rules (`deploy/prometheus`)"),
+        ("[the rules](../helm/postback/files/prometheus)", "the rules (`helm/postback/files/prometheus`)"),
     ],
 )
 def test_a_link_to_a_file_that_is_no_page_becomes_its_name(text: str, shown: str) -> None:

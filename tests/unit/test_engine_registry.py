@@ -14,9 +14,10 @@ import typer
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from console import chart_reference, publish
-from console import worker as worker_command
+from cli.fleet import worker as worker_command
 from schemas.job import Message, ResponseFormat
+from scripts.publish import chart_reference
+from scripts.publish import reference as publish
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.process_state import state_kept

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from schemas.job import Sources
 from telemetry.clock import SystemClock
@@ -576,13 +575,6 @@ def test_rules_for_our_name_take_precedence_over_rules_for_all() -> None:
     assert not may_fetch(body, URL, "Postback")
     assert may_fetch(body, URL, "AcmeBot")
     assert (crawl_delay_seconds(body, "Postback"), crawl_delay_seconds(body, "AcmeBot")) == (0.0, 2.0)
-
-
-def test_the_name_for_robots_txt_is_part_of_the_user_agent() -> None:
-    agent = "Mozilla/5.0 (compatible; AcmeBot/1.0; +https://acme.example/bot)"
-    assert EnrichmentSettings(user_agent=agent, robots_agent="AcmeBot").robots_agent == "AcmeBot"
-    with pytest.raises(ValidationError, match="robots_agent is not a part of user_agent"):
-        EnrichmentSettings(user_agent=agent)
 
 
 # -- search allowance ------------------------------------------------------------------------------------------------

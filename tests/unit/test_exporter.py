@@ -14,12 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from operators.backlog import GroupProgress
-from operators.exporter.exporter import STALE_SECONDS, Exporter
-from operators.exporter.figures import ReadingTime, WorkerPool
-from operators.exporter.reading import MOST_WORKERS, Facts
-from operators.exporter.replicas import (
+from cli.operations.backlog import GroupProgress
+from cli.operations.exporter.exporter import STALE_SECONDS, Exporter, ReadingTime, WorkerPool
+from cli.operations.exporter.reading import MOST_WORKERS, Facts, Lanes, OpenJobs, callback_deadline
+from cli.operations.exporter.replicas import (
     LEAST_HORIZON_SECONDS,
+    ExporterSettings,
     Hysteresis,
     Plan,
     Throughput,
@@ -27,8 +27,6 @@ from operators.exporter.replicas import (
     answer_seconds,
     wanted_replicas,
 )
-from operators.exporter.settings import ExporterSettings
-from operators.exporter.waiting import Lanes, OpenJobs, callback_deadline
 from producers.errors import BrokerUnreachable
 from producers.scan import Stored, StoredPlace
 from schemas import topics as names

@@ -17,11 +17,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from devkit.site import HIDDEN_SENTENCE
+from cli.devkit.site import HIDDEN_SENTENCE
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import MAX_DOCUMENTS, Job
-from schemas.publish import FOLDER
 from schemas.strict import NotAJob, job_in, job_of
+from scripts.publish.wire_schemas import FOLDER
 from tests.any_json import any_json
 from tests.drawn import drawn
 from tests.unit.office_files import core, document, packed, paragraph, row, slides, workbook

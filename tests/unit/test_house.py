@@ -1,30 +1,34 @@
-"""The size of classes that CONTRIBUTING.md states."""
+"""The house that docs/ARCHITECTURE.md draws: few folders at the top, and modules that each have a subject."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MOST_METHODS = 25
+MOST_FOLDERS = 12
+SMALL_LINES = 60
+MOST_SMALL = 90
+"""The number of small modules today. A small module with one importer belongs into its importer: lower this number."""
 
 
-def sources() -> Iterator[tuple[str, str]]:
-    """The path and the text of each Python file of the product."""
-    for folder in (path for path in ROOT.iterdir() if path.is_dir() and path.name != "tests" and path.name[0] != "."):
-        for path in folder.rglob("*.py"):
-            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [Path(name) for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-def test_no_class_has_more_methods_than_a_reader_keeps_in_mind() -> None:
-    files = dict(sources())
-    assert len(files) > 500
-    assert {
-        (name, node.name): methods
-        for name, text in files.items()
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.ClassDef)
-        and (methods := sum(isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) for each in node.body))
-        > MOST_METHODS
-    } == {}
+def test_the_top_level_has_few_folders() -> None:
+    folders = {path.parts[0] for path in tracked() if len(path.parts) > 1 and not path.parts[0].startswith(".")}
+    assert len(folders) <= MOST_FOLDERS, sorted(folders)
+
+
+def test_few_modules_are_too_small_for_a_subject() -> None:
+    product = [path for path in tracked("*.py") if path.parts[0] not in ("tests", "bench")]
+    small = [
+        path
+        for path in product
+        if path.name not in ("__init__.py", "__main__.py")
+        and len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= SMALL_LINES
+    ]
+    assert len(product) > 300
+    assert len(small) <= MOST_SMALL, [str(path) for path in small]

@@ -13,7 +13,7 @@ from confluent_kafka import Uuid
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from operators.dead_letters import Letter, _Partitions, returning
+from cli.operations.dead_letters import Letter, _Partitions, returning
 from producers.scan import Stored, StoredPlace
 from schemas import topics as names
 from schemas.codec import Headers, InvalidJob, Origin, ReceivedJob, read_job, read_result

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from console.answers import in_words
-from console.job_examples import KIND_JOBS, KIND_RESULTS
+from cli.take.answers import in_words
 from postback_client import Result as ClientResult
 from postback_client.shapes import parsed
 from postback_client.shapes import read as read_shape
@@ -28,10 +27,11 @@ from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS
 from schemas.kinds import EMBED, KINDS, MAX_COMPARED, QUESTIONS
 from schemas.openai import CHAT_COMPLETIONS, RESPONSES, URLS, is_batch_line
 from schemas.openai_answers import output_line
-from schemas.publish import FOLDER
 from schemas.result import Result
 from schemas.screening import ScreeningFinding
 from schemas.strict import NotAJob, body_job, job_in, job_of
+from scripts.publish.job_examples import KIND_JOBS, KIND_RESULTS
+from scripts.publish.wire_schemas import FOLDER
 from telemetry.metrics import Metrics
 from tests.any_json import any_json
 from tests.drawn import drawn

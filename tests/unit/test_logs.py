@@ -231,7 +231,7 @@ NAMES = st.from_regex(r"x_[a-z_]{1,12}", fullmatch=True)
 """Names of the keyword arguments of a log call, in the form that our own calls use."""
 FAILING = """
 import logging, sys, threading, warnings
-from console.roles import log_uncaught
+from cli.fleet.roles import log_uncaught
 from telemetry import logs
 
 class Finalized:

@@ -18,8 +18,8 @@ from schemas.codec import InvalidJob, write_job
 from schemas.job import Job
 from schemas.kinds import ASKED
 from schemas.payload import MAX_VALUES, PAYLOAD_FIELDS, UnusablePayload, with_payload
-from schemas.publish import FOLDER
 from schemas.strict import NotAJob, job_in
+from scripts.publish.wire_schemas import FOLDER
 from tests.drawn import drawn
 from tests.unit.codec_jobs import encoded, read
 from workers.inference.tenants import PAYLOAD_TOKENS, prompt_tokens

@@ -14,9 +14,9 @@ from schemas import topics
 from schemas.codec import InvalidJob, Origin, read_job, write_result
 from schemas.event import event_body
 from schemas.outcome import Outcome
-from schemas.publish import FOLDER, documents
 from schemas.result import Citation, Result, ResultError, Support, Timings, Usage
 from schemas.topics import Topics
+from scripts.publish.wire_schemas import FOLDER, documents
 from workers.engines.base import RequestRejected
 from workers.engines.vllm.sampling import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
 from workers.enrichment.answering.profile import Profiles
@@ -68,7 +68,7 @@ def resolve(reference: str, document: dict[str, Any]) -> Any:
 
 
 def test_the_published_files_are_fresh() -> None:
-    assert documents() == PUBLISHED, "run `python -m schemas.publish`"
+    assert documents() == PUBLISHED, "run `python -m scripts.publish`"
 
 
 def test_each_json_schema_is_valid_and_has_a_name() -> None:

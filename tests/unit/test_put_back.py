@@ -18,17 +18,17 @@ from kafka import errors as kafka_errors
 from kafka.consumer.fetcher import ConsumerRecord
 from pydantic_core import to_json
 
-from console.dead_letters import whole_letter
-from console.deliveries import timeline
-from console.endpoints import endpoint_summary
-from operators.cancel import CancelledJobs
-from operators.dead_letters import Letter, LetterCounts, LetterFilter, _Partitions, kind_of, returning
-from operators.deliveries import read_step, with_waits_as_one
-from operators.endpoints import latest_records
-from operators.put_back import NotPutBack, PutBack, Returning, put_back
-from operators.redrive_marks import RedriveMarks, mark
-from operators.replay import Counts, has_callback
-from operators.undelivered import CallbackStanding, Undelivered, event_of
+from cli.operate.dead_letters import whole_letter
+from cli.operate.endpoints import endpoint_summary
+from cli.operations.cancel import CancelledJobs
+from cli.operations.dead_letters import Letter, LetterCounts, LetterFilter, _Partitions, kind_of, returning
+from cli.operations.deliveries import read_step, with_waits_as_one
+from cli.operations.endpoints import latest_records
+from cli.operations.put_back import NotPutBack, PutBack, Returning, put_back
+from cli.operations.redrive_marks import RedriveMarks, mark
+from cli.operations.replay import Counts, has_callback
+from cli.operations.undelivered import CallbackStanding, Undelivered, event_of
+from cli.take.deliveries import timeline
 from producers.results import ResultsReader, kept_results
 from producers.scan import Range, Stored, StoredPlace, stored
 from producers.selection import Selection
@@ -134,7 +134,7 @@ def test_a_letter_is_put_back_with_its_mark_or_not_at_all(
 ) -> None:
     """A letter whose mark alone reaches Kafka is lost: no later redrive puts it back."""
     producer = Producer(unsendable, unanswered)
-    monkeypatch.setattr("operators.put_back.connect", lambda *_, **__: producer)
+    monkeypatch.setattr("cli.operations.put_back.connect", lambda *_, **__: producer)
     back = PutBack(KafkaSettings(), "redrive", clock=HandClock(50.0))
     batch = [Returning("tier", b"k", b"letter", []), Returning("marks", b"k", b"mark", [])]
     if unsendable is None and not unanswered:
@@ -355,8 +355,8 @@ def test_an_attempt_of_any_content_is_taken(result: Stored, attempt: Stored) -> 
     scanner.read.side_effect = lambda ranges: iter(found.get(ranges[0].topic, []) if ranges else [])
     attempted = Stored(TOPICS.results, StoredPlace(3, 8), attempt.at_ms, None, None, attempt.headers)
     with (
-        patch("operators.undelivered.committed_offsets", return_value={(TOPICS.results, 3): 9}),
-        patch("operators.dead_letters.disabled_endpoints", return_value=frozenset()),
+        patch("cli.operations.undelivered.committed_offsets", return_value={(TOPICS.results, 3): 9}),
+        patch("cli.operations.dead_letters.disabled_endpoints", return_value=frozenset()),
     ):
         undelivered = Undelivered(FLEET, scanner, SystemClock(), [result, attempted])
     assert undelivered.standing(result) in CallbackStanding

@@ -17,16 +17,23 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console import chart_reference, job_reference
-from console.catalogue import sections
-from console.chart_reference import (
+from gateway.batches import expansion
+from schemas.codec import Origin, read_job, read_result
+from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
+from schemas.job import Job
+from schemas.outcome import Outcome
+from schemas.result import Result, Support
+from scripts.publish import chart_reference, job_reference
+from scripts.publish.asyncapi import PRODUCER_HEADERS
+from scripts.publish.catalogue import sections
+from scripts.publish.chart_reference import (
     CHART,
     ChartValue,
     ValueUnexplained,
     chart_values,
     special_networks,
 )
-from console.job_examples import (
+from scripts.publish.job_examples import (
     CALLED,
     CALLING,
     CHAT,
@@ -43,15 +50,8 @@ from console.job_examples import (
     SCORED,
     SEEING,
 )
-from console.job_reference import OUTCOMES, SUPPORT
-from console.publish import ROOT, documents
-from gateway.batches import expansion
-from schemas.asyncapi import PRODUCER_HEADERS
-from schemas.codec import Origin, read_job, read_result
-from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
-from schemas.job import Job
-from schemas.outcome import Outcome
-from schemas.result import Result, Support
+from scripts.publish.job_reference import OUTCOMES, SUPPORT
+from scripts.publish.reference import ROOT, documents
 from telemetry.actions import SECTIONS, Action
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
@@ -63,7 +63,7 @@ from workers.stage.defects import HANDLER_DEFECT
 from workers.stage.settler import SettlerState
 
 READ_ALONE = re.compile(r"environ(?:\.get\(|\[)\"(POSTBACK_[A-Z_]+)\"")
-PACKAGES = ("console", "devkit", "gateway", "operators", "producers", "schemas", "screening", "telemetry", "workers")
+PACKAGES = ("cli", "gateway", "producers", "schemas", "telemetry", "workers")
 
 
 def sources(*packages: str) -> list[str]:
@@ -72,7 +72,7 @@ def sources(*packages: str) -> list[str]:
 
 def test_the_generated_documents_are_those_in_the_repository() -> None:
     stale = [str(path) for path, text in documents().items() if path.read_text(encoding="utf-8") != text]
-    assert stale == [], "run: python -m console.publish"
+    assert stale == [], "run: python -m scripts.publish"
 
 
 def test_each_variable_that_code_reads_is_listed_once_with_a_description() -> None:

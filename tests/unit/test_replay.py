@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from operators.dead_letters import DeadLetters, LetterFilter
-from operators.put_back import Returning
-from operators.redrive_marks import mark
-from operators.replay import Counts, Replay
+from cli.operations.dead_letters import DeadLetters, LetterFilter
+from cli.operations.put_back import Returning
+from cli.operations.redrive_marks import mark
+from cli.operations.replay import Counts, Replay
 from producers.scan import Range, Stored, StoredPlace
 from producers.selection import Selection
 from schemas import topics as names
@@ -64,7 +64,9 @@ class Endpoints:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.disabled: set[EndpointKey] = set()
         for module in ("replay", "dead_letters"):
-            monkeypatch.setattr(f"operators.{module}.disabled_endpoints", lambda settings: frozenset(self.disabled))
+            monkeypatch.setattr(
+                f"cli.operations.{module}.disabled_endpoints", lambda settings: frozenset(self.disabled)
+            )
 
 
 @pytest.fixture

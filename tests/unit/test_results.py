@@ -12,9 +12,9 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from console.answers import Answers, as_line, as_text
-from console.failures import Failures
-from console.output import OrderedLines, written
+from cli.shared.failures import Failures
+from cli.shared.output import OrderedLines, written
+from cli.take.answers import Answers, as_line, as_text
 from producers.newest import Moment, Moments, superseded
 from producers.receipts import ReceiptEntry
 from producers.results import Settled
@@ -222,7 +222,7 @@ def test_lines_in_a_pipe_cannot_be_taken_back_so_the_command_says_that_the_last_
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = io.StringIO()
-    monkeypatch.setattr("console.answers.without_lines", lambda out, numbers: False)
+    monkeypatch.setattr("cli.take.answers.without_lines", lambda out, numbers: False)
     answers = Answers(dict.fromkeys("abc"), pipe, as_line)
     answers.take(CAME[:4], "acme")
     answers.settle()

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, Producer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from operators.dead_letters import kind_of
+from cli.operations.dead_letters import kind_of
 from producers.scan import Stored, StoredPlace
 from schemas import topics as names
 from schemas.codec import Origin, read_job, read_result

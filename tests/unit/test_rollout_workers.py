@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.job_examples import KIND_JOBS
 from schemas import topics as names
 from schemas.codec import Origin, ReceivedJob, read_result
 from schemas.images import data_url
@@ -25,6 +24,7 @@ from schemas.rollout.comparison import Comparison, ObservedAnswer, read_comparis
 from schemas.rollout.facts import DEFAULT_ALIAS, RolloutOrder, RolloutStep, Step, order_record, step_record
 from schemas.settings import KafkaSettings
 from schemas.worker import LIVE_SECONDS, announcement, worker_key, write_announcement
+from scripts.publish.job_examples import KIND_JOBS
 from telemetry.hand_clock import HandClock, SetClock
 from telemetry.metrics import Metrics
 from tests.drawn import drawn

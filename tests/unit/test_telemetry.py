@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import Counter
 
-from console.roles import log_uncaught
+from cli.fleet.roles import log_uncaught
 from gateway.door.server import Refusal
 from schemas.codec import Origin, read_job
 from schemas.codes import DEAD_LETTER_REASONS

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from console.job_examples import CALLED, CALLING
 from schemas.codec import InvalidJob, Origin, read_job, read_result, write_job, write_result
 from schemas.job import MAX_TOKENS, Job, Message, Reasoning, ResponseFormat
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, LOGPROBS_INCLUDED, RESPONSES
@@ -23,6 +22,7 @@ from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
 from schemas.strict import NotAJob, body_job, ignored_members, job_in
 from schemas.tools import CalledFunction, Tool, ToolCall
+from scripts.publish.job_examples import CALLED, CALLING
 from telemetry.clock import SystemClock
 from tests.any_json import any_json
 from tests.unit.echo_worker import record, working

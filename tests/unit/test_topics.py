@@ -12,8 +12,8 @@ from kafka import errors as kafka_errors
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
-from operators import topics as producers_topics
-from operators.topics import create_topics
+from cli.operations import topics as producers_topics
+from cli.operations.topics import create_topics
 from producers.errors import RequestRefused
 from schemas.job import LONGEST_TTL_SECONDS
 from schemas.settings import FleetSettings, KafkaSettings, SettingsRefused, read_settings
@@ -31,6 +31,7 @@ from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
 from workers.engines.registry import engine_settings
 from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference.lifetime import KEPT_MS
 from workers.inference.settings import WorkerSettings
@@ -230,6 +231,14 @@ def test_partitions_are_also_added_topic_by_topic(admin: Admin) -> None:
     report = create_topics(KafkaSettings(partitions=2000), raise_partitions=True)
     assert {difference.found for difference in report.raised} == {10}
     assert max(admin.partitions.values()) == 2000
+
+
+def test_a_variable_sets_a_setting_and_no_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room, name in (("DELIVERY", "JITTER"), ("DELIVERY", "DISABLE_AFTER_SECONDS"), ("SEARCH", "ARXIV__PER_SECOND")):
+        monkeypatch.setenv(f"POSTBACK_{room}__{name}", "0.5")
+    delivery, search = read_settings(DeliverySettings), read_settings(SearchSettings)
+    assert (delivery.jitter, delivery.disable_after_seconds) == (0.1, 0.5)
+    assert search.arxiv.per_second == pytest.approx(1 / 3)
 
 
 # -- invalid settings --------------------------------------------------------------------------------------------------

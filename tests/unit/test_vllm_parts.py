@@ -230,7 +230,7 @@ class MainModule:
     """Imports the worker's main module while a process unpickles its arguments, before it imports vLLM."""
 
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return importlib.import_module, ("console.main",)
+        return importlib.import_module, ("cli.main",)
 
 
 def speak(_imported: object) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from console.job_warnings import warn_of_unserved
+from cli.send.job_warnings import warn_of_unserved
 from producers import workers
 from producers.errors import BrokerUnreachable
 from producers.scan import Stored, StoredPlace

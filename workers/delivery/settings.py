@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, FilePath
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.settings import Constants, RoomSettings
 from telemetry.logs import origin_of
 from workers.delivery.endpoint_events import MOST_A_SECOND
 
@@ -22,25 +22,40 @@ def _origin(text: str) -> str:
 Origin = Annotated[str, AfterValidator(_origin)]
 
 
-class DeliverySettings(BaseSettings):
+class DeliveryConstants(Constants):
+    """Times and bounds that WEBHOOKS.md promises to consumers, or that follow from measurements."""
+
+    deadline_seconds: float = 20.0
+    """Timeout of a whole attempt; shorter than `drain_seconds`, so that a stop does not cut attempts off."""
+    response_cap_bytes: int = 64 * 1024
+    """Bytes of a response's body that delivery reads and drops. A longer body ends the connection."""
+    destination_wait_seconds: float = 4.0
+    """Seconds that a record may wait in the process for an attempt before the record is deferred."""
+    breaker_failures: int = 20
+    """Failures in a row that open the breaker of a tenant's origin.
+
+    An answer below 500, except 429, is not a failure.
+    """
+    breaker_failure_share: float = 0.5
+    """The breaker also opens if at least this share of the last 64 attempts failed."""
+    breaker_longest_seconds: float = 300.0
+    """The maximum number of seconds for which the breaker stays open after failed probes.
+
+    In the first ten minutes of an outage the breaker stays open for at most 30 seconds, and later for at most a
+    twentieth of the outage so far.
+    """
+    jitter: float = 0.1
+    """Largest random addition to a wait, as a share of the wait."""
+
+
+class DeliverySettings(DeliveryConstants, RoomSettings, env_prefix="POSTBACK_DELIVERY__"):
     """Sending of callbacks. `POSTBACK_KAFKA__TIER_DELAYS_SECONDS` sets the fleet's waits between attempts."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_DELIVERY__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
-
-    deadline_seconds: float = Field(default=20.0, gt=0, le=25)
-    """Timeout of a whole attempt; shorter than `drain_seconds`, so that a stop does not cut attempts off."""
     drain_seconds: float = Field(default=30.0, gt=25, le=600)
     """Longest wait for running attempts when the process stops.
 
     Set it above `deadline_seconds` and below the pod's grace period. When a partition moves to another process, the
     wait is five seconds."""
-    response_cap_bytes: int = Field(default=64 * 1024, ge=0, le=16 * 1024 * 1024)
-    """Bytes of a response's body that delivery reads and drops. A longer body ends the connection."""
     answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)
     """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
     the endpoint's own text and may hold personal data."""
@@ -57,8 +72,6 @@ class DeliverySettings(BaseSettings):
     destination_queue_records: int = Field(default=2048, ge=0, le=10_000)
     """Records per tenant and origin that may wait in this process for an attempt; further records are deferred at once.
     With the default, an origin that answers stays busy until deferred records return from the smallest tier."""
-    destination_wait_seconds: float = Field(default=4.0, gt=0, le=4)
-    """Seconds that a record may wait in the process for an attempt before the record is deferred."""
     origin_rate_limits: dict[Origin, Annotated[float, Field(gt=0, le=MOST_A_SECOND)]] = Field(default_factory=dict)
     """The most callbacks a second to an origin, as JSON: `{"https://hooks.example.com": 10}`. All tenants' callbacks to
     the origin count together, apart from those to a registered endpoint with a rate limit of its own.
@@ -74,22 +87,7 @@ class DeliverySettings(BaseSettings):
     Records that wait for their tier's time may have a further eighth. If absent, 256 MiB are subtracted from the
     container's memory limit, and the value is a quarter of the rest, at least 16 and at most 256 MiB. If a worker also
     delivers callbacks, it also subtracts the memory of its processes that read and rank web pages."""
-    breaker_failures: int = Field(default=20, ge=1, le=10_000)
-    """Failures in a row that open the breaker of a tenant's origin.
-
-    An answer below 500, except 429, is not a failure.
-    """
-    breaker_failure_share: float = Field(default=0.5, gt=0, le=1)
-    """The breaker also opens if at least this share of the last 64 attempts failed."""
     breaker_open_seconds: float = Field(default=1.0, gt=0, le=3600)
     """Seconds for which the breaker is open at first. Each failed probe doubles the time."""
-    breaker_longest_seconds: float = Field(default=300.0, gt=0, le=86_400)
-    """The maximum number of seconds for which the breaker stays open after failed probes.
-
-    In the first ten minutes of an outage the breaker stays open for at most 30 seconds, and later for at most a
-    twentieth of the outage so far.
-    """
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
     """Seconds after which an endpoint is disabled, if every attempt in this time failed."""
-    jitter: float = Field(default=0.1, ge=0, le=1)
-    """Largest random addition to a wait, as a share of the wait."""

@@ -7,8 +7,9 @@ from ipaddress import ip_address, ip_network
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
+from schemas.settings import RoomSettings
 from workers.egress.addresses import Network
 from workers.egress.policy import ANY_SUBDOMAIN, DEFAULT_PORTS, EgressPolicy
 from workers.egress.proxy import Proxy, ProxyFailed, read_credentials
@@ -76,15 +77,8 @@ NetworksAndNames = Annotated[tuple[Network | str, ...], NoDecode, BeforeValidato
 Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, BeforeValidator(_ports)]
 
 
-class EgressSettings(BaseSettings):
+class EgressSettings(RoomSettings, env_prefix="POSTBACK_EGRESS__"):
     """Lists of destinations. A destination that is allowed for callbacks is not thereby allowed for fetches."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_EGRESS__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
 
     allow_callbacks: Networks = ()
     """Comma-separated CIDRs that callbacks may reach although they are not public."""

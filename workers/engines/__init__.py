@@ -2,7 +2,7 @@
 
 `base` defines the interface, `ENGINES` lists the engines, and `registry.create` makes one. To add an engine, write one
 module (or package) and add one line to `ENGINES`. The module has the attributes of `registry.EngineModule`. The
-command's `--engine` option then offers the engine, and `python -m console.publish` updates the settings page, the chart
+command's `--engine` option then offers the engine, and `python -m scripts.publish` updates the settings page, the chart
 and its documentation.
 """
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
 
+from schemas.settings import Constants, RoomSettings
 from workers.enrichment.evidence import Extractor
 
 _PLAIN: Final = r"[!-'*-;=?-~]"
@@ -23,76 +23,104 @@ BY_ENGINE: Final = "engine"
 """The value of `entailment` for the engine's own model."""
 
 
-class EnrichmentSettings(BaseSettings):
-    """Limits of one job's sources in time, bytes and processes, and rules for fetching and choosing sources."""
+class EnrichmentConstants(Constants):
+    """Bounds on one job's sources that no operator has a reason to change."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_ENRICHMENT__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
-
-    budget_seconds: float = Field(default=5.0, gt=0, le=120)
-    """Time for finding, reading and ranking all sources of a job. Sources that are late are left out, with a note.
-
-    The time does not include a search's wait for a turn.
-    """
-    longest_budget_seconds: float = Field(default=30.0, gt=0, le=120)
+    longest_budget_seconds: float = 30.0
     """Upper bound of the time that a job may set for its sources (`sources.budget_seconds`)."""
-
-    page_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
+    page_bytes: int = 8 * 1024 * 1024
     """Maximum size of a page after decompression. A longer page is cut, and its beginning is read."""
-    pdf_bytes: int = Field(default=20_000_000, ge=1024, le=100_000_000)
+    pdf_bytes: int = 20_000_000
     """Maximum size of a PDF or an Office file, including its pictures and fonts, which are not read. A larger file is
     left out, since its end says how to read it."""
-    in_flight_bytes: int = Field(default=128 * 1024 * 1024, ge=1024, le=100_000_000_000)
+    in_flight_bytes: int = 128 * 1024 * 1024
     """Maximum size of all pages together that a worker has in memory, of all jobs, from their first byte until their
     text is extracted. Further pages wait, tenants in turn.
 
     The default fits beside the worker's own memory into the half GiB that the chart's limit leaves for the worker. One
     page of the largest size may always be read; if the budget is smaller than such a page, pages are read one by one.
     """
-    image_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
-    """Maximum size of all images together that the worker fetches for one job.
-
-    An image counts as often as the job names the image.
-    """
-    image_seconds: float = Field(default=30.0, gt=0, le=600)
+    image_seconds: float = 30.0
     """Time for fetching all images of one job, including further tries if servers fail."""
-    image_jobs: int = Field(default=64, ge=1, le=8192)
+    image_jobs: int = 64
     """Maximum number of jobs that have fetched images in memory at once. Further jobs with image URLs wait.
 
     One tenant has at most three quarters of these places, and its jobs that fetch from one server have at most half.
 
     The images of a job take up to 1.4 times `image_bytes` as base64, and as much again in the engine's request.
     """
-    redirects: int = Field(default=5, ge=0, le=20)
+    redirects: int = 5
     """Maximum number of redirects that are followed from one URL."""
-    connections: int = Field(default=512, ge=1, le=10_000)
+    connections: int = 512
     """Maximum number of connections to sites.
 
     One job uses at most half of the connections, and all jobs of one tenant use at most three quarters. Each connection
     takes a file descriptor; many systems allow a process 1,024.
     """
-    connections_per_host: int = Field(default=6, ge=1, le=1000)
+    connections_per_host: int = 6
     """Maximum number of connections to one site. One job or one tenant gets only a part of these connections."""
-    host_interval_seconds: float = Field(default=0.0, ge=0, le=60)
+    host_interval_seconds: float = 0.0
     """Least time between two pages that a worker requests from one site, unless the site's `Crawl-delay` is longer."""
-    user_agent: str = Field(default="Postback/0.1", pattern=r"^[\x20-\x7e]{1,200}$")
+    user_agent: str = "Postback/0.1"
     """The product name in the `User-Agent` of each request; `contact` follows it."""
+    robots_agent: str = "Postback"
+    """The name whose rules in a robots.txt apply to the worker: the product token of RFC 9309 (2.2.1), which
+    `user_agent` contains."""
+    robots_seconds: float = 3600.0
+    """Time for which a robots.txt is cached."""
+    ocr_pages: int = 10
+    """Maximum number of one document's pages that OCR reads."""
+    renderer_seconds: float = 3.0
+    """Timeout of rendering one page. After a timeout, the page is read as the server sent it."""
+    renderer_pages: int = 4
+    """Number of pages that a worker renders at once."""
+    renderer_bytes: int = 10_000_000
+    """Maximum size of all files together that the scripts of one page load."""
+    least_freshness_seconds: float = 60.0
+    """Lower bound of a job's `sources.freshness_seconds`.
+
+    A job cannot refuse cached pages and searches that are younger than this.
+    """
+    rewrite_seconds: float = 5.0
+    """Timeout of a rewriting. After a timeout, the question stays as it is."""
+    rewrite_tokens: int = 64
+    """Maximum number of tokens of a rewritten question."""
+    entailment_supports: float = 0.5
+    """Least probability of the class `entailment` at which the cross-encoder finds a sentence supported."""
+    entailment_contradicts: float = 0.5
+    """Least probability of the class `contradiction` at which the cross-encoder finds a sentence contradicted."""
+    entailment_seconds: float = 2.0
+    """Time of a job in which the judge reads the sentences of its answer. A sentence that is late is not judged."""
+    most_evidence_chars: int = 16_000
+    """The operator's bound on a job's `sources.max_chars`, in code points. A larger `max_chars` counts as this bound.
+
+    The job's `max_chars` limits the length of all its quoted passages together.
+    """
+    passage_chars: int = 600
+    """Approximate length of one passage, in code points."""
+    rerank_passages: int = 32
+    """Number of a job's passages that the model compares with the question: those that rank highest by words."""
+
+
+class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK_ENRICHMENT__"):
+    """Limits of one job's sources in time, bytes and processes, and rules for fetching and choosing sources."""
+
+    budget_seconds: float = Field(default=5.0, gt=0, le=120)
+    """Time for finding, reading and ranking all sources of a job. Sources that are late are left out, with a note.
+
+    The time does not include a search's wait for a turn.
+    """
+
+    image_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
+    """Maximum size of all images together that the worker fetches for one job.
+
+    An image counts as often as the job names the image.
+    """
     contact: str | None = Field(default=None, max_length=200, pattern=rf"^(?:{_EMAIL}|https?://{_PLAIN}+)$")
     """An e-mail address or a URL at which sites and search services can reach you. Wikimedia and NCBI ask for a
     contact."""
-    robots_agent: str = Field(default="Postback", pattern=r"^[A-Za-z_-]{1,64}$")
-    """The name whose rules in a robots.txt apply to the worker: the product token of RFC 9309 (2.2.1).
-
-    `user_agent` must contain this token.
-    """
     robots: bool = True
     """Obey robots.txt."""
-    robots_seconds: float = Field(default=3600.0, gt=0)
-    """Time for which a robots.txt is cached."""
 
     members: int = Field(default=2, ge=1, le=64)
     """Number of processes that read pages; one more process ranks. No process starts before a job has sources."""
@@ -116,8 +144,6 @@ class EnrichmentSettings(BaseSettings):
     """
     ocr_seconds: float = Field(default=10.0, gt=0, le=120)
     """Timeout of reading one document's pictures, not counting the wait in line. Pages read by then are used."""
-    ocr_pages: int = Field(default=10, ge=1, le=100)
-    """Maximum number of one document's pages that OCR reads."""
     ocr_documents: int = Field(default=1, ge=1, le=64)
     """Number of documents that OCR reads at once. A document takes two processes of at most `member_bytes` each."""
     renderer: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
@@ -127,25 +153,10 @@ class EnrichmentSettings(BaseSettings):
     """
     renderer_secret: SecretStr | None = None
     """The secret that the worker sends to the renderer as `Authorization: Bearer …`."""
-    renderer_seconds: float = Field(default=3.0, gt=0, le=60)
-    """Timeout of rendering one page. After a timeout, the page is read as the server sent it."""
-    renderer_pages: int = Field(default=4, ge=1, le=256)
-    """Number of pages that a worker renders at once."""
-    renderer_bytes: int = Field(default=10_000_000, ge=1024, le=1_000_000_000)
-    """Maximum size of all files together that the scripts of one page load."""
     search_fresh_seconds: float = Field(default=600.0, ge=0)
     """Time for which a search's results are cached."""
-    least_freshness_seconds: float = Field(default=60.0, ge=0)
-    """Lower bound of a job's `sources.freshness_seconds`.
-
-    A job cannot refuse cached pages and searches that are younger than this.
-    """
     rewrite: bool = False
     """Let the model rewrite a conversation's last question for the search. A job or a profile may override this."""
-    rewrite_seconds: float = Field(default=5.0, gt=0, le=60)
-    """Timeout of a rewriting. After a timeout, the question stays as it is."""
-    rewrite_tokens: int = Field(default=64, ge=8, le=512)
-    """Maximum number of tokens of a rewritten question."""
     entailment: str | None = Field(default=None, min_length=1, max_length=1000)
     """The judge of answers: the folder of a cross-encoder in ONNX, or `engine` for the engine's own model.
 
@@ -157,32 +168,17 @@ class EnrichmentSettings(BaseSettings):
 
     By default, they are those of `id2label` in the model's `config.json`.
     """
-    entailment_supports: float = Field(default=0.5, gt=0, le=1)
-    """Least probability of the class `entailment` at which the cross-encoder finds a sentence supported."""
-    entailment_contradicts: float = Field(default=0.5, gt=0, le=1)
-    """Least probability of the class `contradiction` at which the cross-encoder finds a sentence contradicted."""
-    entailment_seconds: float = Field(default=2.0, gt=0, le=60)
-    """Time of a job in which the judge reads the sentences of its answer. A sentence that is late is not judged."""
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
     template: str = Field(default="plain", min_length=1, max_length=1000)
     """The wording of the prompt: `plain`, `deepseek` (DeepSeek's own form), or the path of your own `.toml` file."""
     evidence_chars: int = Field(default=4000, ge=200, le=1_000_000)
     """Maximum length of all quoted passages together, in code points. English has about four code points per token."""
-    most_evidence_chars: int = Field(default=16_000, ge=200, le=1_000_000)
-    """The operator's bound on a job's `sources.max_chars`, in code points. A larger `max_chars` counts as this bound.
-
-    The job's `max_chars` limits the length of all its quoted passages together.
-    """
-    passage_chars: int = Field(default=600, ge=100, le=10_000)
-    """Approximate length of one passage, in code points."""
     rerank_model: str | None = Field(default=None, min_length=1, max_length=1000)
     """A sentence-transformers model: its Hugging Face name or its folder.
 
     By default, passages are ranked only by words.
     """
-    rerank_passages: int = Field(default=32, ge=2, le=1000)
-    """Number of a job's passages that the model compares with the question: those that rank highest by words."""
     rerank_seconds: float = Field(default=1.0, gt=0, le=60)
     """Time in which the model compares a job's passages. Passages that are late are ranked by words, with a note."""
 
@@ -202,12 +198,3 @@ class EnrichmentSettings(BaseSettings):
         if extractor == "trafilatura" and find_spec("trafilatura") is None:
             raise ValueError("trafilatura is not installed; run pip install 'postback[worker,extraction]'")
         return extractor
-
-    @model_validator(mode="after")
-    def _is_one_name(self) -> Self:
-        if self.robots_agent.lower() not in self.user_agent.lower():
-            raise ValueError(
-                "robots_agent is not a part of user_agent, so a site could not tell which of its rules apply: "
-                "set POSTBACK_ENRICHMENT__ROBOTS_AGENT together with POSTBACK_ENRICHMENT__USER_AGENT"
-            )
-        return self

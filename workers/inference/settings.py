@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.job import Tenant
+from schemas.settings import Constants, RoomSettings
 from schemas.topics import is_engine_lane
 
 
@@ -26,15 +26,27 @@ EngineLane = Annotated[str, AfterValidator(_lane)]
 Weight = Annotated[float, Field(ge=0.001, le=1000)]
 
 
-class WorkerSettings(BaseSettings):
-    """A worker's window, its pace, and the registry of models."""
+class WorkerConstants(Constants):
+    """Bounds on the jobs under way."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_WORKER__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    waiting_target: int | None = None
+    """A fixed number of jobs that wait inside the engine; the other jobs wait in Kafka.
+
+    By default the number follows the engine: the jobs that the engine answers during one refill, and at most eight
+    more.
+    """
+    enrich_ahead: int = 512
+    """Maximum number of jobs whose sources are read at once, ahead of the engine.
+
+    One tenant has at most three quarters of these places.
+
+    Further jobs with sources wait. Jobs without sources overtake the waiting jobs until `window_records` jobs are under
+    way. An engine that answers 100 jobs/s needs 300 if pages take 3 s.
+    """
+
+
+class WorkerSettings(WorkerConstants, RoomSettings, env_prefix="POSTBACK_WORKER__"):
+    """A worker's window, its pace, and the registry of models."""
 
     window_records: int = Field(default=2048, ge=1, le=8192)
     """Maximum number of jobs in enrichment or generation at once. Each lane may park the same number of further jobs.
@@ -49,20 +61,6 @@ class WorkerSettings(BaseSettings):
     """Maximum bytes of the jobs in enrichment or generation.
 
     The parked jobs of one lane together have at most a third of these bytes.
-    """
-    waiting_target: int | None = Field(default=None, ge=1, le=8192)
-    """A fixed number of jobs that wait inside the engine; the other jobs wait in Kafka.
-
-    By default the number follows the engine: the jobs that the engine answers during one refill, and at most eight
-    more.
-    """
-    enrich_ahead: int = Field(default=512, ge=1, le=8192)
-    """Maximum number of jobs whose sources are read at once, ahead of the engine.
-
-    One tenant has at most three quarters of these places.
-
-    Further jobs with sources wait. Jobs without sources overtake the waiting jobs until `window_records` jobs are under
-    way. An engine that answers 100 jobs/s needs 300 if pages take 3 s; see POSTBACK_ENRICHMENT__CONNECTIONS.
     """
     bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
     """The bulk lane's least share of the freed places while both lanes have jobs.

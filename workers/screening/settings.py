@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from schemas.settings import RoomSettings
 
 
-class ScreeningSettings(BaseSettings):
+class ScreeningSettings(RoomSettings, env_prefix="POSTBACK_SCREENING__"):
     """The input filter for jobs."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_SCREENING__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
 
     rules: Path | None = None
     """Path of a TOML file with the filter's rules; no job is screened without this path. A process reads the file at

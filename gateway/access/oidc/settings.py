@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from schemas.settings import Constants
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA"]
 """Signature algorithms that sign with a private key.
@@ -17,7 +19,23 @@ Claim = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 HttpsUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s?#]+$", max_length=2048)]
 
 
-class OidcSettings(BaseModel):
+class OidcConstants(Constants):
+    """Times and algorithms of the checks of tokens."""
+
+    algorithms: tuple[Algorithm, ...] = get_args(Algorithm)
+    """The signature algorithms that are accepted, if the issuer's key fits them."""
+    leeway_seconds: int = 30
+    """Largest difference between the issuer's clock and this machine's clock that the checks of `exp` and `nbf`
+    allow."""
+    keys_seconds: float = 600.0
+    """Time for which fetched keys are valid. A key that the issuer withdraws is accepted for this time at most."""
+    cooldown_seconds: float = 30.0
+    """Shortest time between two requests to the issuer, however many tokens name unknown keys."""
+    stale_seconds: float = 86_400.0
+    """Time for which the last keys stay valid while the issuer does not answer, in addition to `keys_seconds`."""
+
+
+class OidcSettings(OidcConstants):
     """The OpenID Connect issuer whose tokens (JWT) the gateway accepts besides API keys."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -30,8 +48,6 @@ class OidcSettings(BaseModel):
     """The URL of the issuer's keys; by default the one in the issuer's `/.well-known/openid-configuration`."""
     ca_file: Path | None = None
     """Authorities (PEM) of the issuer's certificate; by default those of Python's `certifi`."""
-    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
-    """The signature algorithms that are accepted, as JSON."""
     tenant_claim: Claim = "tenant"
     """The claim with the tenant's name."""
     scope_claim: Claim = "scope"
@@ -39,15 +55,6 @@ class OidcSettings(BaseModel):
     scope_prefix: str = Field(default="postback:", max_length=64)
     """The prefix of this service's scopes in tokens: `postback:read` is the scope `read`. Scopes without
     the prefix are ignored."""
-    leeway_seconds: int = Field(default=30, ge=0, le=300)
-    """Largest difference between the issuer's clock and this machine's clock that the checks of `exp` and `nbf`
-    allow."""
-    keys_seconds: float = Field(default=600.0, ge=1, le=86_400)
-    """Time for which fetched keys are valid. A key that the issuer withdraws is accepted for this time at most."""
-    cooldown_seconds: float = Field(default=30.0, ge=1, le=3600)
-    """Shortest time between two requests to the issuer, however many tokens name unknown keys."""
-    stale_seconds: float = Field(default=86_400.0, ge=0, le=7 * 86_400)
-    """Time for which the last keys stay valid while the issuer does not answer, in addition to `keys_seconds`."""
 
     @model_validator(mode="after")
     def _have_an_audience(self) -> Self:

@@ -198,7 +198,7 @@ class IssuerKeys:
         except IssuerAway as away:
             self._away = True
             log.warning(
-                "The issuer's keys cannot be fetched; the last ones count for POSTBACK_ACCESS__OIDC__STALE_SECONDS.",
+                "The issuer's keys cannot be fetched; the last ones count for a day.",
                 action="issuer-away",
                 reason=str(away),
             )

@@ -1,4 +1,4 @@
-"""The alerts of deploy/prometheus ask for series that a fleet of real processes exposes after its first job.
+"""The alerts ask for series that a fleet of real processes exposes after its first job.
 
 A counter's label that appears with its first event hides that event: `increase` needs an earlier sample.
 """

@@ -19,8 +19,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from devkit.kafka.jars import program
-from devkit.receiver import Behaviour
+from cli.devkit.kafka.jars import program
+from cli.devkit.receiver import Behaviour
 from tests.http_handler import handling
 from tests.integration.gateway.gateway_process import Gateway
 from tests.product import eventually

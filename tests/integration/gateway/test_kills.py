@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from devkit.broker import Broker
+from cli.devkit.broker import Broker
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result

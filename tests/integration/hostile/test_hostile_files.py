@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from devkit.site import Site
+from cli.devkit.site import Site
 from schemas.job import Sources
 from tests.integration.hostile.reading import GROWTH_BYTES, PEAK_BYTES, QUESTION, enriched, measured
 from tests.integration.raw_server import CLOCK, FACT, HTML, enriching, saying, speaking

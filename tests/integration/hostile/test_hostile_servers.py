@@ -20,7 +20,7 @@ from socket import SO_LINGER, SOL_SOCKET
 import brotli
 import pytest
 
-from devkit.site import Site
+from cli.devkit.site import Site
 from schemas.outcome import Outcome
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, measured, moved

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from console.job_examples import KIND_JOBS
 from schemas.job import Job
+from scripts.publish.job_examples import KIND_JOBS
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.openai_http.servers import Respond, answers, lists, problem

@@ -6,7 +6,9 @@ import re
 from typing import Annotated, Final, NamedTuple
 
 from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
+
+from schemas.settings import Constants, RoomSettings
 
 _TENANT: Final = "{tenant}"
 _FOLDER: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/((?:[^\x00-\x1f\x7f]*/)?)")
@@ -37,26 +39,24 @@ def _folder(item: str) -> ObjectFolder:
     return ObjectFolder(found[1], found[2])
 
 
-class PayloadSettings(BaseSettings):
-    """Limits on the documents at the `payload_url` of jobs, and the buckets that jobs may name."""
+class PayloadConstants(Constants):
+    """Bounds on fetching payloads."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_PAYLOADS__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
-
-    most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
-    """Maximum size of a payload after decompression."""
-    seconds: float = Field(default=30.0, gt=0, le=600)
+    seconds: float = 30.0
     """Time for fetching a payload, including further tries if the server fails."""
-    jobs: int = Field(default=32, ge=1, le=8192)
+    jobs: int = 32
     """Maximum number of jobs that have payloads in memory at once. Further jobs with a `payload_url` wait.
 
     In memory, the text of a payload takes one to four times the payload's bytes (PEP 393). The engine's request may
     contain a copy.
     """
+
+
+class PayloadSettings(PayloadConstants, RoomSettings, env_prefix="POSTBACK_PAYLOADS__"):
+    """Limits on the documents at the `payload_url` of jobs, and the buckets that jobs may name."""
+
+    most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
+    """Maximum size of a payload after decompression."""
     s3: Annotated[tuple[ObjectFolder, ...], NoDecode, BeforeValidator(_folders)] = ()
     """Folders `s3://BUCKET/PREFIX/`, separated by commas, whose objects jobs may name; none by default.
 

@@ -110,4 +110,4 @@ def _entry(entry: Element) -> Found | None:
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:
     """Return the provider as the settings describe it."""
-    return Arxiv(web.service(settings.arxiv.base_url, settings.arxiv.per_second))
+    return Arxiv(web.service(settings.arxiv.base_url, settings.arxiv.per_second / settings.workers))

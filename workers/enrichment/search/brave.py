@@ -125,4 +125,8 @@ def _numbers(header: str) -> list[float | None]:
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
     """Return the provider; None if the settings have no key."""
     own = settings.brave
-    return Brave(web.service(own.base_url, own.per_second), own.api_key) if own.api_key is not None else None
+    return (
+        Brave(web.service(own.base_url, own.per_second / settings.workers), own.api_key)
+        if own.api_key is not None
+        else None
+    )

@@ -133,10 +133,10 @@ def make(settings: SearchSettings, web: Web) -> SearchProvider:
     Its requests name an e-mail address, since NCBI wants to know who asks.
     """
     own = settings.pubmed
-    common = {"db": "pubmed", "tool": "postback", "email": own.email or web.email}
+    common = {"db": "pubmed", "tool": "postback", "email": web.email}
     common["api_key"] = own.api_key.get_secret_value() if own.api_key is not None else None
     allowed = PUBMED_PER_SECOND if own.api_key is None else PUBMED_PER_SECOND_WITH_KEY
-    service = web.service(own.base_url, own.per_second or allowed)
+    service = web.service(own.base_url, (own.per_second or allowed) / settings.workers)
     return Pubmed(service, {name: value for name, value in common.items() if value is not None})
 
 

@@ -63,4 +63,4 @@ class Searxng:
 def make(settings: SearchSettings, web: Web) -> SearchProvider | None:
     """Return the provider; None if the settings name no instance."""
     own = settings.searxng
-    return Searxng(web.service(own.base_url, own.per_second)) if own.base_url is not None else None
+    return Searxng(web.service(own.base_url, own.per_second / settings.workers)) if own.base_url is not None else None

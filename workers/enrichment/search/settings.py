@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from schemas.settings import Constants, RoomSettings
 
 PUBMED_PER_SECOND: Final = 3.0
 PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
 """NCBI's limits without a key and with one (A General Introduction to the E-utilities, "Frequency")."""
 
 BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
-PerSecond = Annotated[float, Field(gt=0, le=1000)]
-"""The maximum number of requests that this worker sends in a second.
-
-If workers share a key or an address, give each worker a part of the limit.
-"""
 
 
-class _SearchSection(BaseModel):
+class _SearchSection(Constants):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    per_second: float | None = None
+    """The maximum number of requests in a second that the service allows, or takes without harm."""
 
 
 class SearxngSettings(_SearchSection):
@@ -29,8 +29,7 @@ class SearxngSettings(_SearchSection):
 
     base_url: BaseUrl | None = None
     """The instance's URL, without `/search`. Without a URL, jobs cannot use SearXNG."""
-    per_second: PerSecond = 10.0
-    """The maximum number of requests that this worker sends in a second."""
+    per_second: float = 10.0
 
 
 class WikipediaSettings(_SearchSection):
@@ -38,8 +37,7 @@ class WikipediaSettings(_SearchSection):
 
     base_url: BaseUrl = "https://en.wikipedia.org/w/api.php"
     """URL of the wiki's `api.php`; the language is part of the URL."""
-    per_second: PerSecond = 5.0
-    """The maximum number of requests that this worker sends in a second."""
+    per_second: float = 5.0
 
 
 class PubmedSettings(_SearchSection):
@@ -49,13 +47,6 @@ class PubmedSettings(_SearchSection):
     """The E-utilities' URL."""
     api_key: SecretStr | None = None
     """An API key from NCBI."""
-    email: str | None = Field(default=None, pattern=r"^[^\s@]+@[^\s@]+$")
-    """The e-mail address to which NCBI writes before it blocks a caller. The default is enrichment's `contact`."""
-    per_second: PerSecond | None = None
-    """The maximum number of requests that this worker sends in a second.
-
-    The default is NCBI's limit: 3, or 10 with a key.
-    """
 
 
 class ArxivSettings(_SearchSection):
@@ -63,38 +54,29 @@ class ArxivSettings(_SearchSection):
 
     base_url: BaseUrl = "https://export.arxiv.org/api/query"
     """The API's URL."""
-    per_second: PerSecond = 1 / 3
-    """The maximum number of requests that this worker sends in a second.
-
-    arXiv's terms of use allow one request in three seconds.
-    """
+    per_second: float = 1 / 3
+    """arXiv's terms of use allow one request in three seconds."""
 
 
-class BraveSettings(_SearchSection):
+class _BraveConstants(_SearchSection):
+    base_url: str = "https://api.search.brave.com/res/v1/web/search"
+    per_second: float = 1.0
+    """The limit of Brave's smallest plan."""
+
+
+class BraveSettings(_BraveConstants):
     """Brave's web search."""
 
-    base_url: BaseUrl = "https://api.search.brave.com/res/v1/web/search"
-    """The search's URL."""
     api_key: SecretStr | None = None
     """An API key from Brave. Without a key, jobs cannot use Brave."""
-    per_second: PerSecond = 1.0
-    """The maximum number of requests that this worker sends in a second."""
 
 
 def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
-class SearchSettings(BaseSettings):
+class SearchSettings(RoomSettings, env_prefix="POSTBACK_SEARCH__", env_nested_delimiter="__"):
     """The services that jobs may search, and the keys for these services."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_SEARCH__",
-        env_nested_delimiter="__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
 
     providers: Path | None = None
     """A folder with a `.toml` file for each source of your own: an HTTP API, a database or an MCP server."""
@@ -103,6 +85,9 @@ class SearchSettings(BaseSettings):
 
     By default, jobs may use all providers, also those of other packages.
     """
+    workers: int = Field(default=1, ge=1, le=10_000)
+    """The number of workers with the same address or keys: each sends this part of the requests that a service allows
+    in a second."""
     searxng: SearxngSettings = Field(default_factory=SearxngSettings)
     wikipedia: WikipediaSettings = Field(default_factory=WikipediaSettings)
     pubmed: PubmedSettings = Field(default_factory=PubmedSettings)

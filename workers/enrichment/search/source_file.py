@@ -19,7 +19,6 @@ from pydantic_core import SchemaError
 
 from schemas.job import TENANT_PATTERN
 from workers.enrichment.search.base import SearchMisconfigured
-from workers.enrichment.search.settings import PerSecond
 
 EVERYONE: Final = "*"
 GIVEN: Final = frozenset({"query", "words", "any", "limit", "tenant"})
@@ -99,7 +98,7 @@ class SourceFile(_FileSection):
     tenants: dict[_TenantName, TenantAccess] = Field(min_length=1)
     secrets: dict[_Placeholder, _Path] = {}
     parameters: dict[_Placeholder, _Pattern] = {}
-    per_second: PerSecond = 10.0
+    per_second: Annotated[float, Field(gt=0, le=1000)] = 10.0
     fresh_seconds: float | None = Field(default=None, ge=0, le=86400)
 
     @property

@@ -81,4 +81,4 @@ def _overloaded(answer: ServiceAnswer) -> float | None:
 
 def make(settings: SearchSettings, web: Web) -> SearchProvider:
     """Return the provider as the settings describe it."""
-    return Wikipedia(web.service(settings.wikipedia.base_url, settings.wikipedia.per_second))
+    return Wikipedia(web.service(settings.wikipedia.base_url, settings.wikipedia.per_second / settings.workers))

@@ -1,0 +1,1 @@
+"""Commands for development: a broker, a receiver, the demo."""

@@ -1,0 +1,1 @@
+"""Commands that run a fleet: its roles, topics, models, keys, tenants and store."""

@@ -1,0 +1,1 @@
+"""Commands that send work: jobs, batches and files."""

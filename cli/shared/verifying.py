@@ -1,0 +1,172 @@
+"""The keys that `postback receive` verifies with: from a keyring, from `--secret`, or from a JWK set."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+from cli.devkit.receiver import Keys
+from cli.shared.errors import say, telling
+from schemas.signature import PUBLIC_KEY_PREFIX
+from telemetry.clock import SystemClock
+from workers.delivery.keyring import Keyring, KeyringError
+from workers.egress import bounded_connector
+
+_LOOK_SECONDS = 60.0
+"""Seconds between two reads of a JWK set, short enough because keys rotate with an overlap of hours."""
+_FETCH = aiohttp.ClientTimeout(total=10.0)
+_LARGEST_SET = 256 * 1024
+"""The maximum number of bytes of a JWK set; one key has about 120."""
+_KEY_BYTES = 32
+
+
+class JwkSetUnusable(Exception):  # noqa: N818 - named after the fault
+    """A JWK set cannot be read. The text names the source and the fault."""
+
+
+class HeldKeys(Protocol):
+    """Keys that may change while callbacks come in."""
+
+    def current(self) -> Keys:
+        """Return the keys that are valid now. Called at every request."""
+
+    async def load(self) -> None:
+        """Read the keys for the first time. End the command if the keys cannot be read."""
+
+    async def follow(self) -> None:
+        """Read the keys again at intervals, until cancelled."""
+
+
+class KeyringKeys:
+    """A tenant's keys in a keyring. The constructor ends the command if the file cannot be read."""
+
+    def __init__(self, path: Path, tenant: str) -> None:
+        self._tenant = tenant
+        self._clock = SystemClock()
+        with telling(KeyringError):
+            self._keyring = Keyring.load(path)
+
+    def current(self) -> Keys:
+        """Return the keys that are valid now.
+
+        Reads the file if it has changed, so that a rotation takes effect at once.
+        """
+        try:
+            self._keyring.refresh()
+        except KeyringError as error:
+            say(f"{error}; the keys that were read before stay in use")
+        keyring, tenant, now = self._keyring, self._tenant, self._clock.time()
+        return Keys(keyring.secrets(tenant, now), keyring.public_keys(tenant, now), tenant)
+
+    async def load(self) -> None:
+        """Do nothing, because the constructor has read the file."""
+
+    async def follow(self) -> None:
+        """Do nothing, because `current` looks at the file at every request."""
+
+
+class GivenKeys:
+    """Given secrets and the keys of a JWK set. They verify callbacks of one tenant, or of any tenant."""
+
+    def __init__(self, secrets: list[str], jwks: str | None, tenant: str | None) -> None:
+        self._secrets = secrets
+        self._set = JwkSet(jwks) if jwks is not None else None
+        self._tenant = tenant
+
+    def current(self) -> Keys:
+        """Return the keys that are valid now."""
+        return Keys(self._secrets, self._set.public_keys if self._set is not None else [], self._tenant)
+
+    async def load(self) -> None:
+        """Read the set. End the command if the set cannot be read."""
+        if self._set is not None:
+            with telling(JwkSetUnusable):
+                await self._set.load()
+            if not self._set.public_keys and not self._secrets:
+                say("the JWK set holds no Ed25519 key: every callback will be refused until the set holds one")
+
+    async def follow(self) -> None:
+        """Read the set again every minute."""
+        if self._set is not None:
+            await self._set.follow()
+
+
+class JwkSet:
+    """The Ed25519 keys of a JWK set (RFC 7517, RFC 8037) in a file or at a URL."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self.public_keys: list[str] = []
+        """The keys as `whpk_…`."""
+
+    async def load(self) -> None:
+        """Read the set. Raise JwkSetUnusable if the set cannot be read, and keep the earlier keys."""
+        try:
+            text = await self._fetched() if "://" in self._source else await asyncio.to_thread(self._read)
+            self.public_keys = _ed25519_keys(text)
+        except (OSError, aiohttp.ClientError, TimeoutError) as error:
+            raise JwkSetUnusable(f"--jwks {self._source}: {_named(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise JwkSetUnusable(f"--jwks {self._source}: it holds no JWK set: {error}") from None
+
+    async def follow(self) -> None:
+        """Read the set again every minute, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await self.load()
+            except JwkSetUnusable as error:
+                say(f"{error}; the keys that were read before stay in use")
+
+    def _read(self) -> bytes:
+        with Path(self._source).open("rb") as opened:
+            return opened.read(_LARGEST_SET + 1)
+
+    async def _fetched(self) -> bytes:
+        async with (
+            aiohttp.ClientSession(connector=bounded_connector(), timeout=_FETCH) as session,
+            session.get(self._source, raise_for_status=True) as response,
+        ):
+            text = b""
+            async for chunk in response.content.iter_any():
+                text += chunk
+                if len(text) > _LARGEST_SET:
+                    break
+            return text
+
+
+def _named(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"the answer's status is {error.status}"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _ed25519_keys(text: bytes) -> list[str]:
+    """Return the set's Ed25519 keys as `whpk_…`, and skip other keys (RFC 7517, section 5). Raises ValueError."""
+    if len(text) > _LARGEST_SET:
+        raise ValueError(f"it has more than {_LARGEST_SET} bytes")
+    try:
+        held = json.loads(text)
+    except ValueError:
+        raise ValueError("it is not JSON") from None
+    keys = held.get("keys") if isinstance(held, dict) else None
+    if not isinstance(keys, list):
+        raise ValueError("it has no list `keys`")
+    return [key for one in keys if (key := _public_key(one)) is not None]
+
+
+def _public_key(one: Any) -> str | None:
+    if not isinstance(one, dict) or (one.get("kty"), one.get("crv")) != ("OKP", "Ed25519"):
+        return None
+    try:
+        # Add the padding, which JWKs leave out.
+        x = base64.b64decode(str(one.get("x")) + "=", altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return PUBLIC_KEY_PREFIX + base64.b64encode(x).decode() if len(x) == _KEY_BYTES else None

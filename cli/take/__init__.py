@@ -1,0 +1,1 @@
+"""Commands that take results: results, states, callbacks, and judging an answer."""

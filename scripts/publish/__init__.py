@@ -1,0 +1,1 @@
+"""Writes the generated files: `python -m scripts.publish`."""
