@@ -12,8 +12,7 @@ import pytest_asyncio
 from devkit.model import embedding_model
 from schemas.job import Job
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected
-from workers.engines.pooling import PoolingInput
+from workers.engines.base import Completion, GenerationRequest, RequestRejected, request_for
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
@@ -35,7 +34,7 @@ async def engine() -> AsyncIterator[VllmEngine]:
 
 def request(**fields: object) -> GenerationRequest:
     job = Job.model_validate(fields)
-    return GenerationRequest("r1", job.prompt, None, 8, None, pooling=PoolingInput.of(job))
+    return request_for(job, "r1")
 
 
 def rows(completion: Completion) -> list[list[float]]:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from telemetry.metrics import Metrics
 from tests.any_json import any_json
+from tests.asking import request_of
 from tests.drawn import drawn
 from tests.handlers import CLOCK
 from tests.safetensors_files import safetensors
@@ -477,7 +478,7 @@ def test_after_any_files_the_memory_has_the_adapters_of_the_last_usable_one(
 
 
 # -- default adapter -------------------------------------------------------------------------------------------------
-ASKED = GenerationRequest("r1", "Hello?", None, 16, 0.0)
+ASKED = request_of(prompt="Hello?", max_tokens=16)
 FILE = """
 [engines.local]
 kind = "vllm"

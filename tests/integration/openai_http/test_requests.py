@@ -190,7 +190,7 @@ EVERYTHING = {"seed": 7, "priority": 4, "response_format": FORM, "stop": ("\n",)
     ("settings", "asked", "body"),
     [
         (
-            {"send_priority": True},
+            {},
             {"prompt": None, "messages": CHAT, **EVERYTHING},
             {
                 "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}],
@@ -205,7 +205,6 @@ EVERYTHING = {"seed": 7, "priority": 4, "response_format": FORM, "stop": ("\n",)
                     "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
                 },
                 "logprobs": True,
-                "priority": -4,
             },
         ),
         (UNLIKELY, {"priority": 4}, ASKED),

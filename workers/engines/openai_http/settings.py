@@ -59,5 +59,3 @@ class OpenAISettings(RemoteSettings):
     """Seconds that the server may take to start before the worker gives up."""
     log_probabilities: bool = True
     """Ask the server for log-probabilities. Turn this off if the server refuses requests with `logprobs`."""
-    send_priority: bool = False
-    """Send `priority`, which a vLLM server with priority scheduling reads."""

@@ -24,7 +24,6 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
         "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
         "max_num_seqs": settings.max_num_seqs,  # None stands for vLLM's default
         "enforce_eager": on_cpu if eager is None else eager,
-        "scheduling_policy": "priority",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         # Allow only compact JSON, because some models would otherwise write nothing but white space until max_tokens.

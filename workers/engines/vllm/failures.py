@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from telemetry.logs import get_logger
 from workers.engines.base import EngineDied, EngineFailed, EngineRefused, EngineUnavailable, GenerationRequest
+from workers.engines.vllm.answers import refusal
 from workers.engines.vllm.loading import short
-from workers.engines.vllm.sampling import refusal
 
 
 @contextmanager
