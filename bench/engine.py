@@ -69,7 +69,7 @@ class Workload:
     @property
     def settings(self) -> VllmSettings:
         """The settings of the engine."""
-        return VllmSettings(model=self.model, max_model_len=self.max_model_len)
+        return VllmSettings(model=self.model, context_tokens=self.max_model_len)
 
     def prompts(self) -> list[str]:
         """Return short questions, all different."""

@@ -87,8 +87,8 @@ async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:
     longest = min(4096, 3 * options.words)
     settings = VllmSettings(
         model=str(tiny_model()),
-        max_model_len=longest,
-        max_num_seqs=AT_ONCE,
+        context_tokens=longest,
+        max_concurrency=AT_ONCE,
         extra={"num_gpu_blocks_override": _blocks(options), "block_size": BLOCK_TOKENS},
     )
     engine = VllmEngine(settings, Metrics())

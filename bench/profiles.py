@@ -141,7 +141,7 @@ async def _model_answers(questions: Sequence[ProfileQuestion], profiles: Profile
     from workers.engines.vllm import VllmEngine
     from workers.engines.vllm.settings import VllmSettings
 
-    engine = VllmEngine(VllmSettings(model=str(small_model()), max_model_len=4096, stop=("\n",)), Metrics())
+    engine = VllmEngine(VllmSettings(model=str(small_model()), context_tokens=4096, stop=("\n",)), Metrics())
     await engine.start()
     try:
         requests = [

@@ -54,7 +54,7 @@ def logits(model: Any, tokenizer: Any, *texts: list[str]) -> Any:
 
 @asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(VllmSettings(model=str(folder), max_num_seqs=16), Metrics())
+    engine = VllmEngine(VllmSettings(model=str(folder), max_concurrency=16), Metrics())
     await engine.start()
     try:
         yield engine

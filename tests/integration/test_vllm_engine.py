@@ -338,7 +338,7 @@ async def test_the_load_tells_how_many_requests_the_kv_cache_holds() -> None:
     """The KV cache holds 512 tokens, the prompts of only a few of the 16 requests that `max_num_seqs` allows."""
     extra = {"num_gpu_blocks_override": 17, "block_size": 32}
     engine = VllmEngine(
-        VllmSettings(model=str(tiny_model()), max_model_len=512, max_num_seqs=16, extra=extra), Metrics()
+        VllmSettings(model=str(tiny_model()), context_tokens=512, max_concurrency=16, extra=extra), Metrics()
     )
     await engine.start()
     try:

@@ -24,7 +24,7 @@ DOCUMENTS = ["The cat sleeps on the mat.", "The Rhine flows into the North Sea."
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def engine() -> AsyncIterator[VllmEngine]:
-    one = VllmEngine(VllmSettings(model=str(embedding_model()), max_num_seqs=16), Metrics())
+    one = VllmEngine(VllmSettings(model=str(embedding_model()), max_concurrency=16), Metrics())
     await one.start()
     try:
         yield one

@@ -213,7 +213,7 @@ async def test_a_sleeping_request_is_aborted_at_once(engine: EchoEngine) -> None
 
 
 async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_is_free() -> None:
-    engine = EchoEngine(EchoSettings(latency_seconds=600, places=2), Metrics())
+    engine = EchoEngine(EchoSettings(latency_seconds=600, max_concurrency=2), Metrics())
     asked = [request("hello", request_id=f"r{n}") for n in range(5)]
     tasks = [asyncio.create_task(engine.complete(each)) for each in asked]
     await asyncio.sleep(0)

@@ -69,7 +69,7 @@ class EchoSettings(EngineSection):
     """The model's name in results, unless `--model` gives one."""
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Seconds that each answer takes."""
-    places: int = Field(default=1024, ge=1, le=8192)
+    max_concurrency: int = Field(default=1024, ge=1, le=8192)
     """Cap on the answers in progress; further requests wait for a place, as at a GPU."""
 
 
@@ -83,7 +83,7 @@ class EchoEngine(AddressEngine):
         self.models = (settings.model,) if settings.model else ()
         self._latency = settings.latency_seconds
         self._restarts = metrics.engine_restarts
-        self._places = settings.places
+        self._places = settings.max_concurrency
         self._sleeping: set[asyncio.Future[_Woken]] = set()
         """Requests that sleep or wait for a place."""
         self._alarms: dict[asyncio.Future[_Woken], asyncio.TimerHandle] = {}

@@ -32,6 +32,7 @@ from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
 from workers.engines.openai_http.settings import RemoteSettings
 
 _MOST_BLOCKS = 4096
+_VERSION = "2023-06-01"
 _OF_A_TOOL = ("name", "description")
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
 """Maps a job's word for an effort to the service's word, if the two words differ."""
@@ -42,8 +43,6 @@ class AnthropicSettings(RemoteSettings):
 
     base_url: str = Field(default="https://api.anthropic.com/v1", pattern=r"^https?://[^\s]+$")
     """The service's URL, with the version of its API."""
-    version: str = Field(default="2023-06-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
-    """The value of the header `anthropic-version`."""
 
 
 class _Block(BoundedModel):
@@ -97,7 +96,7 @@ class AnthropicServer(ModelServer):
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the key and the API's version."""
-        return {"x-api-key": key, "anthropic-version": self.settings.version}
+        return {"x-api-key": key, "anthropic-version": _VERSION}
 
     def body(self, request: GenerationRequest) -> Body:
         """Return the JSON of a message request.

@@ -46,6 +46,8 @@ REACH_SECONDS = 4.0
 SPARE_CONNECTIONS = 3
 """Connections beside those of the requests: for the server's counts, a sign of life, and a probe."""
 MAX_REASON_CHARACTERS = 300
+MAX_RESPONSE_BYTES = 8 * 1024 * 1024
+"""Limit on an answer, which may have 131,072 tokens with 20 alternatives each only without most of their text."""
 
 _TOO_MANY_OF_ALL: Final = 529
 """Anthropic's status for too many requests of all customers together."""
@@ -342,7 +344,7 @@ class ModelServer(ABC):
                 return self.window_in(body)
             lack = f"answered {status} to {path}"
         except RequestRejected:
-            lack = f"answered {path} with more than the {self.settings.max_response_bytes} bytes of max_response_bytes"
+            lack = f"answered {path} with more than {MAX_RESPONSE_BYTES} bytes"
         except ValidationError:
             lack = f"answered {path} in another form than its API describes"
         except LookupError as unlisted:
@@ -441,7 +443,7 @@ class ModelServer(ABC):
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the body. Raises RequestRejected for more than the settings allow, counted after decompression."""
         try:
-            return await bounded_body(response, self.settings.max_response_bytes)
+            return await bounded_body(response, MAX_RESPONSE_BYTES)
         except BodyTooLarge:
             raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None
 

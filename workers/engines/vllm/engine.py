@@ -78,8 +78,8 @@ class VllmEngine(AddressEngine):
         self._thinking: Thinking | None = None
         self._call_parser: Any = None
         self._defaults: Mapping[str, Any] = {}
-        self._context_tokens = settings.max_model_len
-        self._places = Places(settings.max_num_seqs)
+        self._context_tokens = settings.context_tokens
+        self._places = Places(settings.max_concurrency)
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._answers = 0
@@ -309,7 +309,7 @@ class VllmEngine(AddressEngine):
             if self._thinking is not None:
                 arguments = self._thinking.arguments(arguments)
                 config = arguments.create_engine_config(usage)
-            metrics = self._metrics if self._settings.engine_metrics else None
+            metrics = None if arguments.disable_log_stats else self._metrics
             self._llm = counted_llm(config, usage, arguments, self._places, metrics)
 
     def _discard(self) -> None:
