@@ -69,7 +69,7 @@ class Workload:
     @property
     def settings(self) -> VllmSettings:
         """The settings of the engine."""
-        return VllmSettings(model=self.model, max_model_len=self.max_model_len)
+        return VllmSettings(model=self.model, context_tokens=self.max_model_len)
 
     def prompts(self) -> list[str]:
         """Return short questions, all different."""
@@ -179,7 +179,7 @@ async def _round(used: Kafka, work: Workload, engine: VllmEngine, environment: d
     without = await _alone(engine._llm, work, log_probabilities=False)
     alone = await _alone(engine._llm, work, log_probabilities=True)
     worker = await _worker(used, work, engine)
-    decoding = engine._prompts.decoding
+    decoding = engine._decoding
     decoding.is_possible = False
     try:
         return Round(without, alone, worker, await _worker(used, work, engine), batch)

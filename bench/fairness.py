@@ -81,7 +81,9 @@ def _flooded(used: Kafka, options: argparse.Namespace) -> tuple[list[float], lis
 
 def _worker(kafka: KafkaSettings) -> Command:
     places = str(PLACES)
-    return Command(kafka, "worker", "--engine", "echo", POSTBACK_REPLICA="w0", POSTBACK_ENGINE__ECHO__PLACES=places)
+    return Command(
+        kafka, "worker", "--engine", "echo", POSTBACK_REPLICA="w0", POSTBACK_ENGINE__ECHO__MAX_CONCURRENCY=places
+    )
 
 
 def _ten(kafka: KafkaSettings, name: str, latency: float) -> list[float]:

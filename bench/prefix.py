@@ -26,7 +26,7 @@ from schemas.affinity import prefix_of
 from schemas.codec import write_job
 from schemas.job import Job, Message
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest
+from workers.engines.base import Completion, GenerationRequest, request_for
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
@@ -87,8 +87,8 @@ async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:
     longest = min(4096, 3 * options.words)
     settings = VllmSettings(
         model=str(tiny_model()),
-        max_model_len=longest,
-        max_num_seqs=AT_ONCE,
+        context_tokens=longest,
+        max_concurrency=AT_ONCE,
         extra={"num_gpu_blocks_override": _blocks(options), "block_size": BLOCK_TOKENS},
     )
     engine = VllmEngine(settings, Metrics())
@@ -162,8 +162,7 @@ async def _answered(engine: VllmEngine, jobs: Sequence[Job]) -> Measured:
 
 def _request(number: int, job: Job) -> GenerationRequest:
     key = prefix_of(job.model_dump(mode="json", include={"messages"}))
-    messages = tuple(job.messages or ())
-    return GenerationRequest(f"r{number}", None, messages, job.max_tokens, job.temperature, prefix_key=key)
+    return request_for(job, f"r{number}", prefix_key=key)
 
 
 if __name__ == "__main__":

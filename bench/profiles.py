@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.table import table
+from schemas.job import Job
 from workers.enrichment.answering.answer import Draft, Unsupported
 from workers.enrichment.answering.cite import BEARING
 from workers.enrichment.answering.grounding import GroundedPrompt, ground
@@ -136,21 +137,22 @@ async def _model_answers(questions: Sequence[ProfileQuestion], profiles: Profile
     """
     from cli.devkit.model import small_model
     from telemetry.metrics import Metrics
-    from workers.engines.base import GenerationRequest
+    from workers.engines.base import request_for
     from workers.engines.vllm import VllmEngine
     from workers.engines.vllm.settings import VllmSettings
 
-    engine = VllmEngine(VllmSettings(model=str(small_model()), max_model_len=4096, stop=("\n",)), Metrics())
+    engine = VllmEngine(VllmSettings(model=str(small_model()), context_tokens=4096, stop=("\n",)), Metrics())
     await engine.start()
     try:
         requests = [
-            GenerationRequest(
-                request_id=str(number),
-                prompt=prompted(question, profiles[question.profile]).prompt,
-                messages=None,
-                max_tokens=MODEL_TOKENS[question.profile],
-                temperature=0.0,
-                response_format=profiles[question.profile].answer_format(len(question.evidence.sources)),
+            request_for(
+                Job(
+                    prompt=prompted(question, profiles[question.profile]).prompt,
+                    max_tokens=MODEL_TOKENS[question.profile],
+                    temperature=0.0,
+                    response_format=profiles[question.profile].answer_format(len(question.evidence.sources)),
+                ),
+                str(number),
             )
             for number, question in enumerate(questions)
         ]

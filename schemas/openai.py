@@ -11,9 +11,10 @@ A line's body may also have Postback's own `sources`, `context_window`, `adapter
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, Literal, TypeGuard
 
 from schemas.kind_bodies import ENDPOINTS
 from schemas.kinds import QUESTIONS
@@ -28,75 +29,80 @@ URLS: Final = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, *ENDPOINTS)
 CALLBACK_KEY = "webhook_url"
 """The member of `body.metadata` that holds the callback URL. Results do not repeat it."""
 
-_EXTENSIONS = ("sources", "context_window", "adapter", "priority", "not_before", "ttl_seconds")
-_COPIED = ("temperature", "top_p", "min_p", "seed", *_EXTENSIONS)
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "stream": (False,),
-    "echo": (False,),
-    "background": (False, True),
-    "suffix": ("",),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "encoding_format": ("float",),
-    "return_documents": (False,),
-    "previous_response_id": (),
-    "conversation": (),
-}
-"""Unsupported members. Null and the listed values are accepted, because they change nothing."""
+Rule = Literal["copied", "read", "no effect"]
 
-_INSTEAD = {
-    "stream": "; the answer comes whole",
-    "encoding_format": "; a batch has embeddings as arrays of numbers, `float`",
-    "return_documents": "; a result names each document by its index",
-    "previous_response_id": "; send the earlier messages in `input`",
-    "conversation": "; send the earlier messages in `input`",
-}
 
-_OF_NO_EFFECT = ("user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-"""Members that inform OpenAI and do not change the answer."""
-LOGPROBS_INCLUDED: Final = "message.output_text.logprobs"
-"""The value of `include` by which a request to /v1/responses asks for log-probabilities."""
-_OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
-_REASONING_PLACES = {"effort": "reasoning_effort", "max_tokens": "thinking_token_budget"}
-"""The members of chats that bound reasoning: OpenAI's for the effort, and vLLM's for the maximum number of tokens."""
-_TAKEN_BY_URL = {
-    CHAT_COMPLETIONS: (
-        "messages",
-        "max_tokens",
-        "max_completion_tokens",
-        "response_format",
-        "logprobs",
-        "top_logprobs",
-        *_OF_TOOLS,
-        *_REASONING_PLACES.values(),
-    ),
-    COMPLETIONS: ("prompt", "max_tokens", "logprobs"),
-    RESPONSES: (
-        *("input", "instructions", "max_output_tokens", "text", "prompt", "reasoning"),
-        *("include", "top_logprobs", *_OF_TOOLS),
-    ),
-    **{endpoint.url: endpoint.members for endpoint in ENDPOINTS.values()},
-}
-_OF_SEVERAL_ANSWERS = (CHAT_COMPLETIONS, COMPLETIONS)
-"""The URLs whose bodies may have `n`."""
-_TAKEN = frozenset(("model", "metadata", "stop", *_COPIED, *_NEUTRAL, *_OF_NO_EFFECT))
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a body: the endpoints that take it, and its meaning there."""
 
-_MEMBERS_BY_URL = {url: _TAKEN.union(names) for url, names in _TAKEN_BY_URL.items()}
-MEMBERS: Final = tuple(sorted(_TAKEN.union(*_TAKEN_BY_URL.values())))
+    name: str
+    urls: tuple[str, ...] = URLS
+    """The endpoints that take the member. Elsewhere it is ignored, and the result names it."""
+    rule: Rule | tuple[object, ...] = "read"
+    """`copied` to the job's field of this name, `read` by the code of the endpoint, or of `no effect` on the answer.
+
+    A tuple has the only values that are accepted beside null, because they change nothing.
+    """
+    instead: str = ""
+    """The way out for a value that is not accepted."""
+    has_kin: bool = False
+    """True if endpoints without the member have a similar one, which is suggested for it."""
+
+
+def _rows(names: str, urls: tuple[str, ...] = URLS, rule: Rule | tuple[object, ...] = "read") -> tuple[Member, ...]:
+    return tuple(Member(name, urls, rule) for name in names.split())
+
+
+_CHATS: Final = (CHAT_COMPLETIONS,)
+_OF_SEVERAL: Final = (CHAT_COMPLETIONS, COMPLETIONS)
+_OF_TOOLS: Final = (CHAT_COMPLETIONS, RESPONSES)
+_EARLIER: Final = "; send the earlier messages in `input`"
+_TABLE: Final = (
+    *_rows("model metadata stop"),
+    *_rows("temperature top_p min_p seed", rule="copied"),
+    *_rows("sources context_window adapter priority not_before ttl_seconds", rule="copied"),
+    *_rows("user store service_tier safety_identifier prompt_cache_key", rule="no effect"),
+    *_rows("tools tool_choice parallel_tool_calls", _OF_TOOLS),
+    *_rows("response_format reasoning_effort thinking_token_budget", _CHATS),
+    Member("messages", _CHATS, has_kin=True),
+    Member("max_tokens", _OF_SEVERAL, has_kin=True),
+    Member("max_completion_tokens", _CHATS, has_kin=True),
+    *_rows("logprobs n", _OF_SEVERAL),
+    *_rows("top_logprobs", _OF_TOOLS),
+    *_rows("prompt", (COMPLETIONS, RESPONSES)),
+    *_rows("instructions text reasoning include", (RESPONSES,)),
+    Member("input", (RESPONSES,), has_kin=True),
+    Member("max_output_tokens", (RESPONSES,), has_kin=True),
+    *(Member(name, (each.url,), has_kin=True) for each in ENDPOINTS.values() for name in each.members),
+    Member("n", tuple(url for url in URLS if url not in _OF_SEVERAL), (1,)),
+    Member("best_of", rule=(1,)),
+    Member("stream", rule=(False,), instead="; the answer comes whole"),
+    Member("echo", rule=(False,)),
+    Member("background", rule=(False, True)),
+    Member("suffix", rule=("",)),
+    Member("functions", rule=([],)),
+    Member("modalities", rule=(["text"],)),
+    Member("encoding_format", rule=("float",), instead="; a batch has embeddings as arrays of numbers, `float`"),
+    Member("return_documents", rule=(False,), instead="; a result names each document by its index"),
+    Member("previous_response_id", rule=(), instead=_EARLIER),
+    Member("conversation", rule=(), instead=_EARLIER),
+    *_rows("access_programs audio background_options context_management frequency_penalty function_call image", ()),
+    *_rows("logit_bias max_tool_calls moderation prediction presence_penalty prompt_cache_options", ()),
+    *_rows("prompt_cache_retention stream_options truncation verbosity web_search_options", ()),
+)
+"""The members of all bodies: OpenAI's, and Postback's own in `extra_body`."""
+_BY_URL: Final = {url: {each.name: each for each in _TABLE if url in each.urls} for url in URLS}
+MEMBERS: Final = tuple(sorted({each.name for each in _TABLE if each.urls}))
 """Members that at least one of the URLs accepts and does not report as ignored."""
 NOT_TAKEN: Final = frozenset(
-    (
-        *("access_programs", "audio", "background_options", "context_management", "frequency_penalty"),
-        *("function_call", "image", "include", "instructions", "logit_bias", "logprobs", "max_tool_calls"),
-        *("moderation", "parallel_tool_calls", "prediction", "presence_penalty", "prompt"),
-        *("prompt_cache_options", "prompt_cache_retention", "reasoning", "reasoning_effort", "stream_options"),
-        *("text", "tool_choice", "top_logprobs", "truncation", "verbosity", "web_search_options"),
-    )
+    each.name for each in _TABLE if not each.has_kin and any(each.name not in taken for taken in _BY_URL.values())
 )
 """OpenAI's members that some URLs do not accept. Each is a correct name, so no similar name is suggested for it."""
-
+LOGPROBS_INCLUDED: Final = "message.output_text.logprobs"
+"""The value of `include` by which a request to /v1/responses asks for log-probabilities."""
+_REASONING_PLACES = {"effort": "reasoning_effort", "max_tokens": "thinking_token_budget"}
+"""The members of chats that bound reasoning: OpenAI's for the effort, and vLLM's for the maximum number of tokens."""
 _PLACES = {"callback_url": f"metadata.{CALLBACK_KEY}", "model_id": "model"}
 _PLACES_BY_URL = {
     RESPONSES: {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"},
@@ -144,19 +150,19 @@ def _fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
         "model_id": body.get("model"),
         "callback_url": callback_of({"body": body}),
         "metadata": _metadata(body.get("metadata")),
-        **{name: body.get(name) for name in _COPIED},
+        **{each.name: body.get(each.name) for each in _BY_URL[url].values() if each.rule == "copied"},
         "stop": _stop(body.get("stop")),
         **_QUESTIONS[url](body),
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def members_of(url: str) -> frozenset[str]:
+def members_of(url: str) -> Collection[str]:
     """Return the members that a body for this URL may have.
 
     Each of these members either has a field in a job or changes nothing.
     """
-    return _MEMBERS_BY_URL[url]
+    return _BY_URL[url].keys()
 
 
 def passed_over(line: dict[str, Any]) -> list[str]:
@@ -203,11 +209,9 @@ def _frame_problems(line: dict[str, Any]) -> list[Problem]:
 
 def _unsupported(url: object, body: dict[str, Any]) -> list[Problem]:
     return [
-        Problem(f"body.{name}", f"is not supported here{_INSTEAD.get(name, '')}")
-        for name, neutral in _NEUTRAL.items()
-        if (value := body.get(name)) is not None
-        and value not in neutral
-        and not (name == "n" and url in _OF_SEVERAL_ANSWERS)
+        Problem(f"body.{each.name}", f"is not supported here{each.instead}")
+        for each in _BY_URL.get(str(url), {}).values()
+        if isinstance(each.rule, tuple) and (value := body.get(each.name)) is not None and value not in each.rule
     ]
 
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from schemas.kind_bodies import ENDPOINTS, TextEndpoint
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
@@ -210,18 +210,13 @@ def _choices_of(result: Result) -> list[ResultChoice]:
     """Return the answers of a job that succeeded."""
     if result.choices is not None:
         return result.choices
-    reasons: dict[str | None, Literal["length", "tool_calls"]] = {"length": "length", "tool_calls": "tool_calls"}
-    return [
-        ResultChoice(
-            index=0,
-            text=result.text or "",
-            refusal=result.refusal,
-            reasoning=result.reasoning,
-            finish_reason=reasons.get(result.finish_reason, "stop"),
-            tool_calls=result.tool_calls,
-            logprobs=result.logprobs,
-        )
-    ]
+    reason = result.finish_reason if result.finish_reason in ("length", "tool_calls") else "stop"
+    said = {name: getattr(result, name) for name in _OF_A_CHOICE}
+    return [ResultChoice.model_construct(**said | {"index": 0, "text": result.text or "", "finish_reason": reason})]
+
+
+_OF_A_CHOICE: Final = tuple(name for name in ResultChoice.model_fields if name in Result.model_fields)
+"""The members that a result and its choices share."""
 
 
 def _chat_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ A worker ignores the unknown fields of a record, so that an older worker can rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -158,7 +158,7 @@ def _misspelt_members(line: dict[str, Any]) -> tuple[Problem, ...]:
     return tuple(Problem(name, unknown_reason(_meant(line["url"], name, members))) for name in names)
 
 
-def _meant(url: str, name: str, members: frozenset[str]) -> str | None:
+def _meant(url: str, name: str, members: Collection[str]) -> str | None:
     elsewhere = _CALLED_ELSEWHERE[url]
     alike = name if name in elsewhere else nearest(name, sorted(members | elsewhere.keys()))
     return elsewhere.get(alike or "", alike)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import Any
 
-from schemas.job import Message
+from tests.asking import request_of
 from workers.engines.base import GenerationRequest
 
 PNG = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
@@ -23,5 +23,4 @@ def image_part(url: object, **fields: object) -> dict[str, Any]:
 def asked_of(*urls: str, text: str = "Describe the image.") -> GenerationRequest:
     """A request with a text and then these images."""
     parts = [{"type": "text", "text": text}, *map(image_part, urls)]
-    message = Message.model_validate({"role": "user", "content": parts})
-    return GenerationRequest("r1", None, (message,), 64, 0.0)
+    return request_of(messages=[{"role": "user", "content": parts}], max_tokens=64)

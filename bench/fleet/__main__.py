@@ -110,7 +110,7 @@ def _fleet(kafka: KafkaSettings, replicas: int) -> Iterator[tuple[Start, list[Co
     with ExitStack() as stack:
 
         def start(number: int) -> Command:
-            variables = {"POSTBACK_REPLICA": f"w{number}", "POSTBACK_ENGINE__ECHO__PLACES": str(PLACES)}
+            variables = {"POSTBACK_REPLICA": f"w{number}", "POSTBACK_ENGINE__ECHO__MAX_CONCURRENCY": str(PLACES)}
             command = Command(kafka, "worker", "--engine", "echo", **variables)
             stack.push(command)
             # Kill the worker first, because `__exit__` would let the worker finish its jobs.

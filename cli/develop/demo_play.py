@@ -344,8 +344,8 @@ def _own_topics() -> Iterator[tuple[KafkaSettings, dict[str, str]]]:
         "POSTBACK_ENRICHMENT__MEMBER_SECONDS": "10",
         # A base model goes on after its answer with a question of its own, so generation stops at the end of the line.
         "POSTBACK_ENGINE__VLLM__STOP": json.dumps(["\n"]),
-        "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "2048",
-        "POSTBACK_ENGINE__VLLM__MAX_NUM_SEQS": "16",
+        "POSTBACK_ENGINE__VLLM__CONTEXT_TOKENS": "2048",
+        "POSTBACK_ENGINE__VLLM__MAX_CONCURRENCY": "16",
     }
     try:
         yield kafka, environment

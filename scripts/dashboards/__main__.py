@@ -153,7 +153,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Tokens in vLLM's steps",
                 TokensPerSecond,
                 {"{{kind}}": rate("postback_engine_tokens_total", "kind")},
-                "Needs POSTBACK_ENGINE__VLLM__ENGINE_METRICS=true, like the panels after this one.",
+                'Needs POSTBACK_ENGINE__VLLM__EXTRA={"disable_log_stats": false}, like the panels after this one.',
             ),
             Panel(
                 *("Prefix cache hits", PercentUnit),

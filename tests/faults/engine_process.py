@@ -15,7 +15,8 @@ from typing import Any
 
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
-from workers.engines.base import Engine, EngineError, GenerationRequest
+from tests.asking import request_of
+from workers.engines.base import Engine, EngineError
 from workers.engines.registry import create, engine_settings
 
 
@@ -25,7 +26,7 @@ def say(**fields: Any) -> None:
 
 
 async def answer(engine: Engine, asked: dict[str, Any]) -> None:
-    request = GenerationRequest(asked["id"], asked["prompt"], None, asked["max_tokens"], 0.0)
+    request = request_of(asked["id"], prompt=asked["prompt"], max_tokens=asked["max_tokens"])
     try:
         say(id=asked["id"], finish_reason=(await engine.generate(request)).finish_reason)
     except EngineError as error:

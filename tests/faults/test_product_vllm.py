@@ -33,7 +33,7 @@ def take_long_jobs(product: Product, worker: Role, names: list[str]) -> None:
 
 
 def test_an_engine_that_hangs_costs_no_job_and_none_outlives_its_worker(product: Product) -> None:
-    bounds = {"POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN": "4096", "POSTBACK_ENGINE__VLLM__HUNG_SECONDS": str(HUNG_SECONDS)}
+    bounds = {"POSTBACK_ENGINE__VLLM__CONTEXT_TOKENS": "4096", "POSTBACK_ENGINE__VLLM__HUNG_SECONDS": str(HUNG_SECONDS)}
     worker = product.worker("w1", "--engine", "vllm", "--model", str(tiny_model()), **bounds)
     eventually(lambda: worker.ready()[0], LOADING, "the engine is not loaded")
     names = [f"job-{number}" for number in range(JOBS)]

@@ -49,7 +49,11 @@ async def vllm_engine(reasoning_model: Path, adapters_folder: Path, vllm_metrics
     """
     adapters = {name: str(adapters_folder / name) for name in ADAPTERS}
     settings = VllmSettings(
-        model=str(reasoning_model), max_model_len=512, max_num_seqs=16, adapters=adapters, engine_metrics=True
+        model=str(reasoning_model),
+        context_tokens=512,
+        max_concurrency=16,
+        adapters=adapters,
+        extra={"disable_log_stats": False},
     )
     engine = VllmEngine(settings, vllm_metrics)
     await engine.start()

@@ -9,7 +9,6 @@ from typing import Any
 
 from aiohttp import web
 
-from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine, GenerationRequest
@@ -90,18 +89,9 @@ def _text_choice(completion: Completion) -> dict[str, Any]:
 
 
 def _request(body: dict[str, Any]) -> GenerationRequest:
-    asked = body.get("logprobs")
-    messages = tuple(Message.model_validate(message) for message in body.get("messages", ()))
-    return GenerationRequest(
-        request_id=uuid.uuid4().hex,
-        prompt=body.get("prompt"),
-        messages=messages or None,
-        max_tokens=body["max_tokens"],
-        temperature=body.get("temperature"),
-        sampling={name: body[name] for name in ("stop",) if name in body},
-        n=body.get("n", 1),
-        top_logprobs=body.get("top_logprobs", 0) if asked is True else asked,
-    )
+    top = body.get("logprobs")
+    asked = body if top is None or top is True else body | {"logprobs": True, "top_logprobs": top}
+    return GenerationRequest(uuid.uuid4().hex, asked)
 
 
 def _answer(completion: Completion, *choices: dict[str, Any]) -> web.Response:

@@ -8,14 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from telemetry.metrics import Metrics
+from tests.asking import request_of
 from tests.handlers import CLOCK
 from tests.integration.openai_http.servers import Server, lists, openai_server
-from workers.engines.base import GenerationRequest
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.engines.models.registry_file import ModelRegistry, read_registry
 from workers.engines.registry import engine_settings
 
-ASKED = GenerationRequest("r1", "Hello?", None, 16, 0.0)
+ASKED = request_of(prompt="Hello?", max_tokens=16)
 
 
 class Rig:

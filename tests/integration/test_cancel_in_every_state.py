@@ -28,11 +28,11 @@ from cli.operations.topics import create_topics
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import KafkaSettings
 from telemetry.metrics import Metrics
+from tests.asking import request_of
 from tests.engine_processes import engine_of, frozen
 from tests.handlers import CLOCK
 from tests.messages import value_of
 from workers.egress import EgressPolicy, Guard
-from workers.engines.base import GenerationRequest
 from workers.engines.vllm import VllmEngine
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
@@ -260,7 +260,7 @@ async def left_over(engine: VllmEngine, metrics: Metrics) -> float:
     unfinished answer would need hundreds of further steps.
     """
     for number in range(3):
-        await engine.generate(GenerationRequest(f"after-{number}", "Who wrote the book?", None, 2, 0.0))
+        await engine.generate(request_of(f"after-{number}", prompt="Who wrote the book?", max_tokens=2))
     return max(0.0, scheduled(metrics, "running") + scheduled(metrics, "waiting") - 1)
 
 

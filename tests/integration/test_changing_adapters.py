@@ -39,7 +39,7 @@ class Served:
     def file(self, **adapters: Path) -> ModelRegistry:
         path = self.folder / "models.toml"
         path.write_text(
-            '[engines.here]\nkind = "vllm"\nmax_model_len = 1024\nmax_lora_rank = 24\nmax_loras = 2\n'
+            '[engines.here]\nkind = "vllm"\ncontext_tokens = 1024\nextra = { max_lora_rank = 24, max_loras = 2 }\n'
             f'[models.small]\nengine = "here"\nmodel = "{tiny_model()}"\n[models.small.adapters]\n'
             + "".join(f'{name} = "{folder}"\n' for name, folder in adapters.items())
         )

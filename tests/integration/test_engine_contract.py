@@ -12,8 +12,9 @@ import pytest_asyncio
 from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.asking import request_of
 from tests.integration import openai_server
-from workers.engines.base import NAMES, Abort, Engine, GenerationRequest, RequestRejected
+from workers.engines.base import Abort, Engine, GenerationRequest, RequestRejected
 from workers.engines.registry import create, engine_settings
 from workers.engines.vllm import VllmEngine
 
@@ -22,9 +23,7 @@ IDLE = (0, 0)
 
 
 def request(request_id: str = "r1", prompt: str | None = QUESTION, **fields: object) -> GenerationRequest:
-    values: dict[str, object] = {"messages": None, "max_tokens": 8, "temperature": 0.0, **fields}
-    values["sampling"] = {name: values.pop(name) for name in NAMES if name in values}
-    return GenerationRequest(request_id=request_id, prompt=prompt, **values)  # type: ignore[arg-type] # by name
+    return request_of(request_id, prompt=prompt, **fields)
 
 
 async def busy(engine: Engine, count: int) -> None:

@@ -18,6 +18,7 @@ from tests.integration.fetching_worker import FetchingWorker
 from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaking
 from workers.egress import Guard
 from workers.engines.base import NO_IMAGES, Completion, GenerationRequest, RequestRejected
+from workers.engines.body import parts_of, text_of
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.fetching import again
@@ -255,9 +256,10 @@ async def test_sources_and_images_of_one_job_both_reach_the_engine(monkeypatch: 
     monkeypatch.setattr(EchoEngine, "generate", generate)
     async with speaking(saying(PNG, IMAGE)) as origin, looking() as worker:
         await worker.answer(f"{origin}/a", sources={"documents": [{"id": "note", "text": "The cat is grey."}]})
-    [message] = heard[0].messages or ()
-    assert [image.url for image in message.images] == [data_url("image/png", PNG)]
-    assert "The cat is grey." in message.text
+    [message] = heard[0].messages
+    urls = [part["image_url"]["url"] for part in parts_of(message) if part["type"] == "image_url"]
+    assert urls == [data_url("image/png", PNG)]
+    assert "The cat is grey." in text_of(message)
 
 
 async def test_no_log_line_and_no_error_has_the_bytes_of_an_image(

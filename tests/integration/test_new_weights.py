@@ -56,7 +56,7 @@ class Served:
     def file(self, model: Path, tokens: int = 1024, latency: float = 0, more: str = "") -> ModelRegistry:
         path = self.folder / "models.toml"
         path.write_text(
-            f'[engines.here]\nkind = "vllm"\nhung_seconds = {HUNG_SECONDS}\nmax_model_len = {tokens}\n'
+            f'[engines.here]\nkind = "vllm"\nhung_seconds = {HUNG_SECONDS}\ncontext_tokens = {tokens}\n'
             f'[engines.beside]\nkind = "echo"\nlatency_seconds = {latency}\n'
             f'[models.small]\nengine = "here"\nmodel = "{model}"\n'
             f'[models.other]\nengine = "beside"\n{more}'

@@ -66,7 +66,7 @@ def test_jobs_that_wait_for_the_web_hold_no_job_back_that_is_ready(fleet_here: F
             "w1", "--engine", "echo",
             POSTBACK_WORKER__ENRICH_AHEAD=str(AT_ONCE),
             POSTBACK_WORKER__WAITING_TARGET="4",
-            POSTBACK_ENGINE__ECHO__PLACES="4",
+            POSTBACK_ENGINE__ECHO__MAX_CONCURRENCY="4",
             POSTBACK_ENRICHMENT__BUDGET_SECONDS="120",
             POSTBACK_ENRICHMENT__MEMBER_SECONDS="30",
             POSTBACK_EGRESS__ALLOW_FETCH="127.0.0.0/8",

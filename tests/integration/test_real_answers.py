@@ -48,7 +48,7 @@ A paraphrase does not count.
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gemma() -> AsyncIterator[VllmEngine]:
     """The engine, loaded once for the module. A newline ends an answer, since a base model goes on after it."""
-    settings = VllmSettings(model=str(small_model()), max_model_len=8192, max_num_seqs=16, stop=("\n",))
+    settings = VllmSettings(model=str(small_model()), context_tokens=8192, max_concurrency=16, stop=("\n",))
     engine = VllmEngine(settings, Metrics())
     await engine.start()
     yield engine

@@ -34,7 +34,7 @@ START = (
 
 def model(name: str, folder: Path, more: str = "") -> str:
     """The part of a registry's file for one model, which has a vLLM of its own."""
-    engine = f'[engines.of_{name}]\nkind = "vllm"\nmax_model_len = 1024\n'
+    engine = f'[engines.of_{name}]\nkind = "vllm"\ncontext_tokens = 1024\n'
     return f'{engine}[models.{name}]\nengine = "of_{name}"\nmodel = "{folder}"\n{more}'
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from schemas.images import data_url
-from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.asking import request_of
 from tests.images import GIF, PNG, WEBP, asked_of
 from tests.integration.online.responses_service import responses_app
 from tests.integration.online.services import KEY, MODEL, anthropic_app, gemini_app
@@ -52,11 +52,10 @@ async def test_the_server_gets_the_bytes_of_each_image_in_the_order_of_the_messa
 
 @EACH
 async def test_a_conversation_about_an_image_keeps_its_turns(kind: str) -> None:
-    asked = asked_of(SHOWN[0])
-    more = (Message(role="assistant", content="A cat."), Message(role="user", content="Which colour?"))
-    told = (Message(role="system", content="Be brief."), *(asked.messages or ()), *more)
+    more = [{"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Which colour?"}]
+    told = [{"role": "system", "content": "Be brief."}, *asked_of(SHOWN[0]).messages, *more]
     async with engine_of(kind, images=True) as engine:
-        completion = await engine.generate(replace(asked, messages=told))
+        completion = await engine.generate(request_of(messages=told, max_tokens=64))
     assert completion.text == f"Which colour? [image/png, {len(PNG)} bytes]"
 
 
@@ -84,9 +83,8 @@ async def test_a_server_of_openais_protocol_gets_openais_parts_with_their_detail
         {"type": "image_url", "image_url": {"url": SHOWN[0], "detail": "low"}},
         {"type": "image_url", "image_url": {"url": SHOWN[1]}},
     ]
-    message = Message.model_validate({"role": "user", "content": parts})
     async with engine_at(server, images=True) as engine:
-        await engine.generate(replace(asked_of(), messages=(message,)))
+        await engine.generate(request_of(messages=[{"role": "user", "content": parts}]))
     assert server.bodies[0]["messages"] == [{"role": "user", "content": parts}]
 
 

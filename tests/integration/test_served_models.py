@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from schemas.codec import read_result
-from schemas.job import Message, ResponseFormat
 from schemas.result import Result
+from tests.asking import request_of
 from tests.handlers import CLOCK, TOPICS
 from tests.integration.openai_http.servers import Server, answers, openai_server, says
 from tests.integration.registry_rig import ASKED, ESCALATING, Rig, rig, started
@@ -160,13 +160,13 @@ async def test_a_request_that_waits_for_its_turn_counts_as_waiting_and_can_be_ab
 async def test_a_family_without_a_system_role_gets_its_rules_in_the_users_message(tmp_path: Path) -> None:
     server = Server(says('```json\n{"a": 1}\n```'))
     text = TWO_ADDRESSES.replace("[{a}, {b}]", "[{a}]") + 'family = "gemma-2"\n'
-    messages = (Message(role="system", content="Be brief."), Message(role="user", content="Hello?"))
-    asked = replace(ASKED, prompt=None, messages=messages, response_format=ResponseFormat(type="json_object"))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
+    asked = request_of(messages=messages, response_format={"type": "json_object"})
     async with rig(tmp_path, a=server) as around, started(around.engine(text)) as engine:
         completion = await engine.generate(asked)
         assert server.bodies[0]["messages"] == [{"role": "user", "content": "Be brief.\n\nHello?"}]
         assert completion.text == '{"a": 1}'
-        plain = await engine.generate(replace(asked, response_format=None))
+        plain = await engine.generate(request_of(messages=messages))
         assert plain.text.startswith("```json")
 
 

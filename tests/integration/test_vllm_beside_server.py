@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.vllm, pytest.mark.timeout(2_400)]
 REGISTRY = """
 [engines.here]
 kind = "vllm"
-max_model_len = 1024
+context_tokens = 1024
 [engines.there]
 kind = "openai"
 addresses = ["URL/v1"]

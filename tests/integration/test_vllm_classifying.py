@@ -17,8 +17,7 @@ import pytest
 from cli.devkit.model import embedding_model
 from schemas.job import Job
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest
-from workers.engines.pooling import PoolingInput
+from workers.engines.base import Completion, request_for
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
@@ -55,7 +54,7 @@ def logits(model: Any, tokenizer: Any, *texts: list[str]) -> Any:
 
 @asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(VllmSettings(model=str(folder), max_num_seqs=16), Metrics())
+    engine = VllmEngine(VllmSettings(model=str(folder), max_concurrency=16), Metrics())
     await engine.start()
     try:
         yield engine
@@ -65,7 +64,7 @@ async def serving(folder: Path) -> AsyncIterator[VllmEngine]:
 
 async def answer(engine: VllmEngine, **fields: object) -> Completion:
     job = Job.model_validate(fields)
-    return await engine.generate(GenerationRequest("r1", job.prompt, None, 8, None, pooling=PoolingInput.of(job)))
+    return await engine.generate(request_for(job, "r1"))
 
 
 def rows(completion: Completion) -> list[list[float]]:

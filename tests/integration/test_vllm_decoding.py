@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +18,9 @@ from tests.drawn import drawn
 from tests.integration.test_engine_contract import request
 from workers.engines.base import GenerationRequest
 from workers.engines.vllm import VllmEngine
-from workers.engines.vllm.sampling import sampling_params
+from workers.engines.vllm.chat import VllmChat, vllm_request
+from workers.engines.vllm.decoding import Decoding
 from workers.engines.vllm.settings import VllmSettings
-from workers.engines.vllm.tokens import Decoding
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1_200)]
 
@@ -200,10 +199,16 @@ def test_a_long_run_of_broken_characters_is_shown(kind: str) -> None:
     assert decoding_of(kind).text([last] * 30_000, [1], params_of(skips=True)) == ODD * 30_000
 
 
+def sampled(asked: GenerationRequest, *, decodes_at_end: bool = True, **own: Any) -> Any:
+    """The `SamplingParams` of a request to an engine with these settings of its own."""
+    chat = VllmChat(asked, vllm_request(asked, VllmSettings(model="m", **own)), [1])
+    return chat.params({}, marks_are_special=False, decodes_at_end=decodes_at_end)
+
+
 def test_vllm_decodes_the_answers_of_a_tokenizer_of_another_library() -> None:
     output = SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5], finish_reason="length", text="by vLLM")])
     decoding = Decoding(object())
-    params = sampling_params(request(), VllmSettings(model="m"), {}, decodes_at_end=decoding.is_possible)
+    params = sampled(request(), decodes_at_end=decoding.is_possible)
     decoding.write_texts(output, [1], params)
     assert (params.detokenize, output.outputs[0].text) == (True, "by vLLM")
 
@@ -221,22 +226,21 @@ def test_vllm_decodes_the_answers_of_a_tokenizer_of_another_library() -> None:
 def test_vllm_decodes_answers_whose_tokens_need_a_text_each(
     asked: GenerationRequest, own: dict[str, Any], is_decoded_by_vllm: bool
 ) -> None:
-    params = sampling_params(asked, VllmSettings(model="m", **own), {}, decodes_at_end=True)
-    assert params.detokenize == is_decoded_by_vllm
+    assert sampled(asked, **own).detokenize == is_decoded_by_vllm
 
 
 def test_a_worker_without_confidence_asks_for_log_probabilities_only_where_the_job_does() -> None:
-    without = VllmSettings(model="m", log_probabilities=False)
     asked = [request(), request(top_logprobs=2)]
-    assert [sampling_params(each, without, {}, decodes_at_end=True).logprobs for each in asked] == [None, 2]
+    assert [sampled(each, log_probabilities=False).logprobs for each in asked] == [None, 2]
 
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_an_engine_s_answers_are_those_that_vllm_decodes(vllm_engine: VllmEngine) -> None:
     """An answer with log-probabilities is decoded by vLLM."""
     for seed in range(8):
-        asked = request(max_tokens=24, temperature=1.0, seed=seed, n=2)
-        plain, decoded = await vllm_engine.generate(asked), await vllm_engine.generate(replace(asked, top_logprobs=0))
+        both: list[dict[str, Any]] = [{}, {"top_logprobs": 0}]
+        asked: dict[str, Any] = {"max_tokens": 24, "temperature": 1.0, "seed": seed, "n": 2}
+        plain, decoded = [await vllm_engine.generate(request(**asked, **more)) for more in both]
         assert plain.text
         assert [each.text for each in plain.further] == [each.text for each in decoded.further]
         assert (plain.text, plain.finish_reason) == (decoded.text, decoded.finish_reason)

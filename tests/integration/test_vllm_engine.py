@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from cli.devkit.model import tiny_model
 from schemas.job import Message, Reasoning
-from schemas.tools import ChosenFunction, NamedTool, Tool, ToolFunction
 from telemetry.metrics import Metrics
 from tests.integration.json_schemas import SCHEMA, as_schema
 from tests.integration.test_engine_contract import QUESTION, busy, request
@@ -21,19 +21,18 @@ from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.adapter_files import MAX_RANKS
 from workers.engines.vllm.arguments import engine_arguments
-from workers.engines.vllm.calling import Calling
+from workers.engines.vllm.chat import Chats, call_parser
 from workers.engines.vllm.figures import Figures
-from workers.engines.vllm.sampling import sampling_params
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking
-from workers.engines.vllm.tokens import Prompts
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1_200)]
 
 SETTINGS = VllmSettings(model=str(tiny_model()))
-TOOLS = (Tool(type="function", function=ToolFunction(name="opening_hours", parameters={"type": "object"})),)
+THREAD = ThreadPoolExecutor(1)
+TOOLS = [{"type": "function", "function": {"name": "opening_hours", "parameters": {"type": "object"}}}]
 
 
 async def test_the_beginning_of_sentence_token_occurs_once(vllm_engine: VllmEngine) -> None:
@@ -60,10 +59,15 @@ async def test_a_template_in_vllm_s_code_is_rendered_by_vllm(mode: str) -> None:
     from vllm.renderers import renderer_from_config
 
     arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}), tokenizer_mode=mode)
-    renderer = renderer_from_config(arguments.create_engine_config())
-    prompt = renderer.get_tokenizer().decode(Prompts(renderer).tokens(request()))
-    assert f"<｜User｜>{QUESTION}<｜Assistant｜>" in prompt  # noqa: RUF001 - DeepSeek's bar
-    assert "opening_hours" in renderer.get_tokenizer().decode(Prompts(renderer).tokens(request(tools=TOOLS)))
+    config = arguments.create_engine_config()
+    renderer = renderer_from_config(config)
+    chats = Chats(config.model_config, renderer, SETTINGS, THREAD, call_parser(None, "deepseek_v32"))
+
+    async def prompt(**fields: Any) -> str:
+        return str(renderer.get_tokenizer().decode((await chats.chat(request(**fields))).tokens))
+
+    assert f"<｜User｜>{QUESTION}<｜Assistant｜>" in await prompt()  # noqa: RUF001 - DeepSeek's bar
+    assert "opening_hours" in await prompt(tools=TOOLS)
 
 
 @pytest.mark.usefixtures("vllm_engine")
@@ -79,21 +83,26 @@ async def test_a_chat_template_with_marks_shows_that_a_model_of_no_family_reason
 
 async def test_a_family_s_parser_finds_the_calls_and_a_grammar_demands_one() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.renderers import renderer_from_config
 
-    config = AsyncEngineArgs(**engine_arguments(SETTINGS, {})).create_engine_config().model_config
-    tools = Calling.of(None, config, "hermes").wanted(request(tools=TOOLS))
-    assert tools is not None
+    arguments = AsyncEngineArgs(**engine_arguments(SETTINGS, {}), tokenizer_mode="deepseek_v32")
+    config = arguments.create_engine_config()
+    renderer = renderer_from_config(config)
+    chats = Chats(config.model_config, renderer, SETTINGS, THREAD, call_parser(None, "hermes"))
+    chat = await chats.chat(request(tools=TOOLS))
     said = 'Wait.<tool_call>\n{"name": "opening_hours", "arguments": {"day": "Monday"}}\n</tool_call>'
-    text, [call] = tools.calls(said, [])
+    text, [call] = chat.calls(said, [])
     assert (text, call.function.name, call.function.arguments) == ("Wait.", "opening_hours", '{"day": "Monday"}')
-    assert tools.calls("<tool_call>{", []) == ("<tool_call>{", [])
-    assert (tools.is_demanded, tools.keeps_special_tokens) == (False, True)
-    for choice in ("required", NamedTool(type="function", function=ChosenFunction(name="opening_hours"))):
-        demanded = Calling.of(None, config, "hermes").wanted(request(tools=TOOLS, tool_choice=choice))
-        assert demanded is not None
-        assert (demanded.is_demanded, demanded.structure is not None) == (True, True)
+    assert chat.calls("<tool_call>{", []) == ("<tool_call>{", [])
+    params = chat.params({}, marks_are_special=False, decodes_at_end=True)
+    assert (chat.may_call, chat.demands_call, params.skip_special_tokens) == (True, False, False)
+    for choice in ("required", {"type": "function", "function": {"name": "opening_hours"}}):
+        demanded = await chats.chat(request(tools=TOOLS, tool_choice=choice))
+        params = demanded.params({}, marks_are_special=False, decodes_at_end=True)
+        assert (demanded.demands_call, params.structured_outputs is not None) == (True, True)
+    assert not (await chats.chat(request(tools=TOOLS, tool_choice="none"))).may_call
     with pytest.raises(RequestRejected, match="tools: vLLM in the worker has no parser"):
-        Calling.of(None, config).wanted(request(tools=TOOLS))
+        await Chats(config.model_config, renderer, SETTINGS, THREAD).chat(request(tools=TOOLS))
 
 
 async def test_tools_are_refused_where_the_model_s_template_has_no_place_for_them(vllm_engine: VllmEngine) -> None:
@@ -107,12 +116,16 @@ async def test_the_model_s_own_sampling_counts_where_a_request_says_nothing(vllm
     assert len({(await vllm_engine.generate(one)).text for one in unsaid}) == 3
     assert len({(await vllm_engine.generate(one)).text for one in greedy}) == 1
 
-    params = sampling_params(request(temperature=None), SETTINGS, {"temperature": 0.6, "top_k": 20, "max_tokens": 9})
-    assert (params.temperature, params.top_k, params.top_p, params.max_tokens) == (0.6, 20, 1.0, 8)
-    params = sampling_params(request(temperature=None, top_p=0.5), SETTINGS, {"repetition_penalty": 1.1, "top_p": 0.9})
-    assert (params.temperature, params.repetition_penalty) == (0.0, 1.1)
-    params = sampling_params(request(temperature=0.7, top_p=0.5), SETTINGS, {"temperature": 0.6, "top_p": 0.9})
-    assert (params.temperature, params.top_p) == (0.7, 0.5)
+    async def params(defaults: dict[str, float], **fields: Any) -> tuple[float, ...]:
+        chat = await vllm_engine._chats.chat(request(**fields))
+        found = chat.params(defaults, marks_are_special=False, decodes_at_end=True)
+        return found.temperature, found.top_p, found.top_k, found.repetition_penalty, found.max_tokens
+
+    own = {"temperature": 0.6, "top_k": 20, "max_tokens": 9}
+    assert await params(own, temperature=None) == (0.6, 1.0, 20, 1.0, 8)
+    own = {"repetition_penalty": 1.1, "top_p": 0.9}
+    assert await params(own, temperature=None, top_p=0.5) == (0.0, 0.5, 0, 1.1, 8)
+    assert await params({"temperature": 0.6, "top_p": 0.9}, temperature=0.7, top_p=0.5) == (0.7, 0.5, 0, 1.0, 8)
 
 
 async def test_a_long_prompt_keeps_its_end(vllm_engine: VllmEngine) -> None:
@@ -238,20 +251,6 @@ async def test_each_finish_reason_of_vllm_is_known(vllm_engine: VllmEngine) -> N
     assert known == {word: "failure" if word == "error" else word for word in FINISH_REASON_STRINGS}
 
 
-async def test_a_higher_priority_runs_first(vllm_engine: VllmEngine) -> None:
-    order: list[str] = []
-
-    async def noted(name: str, priority: int) -> None:
-        await vllm_engine.generate(request(name, f"{name} {QUESTION}", priority=priority, max_tokens=4))
-        order.append(name)
-
-    running = [vllm_engine.generate(request(f"running{n}", max_tokens=100)) for n in range(16)]
-    full = asyncio.gather(*running)
-    await busy(vllm_engine, 16)
-    await asyncio.gather(*(noted(f"low{n}", 0) for n in range(16)), *(noted(f"high{n}", 9) for n in range(16)), full)
-    assert {name.rstrip("0123456789") for name in order[:16]} == {"high"}
-
-
 async def test_ten_questions_to_one_document_find_its_tokens_in_the_prefix_cache(vllm_engine: VllmEngine) -> None:
     """With random marks around the page in each request, vLLM would find 0 % of the tokens in its cache, not 81 %."""
     page = NumberedSource(
@@ -339,7 +338,7 @@ async def test_the_load_tells_how_many_requests_the_kv_cache_holds() -> None:
     """The KV cache holds 512 tokens, the prompts of only a few of the 16 requests that `max_num_seqs` allows."""
     extra = {"num_gpu_blocks_override": 17, "block_size": 32}
     engine = VllmEngine(
-        VllmSettings(model=str(tiny_model()), max_model_len=512, max_num_seqs=16, extra=extra), Metrics()
+        VllmSettings(model=str(tiny_model()), context_tokens=512, max_concurrency=16, extra=extra), Metrics()
     )
     await engine.start()
     try:

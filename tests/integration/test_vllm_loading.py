@@ -60,7 +60,7 @@ async def test_an_engine_that_ran_out_of_memory_and_cannot_be_loaded_again_is_lo
     """In an earlier version, each waiting job's next try began another load, without a pause or an end."""
     monkeypatch.setattr(loading, "FIRST_PAUSE_SECONDS", 0.01)
     model, metrics, guardian = shutil.copytree(tiny_model(), tmp_path / "model"), Metrics(), Guardian()
-    engine = VllmEngine(VllmSettings(model=str(model), max_model_len=2048), metrics, guardian)
+    engine = VllmEngine(VllmSettings(model=str(model), context_tokens=2048), metrics, guardian)
     await engine.start()
     try:
         assert engine.context_tokens == 2048

@@ -12,8 +12,7 @@ import pytest_asyncio
 from cli.devkit.model import embedding_model
 from schemas.job import Job
 from telemetry.metrics import Metrics
-from workers.engines.base import Completion, GenerationRequest, RequestRejected
-from workers.engines.pooling import PoolingInput
+from workers.engines.base import Completion, GenerationRequest, RequestRejected, request_for
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.settings import VllmSettings
 
@@ -25,7 +24,7 @@ DOCUMENTS = ["The cat sleeps on the mat.", "The Rhine flows into the North Sea."
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def engine() -> AsyncIterator[VllmEngine]:
-    one = VllmEngine(VllmSettings(model=str(embedding_model()), max_num_seqs=16), Metrics())
+    one = VllmEngine(VllmSettings(model=str(embedding_model()), max_concurrency=16), Metrics())
     await one.start()
     try:
         yield one
@@ -35,7 +34,7 @@ async def engine() -> AsyncIterator[VllmEngine]:
 
 def request(**fields: object) -> GenerationRequest:
     job = Job.model_validate(fields)
-    return GenerationRequest("r1", job.prompt, None, 8, None, pooling=PoolingInput.of(job))
+    return request_for(job, "r1")
 
 
 def rows(completion: Completion) -> list[list[float]]:

@@ -81,7 +81,7 @@ def test_an_engine_that_does_not_start_ends_with_1_and_the_reason() -> None:
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_vllm_is_loaded_asked_and_ended() -> None:
-    env = environment_of(POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN="256", VLLM_CPU_KVCACHE_SPACE="1", **NOWHERE)
+    env = environment_of(POSTBACK_ENGINE__VLLM__CONTEXT_TOKENS="256", VLLM_CPU_KVCACHE_SPACE="1", **NOWHERE)
     done = postback("worker", "--engine", "vllm", "--model", tiny_model(), "--check", env=env, seconds=500)
     assert done.returncode == 0, done.stderr
     loaded, answered = without_figures(done.stdout)

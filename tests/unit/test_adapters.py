@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from telemetry.metrics import Metrics
 from tests.any_json import any_json
+from tests.asking import request_of
 from tests.drawn import drawn
 from tests.handlers import CLOCK
 from tests.safetensors_files import safetensors
@@ -52,7 +53,7 @@ def adapter(folder: Path, **config: object) -> str:
     return str(folder)
 
 
-def arguments(folders: dict[str, str], **settings: int) -> dict[str, object]:
+def arguments(folders: dict[str, str], **settings: Any) -> dict[str, object]:
     return Adapters(folders).arguments(VllmSettings(adapters=folders, **settings))
 
 
@@ -75,14 +76,14 @@ def test_the_settings_reserve_room_in_a_worker_that_starts_without_adapters(
     settings: dict[str, int], rank: int, in_a_batch: int
 ) -> None:
     room = {"enable_lora": True, "max_lora_rank": rank, "max_loras": in_a_batch, "max_cpu_loras": 128}
-    assert arguments({}, **settings) == room
+    assert arguments({}, extra=settings) == room
     assert arguments({}) == {"enable_lora": False}
 
 
 def test_an_adapter_beyond_the_set_rank_is_refused_and_the_others_are_used(tmp_path: Path) -> None:
     folders = {f"a{rank}": adapter(tmp_path / f"a{rank}", r=rank) for rank in (8, 33)}
     adapters = Adapters(folders)
-    room = adapters.arguments(VllmSettings(max_lora_rank=20, max_loras=2))
+    room = adapters.arguments(VllmSettings(extra={"max_lora_rank": 20, "max_loras": 2}))
     assert room == {"enable_lora": True, "max_lora_rank": 32, "max_loras": 2, "max_cpu_loras": 128}
     assert adapters.names == ("a8",)
     with pytest.raises(RequestRejected, match="its rank is 33, and the engine has room for 32"), adapters.in_use("a33"):
@@ -388,7 +389,9 @@ async def test_a_mended_adapter_is_loaded_when_the_file_is_saved_again(engine: E
 
 async def test_an_engine_without_room_for_adapters_says_that_a_restart_is_needed(engine: Engine) -> None:
     engine.llm = Llm(max_lora_rank=None)
-    with pytest.raises(EngineRefused, match=r"no room for adapters; restart the worker, with POSTBACK_.*_RANK"):
+    with pytest.raises(
+        EngineRefused, match=r"no room for adapters; restart the worker, with `max_lora_rank` in POSTBACK_"
+    ):
         await engine.change(a=engine.made("a"))
     assert engine.state() == ((), {}, VllmSettings(model="acme/small"))
 
@@ -477,7 +480,7 @@ def test_after_any_files_the_memory_has_the_adapters_of_the_last_usable_one(
 
 
 # -- default adapter -------------------------------------------------------------------------------------------------
-ASKED = GenerationRequest("r1", "Hello?", None, 16, 0.0)
+ASKED = request_of(prompt="Hello?", max_tokens=16)
 FILE = """
 [engines.local]
 kind = "vllm"

@@ -20,10 +20,10 @@ from scripts.publish import chart_reference
 from scripts.publish import reference as publish
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.asking import request_of
 from tests.process_state import state_kept
 from workers.engines import ENGINES
 from workers.engines.base import (
-    NAMES,
     Completion,
     EngineFailed,
     EngineLoad,
@@ -32,8 +32,8 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
+from workers.engines.body import plain_text, user_message
 from workers.engines.echo import EchoEngine, EchoSettings
-from workers.engines.prompts import plain_text
 from workers.engines.registry import create, engine_settings
 from workers.engines.vllm.settings import VllmSettings
 
@@ -135,9 +135,7 @@ def test_a_model_has_the_settings_name_unless_the_command_line_names_another(tmp
 
 
 def request(prompt: str | None, request_id: str = "r1", **fields: object) -> GenerationRequest:
-    values: dict[str, object] = {"messages": None, "max_tokens": 8, "temperature": 0.0, **fields}
-    values["sampling"] = {name: values.pop(name) for name in NAMES if name in values}
-    return GenerationRequest(request_id=request_id, prompt=prompt, **values)  # type: ignore[arg-type] # by name
+    return request_of(request_id, prompt=prompt, **fields)
 
 
 @pytest.fixture
@@ -216,7 +214,7 @@ async def test_a_sleeping_request_is_aborted_at_once(engine: EchoEngine) -> None
 
 
 async def test_requests_beyond_the_places_wait_and_start_in_order_once_a_place_is_free() -> None:
-    engine = EchoEngine(EchoSettings(latency_seconds=600, places=2), Metrics())
+    engine = EchoEngine(EchoSettings(latency_seconds=600, max_concurrency=2), Metrics())
     asked = [request("hello", request_id=f"r{n}") for n in range(5)]
     tasks = [asyncio.create_task(engine.complete(each)) for each in asked]
     await asyncio.sleep(0)
@@ -252,12 +250,12 @@ class Failing(EchoEngine):
         self.answered: asyncio.Event | None = None
 
     async def complete(self, request: GenerationRequest) -> Completion:
-        self.asked.append(request.prompt)
-        if request.prompt == "slow" and self.answered is not None:
+        self.asked.append(request.question)
+        if request.question == "slow" and self.answered is not None:
             await self.answered.wait()
-        if request.prompt in self.fails:
-            raise self.fails[request.prompt]
-        if request.prompt == "aborted":
+        if request.question in self.fails:
+            raise self.fails[request.question]
+        if request.question == "aborted":
             return Completion("", "abort", 1, 0)
         return await super().complete(request)
 
@@ -294,14 +292,10 @@ async def test_a_timeout_is_the_request_s_fault_only_if_a_later_request_was_answ
 
 
 def test_a_conversation_names_its_speakers_where_a_model_has_no_chat_template_and_one_message_stands_alone() -> None:
-    assert plain_text([Message(role="user", content="Sources …\nAnswer:")]) == "Sources …\nAnswer:"
-    messages = [
-        Message(role="developer", content="Be brief."),
-        Message(role="user", content="Who?"),
-        Message(role="assistant", content="She."),
-        Message(role="user", content="Why?"),
-    ]
-    assert plain_text(messages) == "System: Be brief.\n\nUser: Who?\n\nAssistant: She.\n\nUser: Why?\n\nAssistant:"
+    assert plain_text([user_message("Sources …\nAnswer:")]) == "Sources …\nAnswer:"
+    roles = {"developer": "Be brief.", "user": "Who?", "assistant": "She.", "tool": "9:41"}
+    said = plain_text([{"role": role, "content": text} for role, text in roles.items()])
+    assert said == "System: Be brief.\n\nUser: Who?\n\nAssistant: She.\n\nTool: 9:41\n\nAssistant:"
 
 
 def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

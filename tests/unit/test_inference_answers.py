@@ -366,7 +366,7 @@ async def test_the_log_leaves_out_the_words_of_an_engine_that_refuses_a_job_sinc
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(request: GenerationRequest) -> Completion:
-        raise RequestRejected("prompt", f"may not say {request.prompt}")
+        raise RequestRejected("prompt", f"may not say {request.question}")
 
     caplog.set_level("INFO")
     async with working() as worker:

@@ -8,7 +8,6 @@ import math
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -34,6 +33,7 @@ from scripts.publish.job_examples import KIND_JOBS, KIND_RESULTS
 from scripts.publish.wire_schemas import FOLDER
 from telemetry.metrics import Metrics
 from tests.any_json import any_json
+from tests.asking import request_of
 from tests.drawn import drawn
 from tests.images import GIF, JPEG, PNG, WEBP, asked_of, image_part
 from tests.unit.echo_worker import record, working
@@ -301,7 +301,7 @@ async def test_a_worker_answers_a_line_of_each_endpoint_in_its_own_form() -> Non
 async def test_the_echo_engine_sleeps_before_it_answers_texts_and_an_abort_ends_the_sleep() -> None:
     engine = EchoEngine(EchoSettings(), Metrics())
     asked = PoolingInput.of(Job(classify=["[[sleep 3600]] a", "b"]))
-    request = GenerationRequest("r1", None, None, 512, None, pooling=asked)
+    request = GenerationRequest("r1", {"max_tokens": 512}, pooling=asked)
     answering = asyncio.create_task(engine.generate(request))
     while not engine.load().running:
         await asyncio.sleep(0.01)
@@ -339,7 +339,7 @@ def test_a_stored_result_with_an_empty_answer_is_shown(field: str) -> None:
 def test_an_engine_that_only_generates_text_refuses_the_field(field: str) -> None:
     asked = PoolingInput.of(Job.model_validate(KIND_JOBS[field]))
     with pytest.raises(RequestRejected, match=f"{field}: this engine gives no {BY_FIELD[field].kind.answer}"):
-        require_question(GenerationRequest("r1", None, None, 512, None, pooling=asked))
+        require_question(GenerationRequest("r1", {"max_tokens": 512}, pooling=asked))
 
 
 # -- image parts -----------------------------------------------------------------------------------------------------
@@ -523,10 +523,10 @@ def test_the_input_filter_reads_only_the_texts_and_keeps_the_images_in_their_pla
 
 
 def test_a_family_without_system_messages_keeps_the_images_of_the_first_question() -> None:
-    request = asked_of(ADDRESS)
-    told = (Message(role="system", content="Be brief."), *(request.messages or ()))
-    [message] = with_quirks(replace(request, messages=told), families()["gemma-2"]).messages or ()
-    assert (message.texts, [image.url for image in message.images]) == (("Be brief.", "Describe the image."), [ADDRESS])
+    request = request_of(messages=[{"role": "system", "content": "Be brief."}, *asked_of(ADDRESS).messages])
+    [message] = with_quirks(request, families()["gemma-2"]).messages
+    text, *parts = asked_of(ADDRESS).messages[0]["content"]
+    assert message["content"] == [{"type": "text", "text": "Be brief."}, text, *parts]
 
 
 def test_the_hash_of_a_question_covers_its_images_and_that_of_a_chat_without_images_stays() -> None:

@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.job import Message, ResponseFormat
+from schemas.job import Message
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.asking import request_of
 from tests.drawn import drawn
 from workers.engines import ENGINES
 from workers.engines.address import with_quirks, without_fence
-from workers.engines.base import Completion, GenerationRequest
+from workers.engines.base import Completion
+from workers.engines.body import text_of, user_message
 from workers.engines.families import are_read_by, families, family_of, marks_in
 from workers.engines.registry import create, engine_settings
 
@@ -167,13 +169,9 @@ FENCE_JSON = {
     "phi-4-reasoning",
 }
 REFUSE_SYSTEM_MESSAGES = {"gemma-2"}
-ASKED = GenerationRequest(
-    "r1",
-    None,
-    (Message(role="system", content="Be brief."), Message(role="user", content="Hello?")),
-    16,
-    None,
-    response_format=ResponseFormat(type="json_object"),
+ASKED = request_of(
+    messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}],
+    response_format={"type": "json_object"},
 )
 AN_ANSWER = st.text() | st.text("` \n\t\rab{}", max_size=40)
 
@@ -278,7 +276,7 @@ def test_an_engine_whose_model_is_of_no_family_changes_nothing() -> None:
 
 
 def test_only_the_families_that_fence_json_lose_the_fence_and_those_that_refuse_system_messages_the_message() -> None:
-    fenced, joined = '```json\n{"a": 1}\n```', (Message(role="user", content="Be brief.\n\nHello?"),)
+    fenced, joined = '```json\n{"a": 1}\n```', [user_message("Be brief.\n\nHello?")]
     assert {name for name in families() if fence_removed(fenced, name) == '{"a": 1}'} == FENCE_JSON
     assert {name for name in families() if fence_removed(fenced, name) != fenced} == FENCE_JSON
     messages = {name: with_quirks(ASKED, family).messages for name, family in families().items()}
@@ -331,10 +329,10 @@ MESSAGES = st.lists(
 @given(MESSAGES)
 @settings(max_examples=drawn(100))
 def test_no_system_message_is_left_and_no_text_is_lost(messages: list[Message]) -> None:
-    asked = GenerationRequest("r1", None, tuple(messages), 16, None)
-    changed = with_quirks(asked, families()["gemma-2"]).messages or ()
-    roles = [message.role for message in changed]
+    asked = request_of(messages=messages, max_tokens=16, temperature=None)
+    changed = with_quirks(asked, families()["gemma-2"]).messages
+    roles = [message["role"] for message in changed]
     assert not {"system", "developer"} & {*roles}
     assert "user" in roles or not {"system", "developer"} & {message.role for message in messages}
-    said = "\n".join(message.text for message in changed)
+    said = "\n".join(map(text_of, changed))
     assert all(message.text in said for message in messages)

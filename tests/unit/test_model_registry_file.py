@@ -93,7 +93,7 @@ attempts = 2
 
 [engines.local]
 kind = "vllm"
-gpu_memory_utilization = 0.5
+hung_seconds = 50
 
 [models.large]
 engine = "hosted"
@@ -161,12 +161,12 @@ def test_models_of_one_folder_may_differ_in_their_adapter_and_in_settings_of_vll
     page = Path(__file__).parents[2] / "docs" / "howto" / "rollout.md"
     models = read(tmp_path, page.read_text().partition("```toml\n")[2].partition("```")[0]).models
     sections = {name: model.sections[0].model_dump() for name, model in models.items()}
-    common: dict[str, Any] = {"model": "/models/small", "adapters": {}, "enforce_eager": None}
+    common: dict[str, Any] = {"model": "/models/small", "adapters": {}, "extra": {}}
     options = {name: {option: section[option] for option in common} for name, section in sections.items()}
     assert options == {
         "small": common,
         "small-law": {**common, "adapters": {"law": "/adapters/law-3"}},
-        "small-eager": {**common, "enforce_eager": True},
+        "small-eager": {**common, "extra": {"enforce_eager": True}},
     }
     assert [model.entry.adapter for model in models.values()] == [None, "law", None]
 
@@ -181,12 +181,12 @@ def test_a_complete_file_gives_each_model_its_engine_with_its_settings(tmp_path:
     }  # fmt: skip
     small, medium = registry.models["small"], registry.models["medium"]
     [section] = small.sections
-    assert section.model_dump(include={"model", "revision", "max_model_len", "adapters", "gpu_memory_utilization"}) == {
+    assert section.model_dump(include={"model", "revision", "context_tokens", "adapters", "hung_seconds"}) == {
         "model": "google/gemma-3-270m-it",
         "revision": "main",
-        "max_model_len": 8192,
+        "context_tokens": 8192,
         "adapters": {"law": "/adapters/law"},
-        "gpu_memory_utilization": 0.5,
+        "hung_seconds": 50,
     }
     both = [each.model_dump(include={"model", "base_url", "attempts"}) for each in medium.sections]
     assert both == [{"model": "medium", "base_url": f"https://{host}.example/v1", "attempts": 2} for host in ("a", "b")]

@@ -18,6 +18,7 @@ from schemas.job import Job
 from telemetry.clock import SystemClock
 from tests.any_json import COUNTS, SCALARS, any_json
 from tests.any_json import NOISE as ANY_JSON
+from tests.asking import request_of
 from tests.drawn import drawn
 from tests.unit.counted_calls import calls_of
 from workers.engines.base import (
@@ -27,6 +28,7 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     RequestRejected,
+    request_for,
 )
 from workers.engines.online.anthropic import AnthropicServer, AnthropicSettings
 from workers.engines.online.gemini import GeminiServer, GeminiSettings
@@ -39,7 +41,6 @@ from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.server import ModelServer, TryAgain, new_session
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.openai_http.slots import Slots
-from workers.engines.pooling import PoolingInput
 
 CLOCK = SystemClock()
 ANTHROPIC_API = AnthropicServer(AnthropicSettings(model="m"), CLOCK)
@@ -508,7 +509,7 @@ def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, gener
         (GEMINI_API, contents),
         (RESPONSES_API, response),
     ):
-        asked = GenerationRequest("r1", "a", None, 8, None, top_logprobs=0)
+        asked = request_of(prompt="a", temperature=None, top_logprobs=0)
         try:
             completion = api.completion(written(answer), asked)
         except ValueError:
@@ -549,7 +550,7 @@ def test_any_description_of_a_model_has_a_window_that_holds_a_token_or_none_or_i
 def test_the_tokens_of_an_answer_without_its_form_were_generated_for_nothing(
     server: ModelServer, usage: dict[str, Any]
 ) -> None:
-    asked = GenerationRequest("r1", "a", None, 8, None)
+    asked = request_of(prompt="a", temperature=None)
     with pytest.raises(EngineFailed) as failed:
         server.outcome(asked, "path", 200, {}, written(usage | {"choices": 1, "output": 1, "candidates": 1}))
     assert failed.value.wasted_tokens == 7
@@ -584,7 +585,7 @@ DIALECT = OpenAIServer(OpenAISettings(model="m1"), CLOCK)
 
 
 def asked(field: str) -> GenerationRequest:
-    return GenerationRequest("r1", None, None, 512, None, pooling=PoolingInput.of(Job.model_validate(JOBS[field])))
+    return request_for(Job.model_validate(JOBS[field]), "r1")
 
 
 def answered(field: str, document: object, status: int = 200) -> Any:
@@ -639,7 +640,7 @@ def test_a_server_or_an_engine_without_the_kind_refuses_its_field(field: str) ->
 def test_a_question_is_refused_by_a_server_that_only_embeds_or_ranks(api: str) -> None:
     """Without the refusal, the job would wait until its deadline, and many such jobs would fill the worker's window."""
     dialect = OpenAIServer(OpenAISettings.model_validate({"model": "bge", "api": api}), CLOCK)
-    question = GenerationRequest("r1", "Is it?", None, 8, None)
+    question = request_of(prompt="Is it?", temperature=None)
 
     def ask() -> object:
         return dialect.outcome(question, dialect.paths(question)[0], 404, {}, b"")

@@ -18,7 +18,7 @@ from schemas.result import Citation, Result, ResultError, Support, Timings, Usag
 from schemas.topics import Topics
 from scripts.publish.wire_schemas import FOLDER, documents
 from workers.engines.base import RequestRejected
-from workers.engines.vllm.sampling import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
+from workers.engines.vllm.chat import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
 from workers.enrichment.answering.profile import Profiles
 
 PUBLISHED = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}

@@ -21,10 +21,11 @@ from schemas.openai_answers import answer_body, output_line
 from schemas.outcome import Outcome
 from schemas.result import Result, ResultError, Usage
 from schemas.strict import NotAJob, body_job, ignored_members, job_in
-from schemas.tools import CalledFunction, Tool, ToolCall
+from schemas.tools import CalledFunction, ToolCall
 from scripts.publish.job_examples import CALLED, CALLING
 from telemetry.clock import SystemClock
 from tests.any_json import any_json
+from tests.asking import request_of
 from tests.unit.echo_worker import record, working
 from workers.engines.address import with_quirks, without_fence
 from workers.engines.base import (
@@ -46,8 +47,8 @@ from workers.engines.openai_http.dialect import OpenAIServer
 from workers.engines.openai_http.server import ServerProblem, TryAgain
 from workers.engines.openai_http.settings import OpenAISettings
 from workers.engines.reasoning import Parted, parted
-from workers.engines.vllm.calling import calls_of
-from workers.engines.vllm.sampling import completion_of as vllm_completion
+from workers.engines.vllm.answers import completion_of as vllm_completion
+from workers.engines.vllm.chat import VllmChat, calls_of
 from workers.inference import generate as generating
 from workers.inference.answer_form import UNCHECKED, NotJson, require_form, require_json
 from workers.inference.ground import GroundedRequest
@@ -85,8 +86,7 @@ def prompt_job(**fields: Any) -> Job:
 
 
 def request(**fields: Any) -> GenerationRequest:
-    messages = tuple(Message.model_validate(message) for message in CHAT)
-    return replace(GenerationRequest("r1", None, messages, 8, None, tools=(Tool.model_validate(TOOL),)), **fields)
+    return request_of(**{"messages": CHAT, "temperature": None, "tools": [TOOL], **fields})
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ def test_the_page_s_job_with_tools_names_the_tool_that_its_result_calls() -> Non
 
 
 def test_a_family_without_system_messages_keeps_what_tools_returned() -> None:
-    told = (Message(role="system", content="Be brief."), *(request().messages or ()))
-    changed = with_quirks(request(messages=told), families()["gemma-2"]).messages or ()
-    assert [message.role for message in changed] == ["user", "assistant", "tool", "user"]
+    told = [{"role": "system", "content": "Be brief."}, *CHAT]
+    changed = with_quirks(request(messages=told), families()["gemma-2"]).messages
+    assert [message["role"] for message in changed] == ["user", "assistant", "tool", "user"]
 
 
 # -- requests and answers ----------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_a_server_of_openai_s_protocol_gets_tools_and_calls_as_they_are() -> Non
     body = dialect.body(request(tool_choice="required", parallel_tool_calls=False))
     assert (body["tools"], body["tool_choice"], body["parallel_tool_calls"]) == ([TOOL], "required", False)
     assert body["messages"] == CHAT
-    assert dialect.body(request(tool_choice=job(tool_choice=NAMED).tool_choice))["tool_choice"] == NAMED
+    assert dialect.body(request(tool_choice=NAMED))["tool_choice"] == NAMED
     with pytest.raises(RequestRejected, match="tools: "):
         OpenAIServer(OpenAISettings(model="m1", api="completions"), CLOCK).body(request())
 
@@ -287,7 +287,7 @@ def test_anthropic_gets_blocks_of_calls_and_their_results() -> None:
 def test_each_service_has_its_own_words_for_the_tool_choice(
     choice: object, single: bool | None, anthropic: object, gemini: object
 ) -> None:
-    asked = request(tool_choice=job(tool_choice=choice).tool_choice if choice else None, parallel_tool_calls=single)
+    asked = request(tool_choice=choice, parallel_tool_calls=single)
     assert ANTHROPIC_API.body(asked)["tool_choice"] == anthropic
     api = GEMINI_API
     if gemini is None:
@@ -317,8 +317,7 @@ def test_gemini_gets_declarations_and_parts_of_calls_and_their_results() -> None
 
 def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_results() -> None:
     """A job without `strict` is not strict, but the Responses API is strict unless the request says otherwise."""
-    named = job(tool_choice=NAMED).tool_choice
-    body = RESPONSES_API.body(request(tool_choice=named, parallel_tool_calls=False))
+    body = RESPONSES_API.body(request(tool_choice=NAMED, parallel_tool_calls=False))
     function = {"type": "function", "name": "clock", "description": "The time.", "parameters": SCHEMA, "strict": False}
     assert (body["tools"], body["parallel_tool_calls"]) == ([function], False)
     assert body["tool_choice"] == {"type": "function", "name": "clock"}
@@ -329,7 +328,7 @@ def test_the_responses_api_gets_flat_functions_and_items_of_calls_and_their_resu
         {"type": "function_call_output", "call_id": "c1", "output": "9:41"},
         {"type": "message", "role": "user", "content": "So?"},
     ]
-    bare = (Tool.model_validate({"type": "function", "function": {"name": "now", "strict": True}}),)
+    bare = [{"type": "function", "function": {"name": "now", "strict": True}}]
     assert RESPONSES_API.body(request(tools=bare))["tools"] == [
         {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}, "strict": True}
     ]
@@ -419,7 +418,7 @@ def test_each_engine_s_calls_become_calls_of_one_form() -> None:
     item = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": wanted[2]}
     assert calls_in(RESPONSES_API.completion(response(item), request())) == [wanted]
     assert calls_in(RESPONSES_API.completion(response({**item, "call_id": None}), request()))[0][0] == "call_0"
-    assert of_openai(openai_answer({"tool_calls": [CALL]}), tools=()).tool_calls == ()
+    assert of_openai(openai_answer({"tool_calls": [CALL]}), tools=None).tool_calls == ()
 
 
 @given(
@@ -449,7 +448,7 @@ def test_any_call_of_a_server_becomes_a_result_or_an_engine_s_error(call: object
 
 
 # -- several answers -------------------------------------------------------------------------------------------------
-ASKED = GenerationRequest("r1", "Is it?", None, 8, 0.5, n=3, top_logprobs=2)
+ASKED = request_of(prompt="Is it?", temperature=0.5, n=3, top_logprobs=2)
 
 
 @pytest.mark.parametrize(
@@ -618,7 +617,7 @@ async def test_an_answer_of_no_use_is_left_out_with_a_note_and_more_than_the_job
 
 def test_a_family_s_code_fence_is_removed_from_every_answer() -> None:
     fenced = Completion("```json\n{}\n```", "stop", 0, 0)
-    request = replace(ASKED, response_format=ResponseFormat(type="json_object"))
+    request = request_of(prompt="Is it?", response_format={"type": "json_object"})
     completion = without_fence(replace(fenced, text="{}", further=(fenced,)), request, families()["mistral"])
     assert (completion.text, completion.further[0].text) == ("{}", "{}")
 
@@ -631,7 +630,10 @@ def answered(*choices: object) -> Any:
 
 def test_a_server_is_asked_in_the_words_of_its_two_apis_and_refuses_in_the_job_s() -> None:
     dialect = OpenAIServer(OpenAISettings(model="m1", log_probabilities=False), CLOCK)
-    chat, raw = dialect.body(ASKED), dialect.body(replace(ASKED, is_raw=True))
+    chat, raw = (
+        dialect.body(ASKED),
+        dialect.body(request_of(prompt="Is it?", temperature=0.5, n=3, top_logprobs=2, raw=True)),
+    )
     assert (chat["n"], chat["logprobs"], chat["top_logprobs"]) == (3, True, 2)
     assert (raw["n"], raw["logprobs"], raw.get("top_logprobs")) == (3, 2, None)
     assert not dialect.learns(ASKED, chat, ServerProblem(param="logprobs"))
@@ -744,14 +746,14 @@ def vllm_answer(text: str, reason: str, *logprobs: tuple[str, float]) -> SimpleN
 def test_vllm_s_answers_have_their_own_log_probabilities_and_one_abort_aborts_all() -> None:
     first, second = vllm_answer("ab", "stop", ("a", -1.0), ("b", -math.inf)), vllm_answer("c", "length", ("c", -2.0))
     output = SimpleNamespace(outputs=[first, second], num_cached_tokens=1)
-    completion = vllm_completion(output, ASKED, [1, 2, 3])
+    completion = vllm_completion(output, VllmChat(ASKED, None, [1, 2, 3]))
     assert (completion.text, completion.finish_reason, completion.prompt_tokens) == ("ab", "stop", 3)
     assert (completion.completion_tokens, completion.cached_tokens) == (3, 1)
     assert completion.logprobs == (token_logprob("a", -1.0, [("", -7.0)]), token_logprob("b", -9999.0, [("", -7.0)]))
     assert [(each.text, each.finish_reason) for each in completion.further] == [("c", "length")]
-    assert vllm_completion(output, replace(ASKED, top_logprobs=None), [1]).logprobs is None
+    assert vllm_completion(output, VllmChat(request_of(prompt="Is it?"), None, [1])).logprobs is None
     second.finish_reason = "abort"
-    assert vllm_completion(output, ASKED, [1]).finish_reason == "abort"
+    assert vllm_completion(output, VllmChat(ASKED, None, [1])).finish_reason == "abort"
 
 
 # -- bounds of answers -------------------------------------------------------------------------------------------------
@@ -771,7 +773,7 @@ TOPS = b",".join([b'{"candidates":[' + b",".join([b"{}"] * 20) + b"]}"] * 5_000)
 )
 def test_a_server_s_log_probabilities_take_little_memory(openai: bytes, gemini: bytes, response: bytes) -> None:
     """In an earlier version each token became a pydantic model of 1.1 kB: 8 MiB of answer took 2.3 GB and a minute."""
-    asked = replace(ASKED, n=1)
+    asked = request_of(prompt="Is it?", top_logprobs=2)
     tracemalloc.start()
     answers = (
         DIALECT.outcome(asked, "chat/completions", 200, {}, b'{"choices":[{"logprobs":%b}]}' % openai),
@@ -787,7 +789,7 @@ def test_a_server_s_log_probabilities_take_little_memory(openai: bytes, gemini: 
 
 
 def test_choices_and_tokens_beyond_those_of_the_request_are_left_out() -> None:
-    asked = replace(ASKED, n=2, max_tokens=3)
+    asked = request_of(prompt="Is it?", n=2, max_tokens=3, top_logprobs=2)
     token, candidate = {"token": "a", "logprob": -1}, {"token": "a", "logProbability": -1}
     choices = [{"index": at, "text": "a", "logprobs": {"content": [token] * 4}} for at in range(3)]
     completions = [{"text": "a", "logprobs": {"tokens": ["a"] * 4, "token_logprobs": [-1] * 4}}] * 3
@@ -1069,7 +1071,7 @@ async def test_an_answer_that_breaks_its_jobs_schema_or_tools_is_asked_for_once_
     asked, left = list[int | None](), [*answers]
 
     def next_answer(request: GenerationRequest) -> Completion:
-        asked.append(request.sampling.get("seed"))
+        asked.append(request.body.get("seed"))
         return left.pop(0)
 
     async with working() as worker:

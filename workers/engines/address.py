@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 
-from schemas.job import Message, TextPart
 from workers.engines.base import (
     Completion,
     Engine,
@@ -19,9 +18,9 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
-    left_out,
     small_request,
 )
+from workers.engines.body import SYSTEM_ROLES, Body, left_out, parts_of, text_of, user_message
 from workers.engines.families import Family
 from workers.engines.settings import EngineSection
 
@@ -90,7 +89,8 @@ class AddressEngine(Engine):
                 raise
             raise EngineUnavailable(str(failed), wasted_tokens=failed.wasted_tokens) from failed
         completion = without_fence(completion, request, self.family)
-        return replace(completion, left_out=left_out(self.name, request)) if request.sampling else completion
+        lacking = left_out(self.name, request.body)
+        return replace(completion, left_out=lacking) if lacking else completion
 
     async def close(self) -> None:
         """End the engine. The requests in flight are aborted."""
@@ -133,30 +133,31 @@ def with_quirks(request: GenerationRequest, family: Family | None) -> Generation
 
     If the family takes no system messages, their texts move to the start of the first user message.
     """
-    if family is None or family.system or request.messages is None:
+    if family is None or family.system:
         return request
-    of_system = [message.text for message in request.messages if message.role in ("system", "developer")]
-    others = [message for message in request.messages if message.role not in ("system", "developer")]
-    at = next((at for at, message in enumerate(others) if message.role == "user"), None)
+    of_system = [text_of(message) for message in request.messages if message["role"] in SYSTEM_ROLES]
+    others = [message for message in request.messages if message["role"] not in SYSTEM_ROLES]
     if not of_system:
         return request
+    said = "\n\n".join(of_system)
+    at = next((at for at, message in enumerate(others) if message["role"] == "user"), None)
     if at is None:
-        return replace(request, messages=(Message(role="user", content="\n\n".join(of_system)), *others))
-    others[at] = _led_by("\n\n".join(of_system), others[at])
-    return replace(request, messages=tuple(others))
+        others.insert(0, user_message(said))
+    else:
+        others[at] = _led_by(said, others[at])
+    return replace(request, body={**request.body, "messages": others})
 
 
-def _led_by(text: str, message: Message) -> Message:
+def _led_by(text: str, message: Body) -> Body:
     """Return the user's message with this text put in front of its own text. The images keep their places."""
-    if not message.images:
-        return Message(role="user", content=f"{text}\n\n{message.text}")
-    return message.model_copy(update={"content": [TextPart(type="text", text=text), *message.parts]})
+    if not parts_of(message):
+        return user_message(f"{text}\n\n{text_of(message)}")
+    return {**message, "content": [{"type": "text", "text": text}, *parts_of(message)]}
 
 
 def without_fence(completion: Completion, request: GenerationRequest, family: Family | None) -> Completion:
     """Return the completion, without the Markdown fence that the family puts around the JSON of a job."""
-    form = request.response_format
-    if family is None or not family.fences or form is None or form.type == "text":
+    if family is None or not family.fences or request.response_format is None:
         return completion
     further = tuple(without_fence(each, request, family) for each in completion.further)
     return replace(completion, text=_unfenced(completion.text), further=further)

@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from pydantic_core import from_json
 
 from schemas.images import is_data_url, parted_data_url
-from schemas.job import ImageUrl, Message, Reasoning, ResponseFormat, images_in
+from schemas.job import Job
 from schemas.kinds import KINDS
 from schemas.result import Logprob, TokenLogprob
-from schemas.tools import CalledFunction, Tool, ToolCall, ToolChoice
+from schemas.tools import CalledFunction, ToolCall
+from workers.engines.body import Body, body_of, last_user_text, parts_of, user_message
 from workers.engines.pooling import Pooled, PoolingInput
 
 _LEAST_LOGPROB = -9999.0
@@ -61,45 +63,21 @@ class Abort:
 
 @dataclass(slots=True)
 class GenerationRequest:
-    """One prompt as engines get it, after enrichment and with every default filled in.
+    """One request as engines get it: a body in OpenAI's shape, and beside it the worker's own orders.
 
     Requests and completions are never changed. They are not frozen, since each job makes both, and a frozen dataclass
-    of so many fields takes three times as long to make.
+    takes three times as long to make.
     """
 
     request_id: str
-    prompt: str | None
-    """The question as one text; None in a chat (`messages`) and in a request without a question (`pooling`)."""
-    messages: tuple[Message, ...] | None
-    max_tokens: int
-    temperature: float | None
-    """None means the model's default; 0 means greedy decoding."""
+    body: Body
+    """The question and its options; see `workers.engines.body`. It has the options alone if `pooling` has the texts."""
+    model_id: str | None = None
+    asked_in: str = "messages"
+    """The job's field with the question, which an error about the question names."""
     temperature_is_default: bool = False
     """True if the job sets no temperature. The engine may then send no temperature to a model that refuses it."""
-    is_raw: bool = False
-    """True if the model completes the prompt unchanged, even if the model has a chat template."""
-    model_id: str | None = None
     context_window: int | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    """The job's further sampling fields that have a value, as in OpenAI's API; `sampling_fields` lists them."""
-    n: int = 1
-    """The number of answers. An engine that cannot give this many gives as many as it can."""
-    top_logprobs: int | None = None
-    """For each token of the answer, the number of likeliest tokens that are returned with log-probabilities.
-
-    With 0, only the answer's own tokens have log-probabilities; with None, no log-probabilities are returned.
-    """
-    tools: tuple[Tool, ...] = ()
-    """Functions that the model may call; empty for an answer without calls."""
-    tool_choice: ToolChoice | None = None
-    """The job's choice of a tool; None leaves the choice to the model, as `auto` does."""
-    parallel_tool_calls: bool | None = None
-    """If False, the model makes at most one call."""
-    reasoning: Reasoning | None = None
-    """Bounds of the reasoning before the answer; None leaves the reasoning to the model."""
-    priority: int = 0
-    """0 to 9; requests with a higher number run first."""
-    response_format: ResponseFormat | None = None
     adapter: str | None = None
     pooling: PoolingInput | None = None
     """The texts of a request without a question. An engine that only generates text refuses such a request."""
@@ -112,6 +90,75 @@ class GenerationRequest:
     """
     abort: Abort = field(default_factory=Abort, compare=False, repr=False)
     """Ends this request early. The copies of a request share it."""
+
+    @property
+    def is_raw(self) -> bool:
+        """True if the model completes the prompt unchanged, even if the model has a chat template."""
+        return "prompt" in self.body
+
+    @property
+    def messages(self) -> list[Body]:
+        """The chat; empty for a raw prompt, and for a request without a question."""
+        messages: list[Body] = self.body.get("messages", [])
+        return messages
+
+    @property
+    def question(self) -> str:
+        """The raw prompt, else the text of the user's last message, else that of the last message of any role."""
+        text: str = self.body["prompt"] if self.is_raw else last_user_text(self.messages)
+        return text
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of each answer."""
+        tokens: int = self.body["max_tokens"]
+        return tokens
+
+    @property
+    def n(self) -> int:
+        """The number of answers. An engine that cannot give this many gives as many as it can."""
+        n: int = self.body.get("n", 1)
+        return n
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """For each token of the answer, the number of likeliest tokens that are returned with log-probabilities.
+
+        With 0, only the answer's own tokens have log-probabilities; with None, no log-probabilities are returned.
+        """
+        return self.body.get("top_logprobs", 0) if self.body.get("logprobs") else None
+
+    @property
+    def response_format(self) -> Body | None:
+        """The form of a JSON answer; None for free text."""
+        return self.body.get("response_format")
+
+    @property
+    def tool_choice(self) -> str | Body | None:
+        """The choice of a tool; None if the request has no tools or leaves the choice to the model."""
+        return self.body.get("tool_choice")
+
+    @property
+    def reasons(self) -> bool | None:
+        """True if the request bounds the reasoning, False if it asks for none; None leaves it to the model."""
+        if "reasoning_effort" not in self.body and "thinking_token_budget" not in self.body:
+            return None
+        return self.body.get("reasoning_effort") != "none"
+
+
+def request_for(job: Job, request_id: str, **ours: Any) -> GenerationRequest:
+    """Return the request of a job. `ours` are further fields of the request, which no job has."""
+    texts = PoolingInput.of(job)
+    fields: dict[str, Any] = {
+        "model_id": job.model_id,
+        "asked_in": "messages" if job.messages is not None else "prompt",
+        "temperature_is_default": job.temperature is None,
+        "context_window": job.context_window,
+        "adapter": job.adapter,
+        "pooling": texts,
+        **ours,
+    }
+    return GenerationRequest(request_id, body_of(job) if texts is None else {"max_tokens": job.max_tokens}, **fields)
 
 
 FinishReason = Literal["stop", "length", "abort", "content_filter", "tool_calls", "repetition", "other"]
@@ -167,7 +214,7 @@ class Completion:
     served_by: ServedBy | None = None
     """The model behind the answer, in a worker with a model registry."""
     left_out: tuple[str, ...] = ()
-    """The request's sampling fields that the engine does not take."""
+    """The job's fields that the engine does not take."""
     failure: str | None = None
     """The engine's last failure, in place of an answer to a job that ended while the engine was away."""
 
@@ -195,6 +242,12 @@ class RequestRejected(EngineError):  # noqa: N818
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+def named_tool(choice: str | Body | None) -> str | None:
+    """Return the name of the function that a `tool_choice` demands; None for any other choice."""
+    name: str | None = choice["function"]["name"] if isinstance(choice, dict) else None
+    return name
 
 
 def numbered_call(call_id: str | None, name: str, arguments: str, number: int) -> ToolCall:
@@ -244,18 +297,47 @@ def require_question(request: GenerationRequest) -> None:
 
 def require_texts(request: GenerationRequest, reason: str) -> None:
     """Raise RequestRejected if the request has images. The error states this reason and names the first image."""
-    for place, _ in images_in(request.messages or ()):
-        raise RequestRejected(place, reason)
+    for number, message in enumerate(request.messages):
+        for place, part in enumerate(parts_of(message)):
+            if part["type"] == "image_url":
+                raise RequestRejected(f"messages.{number}.content.{place}", reason)
 
 
-def inline(image: ImageUrl) -> tuple[str, str]:
+def inline(image: Body) -> tuple[str, str]:
     """Return an image's media type and its bytes in base64.
 
     Raises RequestRejected for a URL, because not the engine but the worker fetches images, through the egress guard.
     """
-    if not is_data_url(image.url):
+    if not is_data_url(image["url"]):
         raise RequestRejected("messages", "an image was not fetched before the request; report this defect")
-    return parted_data_url(image.url)
+    return parted_data_url(image["url"])
+
+
+def arguments_of(call: Body) -> Body:
+    """Return the arguments of a call in the chat, as an object. Raises RequestRejected for a text that is no object."""
+    try:
+        arguments = from_json(call["function"]["arguments"] or "{}", allow_inf_nan=False)
+    except ValueError:  # also raised for deep nesting, and for lone surrogates, which no tokenizer takes
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestRejected("messages", "`arguments` of a call in `tool_calls` must be a JSON object")
+    return arguments
+
+
+def prompt_room(request: GenerationRequest, most: int | None) -> int | None:
+    """Return the number of tokens that the prompt may have beside the answer; None means no limit.
+
+    `most` is the model's limit on prompt and answer. Raises RequestRejected if not even one token fits.
+    """
+    limits = [limit for limit in (request.context_window, most) if limit is not None]
+    if not limits:
+        return None
+    window = min(limits)
+    if window > request.max_tokens:
+        return window - request.max_tokens
+    if request.context_window is not None and request.context_window == window:
+        raise RequestRejected("context_window", f"{window} tokens leave no room for a prompt beside max_tokens")
+    raise RequestRejected("max_tokens", f"leaves no room for a prompt in the {window} tokens of this model")
 
 
 class PromptTooLong(EngineError):  # noqa: N818
@@ -354,11 +436,12 @@ def first_requests(
 
     Most models answer the first request; a reranker answers only the request to rank texts.
     """
+    options: Body = {"max_tokens": max_tokens} | ({"temperature": temperature} if temperature is not None else {})
     question = GenerationRequest(
-        request_id, prompt, None, max_tokens, temperature, temperature_is_default=True, model_id=model_id
+        request_id, {"messages": [user_message(prompt)], **options}, model_id, temperature_is_default=True
     )
     inputs = [PoolingInput(kind, (prompt,), (prompt,) if kind.model is not None else ()) for kind in KINDS]
-    return (question, *(replace(question, prompt=None, pooling=each) for each in inputs))
+    return (question, *(replace(question, body=options, pooling=each) for each in inputs))
 
 
 def small_request(like: GenerationRequest) -> GenerationRequest:
@@ -366,36 +449,3 @@ def small_request(like: GenerationRequest) -> GenerationRequest:
     question, *others = first_requests(f"probe-{like.request_id}", _TEXT, _TOKENS, 0.0, like.model_id)
     kind = like.pooling.kind if like.pooling is not None else None
     return next((each for each in others if each.pooling is not None and each.pooling.kind is kind), question)
-
-
-# -- The sampling fields of jobs, and the name of each in the request of each kind of engine: one row a field --
-_SAME: Final = ("echo", "openai", "vllm")
-
-
-def _row(name: str, *same: str, **others: str) -> dict[str, str]:
-    return {**dict.fromkeys((*_SAME, *same), name), **others}
-
-
-NAMES: Final[Mapping[str, Mapping[str, str]]] = {
-    "top_p": _row("top_p", "anthropic", "responses", gemini="topP"),
-    "min_p": _row("min_p"),
-    "seed": _row("seed", gemini="seed"),
-    # The Responses API takes no stop texts, so its engine cuts the answer itself.
-    "stop": _row("stop", "responses", anthropic="stop_sequences", gemini="stopSequences"),
-}
-"""Maps the job's field to the engine kinds that take it, and to their names for it.
-
-A field passes from the job to the engine without a change. An engine kind without a name for a field does not get it,
-and the result names the field. Fields that steer an engine for other jobs too have no row: vLLM's `priority`,
-`request_id`, `kv_transfer_params` and `cache_salt`, and `use_beam_search`, which takes a multiple of the memory.
-"""
-
-
-def named(kind: str, request: GenerationRequest) -> dict[str, Any]:
-    """Return the request's sampling fields by the names of this engine kind, without those that it does not take."""
-    return {NAMES[field][kind]: value for field, value in request.sampling.items() if kind in NAMES[field]}
-
-
-def left_out(kind: str, request: GenerationRequest) -> tuple[str, ...]:
-    """Return the request's sampling fields that this engine kind does not take."""
-    return tuple(field for field in request.sampling if kind not in NAMES[field])

@@ -28,7 +28,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import Field
 
 from schemas.kinds import CLASSIFY, EMBED, RERANK, SCORE
-from schemas.tools import CalledFunction, NamedTool, ToolCall
+from schemas.tools import CalledFunction, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.address import AddressEngine
@@ -41,11 +41,13 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
     inline,
+    named_tool,
+    prompt_room,
     token_logprob,
     with_calls,
 )
+from workers.engines.body import parts_of
 from workers.engines.pooling import Pooled, PoolingInput
-from workers.engines.prompts import last_user_text, prompt_room
 from workers.engines.settings import EngineSection
 
 _SLEEP = re.compile(r"\[\[sleep (\d{1,6}(?:\.\d{1,6})?)\]\]")
@@ -67,7 +69,7 @@ class EchoSettings(EngineSection):
     """The model's name in results, unless `--model` gives one."""
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Seconds that each answer takes."""
-    places: int = Field(default=1024, ge=1, le=8192)
+    max_concurrency: int = Field(default=1024, ge=1, le=8192)
     """Cap on the answers in progress; further requests wait for a place, as at a GPU."""
 
 
@@ -81,7 +83,7 @@ class EchoEngine(AddressEngine):
         self.models = (settings.model,) if settings.model else ()
         self._latency = settings.latency_seconds
         self._restarts = metrics.engine_restarts
-        self._places = settings.places
+        self._places = settings.max_concurrency
         self._sleeping: set[asyncio.Future[_Woken]] = set()
         """Requests that sleep or wait for a place."""
         self._alarms: dict[asyncio.Future[_Woken], asyncio.TimerHandle] = {}
@@ -100,10 +102,10 @@ class EchoEngine(AddressEngine):
         """
         if request.adapter is not None:
             raise RequestRejected("adapter", "this engine has no adapters")
-        if request.reasoning is not None and request.reasoning.is_wanted:
+        if request.reasons:
             raise RequestRejected("reasoning", "this engine does not reason")
         asked = request.pooling
-        text = last_user_text(request) if asked is None else " ".join((*asked.queries, *asked.texts))
+        text = request.question if asked is None else " ".join((*asked.queries, *asked.texts))
         seconds = self._latency
         if "[[" in text:
             seconds = self._obey(text, seconds)
@@ -179,10 +181,11 @@ def create(settings: EchoSettings, metrics: Metrics, clock: Clock) -> EchoEngine
 
 def _images(request: GenerationRequest) -> Iterator[str]:
     """Yield each image's media type and size as words. Raises RequestRejected for an image that was not fetched."""
-    for message in request.messages or ():
-        for image in message.images:
-            media_type, text = inline(image)
-            yield f"[{media_type}, {len(b64decode(text))} bytes]"
+    for message in request.messages:
+        for part in parts_of(message):
+            if part["type"] == "image_url":
+                media_type, text = inline(part["image_url"])
+                yield f"[{media_type}, {len(b64decode(text))} bytes]"
 
 
 def _pooled(asked: PoolingInput, tokens: int) -> Completion:
@@ -223,8 +226,7 @@ _ROWS: Final[Mapping[str, Callable[[PoolingInput], Iterator[tuple[float, ...]]]]
 
 def _call(text: str, request: GenerationRequest) -> ToolCall:
     """Return the call of the tool that the job names, else of the first tool. The call's argument is the text."""
-    choice = request.tool_choice
-    name = choice.function.name if isinstance(choice, NamedTool) else request.tools[0].function.name
+    name = named_tool(request.tool_choice) or request.body["tools"][0]["function"]["name"]
     arguments = json.dumps({"text": text}, ensure_ascii=False)
     return ToolCall(id="call_0", function=CalledFunction(name=name, arguments=arguments))
 
@@ -238,18 +240,18 @@ def _answer(words: list[str], request: GenerationRequest) -> Completion:
     said = words[: request.max_tokens]
     reason: Literal["stop", "length"] = "length" if len(words) > len(said) else "stop"
     text = " ".join(said)
-    if ends := [text.index(stop) for stop in request.sampling.get("stop", ()) if stop in text]:
+    if ends := [text.index(stop) for stop in request.body.get("stop", ()) if stop in text]:
         text, reason = text[: min(ends)], "stop"
         said = text.split()
-    if request.response_format is not None and request.response_format.type != "text":
-        if request.response_format.type == "json_schema":
+    if request.response_format is not None:
+        if request.response_format["type"] == "json_schema":
             raise RequestRejected("response_format", "this engine cannot follow a JSON Schema")
         text = json.dumps({"text": text}, ensure_ascii=False)
     logprobs = None
     if request.top_logprobs is not None:  # each word has the probability 1, so there are no alternatives
         words_said = _TOKEN.findall(text)
         logprobs = tuple(token_logprob(word, 0.0, [(word, 0.0)][: request.top_logprobs]) for word in words_said)
-    if request.tools and request.tool_choice not in (None, "auto", "none"):
+    if request.tool_choice not in (None, "auto", "none"):
         return with_calls(Completion("", reason, len(words), len(said), confidence=1.0), [_call(text, request)])
     further = (Completion(text, reason, 0, 0, confidence=1.0, logprobs=logprobs),) * (request.n - 1)
     return Completion(

@@ -1,4 +1,4 @@
-"""The settings of all engines, read from `POSTBACK_ENGINE__…`, for example `POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN`."""
+"""The settings of all engines, read from `POSTBACK_ENGINE__…`, for example `POSTBACK_ENGINE__VLLM__CONTEXT_TOKENS`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class EngineSection(BaseModel):
     needs_package: ClassVar[tuple[str, str] | None] = None
     """A package that the engine cannot do without, and the extra of `postback` that installs it."""
 
-    registry_fields: ClassVar[Mapping[str, str]] = {}
-    """Fields of a model's table in the registry that the engine uses, each with the name of its setting."""
+    registry_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of a model's table in the registry that are settings of the engine too."""
 
     model: str | None = None
     """The model's name, unless `--model` gives one."""
@@ -59,7 +59,7 @@ class EngineSection(BaseModel):
 
     def for_model(self, model: str, family: str | None, options: Mapping[str, object]) -> Self:
         """Return the settings for a model of the registry. Options without a meaning for this engine are left out."""
-        own = {self.registry_fields[name]: value for name, value in options.items() if name in self.registry_fields}
+        own = {name: value for name, value in options.items() if name in self.registry_fields}
         given = {name: value for name, value in own.items() if value or value is False}
         return self.model_copy(update={"model": model, "family": family, **given})
 

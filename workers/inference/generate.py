@@ -13,7 +13,6 @@ from schemas.job import Job
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.base import (
-    NAMES,
     Abort,
     Completion,
     Engine,
@@ -23,8 +22,8 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
+    request_for,
 )
-from workers.engines.pooling import PoolingInput
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.ground import GroundedRequest, with_less_evidence
 from workers.inference.lifetime import Lifetimes
@@ -164,16 +163,6 @@ def _prefix_key(job: Job) -> bytes | None:
     return prefix_of(job.model_dump(mode="json", include={"messages", "sources"}))
 
 
-def _temperature(job: Job, asked: GroundedRequest) -> float | None:
-    """Return the job's temperature, or else the profile's; None means the model's default.
-
-    A job for several answers ignores a temperature of 0 from the profile or registry, because all answers would be the
-    same.
-    """
-    temperature = job.temperature if job.temperature is not None else asked.temperature
-    return None if job.n > 1 and temperature == 0 else temperature
-
-
 def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_id: str | None) -> GenerationRequest:
     """Return the engine's request for a job.
 
@@ -181,27 +170,23 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_i
     `number` tells two runs of one record apart: a cancelled run may still be ending when the record runs again.
     """
     job = received.job
-    return GenerationRequest(
-        request_id=f"{received.place.digest}-{number}",
-        prompt=asked.prompt,
-        messages=asked.messages,
-        pooling=PoolingInput.of(job),
-        max_tokens=job.max_tokens,
-        is_raw=job.raw,
-        temperature=_temperature(job, asked),
-        temperature_is_default=job.temperature is None,
-        sampling={name: value for name in NAMES if (value := getattr(job, name)) not in (None, [])},
+    return request_for(
+        job if asked.evidence is None else _grounded(job, asked),
+        f"{received.place.digest}-{number}",
         model_id=model_id or job.model_id,
-        context_window=job.context_window,
-        n=job.n,
-        top_logprobs=(job.top_logprobs or 0) if job.logprobs else None,
-        reasoning=job.reasoning,
-        tools=tuple(job.tools or ()),
-        tool_choice=job.tool_choice,
-        parallel_tool_calls=job.parallel_tool_calls,
-        priority=received.priority,
-        response_format=asked.response_format,
-        adapter=job.adapter,
+        temperature_is_default=job.temperature is None,
         prefix_key=_prefix_key(job),
         is_whole=asked.evidence is not None and bool(asked.evidence.sources),
     )
+
+
+def _grounded(job: Job, asked: GroundedRequest) -> Job:
+    """Return the job with its evidence before the question, and with its profile's options."""
+    changes: dict[str, object] = {
+        "prompt": asked.prompt,
+        "messages": asked.messages,
+        "response_format": asked.response_format,
+    }
+    if job.temperature is None:
+        changes["temperature"] = asked.temperature
+    return job.model_copy(update=changes)

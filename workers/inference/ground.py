@@ -18,7 +18,7 @@ from schemas.job import MAX_JOB_BYTES, Job, Message, ResponseFormat, Sources
 from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine, EngineDied, EngineError, GenerationRequest, PromptTooLong
-from workers.engines.prompts import last_user_text, plain_text
+from workers.engines.body import message_of, plain_text, user_message
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.answering.profile import Profile, UnknownProfile
 from workers.enrichment.choosing.tokens import room_for_sources
@@ -49,20 +49,16 @@ Spend = Callable[[int], None]
 """Counts tokens of a job in its tenant's share of the engine."""
 
 
-def side_request(received: ReceivedJob, name: str, content: str | None, max_tokens: int) -> GenerationRequest:
-    """Return a greedy request with this user's message, for the job's model and with the job's priority.
+def side_request(received: ReceivedJob, name: str, content: str, max_tokens: int) -> GenerationRequest:
+    """Return a greedy request with this user's message, for the job's model.
 
     `name` is unique among the requests of one worker.
     """
     return GenerationRequest(
         request_id=f"{received.place.digest}-{name}",
-        prompt=None,
-        messages=(Message(role="user", content=content),),
-        max_tokens=max_tokens,
-        temperature=0.0,
+        body={"messages": [user_message(content)], "max_tokens": max_tokens, "temperature": 0.0},
         temperature_is_default=True,
         model_id=received.job.model_id,
-        priority=received.priority,
     )
 
 
@@ -111,7 +107,7 @@ class Rewriter:
         turns = [message for message in received.job.messages or () if message.role in ("user", "assistant")]
         while turns and turns[-1].role != "user":
             turns.pop()
-        said = [Message(role=one.role, content=one.text[-_TURN_CHARS:]) for one in turns[-_MAX_TURNS:]]
+        said = [message_of(one) | {"content": one.text[-_TURN_CHARS:]} for one in turns[-_MAX_TURNS:]]
         order = f"{_ORDER}{plain_text(said).removesuffix('Assistant:').rstrip()}"
         return side_request(received, f"rewrite-{next(self._numbers)}", order, self._settings.rewrite_tokens)
 
@@ -204,7 +200,7 @@ class Grounder:
             needs = f"the profile {sources.profile} needs a judge of answers, and this worker has none"
             fix = f"set {ENTAILMENT_SETTING} to a cross-encoder's folder or to {BY_ENGINE}"
             return Missing("profile_unavailable", f"{needs}: {fix}")
-        question = _ends(last_user_text(received.job))
+        question = _ends(_question_of(received.job))
         try:
             with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
                 evidence = await self._evidence(received, sources, profile, spend)
@@ -236,7 +232,7 @@ class Grounder:
             except TimeoutError:
                 raise NothingFound(()) from None
             deadline = Deadline.after(self._clock, max(0.0, self._lifetimes.remaining(received)))
-            question = _ends(last_user_text(received.job))
+            question = _ends(_question_of(received.job))
             notes: tuple[str, ...] = ()
             if self._rewriter.wants(received.job, profile.rewrite):
                 question, note = await self._rewriter.rewritten(received, question, deadline.remaining, spend)
@@ -272,6 +268,15 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
     if wanted.required and not evidence.sources:
         raise NothingFound(evidence.notes)
     return _with_evidence(received, evidence, asked.profile, asked.enrich_ms)
+
+
+def _question_of(job: Job) -> str:
+    """Return the question: the prompt, else the user's last message, else the last message of any role."""
+    if job.prompt is not None:
+        return job.prompt
+    messages = job.messages or []
+    by_user = [message.text for message in messages if message.role == "user"]
+    return by_user[-1] if by_user else messages[-1].text
 
 
 def _ends(text: str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Final
 
 from schemas.codec import ReceivedJob
 from schemas.job import Job
@@ -59,6 +60,9 @@ _UNFINISHED = {
 }
 
 
+_PASSED: Final = tuple(each.name for each in fields(Completion) if each.name in ResultChoice.model_fields)
+
+
 @dataclass(frozen=True, slots=True)
 class ReadAnswer:
     """A usable answer, with its citations."""
@@ -72,22 +76,27 @@ class ReadAnswer:
         """The answer's confidence; sentences without a source lower the confidence."""
         return self.answer.lowered(self.completion.confidence) if self.completion.refusal is None else None
 
+    @property
+    def fields(self) -> dict[str, object]:
+        """The members that the result and its choices share, by their names there.
+
+        A field of the completion with the name of such a member passes as it is.
+        """
+        completion = self.completion
+        passed = {name: getattr(completion, name) for name in _PASSED}
+        return passed | {
+            "text": self.answer.text,
+            "reasoning": self.reasoning,
+            "confidence": self.confidence,
+            "citations": list(self.answer.citations),
+            "answer": self.answer.support,
+            "tool_calls": list(completion.tool_calls) or None,
+        }
+
     def choice(self, index: int) -> ResultChoice:
         """Return the answer as one of a result's choices."""
-        return ResultChoice.model_validate(
-            {
-                "index": index,
-                "text": self.answer.text,
-                "refusal": self.completion.refusal,
-                "reasoning": self.reasoning,
-                "finish_reason": self.completion.finish_reason if self.completion.refusal is None else "stop",
-                "confidence": self.confidence,
-                "citations": list(self.answer.citations),
-                "answer": self.answer.support,
-                "tool_calls": list(self.completion.tool_calls) or None,
-                "logprobs": self.completion.logprobs,
-            }
-        )
+        reason = {"finish_reason": "stop"} if self.completion.refusal is not None else {}
+        return ResultChoice.model_validate({**self.fields, "index": index, **reason})
 
 
 async def read_answers(
@@ -226,21 +235,15 @@ class Results:
             return self._result(received, Outcome.FAILED, error=read[0], notes=notes, **common)
         first, sources = answers[0], sources_of(answers)
         several = [each.choice(index) for index, each in enumerate(answers)] if job.n > 1 else None
+        said = first.fields | ({"text": None} if first.completion.refusal is not None else {})
+        if several is not None:
+            said |= {"choices": several, "logprobs": None}
         return self._result(
             received,
             Outcome.SUCCEEDED,
-            **common | {"finish_reason": first.completion.finish_reason},
-            text=first.answer.text if first.completion.refusal is None else None,
-            refusal=first.completion.refusal,
-            reasoning=first.reasoning,
-            choices=several,
-            tool_calls=list(first.completion.tool_calls) or None,
-            logprobs=first.completion.logprobs if several is None else None,
-            confidence=first.confidence,
+            **common | said,
             sources=[source.id for source in sources],
             source_details=sources,
-            citations=list(first.answer.citations),
-            answer=first.answer.support,
             notes=[*notes, *notes_on(read, job.n), *_without_logprobs(first, job)],
         )
 

@@ -97,7 +97,7 @@ class _EngineJudge:
         return Verdict.UNDECIDED if found is None or found.lastgroup is None else Verdict(found.lastgroup)
 
 
-def _prompt(sentence: str, premises: Sequence[str]) -> str | None:
+def _prompt(sentence: str, premises: Sequence[str]) -> str:
     """Return the question with the premises before it, between the same marks as in a job's prompt."""
     source = NumberedSource(1, "1", None, None, tuple(premises))
-    return ground(_QUESTION.format(harmless(sentence)[:_SENTENCE_CHARS]), Evidence((source,))).prompt
+    return ground(_QUESTION.format(harmless(sentence)[:_SENTENCE_CHARS]), Evidence((source,))).prompt or ""

@@ -13,7 +13,6 @@ from typing import Any
 from aiohttp import web
 
 from schemas.images import media_type_of, parted_data_url
-from schemas.job import Message
 from telemetry.metrics import Metrics
 from tests.images import image_part
 from tests.integration.online.services import KEY, MODEL
@@ -139,18 +138,13 @@ def _is_an_image(url: str) -> bool:
 
 
 def _asked(body: Mapping[str, Any]) -> GenerationRequest:
-    top = body.get("top_logprobs", 0) if "include" in body else None
-    return GenerationRequest(
-        request_id=uuid.uuid4().hex,
-        prompt=None,
-        messages=tuple(_message(item) for item in body["input"] if item["type"] == "message"),
-        max_tokens=body["max_output_tokens"],
-        temperature=body.get("temperature"),
-        top_logprobs=top,
-    )
+    options = {"logprobs": True, "top_logprobs": body.get("top_logprobs", 0)} if "include" in body else {}
+    messages = [_message(item) for item in body["input"] if item["type"] == "message"]
+    asked = {"messages": messages, "max_tokens": body["max_output_tokens"], **options}
+    return GenerationRequest(uuid.uuid4().hex, asked)
 
 
-def _message(item: Mapping[str, Any]) -> Message:
+def _message(item: Mapping[str, Any]) -> dict[str, Any]:
     """A message in the shape of chat completions, for the echo engine."""
     content = item["content"]
     if isinstance(content, list):
@@ -158,7 +152,7 @@ def _message(item: Mapping[str, Any]) -> Message:
             image_part(part["image_url"]) if part["type"] == "input_image" else {"type": "text", "text": part["text"]}
             for part in content
         ]
-    return Message.model_validate({"role": item["role"], "content": content})
+    return {"role": item["role"], "content": content}
 
 
 def _likely(completion: Completion) -> Sequence[Mapping[str, Any]]:

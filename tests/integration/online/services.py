@@ -8,13 +8,11 @@ from __future__ import annotations
 import uuid
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
 from schemas.images import media_type_of
-from schemas.job import Message
 from telemetry.metrics import Metrics
 from tests.images import image_part
 from workers.engines.base import Completion, GenerationRequest
@@ -79,8 +77,8 @@ def anthropic_app() -> web.Application:
         if body["model"] != MODEL:
             return anthropic_error(404, "not_found_error", f"model: {body['model']}")
         said = _turns([(each["role"], _blocks(each["content"])) for each in body["messages"]], body.get("system"))
-        stop = tuple(body.get("stop_sequences", ()))
-        done = await engine.complete(_asked(said, body["max_tokens"], body.get("temperature", 1.0), stop))
+        asked = {"max_tokens": body["max_tokens"], "stop": body.get("stop_sequences", [])}
+        done = await engine.complete(_asked(said, asked))
         usage = {"input_tokens": done.prompt_tokens, "output_tokens": done.completion_tokens}
         return web.json_response(
             {
@@ -162,10 +160,11 @@ def gemini_app() -> web.Application:
         options = body["generationConfig"]
         turns = [(_role(each["role"]), [_of_gemini(part) for part in each["parts"]]) for each in body["contents"]]
         system = "".join(part["text"] for part in body.get("systemInstruction", {}).get("parts", ()))
-        said, stop = _turns(turns, system), tuple(options.get("stopSequences", ()))
-        asked = _asked(said, options["maxOutputTokens"], options.get("temperature", 1.0), stop)
-        top = options.get("logprobs", 0) if options.get("responseLogprobs") else None
-        done = await engine.complete(replace(asked, n=options.get("candidateCount", 1), top_logprobs=top))
+        asked = {"max_tokens": options["maxOutputTokens"], "n": options.get("candidateCount", 1)}
+        if options.get("responseLogprobs"):
+            asked |= {"logprobs": True, "top_logprobs": options.get("logprobs", 0)}
+        stop = {"stop": options.get("stopSequences", [])}
+        done = await engine.complete(_asked(_turns(turns, system), asked | stop))
         candidates = [
             {
                 "content": {"role": "model", "parts": [{"text": each.text}]},
@@ -221,13 +220,14 @@ def _role(role: str) -> str:
     return "assistant" if role == "model" else role
 
 
-def _turns(turns: Sequence[tuple[str, str | list[dict[str, Any]]]], system: str | None) -> tuple[Message, ...]:
-    told = [Message(role="system", content=system)] if system else []
-    return (*told, *(Message.model_validate({"role": role, "content": text}) for role, text in turns))
+def _turns(turns: Sequence[tuple[str, str | list[dict[str, Any]]]], system: str | None) -> list[dict[str, Any]]:
+    told = [{"role": "system", "content": system}] if system else []
+    return [*told, *({"role": role, "content": text} for role, text in turns)]
 
 
-def _asked(messages: tuple[Message, ...], most: int, temperature: float, stop: tuple[str, ...]) -> GenerationRequest:
-    return GenerationRequest(uuid.uuid4().hex, None, messages, most, temperature, sampling={"stop": stop})
+def _asked(messages: list[dict[str, Any]], options: dict[str, Any]) -> GenerationRequest:
+    """The request for the echo engine, as it came to the service."""
+    return GenerationRequest(uuid.uuid4().hex, {"messages": messages, **options})
 
 
 def message_answer(text: str, **fields: Any) -> dict[str, Any]:

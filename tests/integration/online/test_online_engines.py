@@ -48,6 +48,11 @@ from workers.engines.base import (
 APPS = {"anthropic": anthropic_app, "gemini": gemini_app, "responses": responses_app}
 
 
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.engines.openai_http.server.MAX_RESPONSE_BYTES", 4096)
+
+
 async def refuses(engine: Engine, name: str, **asked: Any) -> None:
     """Assert that the engine rejects a request with these fields, and names this one."""
     with pytest.raises(RequestRejected) as rejected:
@@ -132,7 +137,7 @@ async def test_a_server_of_responses_that_lists_its_models_is_asked_only_if_the_
     models: Respond, window: int | None, first_requests: list[tuple[str, int]]
 ) -> None:
     """In an earlier version, the engine asked for the description of one model, which only OpenAI's service has."""
-    found, server = await started(RESPONSES, models, says(RESPONSES, "Hello."), max_response_bytes=4096)
+    found, server = await started(RESPONSES, models, says(RESPONSES, "Hello."))
     asked = [(body["model"], body["max_output_tokens"]) for body in server.bodies]
     assert (found, asked) == (window, first_requests)
 
@@ -156,7 +161,7 @@ LONG_DESCRIPTION = answers(200, {"data": [{"id": MODEL}], "more": "x" * 10_000})
 @pytest.mark.parametrize(
     ("models", "status", "why"),
     [
-        (LONG_DESCRIPTION, 404, r"more than the 4096 bytes of max_response_bytes, and a first request"),
+        (LONG_DESCRIPTION, 404, r"more than 4096 bytes, and a first request"),
         (NO_PATH, 401, r"API_KEY .*must be a key that may use it"),
         (answers(403, {}), 403, r"API_KEY .*must be a key that may use it"),
     ],
@@ -165,7 +170,7 @@ async def test_a_model_that_only_the_first_request_shows_to_be_out_of_reach_ends
     kind: OnlineKind, models: Respond, status: int, why: str
 ) -> None:
     with pytest.raises(EngineRefused, match=why) as refused:
-        await started(kind, models, problem(kind, status, f"{KEY} is unknown"), max_response_bytes=4096)
+        await started(kind, models, problem(kind, status, f"{KEY} is unknown"))
     assert KEY not in str(refused.value)
 
 
@@ -345,7 +350,7 @@ async def test_an_answer_of_another_form_is_a_failure(kind: OnlineKind, body: An
 
 @EACH
 async def test_a_raw_prompt_and_an_answer_beyond_the_limit_are_refused(kind: OnlineKind) -> None:
-    async with scripted(kind, says(kind, "x" * 4000), max_response_bytes=2000) as (engine, _):
+    async with scripted(kind, says(kind, "x" * 5000)) as (engine, _):
         await refuses(engine, "raw", is_raw=True)
         with pytest.raises(RequestRejected, match="larger than this engine reads"):
             await engine.complete(request())

@@ -30,7 +30,7 @@ from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS
 from workers.engines.openai_http.settings import OpenAISettings
 
 WORK_SECONDS = 0.02
-PROBE = small_request(request()).prompt
+PROBE = small_request(request()).question
 
 
 class Refusing:

@@ -135,7 +135,7 @@ async def pooling_engine(server: PoolingServer) -> AsyncIterator[HttpEngine]:
 
 def request(field: str, asked: Any = None) -> GenerationRequest:
     pooling = PoolingInput.of(Job.model_validate({field: asked or KINDS[field].asked}))
-    return GenerationRequest(f"r-{field}", None, None, 512, None, pooling=pooling)
+    return GenerationRequest(f"r-{field}", {"max_tokens": 512}, pooling=pooling)
 
 
 @pytest.mark.parametrize("field", KINDS)

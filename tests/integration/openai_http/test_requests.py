@@ -129,7 +129,7 @@ SIX_HUNDRED = lists({"id": "m1", "max_model_len": 600})
         ([lists({"id": "m1", "max_model_len": 0})], {"context_tokens": 500}, 500),
         ([answers(200, {"data": "none"})], {"context_tokens": 500}, 500),
         ([answers(404, problem("no such path"))], {"context_tokens": 500}, 500),
-        ([lists({"id": "m1", "max_model_len": 600, "more": "x" * 10_000})], {"max_response_bytes": 4096}, None),
+        ([lists({"id": "m1", "max_model_len": 600, "more": "x" * 10_000})], {}, None),
         # A server that is coming up is waited for.
         ([answers(503, problem("loading")), answers(502, {}), SIX_HUNDRED], {}, 600),
     ],
@@ -177,6 +177,11 @@ async def test_no_job_is_rejected_for_a_setting_that_only_the_operator_can_mend(
     assert KEY not in caplog.text
 
 
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.engines.openai_http.server.MAX_RESPONSE_BYTES", 4096)
+
+
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 ASKED = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8, "temperature": 0.0}
@@ -190,7 +195,7 @@ EVERYTHING = {"seed": 7, "priority": 4, "response_format": FORM, "stop": ("\n",)
     ("settings", "asked", "body"),
     [
         (
-            {"send_priority": True},
+            {},
             {"prompt": None, "messages": CHAT, **EVERYTHING},
             {
                 "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}],
@@ -205,7 +210,6 @@ EVERYTHING = {"seed": 7, "priority": 4, "response_format": FORM, "stop": ("\n",)
                     "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
                 },
                 "logprobs": True,
-                "priority": -4,
             },
         ),
         (UNLIKELY, {"priority": 4}, ASKED),
@@ -350,8 +354,8 @@ REFUSALS = [
     ),
     Refusal(too_large("max_tokens"), RequestRejected, "^max_tokens: It is too large$"),
     Refusal(too_large("max_completion_tokens"), RequestRejected, "^max_tokens: It is too large$"),
-    Refusal(answers(400, problem("no " * 10_000)), RequestRejected, rf"^prompt: .{{,{MAX_REASON_CHARACTERS}}}$"),
-    Refusal(bomb, RequestRejected, "larger than this engine reads", settings={"max_response_bytes": 4096}),
+    Refusal(answers(400, problem("no " * 1_000)), RequestRejected, rf"^prompt: .{{,{MAX_REASON_CHARACTERS}}}$"),
+    Refusal(bomb, RequestRejected, "larger than this engine reads"),
     Refusal(answers(401, problem("who are you?")), EngineUnavailable, "401"),
     Refusal(answers(503, problem("later")), EngineUnavailable, "503", 3, {"attempts": 3}),
     # The server asks for a wait beyond the job's deadline.

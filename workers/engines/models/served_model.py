@@ -24,6 +24,7 @@ from workers.engines.base import (
     RequestRejected,
     ServedBy,
 )
+from workers.engines.body import parts_of, text_of
 from workers.engines.models.entries import RateLimits
 from workers.engines.models.registry_file import RegistryModel
 
@@ -271,12 +272,12 @@ def _loads(engines: Sequence[AddressEngine]) -> list[float]:
 
 
 def _estimate(request: GenerationRequest) -> int:
-    messages = request.messages or ()
-    chars = len(request.prompt or "") + sum(len(message.text) for message in messages)
     if request.pooling is not None:
         return request.pooling.chars // _CHARS_PER_TOKEN
-    images = sum(len(message.images) for message in messages)
-    return chars // _CHARS_PER_TOKEN + images * IMAGE_TOKENS + request.n * request.max_tokens
+    chars: int = len(request.body.get("prompt", "")) + sum(len(text_of(message)) for message in request.messages)
+    images = sum(part["type"] == "image_url" for message in request.messages for part in parts_of(message))
+    tokens: int = chars // _CHARS_PER_TOKEN + images * IMAGE_TOKENS + request.n * request.max_tokens
+    return tokens
 
 
 def _report(task: asyncio.Task[None]) -> None:

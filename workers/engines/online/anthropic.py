@@ -10,8 +10,7 @@ from urllib.parse import quote
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
-from schemas.job import ImagePart, Message, Reasoning, TextPart
-from schemas.tools import MAX_TOOL_CALLS, CalledFunction, NamedTool, ToolCall
+from schemas.tools import MAX_TOOL_CALLS, CalledFunction, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import (
@@ -19,18 +18,22 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
     TokenCount,
+    arguments_of,
     inline,
+    named_tool,
     with_calls,
     with_refusal,
 )
+from workers.engines.body import Body, text_of
 from workers.engines.finish import finish_reason, is_refusal
 from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
 from workers.engines.openai_http.settings import RemoteSettings
-from workers.engines.prompts import arguments_of
 
 _MOST_BLOCKS = 4096
+_VERSION = "2023-06-01"
+_OF_A_TOOL = ("name", "description")
 _EFFORTS = {"minimal": "low", "xhigh": "max"}
 """Maps a job's word for an effort to the service's word, if the two words differ."""
 
@@ -40,8 +43,6 @@ class AnthropicSettings(RemoteSettings):
 
     base_url: str = Field(default="https://api.anthropic.com/v1", pattern=r"^https?://[^\s]+$")
     """The service's URL, with the version of its API."""
-    version: str = Field(default="2023-06-01", pattern=r"^\d{4}-\d{2}-\d{2}$")
-    """The value of the header `anthropic-version`."""
 
 
 class _Block(BoundedModel):
@@ -87,12 +88,7 @@ class AnthropicServer(ModelServer):
     kind = "anthropic"
     generation_path = "messages"
     account_texts = OF_ACCOUNTS
-    fields: ClassVar[Mapping[str, str]] = {
-        **{name: name for name in ("max_tokens", "temperature", "top_p", "tools", "tool_choice")},
-        "stop_sequences": "stop",
-        "thinking": "reasoning.max_tokens",
-        "output_config": "response_format",
-    }
+    parameters: ClassVar[Mapping[str, str]] = {"output_config": "response_format"}
 
     def __init__(self, settings: AnthropicSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -100,23 +96,21 @@ class AnthropicServer(ModelServer):
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the key and the API's version."""
-        return {"x-api-key": key, "anthropic-version": self.settings.version}
+        return {"x-api-key": key, "anthropic-version": _VERSION}
 
-    def body(self, request: GenerationRequest) -> dict[str, Any]:
+    def body(self, request: GenerationRequest) -> Body:
         """Return the JSON of a message request.
 
         Raises RequestRejected for a raw prompt, or a temperature above 1.
         """
         system, turns = parted(request)
-        body: dict[str, Any] = {
+        body: Body = {
             "model": self.model,
             "max_tokens": request.max_tokens,
             "messages": [{"role": turn.role, "content": _content(turn)} for turn in turns],
+            **_tools(request),
+            **_reasoning(request),
         }
-        if request.tools:
-            body |= _tools(request)
-        if request.reasoning is not None:
-            body |= _reasoning(request.reasoning)
         if system:
             body["system"] = system
         body |= self.temperature(request)
@@ -124,8 +118,8 @@ class AnthropicServer(ModelServer):
             raise RequestRejected("temperature", "this service takes values from 0 to 1")
         body |= options_of("anthropic", request)
         form = request.response_format
-        if form is not None and form.json_schema is not None:
-            schema = {"type": "json_schema", "schema": form.json_schema.schema_}
+        if form is not None and "json_schema" in form:
+            schema = {"type": "json_schema", "schema": form["json_schema"]["schema"]}
             body["output_config"] = body.get("output_config", {}) | {"format": schema}
         return body
 
@@ -144,7 +138,7 @@ class AnthropicServer(ModelServer):
         if is_refusal(answer.stop_reason):  # the text before a refusal is not an answer
             return with_refusal(completion, answer.stop_details.explanation if answer.stop_details else None)
         called = [block for block in answer.content if block.type == "tool_use"][:MAX_TOOL_CALLS]
-        return with_calls(completion, [_call(block) for block in called]) if request.tools else completion
+        return with_calls(completion, [_call(block) for block in called]) if "tools" in request.body else completion
 
     def window_in(self, body: bytes) -> int | None:
         """Return the largest number of tokens of a prompt; None if the description has no number.
@@ -159,50 +153,50 @@ def _call(block: _Block) -> ToolCall:
     return ToolCall(id=block.id, function=CalledFunction(name=block.name, arguments=arguments))
 
 
-def _content(turn: Turn) -> str | list[dict[str, Any]]:
+def _content(turn: Turn) -> str | list[Body]:
     """Return a turn's content: a text, or blocks for images, tool calls and tool results. Raises RequestRejected."""
-    if turn.is_text:
-        return turn.text
-    return [_block(piece) for piece in turn.pieces]
+    return turn.text if turn.is_text else [*map(_block, turn.pieces)]
 
 
-def _block(piece: ImagePart | TextPart | ToolCall | Message) -> dict[str, Any]:
-    if isinstance(piece, Message):
-        return {"type": "tool_result", "tool_use_id": piece.tool_call_id, "content": piece.text}
-    if isinstance(piece, ToolCall):
-        return {"type": "tool_use", "id": piece.id, "name": piece.function.name, "input": arguments_of(piece)}
-    if isinstance(piece, TextPart):
-        return {"type": "text", "text": piece.text}
-    media_type, data = inline(piece.image_url)
+def _block(piece: Body) -> Body:
+    if piece["type"] == "tool":
+        return {"type": "tool_result", "tool_use_id": piece["tool_call_id"], "content": text_of(piece)}
+    if piece["type"] == "function":
+        return {"type": "tool_use", "id": piece["id"], "name": piece["function"]["name"], "input": arguments_of(piece)}
+    if piece["type"] == "text":
+        return piece
+    media_type, data = inline(piece["image_url"])
     return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
 
 
-def _tools(request: GenerationRequest) -> dict[str, Any]:
+def _tools(request: GenerationRequest) -> Body:
     """Return the parameters for tools; `any` is the service's word for `required`."""
+    if "tools" not in request.body:
+        return {}
     tools = []
-    for tool in request.tools:
-        described = {"description": tool.function.description} if tool.function.description is not None else {}
-        schema = {"type": "object", **tool.function.parameters}
-        tools.append({"name": tool.function.name, **described, "input_schema": schema})
+    for function in (tool["function"] for tool in request.body["tools"]):
+        schema = {"type": "object", **function["parameters"]}
+        tools.append({**{name: function[name] for name in _OF_A_TOOL if name in function}, "input_schema": schema})
     asked = request.tool_choice or "auto"
-    if isinstance(asked, NamedTool):
-        choice: dict[str, Any] = {"type": "tool", "name": asked.function.name}
+    if (name := named_tool(asked)) is not None:
+        choice: Body = {"type": "tool", "name": name}
     else:
-        choice = {"type": {"required": "any"}.get(asked, asked)}
-    if request.parallel_tool_calls is False and asked != "none":
+        choice = {"type": "any" if asked == "required" else asked}
+    if request.body.get("parallel_tool_calls") is False and asked != "none":
         choice["disable_parallel_tool_use"] = True
     return {"tools": tools, "tool_choice": choice}
 
 
-def _reasoning(asked: Reasoning) -> dict[str, Any]:
+def _reasoning(request: GenerationRequest) -> Body:
     """Return the parameters for the effort and for the token budget. A token budget must be at least 1,024."""
-    if not asked.is_wanted:
+    if request.reasons is False:
         return {"thinking": {"type": "disabled"}}
-    fields: dict[str, Any] = {}
-    if asked.max_tokens is not None:
-        fields["thinking"] = {"type": "enabled", "budget_tokens": asked.max_tokens}
-    if asked.effort is not None:
-        fields["output_config"] = {"effort": _EFFORTS.get(asked.effort, asked.effort)}
+    effort, budget = request.body.get("reasoning_effort"), request.body.get("thinking_token_budget")
+    fields: Body = {}
+    if budget is not None:
+        fields["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    if effort is not None:
+        fields["output_config"] = {"effort": _EFFORTS.get(effort, effort)}
     return fields
 
 

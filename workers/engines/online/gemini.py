@@ -14,28 +14,31 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
-from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS, ImagePart, Message, Reasoning, TextPart
+from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
 from schemas.result import TokenLogprob
-from schemas.tools import MAX_TOOL_CALLS, NamedTool, ToolCall
+from schemas.tools import MAX_TOOL_CALLS, ToolCall
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import (
     Completion,
     GenerationRequest,
     RequestRejected,
+    arguments_of,
     inline,
+    named_tool,
     numbered_call,
     token_logprob,
     with_calls,
 )
+from workers.engines.body import Body, passed, text_of
 from workers.engines.finish import finish_reason
 from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
 from workers.engines.openai_http.settings import RemoteSettings
-from workers.engines.prompts import arguments_of
 
 _MOST_PARTS = 4096
+_OF_A_TOOL = ("name", "description")
 _LEVELS: dict[str, str] = {"xhigh": "high"}
 """Maps a job's word for an effort to the service's word, if the two words differ."""
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
@@ -128,24 +131,7 @@ class GeminiServer(ModelServer):
 
     kind = "gemini"
     account_texts = OF_ACCOUNTS
-    fields: ClassVar[Mapping[str, str]] = {
-        **{name: name for name in ("temperature", "seed", "tools")},
-        "max_output_tokens": "max_tokens",
-        "maxOutputTokens": "max_tokens",
-        "top_p": "top_p",
-        "topP": "top_p",
-        "stop_sequences": "stop",
-        "stopSequences": "stop",
-        "candidate_count": "n",
-        "candidateCount": "n",
-        "logprobs": "top_logprobs",
-        "tool_config": "tool_choice",
-        "toolConfig": "tool_choice",
-        "thinking_config": "reasoning.max_tokens",
-        "thinkingConfig": "reasoning.max_tokens",
-        "response_json_schema": "response_format",
-        "responseJsonSchema": "response_format",
-    }
+    parameters: ClassVar[Mapping[str, str]] = {"thinkingConfig": "reasoning.max_tokens", "toolConfig": "tool_choice"}
 
     def __init__(self, settings: GeminiSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -156,30 +142,21 @@ class GeminiServer(ModelServer):
         """Return the key."""
         return {"x-goog-api-key": key}
 
-    def body(self, request: GenerationRequest) -> dict[str, Any]:
+    def body(self, request: GenerationRequest) -> Body:
         """Return the JSON of a GenerateContentRequest. Raises RequestRejected for a raw prompt."""
         system, turns = parted(request)
-        options: dict[str, Any] = {"maxOutputTokens": request.max_tokens, **self.temperature(request)}
-        options |= options_of("gemini", request)
+        options = passed("gemini", request.body, "max_tokens", "n", "logprobs", "top_logprobs")
+        options |= self.temperature(request) | options_of("gemini", request) | _thinking(request)
         if "seed" in options:
             options["seed"] %= 2**31  # cut, since the API's seed is an int32
-        if request.reasoning is not None:
-            options["thinkingConfig"] = _reasoning(request.reasoning)
-        if request.n > 1:
-            options["candidateCount"] = request.n
-        if request.top_logprobs is not None:
-            options["responseLogprobs"] = True
-            options["logprobs"] = request.top_logprobs
         form = request.response_format
-        if form is not None and form.type != "text":
+        if form is not None:
             options["responseMimeType"] = "application/json"
-        if form is not None and form.json_schema is not None:
-            options["responseJsonSchema"] = form.json_schema.schema_
-        names = {call.id: call.function.name for message in request.messages or () for call in message.tool_calls or ()}
+            options |= {"responseJsonSchema": form["json_schema"]["schema"]} if "json_schema" in form else {}
+        calls = (call for message in request.messages for call in message.get("tool_calls", ()))
+        names = {call["id"]: call["function"]["name"] for call in calls}
         contents = [{"role": _ROLES[turn.role], "parts": _parts(turn, names)} for turn in turns]
-        body: dict[str, Any] = {"contents": contents, "generationConfig": options}
-        if request.tools:
-            body |= _tools(request)
+        body: Body = {"contents": contents, "generationConfig": options, **_tools(request)}
         if system:
             body["systemInstruction"] = {"parts": [{"text": system}]}
         return body
@@ -226,7 +203,8 @@ def _completion(candidate: _Candidate, request: GenerationRequest) -> Completion
         logprobs = candidate.logprobs.of_tokens(request.top_logprobs, request.max_tokens)
     completion = Completion(text, reason, 0, 0, confidence, thoughts or None, logprobs=logprobs)
     called = [part.call for part in candidate.content.parts if part.call is not None][:MAX_TOOL_CALLS]
-    return with_calls(completion, [_call(call, at) for at, call in enumerate(called)]) if request.tools else completion
+    calls = [_call(call, at) for at, call in enumerate(called)]
+    return with_calls(completion, calls) if "tools" in request.body else completion
 
 
 def _call(call: _FunctionCall, number: int) -> ToolCall:
@@ -235,51 +213,52 @@ def _call(call: _FunctionCall, number: int) -> ToolCall:
     return numbered_call(call.id, call.name, arguments, number)
 
 
-def _parts(turn: Turn, names: Mapping[str, str]) -> list[dict[str, Any]]:
+def _parts(turn: Turn, names: Mapping[str, str]) -> list[Body]:
     """Return a turn's parts. `names` maps the ids of the chat's calls to their functions. Raises RequestRejected."""
-    if turn.is_text:
-        return [{"text": turn.text}]
-    return [_part(piece, names) for piece in turn.pieces]
+    return [{"text": turn.text}] if turn.is_text else [_part(piece, names) for piece in turn.pieces]
 
 
-def _part(piece: ImagePart | TextPart | ToolCall | Message, names: Mapping[str, str]) -> dict[str, Any]:
-    if isinstance(piece, Message):
-        name = names.get(piece.tool_call_id or "")
+def _part(piece: Body, names: Mapping[str, str]) -> Body:
+    if piece["type"] == "tool":
+        name = names.get(piece["tool_call_id"])
         if name is None:
             raise RequestRejected("messages", "`tool_call_id` names no call of an earlier message")
-        return {"functionResponse": {"name": name, "response": {"result": piece.text}}}
-    if isinstance(piece, ToolCall):
-        return {"functionCall": {"name": piece.function.name, "args": arguments_of(piece)}}
-    if isinstance(piece, TextPart):
-        return {"text": piece.text}
-    media_type, data = inline(piece.image_url)
+        return {"functionResponse": {"name": name, "response": {"result": text_of(piece)}}}
+    if piece["type"] == "function":
+        return {"functionCall": {"name": piece["function"]["name"], "args": arguments_of(piece)}}
+    if piece["type"] == "text":
+        return {"text": piece["text"]}
+    media_type, data = inline(piece["image_url"])
     return {"inlineData": {"mimeType": media_type, "data": data}}
 
 
-def _tools(request: GenerationRequest) -> dict[str, Any]:
+def _tools(request: GenerationRequest) -> Body:
     """Return the parameters for tools; `ANY` is the service's word for `required`. Raises RequestRejected."""
-    if request.parallel_tool_calls is False:
+    if "tools" not in request.body:
+        return {}
+    if request.body.get("parallel_tool_calls") is False:
         raise RequestRejected("parallel_tool_calls", "this service has no such bound; remove the field")
     declared = []
-    for tool in request.tools:
-        described = {"description": tool.function.description} if tool.function.description is not None else {}
-        schema = {"parametersJsonSchema": tool.function.parameters} if tool.function.parameters else {}
-        declared.append({"name": tool.function.name, **described, **schema})
-    asked = request.tool_choice or "auto"
-    mode = "ANY" if isinstance(asked, NamedTool) else _MODES[asked]
-    config: dict[str, Any] = {"mode": mode}
-    if isinstance(asked, NamedTool):
-        config["allowedFunctionNames"] = [asked.function.name]
+    for function in (tool["function"] for tool in request.body["tools"]):
+        schema = {"parametersJsonSchema": function["parameters"]} if function["parameters"] else {}
+        declared.append({**{name: function[name] for name in _OF_A_TOOL if name in function}, **schema})
+    name = named_tool(request.tool_choice)
+    config: Body = {"mode": _MODES[str(request.tool_choice or "auto")]} if name is None else {"mode": "ANY"}
+    if name is not None:
+        config["allowedFunctionNames"] = [name]
     return {"tools": [{"functionDeclarations": declared}], "toolConfig": {"functionCallingConfig": config}}
 
 
-def _reasoning(asked: Reasoning) -> dict[str, Any]:
+def _thinking(request: GenerationRequest) -> Body:
     """Return the thinking options: newer models take a level, and models of the previous generation take a budget."""
-    if not asked.is_wanted:
-        return {"thinkingBudget": 0}
-    level = _LEVELS.get(asked.effort, asked.effort) if asked.effort is not None else None
-    fields = {"thinkingBudget": asked.max_tokens, "thinkingLevel": level, "includeThoughts": True}
-    return {name: value for name, value in fields.items() if value is not None}
+    if request.reasons is None:
+        return {}
+    if not request.reasons:
+        return {"thinkingConfig": {"thinkingBudget": 0}}
+    effort, budget = request.body.get("reasoning_effort"), request.body.get("thinking_token_budget")
+    level = _LEVELS.get(effort, effort) if effort is not None else None
+    fields = {"thinkingBudget": budget, "thinkingLevel": level, "includeThoughts": True}
+    return {"thinkingConfig": {name: value for name, value in fields.items() if value is not None}}
 
 
 Settings = GeminiSettings

@@ -8,15 +8,15 @@ Source: OpenAI API reference, "Create a model response" and "The response object
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
 from schemas.bounded import BoundedModel
-from schemas.job import MAX_TOKENS, ImagePart, Message, Reasoning, ResponseFormat, TextPart
+from schemas.job import MAX_TOKENS
 from schemas.result import TokenLogprob
-from schemas.tools import MAX_TOOL_CALLS, NamedTool
+from schemas.tools import MAX_TOOL_CALLS
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import (
@@ -26,10 +26,12 @@ from workers.engines.base import (
     GenerationRequest,
     RequestRejected,
     inline,
+    named_tool,
     numbered_call,
     with_calls,
     with_refusal,
 )
+from workers.engines.body import Body, parts_of, passed, text_of
 from workers.engines.finish import finish_reason
 from workers.engines.online.turns import options_of, require_chat
 from workers.engines.openai_http.answers import Token, logprobs_of
@@ -59,42 +61,30 @@ class ResponsesServer(ModelServer):
     kind = "responses"
     generation_path = "responses"
     account_texts = OF_ACCOUNTS
-    fields: ClassVar[Mapping[str, str]] = {
-        "include": "logprobs",
-        "max_output_tokens": "max_tokens",
-        "parallel_tool_calls": "parallel_tool_calls",
-        "reasoning": "reasoning.effort",
-        "temperature": "temperature",
-        "text": "response_format",
-        "tool_choice": "tool_choice",
-        "tools": "tools",
-        "top_logprobs": "top_logprobs",
-        "top_p": "top_p",
-    }
 
-    def body(self, request: GenerationRequest) -> dict[str, Any]:
+    def body(self, request: GenerationRequest) -> Body:
         """Return the JSON of a request for a response.
 
         The API takes no stop texts, so the request leaves them out and `completion` cuts the text. Raises
         RequestRejected for a raw prompt, or a bound on the tokens of the reasoning.
         """
         require_chat(request)
-        body: dict[str, Any] = {
+        body: Body = {
             "model": self.model,
-            "input": [item for message in _messages(request) for item in _items(message)],
-            "max_output_tokens": request.max_tokens,
+            "input": [item for message in request.messages for item in _items(message)],
             "store": False,
+            **passed("responses", request.body, "max_tokens", "top_logprobs"),
         }
         body |= self.temperature(request)
         body |= {name: value for name, value in options_of("responses", request).items() if name != "stop"}
-        if reasoning := self._reasoning(request.reasoning):
+        if reasoning := self._reasoning(request):
             body["reasoning"] = reasoning
-        if request.response_format is not None and request.response_format.type != "text":
+        if request.response_format is not None:
             body["text"] = {"format": _format(request.response_format)}
-        if request.tools:
+        if "tools" in request.body:
             body |= _tools(request)
         if request.top_logprobs is not None:
-            body |= {"include": [_LOGPROBS], "top_logprobs": request.top_logprobs}
+            body["include"] = [_LOGPROBS]
         return body
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
@@ -111,7 +101,7 @@ class ResponsesServer(ModelServer):
         refusals = [part.refusal for part in said if isinstance(part, _Refusal)]
         parts = [part for part in said if isinstance(part, _Text)]
         whole = "".join(part.text for part in parts)
-        text = min((whole.partition(stop)[0] for stop in request.sampling.get("stop", ())), key=len, default=whole)
+        text = min((whole.partition(stop)[0] for stop in request.body.get("stop", ())), key=len, default=whole)
         if len(text) < len(whole) and reason == "length":
             reason = "stop"
         logprobs = _logprobs(parts, request)
@@ -128,78 +118,66 @@ class ResponsesServer(ModelServer):
         )
         if refusals:
             return with_refusal(completion, "".join(refusals))
-        if not request.tools:
+        if "tools" not in request.body:
             return completion
         called = [item for item in answer.output if isinstance(item, _Call)][:MAX_TOOL_CALLS]
         calls = [numbered_call(call.call_id, call.name, call.arguments, at) for at, call in enumerate(called)]
         return with_calls(completion, calls)
 
-    def _reasoning(self, asked: Reasoning | None) -> dict[str, str]:
+    def _reasoning(self, request: GenerationRequest) -> Body:
         """Return the options of the reasoning; no options if the model decides about its reasoning.
 
         Raises RequestRejected.
         """
-        if asked is not None and not asked.is_wanted:
+        if request.reasons is False:
             return {"effort": "none"}
-        if asked is not None and asked.max_tokens is not None:
+        if "thinking_token_budget" in request.body:
             raise RequestRejected("reasoning.max_tokens", "this service has no such bound; set `reasoning.effort`")
-        options = {"effort": asked.effort if asked is not None else None, "summary": self.settings.reasoning_summary}
+        options = {"effort": request.body.get("reasoning_effort"), "summary": self.settings.reasoning_summary}
         return {name: value for name, value in options.items() if value is not None}
 
 
-def _messages(request: GenerationRequest) -> Sequence[Message]:
-    return request.messages or (Message(role="user", content=request.prompt or ""),)
-
-
-def _items(message: Message) -> list[dict[str, Any]]:
+def _items(message: Body) -> list[Body]:
     """Return a message as items of the input: the message itself, its calls, or a call's output."""
-    if message.role == "tool":
-        return [{"type": "function_call_output", "call_id": message.tool_call_id, "output": message.text}]
-    items: list[dict[str, Any]] = []
-    if message.images:
-        parts = [_part(part) for part in message.parts if isinstance(part, ImagePart) or part.text]
-        items.append({"type": "message", "role": message.role, "content": parts})
-    elif message.text or not message.tool_calls:
-        items.append({"type": "message", "role": message.role, "content": message.text})
-    for call in message.tool_calls or ():
-        called = {"name": call.function.name, "arguments": call.function.arguments}
-        items.append({"type": "function_call", "call_id": call.id, **called})
-    return items
+    if message["role"] == "tool":
+        return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": text_of(message)}]
+    items: list[Body] = []
+    calls = message.get("tool_calls", ())
+    if parts := parts_of(message):
+        said = [_part(part) for part in parts if part["type"] != "text" or part["text"]]
+        items.append({"type": "message", "role": message["role"], "content": said})
+    elif message["content"] or not calls:
+        items.append({"type": "message", "role": message["role"], "content": text_of(message)})
+    return items + [{"type": "function_call", "call_id": call["id"], **call["function"]} for call in calls]
 
 
-def _part(part: ImagePart | TextPart) -> dict[str, Any]:
+def _part(part: Body) -> Body:
     """Return a part of a user's message. Raises RequestRejected for a URL that the service would fetch."""
-    if isinstance(part, TextPart):
-        return {"type": "input_text", "text": part.text}
-    inline(part.image_url)
-    return {"type": "input_image", "image_url": part.image_url.url, "detail": part.image_url.detail or "auto"}
+    if part["type"] == "text":
+        return {"type": "input_text", "text": part["text"]}
+    image = part["image_url"]
+    inline(image)
+    return {"type": "input_image", "image_url": image["url"], "detail": image.get("detail", "auto")}
 
 
-def _format(form: ResponseFormat) -> dict[str, Any]:
+def _format(form: Body) -> Body:
     """Return the form of the answer; the fields of `json_schema` are one level higher than in chat completions."""
-    if form.json_schema is None:
-        return {"type": form.type}
-    schema = form.json_schema
-    return {"type": form.type, "name": schema.name, "schema": schema.schema_, "strict": schema.strict}
+    return {"type": form["type"], **form.get("json_schema", {})}
 
 
-def _tools(request: GenerationRequest) -> dict[str, Any]:
-    """Return the parameters for tools.
+def _tools(request: GenerationRequest) -> Body:
+    """Return the parameters for tools, which have their members one level higher than in chat completions.
 
     `strict` is always sent, because this API is strict by default, unlike chat completions. The service refuses an
     object without `properties`.
     """
     tools = []
-    for tool in request.tools:
-        function = tool.function
-        described = {"description": function.description} if function.description is not None else {}
-        schema = {"type": "object", "properties": {}, **function.parameters}
-        strict = bool(function.strict)
-        tools.append({"type": "function", "name": function.name, **described, "parameters": schema, "strict": strict})
-    asked = request.tool_choice
-    choice = {"type": "function", "name": asked.function.name} if isinstance(asked, NamedTool) else asked
-    fields = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": request.parallel_tool_calls}
-    return {name: value for name, value in fields.items() if value is not None}
+    for function in (tool["function"] for tool in request.body["tools"]):
+        schema = {"type": "object", "properties": {}, **function["parameters"]}
+        tools.append({"type": "function", "strict": False, **function, "parameters": schema})
+    name = named_tool(request.tool_choice)
+    fields = passed("responses", request.body, "tool_choice", "parallel_tool_calls")
+    return fields | {"tools": tools} | ({"tool_choice": {"type": "function", "name": name}} if name else {})
 
 
 # -- Answers --
@@ -310,9 +288,8 @@ def _failed(error: _Error, usage: Usage, request: GenerationRequest) -> Completi
     if "policy" in code:
         return Completion("", "content_filter", usage.prompt_tokens, usage.completion_tokens)
     if code == "invalid_prompt" or "image" in code:
-        field = "messages" if request.messages is not None else "prompt"
         reason = " ".join((error.message or "").split())[:MAX_REASON_CHARACTERS]
-        raise RequestRejected(field, reason or "the service refuses the input")
+        raise RequestRejected(request.asked_in, reason or "the service refuses the input")
     if code in _OF_THE_ACCOUNT:
         raise EngineUnavailable(f"the service failed with the code {code}")
     raise EngineFailed("the service failed while it generated", wasted_tokens=usage.completion_tokens)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
-from schemas.job import ImagePart, Message, TextPart
-from schemas.tools import ToolCall
-from workers.engines.base import GenerationRequest, RequestRejected, named, require_question
+from workers.engines.base import GenerationRequest, RequestRejected, require_question
+from workers.engines.body import SYSTEM_ROLES, Body, parts_of, passed, text_of, user_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,32 +16,32 @@ class Turn:
 
     role: str
     """`user` or `assistant`."""
-    messages: Sequence[Message]
+    messages: Sequence[Body]
 
     @property
     def text(self) -> str:
         """The texts of the messages as one text."""
-        return "\n\n".join(message.text for message in self.messages)
+        return "\n\n".join(map(text_of, self.messages))
 
     @property
     def is_text(self) -> bool:
         """True if no message has images, tool calls or tool results."""
-        return not any(message.images or message.tool_calls or message.role == "tool" for message in self.messages)
+        return not any(parts_of(each) or "tool_calls" in each or each["role"] == "tool" for each in self.messages)
 
     @property
-    def pieces(self) -> Iterator[TextPart | ImagePart | ToolCall | Message]:
-        """Texts, images and calls in their order; a tool's return value is a whole message. Empty texts are left out.
+    def pieces(self) -> Iterator[Body]:
+        """Texts, images, calls and answers of tools in their order, as parts with a `type`. Empty texts are left out.
 
         Both services refuse an empty text.
         """
         for message in self.messages:
-            if message.role == "tool":
-                yield message
-            elif message.images:
-                yield from (part for part in message.parts if isinstance(part, ImagePart) or part.text)
-            elif message.text:
-                yield TextPart(type="text", text=message.text)
-            yield from message.tool_calls or ()
+            if message["role"] == "tool":
+                yield {"type": "tool", **message}
+            elif parts_of(message):
+                yield from (part for part in parts_of(message) if part["type"] != "text" or part["text"])
+            elif message["content"]:
+                yield {"type": "text", "text": message["content"]}
+            yield from message.get("tool_calls", ())
 
 
 def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
@@ -53,19 +51,17 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
     Raises RequestRejected for a raw prompt, and for a request without a question.
     """
     require_chat(request)
-    if request.messages is None:
-        return "", [_of_the_user(request.prompt or "")]
-    system = "\n\n".join(message.text for message in request.messages if _is_system(message))
-    others = [message for message in request.messages if not _is_system(message)]
+    system = "\n\n".join(text_of(message) for message in request.messages if message["role"] in SYSTEM_ROLES)
+    others = [message for message in request.messages if message["role"] not in SYSTEM_ROLES]
     if not others:
-        return "", [_of_the_user(system)]
+        return "", [Turn("user", [user_message(system)])]
     return system, [Turn(role, [*group]) for role, group in groupby(others, _role)]
 
 
-def options_of(kind: str, request: GenerationRequest) -> dict[str, Any]:
-    """Return the sampling fields that this service takes. Its newer models refuse a `top_p` that changes nothing."""
-    changed = {name: value for name, value in request.sampling.items() if (name, value) != ("top_p", 1.0)}
-    return named(kind, replace(request, sampling=changed))
+def options_of(kind: str, request: GenerationRequest) -> Body:
+    """Return the sampling members that this service takes. Its newer models refuse a `top_p` that changes nothing."""
+    names = ("top_p", "seed", "stop") if request.body.get("top_p") != 1.0 else ("seed", "stop")
+    return passed(kind, request.body, *names)
 
 
 def require_chat(request: GenerationRequest) -> None:
@@ -75,13 +71,5 @@ def require_chat(request: GenerationRequest) -> None:
         raise RequestRejected("raw", "this service answers chats only")
 
 
-def _of_the_user(text: str) -> Turn:
-    return Turn("user", [Message(role="user", content=text)])
-
-
-def _is_system(message: Message) -> bool:
-    return message.role in ("system", "developer")
-
-
-def _role(message: Message) -> str:
-    return "assistant" if message.role == "assistant" else "user"
+def _role(message: Body) -> str:
+    return "assistant" if message["role"] == "assistant" else "user"

@@ -202,6 +202,6 @@ def _completion(
     refusal = choice.message.refusal if choice.message is not None else None
     if (refusal and not text) or is_refusal(choice.finish_reason):
         return with_refusal(completion, refusal or text)
-    if request is None or not request.tools or choice.message is None:
+    if request is None or "tools" not in request.body or choice.message is None:
         return completion
     return with_calls(completion, [call.named(at) for at, call in enumerate(choice.message.tool_calls or ())])

@@ -34,13 +34,13 @@ from workers.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     RequestRejected,
+    prompt_room,
     require_texts,
     small_request,
 )
 from workers.engines.families import are_read_by
 from workers.engines.openai_http.server import ModelServer, TryAgain, pauses
 from workers.engines.openai_http.slots import Slots, follow
-from workers.engines.prompts import prompt_room
 
 WATCH_SECONDS = 2.0
 """Pause between two looks at a silent server, or at one that is away."""

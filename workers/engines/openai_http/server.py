@@ -33,6 +33,7 @@ from workers.engines.base import (
     TokenCount,
     first_requests,
 )
+from workers.engines.body import FIELDS, passed
 from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
 from workers.engines.openai_http.settings import RemoteSettings
 
@@ -45,6 +46,8 @@ REACH_SECONDS = 4.0
 SPARE_CONNECTIONS = 3
 """Connections beside those of the requests: for the server's counts, a sign of life, and a probe."""
 MAX_REASON_CHARACTERS = 300
+MAX_RESPONSE_BYTES = 8 * 1024 * 1024
+"""Limit on an answer, which may have 131,072 tokens with 20 alternatives each only without most of their text."""
 
 _TOO_MANY_OF_ALL: Final = 529
 """Anthropic's status for too many requests of all customers together."""
@@ -167,8 +170,8 @@ class ModelServer(ABC):
     """The path of the model's description, or of a list of models, below `base_url`."""
     generation_path: str
     """The path for questions, below `base_url`."""
-    fields: ClassVar[Mapping[str, str]] = {}
-    """Maps the parameters in the server's errors to the job's fields."""
+    parameters: ClassVar[Mapping[str, str]] = {}
+    """Maps further parameters in the server's errors to the job's fields, beside those of FIELDS."""
     account_texts: ClassVar[Sequence[str]] = ()
     """Texts in a 400 that concern the operator's account: Gemini, for example, answers 400 to a wrong key."""
     reports_load: ClassVar[bool] = False
@@ -182,6 +185,7 @@ class ModelServer(ABC):
         self.refused: set[str] = set()
         self.found: set[str] = set()
         """Paths at which the server has answered a request."""
+        self._fields = {_folded(name): field for name, field in (*_parameters(self.kind), *self.parameters.items())}
         self._variable = f"POSTBACK_ENGINE__{self.kind.upper()}"
         self._clock = clock
         self._base = settings.base_url.rstrip("/")
@@ -222,7 +226,7 @@ class ModelServer(ABC):
     def temperature(self, request: GenerationRequest) -> dict[str, Any]:
         """Return the temperature to send; nothing if the job sets none and the server refuses it."""
         is_refused = request.temperature_is_default and "temperature" in self.refused
-        return {} if request.temperature is None or is_refused else {"temperature": request.temperature}
+        return {} if is_refused else passed(self.kind, request.body, "temperature")
 
     def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
         """Remember a refused parameter that no job set.
@@ -235,8 +239,7 @@ class ModelServer(ABC):
         if name is None or not (name in sent or name in sent.get("generationConfig", ())):
             return False
         is_ours = (
-            name == "priority"
-            or (name == "logprobs" and request.top_logprobs is None)
+            (name == "logprobs" and request.top_logprobs is None)
             or (name == "temperature" and request.temperature_is_default)
             # with another code, the job's own `max_tokens` is at fault
             or (name == "max_tokens" and problem.code == "unsupported_parameter")
@@ -341,7 +344,7 @@ class ModelServer(ABC):
                 return self.window_in(body)
             lack = f"answered {status} to {path}"
         except RequestRejected:
-            lack = f"answered {path} with more than the {self.settings.max_response_bytes} bytes of max_response_bytes"
+            lack = f"answered {path} with more than {MAX_RESPONSE_BYTES} bytes"
         except ValidationError:
             lack = f"answered {path} in another form than its API describes"
         except LookupError as unlisted:
@@ -413,7 +416,9 @@ class ModelServer(ABC):
         if request.is_whole and status in (400, 413) and any(words in problem.message for words in _OF_LENGTH):
             return PromptTooLong(_LESS)
         reason = " ".join(problem.message.split())[:MAX_REASON_CHARACTERS]
-        return RequestRejected(_blamed(problem, self.fields) or question_of(request), reason or f"it answered {status}")
+        return RequestRejected(
+            _blamed(problem, self._fields) or question_of(request), reason or f"it answered {status}"
+        )
 
     def _is_of_the_account(self, status: int, problem: ServerProblem) -> bool:
         """True if the server refuses the key or the account; the request is not at fault."""
@@ -438,7 +443,7 @@ class ModelServer(ABC):
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the body. Raises RequestRejected for more than the settings allow, counted after decompression."""
         try:
-            return await bounded_body(response, self.settings.max_response_bytes)
+            return await bounded_body(response, MAX_RESPONSE_BYTES)
         except BodyTooLarge:
             raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None
 
@@ -466,14 +471,26 @@ def _blamed(problem: ServerProblem, fields: Mapping[str, str]) -> str | None:
     """
     paths = [problem.param] if problem.param else _NAMED.findall(problem.message[:MAX_REASON_CHARACTERS])
     names = (name for path in paths for name in _WORD.findall(path))
-    return next((fields[name] for name in names if name in fields), None)
+    return next((fields[folded] for folded in map(_folded, names) if folded in fields), None)
+
+
+def _parameters(kind: str) -> Iterator[tuple[str, str]]:
+    """Yield the parameters of an engine kind that jobs set, each with the job's field."""
+    for member in FIELDS.values():
+        if kind in member.names:
+            yield member.names[kind].rpartition(".")[2], member.field
+
+
+def _folded(name: str) -> str:
+    """Return a parameter's name in one spelling; Gemini's errors have `topP` and `top_p`."""
+    return name.replace("_", "").lower()
 
 
 def question_of(request: GenerationRequest) -> str:
     """Return the name of the job's field that has the question or the texts."""
     if request.pooling is not None:
         return request.pooling.kind.field
-    return "messages" if request.messages is not None else "prompt"
+    return request.asked_in
 
 
 def new_session(headers: Mapping[str, str], most_connections: int) -> aiohttp.ClientSession:

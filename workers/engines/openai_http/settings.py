@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
@@ -14,7 +13,7 @@ class RemoteSettings(EngineSection):
     """The settings of every server."""
 
     needs_package: ClassVar[tuple[str, str] | None] = ("aiohttp", "worker")
-    registry_fields: ClassVar[Mapping[str, str]] = {"context_tokens": "context_tokens", "images": "images"}
+    registry_fields: ClassVar[tuple[str, ...]] = ("context_tokens", "images")
 
     base_url: str = Field(default="", pattern=r"^https?://[^\s]+$")
     """The service's URL, with the version of its API."""
@@ -35,8 +34,6 @@ class RemoteSettings(EngineSection):
     """Seconds for one request with all its attempts."""
     start_timeout_seconds: float = Field(default=60.0, ge=0, le=86_400)
     """Seconds that the service may be away at the start before the worker gives up."""
-    max_response_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    """Largest answer that the engine reads, in bytes."""
 
 
 class OpenAISettings(RemoteSettings):
@@ -59,5 +56,3 @@ class OpenAISettings(RemoteSettings):
     """Seconds that the server may take to start before the worker gives up."""
     log_probabilities: bool = True
     """Ask the server for log-probabilities. Turn this off if the server refuses requests with `logprobs`."""
-    send_priority: bool = False
-    """Send `priority`, which a vLLM server with priority scheduling reads."""

@@ -5,9 +5,9 @@
     adapters        LoRA adapters, loaded at the start and changed later
     adapter_files   the adapters' folders
     weights         other weights or adapters for a running engine
-    tokens          a prompt as tokens, and an answer's tokens as text
-    sampling        requests and answers in vLLM's terms
-    calling         tools, and the calls in an answer
+    chat            requests as vLLM's own, with their prompts, parameters and tools
+    answers         vLLM's outputs and errors as an engine's
+    decoding        an answer's tokens as text
     thinking        the model's reasoning
     pooling         embeddings, scores and classes
     loading         reloads an engine that died, and tells if one hangs

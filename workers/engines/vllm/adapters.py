@@ -46,7 +46,7 @@ Unused room takes no memory. Beyond the room, vLLM would evict an adapter, and r
 """
 USUAL_RANK: Final = 16
 """vLLM's default rank, for which an engine without adapters has room if only `max_loras` is set."""
-_ROOM: Final = "POSTBACK_ENGINE__VLLM__MAX_LORA_RANK"
+_ROOM: Final = "`max_lora_rank` in POSTBACK_ENGINE__VLLM__EXTRA"
 
 log = get_logger()
 
@@ -100,20 +100,21 @@ class Adapters:
 
         Unusable adapters are refused, and jobs that name one are rejected.
         """
+        most, loras = settings.extra.get("max_lora_rank"), settings.extra.get("max_loras")
         ranks, base = [], base_tensors(settings.model)
         for version in self._served.values():
             version.refused = None
             try:
-                ranks.append(_usable_rank(version.folder, base, settings.max_lora_rank))
+                ranks.append(_usable_rank(version.folder, base, most))
             except AdapterRefused as refused:
                 _refuse(version, str(refused))
         usable = len(self.names)
-        if not usable and settings.max_lora_rank is None and settings.max_loras is None:
+        if not usable and most is None and loras is None:
             return {"enable_lora": False}
         return {
             "enable_lora": True,
-            "max_lora_rank": room_for(settings.max_lora_rank or max(ranks, default=USUAL_RANK)),
-            "max_loras": settings.max_loras or min(max(usable, 1), MOST_IN_A_BATCH),
+            "max_lora_rank": room_for(most or max(ranks, default=USUAL_RANK)),
+            "max_loras": loras or min(max(usable, 1), MOST_IN_A_BATCH),
             "max_cpu_loras": max(2 * len(self._served), MOST_IN_MEMORY),
         }
 

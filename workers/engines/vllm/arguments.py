@@ -16,27 +16,23 @@ def engine_arguments(settings: VllmSettings, adapters: dict[str, Any]) -> dict[s
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
-    eager = settings.enforce_eager
     arguments: dict[str, Any] = {
         "model": settings.model,
-        "dtype": "float32" if settings.dtype == "auto" and on_cpu and not _cpu_has_bfloat16() else settings.dtype,
+        "dtype": "float32" if on_cpu and not _cpu_has_bfloat16() else "auto",
         # -1 stands for the longest context that fits into memory
-        "max_model_len": settings.max_model_len if settings.max_model_len is not None else -1,
-        "max_num_seqs": settings.max_num_seqs,  # None stands for vLLM's default
-        "enforce_eager": on_cpu if eager is None else eager,
-        "scheduling_policy": "priority",
+        "max_model_len": settings.context_tokens if settings.context_tokens is not None else -1,
+        "max_num_seqs": settings.max_concurrency,  # None stands for vLLM's default
+        "enforce_eager": on_cpu,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         # Allow only compact JSON, because some models would otherwise write nothing but white space until max_tokens.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
-    if not on_cpu:
-        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
-    elif _cpu_has_amx():
+    if on_cpu and _cpu_has_amx():
         arguments["worker_cls"] = "workers.engines.vllm.cpu_worker.AmxWorker"
     if settings.revision is not None:
         arguments |= {"revision": settings.revision, "tokenizer_revision": settings.revision}
-    return arguments | adapters | settings.extra
+    return arguments | settings.extra | adapters
 
 
 def forget_inspections() -> None:

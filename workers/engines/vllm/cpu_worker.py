@@ -24,5 +24,6 @@ class AmxWorker(CPUWorker):
     def init_device(self) -> None:
         """Ask for AMX, then run vLLM's own `init_device`."""
         if not torch.cpu._init_amx():
-            log.warning("Linux refuses AMX; going on. If the worker dies, set POSTBACK_ENGINE__VLLM__DTYPE=float32")
+            fix = '{"dtype": "float32"}'
+            log.warning("Linux refuses AMX; going on. If the worker dies, set POSTBACK_ENGINE__VLLM__EXTRA=%s", fix)
         super().init_device()  # type: ignore[no-untyped-call]

@@ -31,25 +31,23 @@ from workers.engines.base import (
     EngineRefused,
     EngineUnavailable,
     GenerationRequest,
-    PromptTooLong,
     require_question,
 )
 from workers.engines.places import Places
-from workers.engines.prompts import prompt_room
 from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
+from workers.engines.vllm.answers import completion_of, grammar_is_first
 from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
-from workers.engines.vllm.calling import Calling
+from workers.engines.vllm.chat import Chats, VllmChat, call_parser
+from workers.engines.vllm.decoding import Decoding
 from workers.engines.vllm.failures import as_engine_errors, refused
 from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.loading import LOOKS, WARM_UP_SECONDS, load_again, silence, warm
 from workers.engines.vllm.pooling import PoolingModel
 from workers.engines.vllm.process_log import ProcessLog, shutdown_unlogged
-from workers.engines.vllm.sampling import completion_of, grammar_is_first, sampling_params
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.thinking import Thinking, require_reasoning
-from workers.engines.vllm.tokens import Prompts
 from workers.engines.vllm.weights import change
 
 SHUTDOWN_SECONDS = 2.0
@@ -73,14 +71,15 @@ class VllmEngine(AddressEngine):
         self._guardian = guardian or Guardian()
         self._process_log = ProcessLog()
         self._llm: Any = None
-        self._prompts: Any = None
+        self._chats: Any = None
+        self._decoding: Any = None
         self._pooling: PoolingModel | None = None
         """Set for a pooling model, which generates no text."""
         self._thinking: Thinking | None = None
-        self._calling: Any = None
+        self._call_parser: Any = None
         self._defaults: Mapping[str, Any] = {}
-        self._context_tokens = settings.max_model_len
-        self._places = Places(settings.max_num_seqs)
+        self._context_tokens = settings.context_tokens
+        self._places = Places(settings.max_concurrency)
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._answers = 0
@@ -89,10 +88,10 @@ class VllmEngine(AddressEngine):
         self._is_started = False
         self._lost: str | None = None
         self._adapters = Adapters(settings.adapters)
+        # Use one thread only, since two threads must not use a tokenizer at once.
+        self._rendering = ThreadPoolExecutor(1, "render")
         # This lock is held while vLLM loads new weights, because vLLM answers no health call then.
         self._asking_health = asyncio.Lock()
-        # Use one thread only, since two threads must not use a tokenizer at once.
-        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -173,7 +172,7 @@ class VllmEngine(AddressEngine):
         await asyncio.to_thread(self._discard)
         await asyncio.to_thread(self._process_log.close)
         await asyncio.to_thread(self._guardian.close)
-        self._tokenizing.shutdown(wait=False)
+        self._rendering.shutdown(wait=False)
 
     # -- health --------------------------------------------------------------------------------------------------
 
@@ -253,7 +252,9 @@ class VllmEngine(AddressEngine):
 
     async def _load(self) -> None:
         await asyncio.to_thread(self._build)
-        self._prompts = await asyncio.to_thread(Prompts, self._llm.renderer)
+        renderer, config = self._llm.renderer, self._llm.model_config
+        self._chats = Chats(config, renderer, self._settings, self._rendering, self._call_parser)
+        self._decoding = Decoding(renderer.get_tokenizer())
         self._defaults = await asyncio.to_thread(self._llm.model_config.get_diff_sampling_param)
         self._context_tokens = self._llm.model_config.max_model_len
         try:
@@ -304,11 +305,11 @@ class VllmEngine(AddressEngine):
             config = arguments.create_engine_config(usage)
             family = self._settings.model_family(config.model_config.architectures)
             self._thinking = Thinking.of(family, config.model_config)
-            self._calling = Calling.of(family, config.model_config, self._settings.tool_parser)
+            self._call_parser = call_parser(family, self._settings.tool_parser)
             if self._thinking is not None:
                 arguments = self._thinking.arguments(arguments)
                 config = arguments.create_engine_config(usage)
-            metrics = self._metrics if self._settings.engine_metrics else None
+            metrics = None if arguments.disable_log_stats else self._metrics
             self._llm = counted_llm(config, usage, arguments, self._places, metrics)
 
     def _discard(self) -> None:
@@ -332,50 +333,46 @@ class VllmEngine(AddressEngine):
             return await self._pooled(self._pooling, request, lora, aborted)
         require_question(request)
         require_reasoning(request, self._thinking)
-        tokens = await self._tokenized(llm, request)
-        if aborted.done():
-            return Completion("", "abort", len(tokens), 0)
-        return await self._generated(llm, request, tokens, lora)
+        with as_engine_errors(request, self._died):
+            chat = await self._chats.chat(request)
+            if aborted.done():
+                return Completion("", "abort", len(chat.tokens), 0)
+            return await self._generated(llm, chat, lora)
 
-    async def _generated(self, llm: Any, request: GenerationRequest, tokens: list[int], lora: Any) -> Completion:
+    async def _generated(self, llm: Any, chat: VllmChat, lora: Any) -> Completion:
+        """Generate the answers of one request. Raises vLLM's errors and EngineError."""
         from vllm.inputs.engine import tokens_input
 
         output: Any = None
-        with as_engine_errors(request, self._died):
-            thinking = self._thinking
-            tools = self._calling.wanted(request)
-            params = sampling_params(
-                request,
-                self._settings,
-                self._defaults,
-                marks_are_special=thinking is not None and thinking.is_special,
-                tools=tools,
-                decodes_at_end=self._prompts.decoding.is_possible,
-            )
-            is_grammar_first = thinking is not None and grammar_is_first(request, tokens, thinking, tools)
-            outputs = llm.generate(
-                tokens_input(tokens),
-                params,
-                request.request_id,
-                lora_request=lora,
-                priority=-request.priority,
-                reasoning_ended=True if is_grammar_first else None,
-            )
-            async for output in outputs:  # noqa: B007 - the only output is the final one
-                pass
+        thinking, decoding = self._thinking, self._decoding
+        params = chat.params(
+            self._defaults,
+            marks_are_special=thinking is not None and thinking.is_special,
+            decodes_at_end=decoding.is_possible,
+        )
+        is_grammar_first = thinking is not None and grammar_is_first(chat, thinking)
+        outputs = llm.generate(
+            tokens_input(chat.tokens),
+            params,
+            chat.request.request_id,
+            lora_request=lora,
+            reasoning_ended=True if is_grammar_first else None,
+        )
+        async for output in outputs:  # noqa: B007 - the only output is the final one
+            pass
         if output is None:
-            return Completion("", "abort", len(tokens), 0)
+            return Completion("", "abort", len(chat.tokens), 0)
         if all(one.finish_reason != "abort" for one in output.outputs):
-            self._places.answered(request.n)
-        self._prompts.decoding.write_texts(output, tokens, params)
-        return completion_of(output, request, tokens, self._thinking, tools)
+            self._places.answered(chat.request.n)
+        decoding.write_texts(output, chat.tokens, params)
+        return completion_of(output, chat, thinking)
 
     async def _pooled(
         self, model: PoolingModel, request: GenerationRequest, lora: Any, aborted: asyncio.Future[None]
     ) -> Completion:
         """Answer a request to a pooling model; an abort ends all of its texts."""
         with as_engine_errors(request, self._died):
-            prompts = await asyncio.get_running_loop().run_in_executor(self._tokenizing, model.prompts, request)
+            prompts = await asyncio.get_running_loop().run_in_executor(self._rendering, model.prompts, request)
             pooling = asyncio.create_task(model.pooled(request, prompts, lora))
             either: set[asyncio.Future[Any]] = {pooling, aborted}
             try:
@@ -388,19 +385,6 @@ class VllmEngine(AddressEngine):
         """Load the engine now, so that the next request waits less."""
         if not self._closing.is_set():
             self._begin_loading()
-
-    async def _tokenized(self, llm: Any, request: GenerationRequest) -> list[int]:
-        """Return the prompt as tokens.
-
-        A prompt that is too long loses its start, since the question is at the end. Raises PromptTooLong if the prompt
-        may not be cut.
-        """
-        room = prompt_room(request, llm.model_config.max_model_len)
-        prompts: Prompts = self._prompts
-        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, prompts.tokens, request)
-        if request.is_whole and room is not None and len(tokens) > room:
-            raise PromptTooLong(room / len(tokens))
-        return prompts.cut(tokens, room)
 
 
 def _report(abort: asyncio.Future[None]) -> None:

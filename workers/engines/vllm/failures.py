@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from telemetry.logs import get_logger
 from workers.engines.base import EngineDied, EngineFailed, EngineRefused, EngineUnavailable, GenerationRequest
+from workers.engines.vllm.answers import refusal
 from workers.engines.vllm.loading import short
-from workers.engines.vllm.sampling import refusal
 
 
 @contextmanager
@@ -74,7 +74,8 @@ def known_reason(model: str, error: BaseException) -> str | None:
     if "Engine core initialization failed" in text:
         return (
             f"vLLM's process could not load the model {model}; see the lines above. If memory ran out, set "
-            "POSTBACK_ENGINE__VLLM__MAX_MODEL_LEN, …__GPU_MEMORY_UTILIZATION or, on a CPU, VLLM_CPU_KVCACHE_SPACE"
+            "POSTBACK_ENGINE__VLLM__CONTEXT_TOKENS, `gpu_memory_utilization` in …__EXTRA or, on a CPU, "
+            "VLLM_CPU_KVCACHE_SPACE"
         )
     return None
 

@@ -28,7 +28,7 @@ def counted_llm(config: Any, usage: Any, arguments: Any, places: Places, metrics
         stat_loggers=[stat_logger(places, metrics)],
         disable_log_stats=arguments.disable_log_stats,
     )
-    if metrics is None and arguments.disable_log_stats:
+    if arguments.disable_log_stats:
         llm.log_stats = llm.output_processor.log_stats = llm.output_processor.lora_states.log_stats = False
     return llm
 

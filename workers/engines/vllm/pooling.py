@@ -62,8 +62,7 @@ class PoolingModel:
         """
         asked = request.pooling
         if asked is None:
-            field = "prompt" if request.prompt is not None else "messages"
-            raise RequestRejected(field, f"this model answers no question; it gives {self._given}")
+            raise RequestRejected(request.asked_in, f"this model answers no question; it gives {self._given}")
         processor = self._processor(asked.kind)
         if processor is None:
             raise RequestRejected(asked.kind.field, f"this model gives no {asked.kind.answer}; it gives {self._given}")
@@ -75,7 +74,7 @@ class PoolingModel:
     async def pooled(self, request: GenerationRequest, prompts: PoolingPrompts, lora: Any) -> Completion:
         """Pool the prompts concurrently; cancelling aborts all prompts. Raises vLLM's errors."""
         running = [
-            asyncio.create_task(self._encoded(each, f"{request.request_id}-{number}", -request.priority, lora))
+            asyncio.create_task(self._encoded(each, f"{request.request_id}-{number}", lora))
             for number, each in enumerate(prompts.inputs)
         ]
         try:
@@ -85,11 +84,9 @@ class PoolingModel:
                 each.cancel()
         return await asyncio.to_thread(self._completion, prompts, outputs)
 
-    async def _encoded(self, prompt: Any, request_id: str, priority: int, lora: Any) -> Any:
+    async def _encoded(self, prompt: Any, request_id: str, lora: Any) -> Any:
         output: Any = None
-        outputs = self._llm.encode(
-            prompt["prompts"], prompt["params"], request_id, lora_request=lora, priority=priority
-        )
+        outputs = self._llm.encode(prompt["prompts"], prompt["params"], request_id, lora_request=lora)
         async for output in outputs:  # noqa: B007 - the only output is the final one
             pass
         if output is None:

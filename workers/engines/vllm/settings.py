@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -15,36 +14,21 @@ class VllmSettings(EngineSection):
     """Settings of vLLM in the worker's process."""
 
     needs_package: ClassVar[tuple[str, str] | None] = ("vllm", "vllm")
-    registry_fields: ClassVar[Mapping[str, str]] = {
-        "revision": "revision",
-        "context_tokens": "max_model_len",
-        "adapters": "adapters",
-    }
+    registry_fields: ClassVar[tuple[str, ...]] = ("revision", "context_tokens", "adapters")
 
     model: str | None = None
     """A directory, or a name on the Hugging Face hub, unless `--model` gives one."""
     revision: str | None = None
     """The branch, tag or commit of a model from the Hugging Face hub; if absent, the hub's default."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """The type of weights and activations. `auto` is the model's type, or float32 on a CPU without bfloat16."""
-    max_model_len: int | None = Field(default=None, ge=16)
+    context_tokens: int | None = Field(default=None, ge=16)
     """Tokens of prompt and answer together; if absent, the most that the model and the memory allow."""
-    max_num_seqs: int | None = Field(default=None, ge=1, le=8192)
+    max_concurrency: int | None = Field(default=None, ge=1, le=8192)
     """Requests that vLLM generates at once; if absent, vLLM's default: 1,024 on an H100, 256 on a CPU."""
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """The fraction of a GPU's memory that vLLM reserves."""
-    enforce_eager: bool | None = None
-    """Run without compilation and CUDA graphs; if absent, vLLM does so only on a CPU."""
     hung_seconds: float = Field(default=120.0, ge=1, le=3600)
     """Seconds in which vLLM's processes must answer a health call; else they are killed, and the model is loaded again.
 
     vLLM answers between two steps, so the longest step of the model must be shorter. Raise this for a large model on a
     CPU, where a step takes minutes.
-    """
-    engine_metrics: bool = False
-    """Export a few of vLLM's own metrics: `postback_engine_…`.
-
-    These metrics cost CPU time in each step of the model.
     """
     log_probabilities: bool = True
     """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
@@ -58,19 +42,17 @@ class VllmSettings(EngineSection):
     The worker loads the adapters at its start. An adapter that cannot be loaded is refused, and the jobs for it are
     rejected.
     """
-    max_lora_rank: int | None = Field(default=None, ge=1, le=512)
-    """The largest rank of LoRA adapters, rounded up to a rank of vLLM.
-
-    If absent, the largest rank at the start is used. Set it if adapters are added to the model registry's file later: a
-    worker that starts without adapters has no room for them otherwise.
-    """
-    max_loras: int | None = Field(default=None, ge=1, le=64)
-    """LoRA adapters that one batch may use. Each takes GPU memory. The default is the number at the start, at most 8.
-
-    Requests for further adapters wait for the next batch.
-    """
     extra: dict[str, Any] = Field(default_factory=dict)
-    """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`."""
+    """More of vLLM's engine arguments, as JSON: for example `{"tensor_parallel_size": 2}`, `{"dtype": "float32"}`,
+    `{"gpu_memory_utilization": 0.5}` or `{"enforce_eager": true}`.
+
+    With `{"disable_log_stats": false}` the worker exports a few of vLLM's own metrics, `postback_engine_…`, which cost
+    CPU time in each step of the model.
+
+    `max_loras` is the number of adapters that one batch may use, by default the number at the start, at most 8.
+    `max_lora_rank` is by default the largest rank at the start: set it if adapters are added to the model registry's
+    file later, since a worker that starts without adapters has no room for them otherwise.
+    """
 
     @property
     def names(self) -> tuple[str, ...]:

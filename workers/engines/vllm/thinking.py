@@ -117,12 +117,11 @@ def _chat_template(tokenizer: Any, model_config: Any) -> str | None:
 
 def require_reasoning(request: GenerationRequest, thinking: Thinking | None) -> None:
     """Raise RequestRejected if the request asks for reasoning, or for a bound, that the model does not support."""
-    asked = request.reasoning
-    if asked is None or not asked.is_wanted:
+    if not request.reasons:
         return
     if thinking is None:
         raise RequestRejected("reasoning", "this model does not reason, or its family is not known")
-    if thinking.parser is None and asked.max_tokens is not None:
+    if thinking.parser is None and "thinking_token_budget" in request.body:
         raise RequestRejected("reasoning.max_tokens", "the reasoning of this model cannot be bounded")
 
 
