@@ -144,6 +144,8 @@ class InferenceHandler:
             return self._outputs.rejected(record, invalid)
         try:
             finish = await self._walked(job)
+        except InvalidJob as invalid:
+            finish = Finish(letter=invalid)
         except EngineDied as died:
             raise HandlerCrashed from died
         finally:
@@ -156,7 +158,9 @@ class InferenceHandler:
         return [*outputs, *job.reports] if job.reports else outputs
 
     async def _walked(self, job: JobContext) -> Finish:
-        """Take the job through all steps. Raises EngineDied.
+        """Take the job through all steps.
+
+        Raises EngineDied, and InvalidJob for a start that is too late and for a model that no engine has.
 
         The way begins again only for the primary of a rollout, if the candidate did not answer. The steps that are done
         by then are not repeated.
