@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from schemas.control import (
     ControlState,
     InvalidControl,
     JobControl,
+    JobKey,
     batch_of,
     job_key_bytes,
     read_job_key,
@@ -32,7 +34,7 @@ from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference import lifetime
-from workers.inference.lifetime import KEPT_MS, Cancellations, Lifetimes
+from workers.inference.lifetime import KEPT_MS, Cancellations, Lifetimes, Run
 
 NOW_MS = round(CLOCK.time() * 1000)
 
@@ -41,6 +43,15 @@ def control(job_id: str, tenant: str = "default", at: int = NOW_MS) -> tuple[byt
     """Key and value of a cancellation."""
     said = JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=at)
     return job_key_bytes(said.key), write_control(said)
+
+
+@contextmanager
+def told(cancellations: Cancellations, job: JobKey, stop: Callable[[], object]) -> Iterator[None]:
+    """Run a job during the block."""
+    run = Run(job, stop)
+    cancellations.begin(run)
+    yield
+    cancellations.end(run)
 
 
 def test_a_job_is_known_by_its_tenant_and_its_id_and_a_tombstone_takes_the_cancellation_back() -> None:
@@ -59,7 +70,7 @@ def test_one_record_cancels_all_lines_of_a_batch_and_stops_those_that_run() -> N
     running = [("acme", f"{batch}.0"), ("acme", f"{batch}.17"), ("acme", f"{other}.0"), ("globex", f"{batch}.0")]
     with ExitStack() as stack:
         for job in running:
-            stack.enter_context(cancellations.told(job, partial(stopped.append, " ".join(job))))
+            stack.enter_context(told(cancellations, job, partial(stopped.append, " ".join(job))))
         cancellations.apply(*control(batch, "acme"))
 
     assert stopped == [f"acme {batch}.0", f"acme {batch}.17"]
@@ -85,9 +96,9 @@ async def test_a_mass_cancellation_looks_at_no_other_job_and_lets_the_loop_run_b
     cancellations = Cancellations(CLOCK)
     with ExitStack() as stack:
         for number in range(3):
-            stack.enter_context(cancellations.told(("acme", f"{batch}.{number}"), partial(stopped.append, number)))
-            stack.enter_context(cancellations.told(("acme", f"alone_{number}"), partial(stopped.append, -number)))
-        with cancellations.told(("acme", f"{batch}.3"), partial(stopped.append, 3)):
+            stack.enter_context(told(cancellations, ("acme", f"{batch}.{number}"), partial(stopped.append, number)))
+            stack.enter_context(told(cancellations, ("acme", f"alone_{number}"), partial(stopped.append, -number)))
+        with told(cancellations, ("acme", f"{batch}.3"), partial(stopped.append, 3)):
             looked_at.clear()
             cancellations.apply(*control(batch, "acme"))
             assert (stopped, looked_at) == ([0], [])

@@ -88,11 +88,6 @@ class Admission:
         self._waiting = 0
         self._warned_of: set[tuple[str, ...]] = set()
 
-    def admit(self, record: Record) -> JobContext:
-        """Return the job in a record. Raises InvalidJob as `admitted` does."""
-        received = self.admitted(record)
-        return JobContext(record, received, received, size=len(record.value or b""))
-
     def route(self, job: JobContext) -> Finish | None:
         """End the way of a job for another engine's lane. Raises InvalidJob for a model that no engine has."""
         moved = self.forwarded(job.record, job.received)
@@ -145,6 +140,10 @@ class Admission:
     def is_served(self, received: ReceivedJob) -> bool:
         """True if an engine of this fleet has the job's model now."""
         return self._registry.knows(received.job.model_id)
+
+    def is_own(self, record: Record, received: ReceivedJob) -> bool:
+        """True if this worker's engine answers the job, and no other lane's worker has sent it here."""
+        return self._registry.serves_here(received.job.model_id) and record.header(names.FORWARDED) is None
 
     async def wait_for_model(self, job: JobContext, lifetimes: Lifetimes) -> None:
         """Wait until an engine serves the job's model, and read the job again, since rollouts may have changed.

@@ -21,8 +21,8 @@ from workers.stage.fair_queue import FairQueue, Queued, Ready
 from workers.stage.ledger import Ledger
 from workers.stage.partition import Load, Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN
-from workers.stage.record import Record
-from workers.stage.sharing import Party, Place
+from workers.stage.record import Party, Record
+from workers.stage.sharing import Place
 
 NARROW = MAX_BITMAP * 3 // 4
 """A span of fewer offsets than this may have any number of holes."""
