@@ -37,6 +37,7 @@ from workers.inference import lifetime
 from workers.inference.lifetime import KEPT_MS, Cancellations, Lifetimes, Run
 
 NOW_MS = round(CLOCK.time() * 1000)
+PLACE = Origin("topic-uuid", 3, 7)
 
 
 def control(job_id: str, tenant: str = "default", at: int = NOW_MS) -> tuple[bytes, bytes]:
@@ -115,7 +116,7 @@ async def test_a_mass_cancellation_looks_at_no_other_job_and_lets_the_loop_run_b
 async def test_work_that_cancels_itself_is_not_begun_again() -> None:
     """In an earlier version the work was begun again without pause, for ever, and the event loop stood still."""
     lifetimes, began = Lifetimes(Cancellations(CLOCK), CLOCK), list[int]()
-    received = read_job(b'{"prompt":"Who?"}', None, Origin("topic-uuid", 3, 7), NOW_MS)
+    received = read_job(b'{"prompt":"Who?"}', None, PLACE, NOW_MS)
 
     async def cancels_itself() -> None:
         began.append(len(began))
@@ -126,6 +127,26 @@ async def test_work_that_cancels_itself_is_not_begun_again() -> None:
     with pytest.raises(asyncio.CancelledError):
         await lifetimes.until_cancelled(received, cancels_itself)
     assert began == [0]
+
+
+async def test_each_run_is_stopped_at_its_own_deadline_unless_it_has_ended() -> None:
+    clock, stopped = SetClock(NOW_MS / 1000), list[int]()
+    lifetimes = Lifetimes(Cancellations(clock), clock)
+    jobs = [read_job(b'{"prompt":"Who?","ttl_seconds":%d}' % ttl, None, PLACE, NOW_MS) for ttl in (30, 10, 20, 15)]
+    runs = [lifetimes.begin(job, partial(stopped.append, number)) for number, job in enumerate(jobs)]
+    lifetimes.end(runs[3])
+    for seconds, late in ((9, []), (10, [1]), (20, [1, 2]), (40, [1, 2, 0])):
+        clock.now = NOW_MS / 1000 + seconds
+        lifetimes._deadlines._stop_late()
+        assert stopped == late
+
+
+async def test_the_deadlines_of_jobs_that_have_ended_are_not_kept_until_they_pass() -> None:
+    """A job may live for six days, and a worker ends a hundred million jobs meanwhile."""
+    lifetimes, received = Lifetimes(Cancellations(CLOCK), CLOCK), read_job(b'{"prompt":"Who?"}', None, PLACE, NOW_MS)
+    for _ in range(5 * lifetime.MOST_ENDED):
+        lifetimes.end(lifetimes.begin(received, lambda: None))
+    assert len(lifetimes._deadlines._runs) <= lifetime.MOST_ENDED + 1
 
 
 def test_a_cancellation_older_than_any_job_is_forgotten() -> None:
