@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -14,7 +14,7 @@ from workers.stage.due_queue import DueQueue
 from workers.stage.isolation import Isolation
 from workers.stage.partition import Partition
 from workers.stage.partitions import Partitions
-from workers.stage.record import Record
+from workers.stage.record import Party, Record
 from workers.stage.runner import RunnerProxy
 from workers.stage.sharing import Backpressure, Place, Sharing
 from workers.stage.window import Limits, RemoteShare, Window
@@ -165,10 +165,16 @@ class Dispatcher:
         """
         return self._runner.is_deferring
 
-    def spent(self, partition: Partition, record: Record) -> None:
-        """Correct the cost of a record's party. Call this when the handler has returned, and has set the real cost."""
-        if self._sharing is not None and record.spent is not None:
-            self.window.correct(partition, record.party, record.spent - record.cost)
+    def spent(self, handled: Iterable[tuple[Partition, Record]]) -> None:
+        """Correct the costs of records' parties. Call this for records whose handler has returned."""
+        if self._sharing is None:
+            return
+        more: defaultdict[tuple[Place, Party], float] = defaultdict(float)
+        for partition, record in handled:
+            if record.spent is not None:
+                more[partition.place, record.party] += record.spent - record.cost
+        for (place, party), cost in more.items():
+            self.window.correct(place, party, cost)
 
     def caught_up(self, partition: Partition) -> None:
         """Suspect no further record of a partition whose end was reached, because the records after the end are new."""

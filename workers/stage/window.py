@@ -125,9 +125,9 @@ class Window:
         """Remove and return up to `most` records of the first place that have to wait in the later place."""
         return self.first.surplus(most) if self._overflows(self.first) else []
 
-    def correct(self, partition: Partition, party: Party, cost: float) -> None:
+    def correct(self, place: Place, party: Party, cost: float) -> None:
         """Add to the cost of a tenant's drawn records, see `FairQueue.correct`."""
-        self._queue_of(partition).correct(party, cost)
+        self._queues[place].correct(party, cost)
 
     def draw(self, room: int, ready: Ready) -> list[Queued]:
         """Remove and return up to `room` ready records: the later place's share, then each place in order."""
