@@ -130,7 +130,8 @@ class Admission:
         except InvalidJob as invalid:
             require_signature(self._trust, record, invalid, place)
             raise
-        require_signature(self._trust, record, received, place)
+        if self._trust is not None:
+            require_signature(self._trust, record, received, place)
         if record.unreadable is not None:
             raise invalid_job(received, "headers", record.unreadable)
         if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:

@@ -13,9 +13,9 @@ the way with a `Finish`, from which `outputs` makes the job's records:
     judge       results         citations, JSON and tools of the answer
     write       outputs         result and dead letter
 
-A job without payload, images, sources, rules and rollout waits nowhere but in `generate`. Exceptions are left for
-defects, and for the death of an engine. Two more modules serve the stage: `pace` computes the number of jobs that the
-engine can use now, and `fairness` shares the window between tenants.
+A plain job, without payload, images, sources, rules and rollout, waits nowhere but in `generate`: one method takes it
+through all steps in one piece. Exceptions are left for defects, and for the death of an engine. Two more modules serve
+the stage: `pace` computes the number of jobs that the engine can use now, and `tenants` shares the window.
 """
 
 from __future__ import annotations
@@ -145,15 +145,50 @@ class InferenceHandler:
             received = self._admission.admitted(record)
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
-        job = JobContext(record, received, received, size=len(record.value))
         try:
             if self._is_bare and received.is_plain and self._admission.is_own(record, received):
-                return await self._answered_plainly(job)
+                return await self._answered_plainly(record, received)
+            return await self._answered_in_steps(JobContext(record, received, received, size=len(record.value)))
+        except EngineDied as died:
+            raise HandlerCrashed from died
+
+    async def _answered_plainly(self, record: Record, received: ReceivedJob) -> list[Output]:
+        """Take a plain job through all steps in one piece, because only `generate` has something to do.
+
+        Raises EngineDied.
+        """
+        clock, asked = self._clock, without_evidence(received)
+        queued_ms, began = self._phases.waited(received), clock.monotonic()
+        try:
+            _, completion = await self._generator.generated(received, asked)
+        except EngineKeepsFailing as failing:
+            job = JobContext(record, received, received)
+            return self._outputs.of(job, self._end(job, *self._kept_failing(received, failing)))
+        except RequestRejected as rejected:
+            refused = invalid_job(received, rejected.field, rejected.reason)
+            return self._outputs.rejected(record, refused, by_engine=True)
+        if completion is None:
+            return self._outputs.settled(received, self._results.cut_off(received))
+        seconds = clock.monotonic() - began
+        timings = {"queued_ms": round(queued_ms, 3), "enrich_ms": 0.0, "infer_ms": round(1000 * seconds, 3)}
+        value = self._results.plain(received, completion, timings, int(clock.time()))
+        if value is None:
+            job = JobContext(record, received, received, queued_ms, infer_seconds=seconds)
+            result = await self._judged(job, received, asked, completion)
+            return self._outputs.of(job, self._end(job, result, None))
+        record.shows_health = True
+        self.sharing.answered(record, completion)
+        self._phases.observe("infer", seconds, received)
+        self.pace.answered(0.0)
+        self.answer_times.add(seconds)
+        return self._outputs.written(received, value, Outcome.SUCCEEDED)
+
+    async def _answered_in_steps(self, job: JobContext) -> Sequence[Output]:
+        """Take any job through all steps, and free its places in memory. Raises EngineDied."""
+        try:
             finish = await self._walked(job)
         except InvalidJob as invalid:
             finish = Finish(letter=invalid)
-        except EngineDied as died:
-            raise HandlerCrashed from died
         finally:
             if job.held is not None:
                 await job.held.aclose()
@@ -162,36 +197,6 @@ class InferenceHandler:
             job.reports += job.away.reports
         outputs = self._outputs.of(job, finish)
         return [*outputs, *job.reports] if job.reports else outputs
-
-    async def _answered_plainly(self, job: JobContext) -> list[Output]:
-        """Take a plain job through all steps in one piece, because only `generate` has something to do.
-
-        Raises EngineDied.
-        """
-        received, clock, record = job.received, self._clock, job.record
-        if self._lifetimes.is_over(received):
-            return self._outputs.settled(received, self._results.cut_off(received))
-        queued_ms = job.queued_ms = self._phases.waited(received)
-        job.asked = without_evidence(received)
-        began = clock.monotonic()
-        try:
-            _, completion = await self._generator.generated(received, job.asked)
-        except EngineKeepsFailing as failing:
-            return self._outputs.of(job, self._end(job, *self._kept_failing(received, failing)))
-        except RequestRejected as rejected:
-            refused = invalid_job(received, rejected.field, rejected.reason)
-            return self._outputs.rejected(record, refused, by_engine=True)
-        seconds = job.infer_seconds = clock.monotonic() - began
-        if completion is not None and completion.finish_reason != "abort":
-            timings = {"queued_ms": round(queued_ms, 3), "enrich_ms": 0.0, "infer_ms": round(1000 * seconds, 3)}
-            value = self._results.plain(received, completion, timings, int(clock.time()))
-            if value is not None:
-                record.shows_health = True
-                self.sharing.answered(record, completion)
-                self._count(job)
-                return self._outputs.written(received, value, Outcome.SUCCEEDED)
-        result = await self._judged(job, received, job.asked, completion)
-        return self._outputs.of(job, self._end(job, result, None))
 
     async def _walked(self, job: JobContext) -> Finish:
         """Take the job through all steps.
