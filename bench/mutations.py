@@ -23,17 +23,6 @@ from telemetry.clock import SystemClock
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutants.toml")
-COPIED = (
-    "schemas",
-    "telemetry",
-    "screening",
-    "producers",
-    "workers",
-    "gateway",
-    "cli",
-    "bench",
-    "tests",
-)
 TEST_SECONDS = 120
 """Timeout of one test, so that a mutant that makes a test hang is noticed too."""
 RUN_SECONDS = 900
@@ -76,7 +65,8 @@ def mutants() -> list[Mutant]:
 
 def copy_of_the_tree(folder: Path) -> None:
     """Copy the packages and their tests, without compiled files."""
-    for name in COPIED:
+    for package in ROOT.glob("*/__init__.py"):
+        name = package.parent.name
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "pages"))
     shutil.copy(ROOT / "pyproject.toml", folder)
 

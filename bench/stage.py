@@ -32,7 +32,7 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from workers.stage.build import group_stage
 from workers.stage.producer import producer_config
-from workers.stage.record import Failure, Headers, Output, Record
+from workers.stage.record import Failure, Output, Record
 from workers.stage.settings import StageSettings
 from workers.stage.sharing import Place
 from workers.stage.window import Limits
@@ -52,8 +52,10 @@ class Task:
     kafka: KafkaSettings
     name: str
     jobs: int
-    window: int
-    batch: int
+    window: int = 2000
+    """The number of records that the stage handles at once."""
+    batch: int = 1000
+    """The number of records in one transaction of the loop."""
     tenants: int = 0
     """The number of tenants that share the stage; 0 without sharing."""
 
@@ -101,12 +103,12 @@ def main() -> None:
         rows: list[tuple[Measured, Measured]] = []
         shared: dict[int, list[Measured]] = {tenants: [] for tenants in TENANTS}
         for pair in range(options.pairs):
-            loop = _in_its_own_process(blocking_loop, _task(options, kafka, f"loop-{pair}"))
-            stage = _in_its_own_process(stage_run, _task(options, kafka, f"stage-{pair}"))
+            loop = in_its_own_process(blocking_loop, _task(options, kafka, f"loop-{pair}"))
+            stage = in_its_own_process(stage_run, _task(options, kafka, f"stage-{pair}"))
             rows.append((loop, stage))
             for tenants, runs in shared.items():
                 name = f"tenants-{tenants}-{pair}"
-                runs.append(_in_its_own_process(stage_run, replace(_task(options, kafka, name), tenants=tenants)))
+                runs.append(in_its_own_process(stage_run, replace(_task(options, kafka, name), tenants=tenants)))
     _report(rows)
     _report_tenants(shared)
 
@@ -127,9 +129,13 @@ def _job(number: int) -> bytes:
 
 
 def _task(options: argparse.Namespace, kafka: KafkaSettings, name: str) -> Task:
-    task = Task(kafka, name, options.jobs, options.window, options.batch)
-    admin = AdminClient(kafka.client_config())
-    admin.create_topics([NewTopic(task.results, PARTITIONS, 1)])[task.results].result(20)
+    return with_results(Task(kafka, name, options.jobs, options.window, options.batch))
+
+
+def with_results(task: Task) -> Task:
+    """Make the topic for the task's results."""
+    admin = AdminClient(task.kafka.client_config())
+    admin.create_topics([NewTopic(task.results, task.kafka.partitions, 1)])[task.results].result(20)
     return task
 
 
@@ -139,7 +145,8 @@ def _as_a_worker(side: Callable[[Task], Measured], task: Task) -> Measured:
     return side(task)
 
 
-def _in_its_own_process(side: Callable[[Task], Measured], task: Task) -> Measured:
+def in_its_own_process(side: Callable[[Task], Measured], task: Task) -> Measured:
+    """Run a side in a new process, and check that it gave exactly one result for each job."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
         measured = processes.submit(_as_a_worker, side, task).result()
     results = committed_records(task.kafka.client_config(), task.results)
@@ -231,17 +238,9 @@ class _Tenants:
     def __init__(self, tenants: int) -> None:
         self._tenants = tenants
 
-    def party(self, headers: Headers | None) -> bytes:
-        return b"%d" % (int((headers or [("", b"0")])[0][1] or 0) % self._tenants)
-
-    def cost(self, record: Record) -> float:
-        return float(len(record.value))
-
-    def urgency(self, record: Record) -> int:
-        return record.timestamp_ms
-
-    def may_wait(self, record: Record) -> bool:
-        return False
+    def assess(self, record: Record) -> None:
+        record.party = b"%d" % (int((record.headers or [("", b"0")])[0][1] or 0) % self._tenants)
+        record.cost, record.urgency = float(len(record.value)), record.timestamp_ms
 
     def place(self, topic: str) -> Place:
         return Place.FIRST

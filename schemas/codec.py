@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from schemas import openai, topics
 from schemas.job import (
@@ -53,6 +52,7 @@ __all__ = [
     "read_result",
     "rejected_result",
     "write_job",
+    "write_plain_result",
     "write_result",
     "wrong_start",
 ]
@@ -86,7 +86,7 @@ class Origin(NamedTuple):
     @property
     def digest(self) -> str:
         """A text of 32 hexadecimal digits that is derived from this place alone."""
-        return _digest(self)
+        return hashlib.sha256(str(self).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def webhook_id(self, value: bytes | None) -> str:
         """Return the `webhook-id` of a job that was first written at this place with this value.
@@ -98,15 +98,12 @@ class Origin(NamedTuple):
         return f"msg_{hashlib.sha256(b'%b:%b' % (place, hashlib.sha256(value or b'').digest())).hexdigest()[:32]}"
 
 
-@lru_cache(maxsize=4096)
-def _digest(place: Origin) -> str:
-    """Return the digest of a place. A job's identity and each of its requests to the engine contain it."""
-    return hashlib.sha256(str(place).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReceivedJob:
-    """A valid job with its identity and the values of its headers."""
+    """A valid job with its identity and the values of its headers.
+
+    It is never changed. It is not frozen, since each job makes one, and a frozen dataclass takes three times as long.
+    """
 
     job: Job
     job_id: str
@@ -138,6 +135,18 @@ class ReceivedJob:
     """
     alias: str | None = None
     """The alias that the job named; None without a rollout. The rollout may have put a model's name into `job`."""
+
+    @property
+    def is_plain(self) -> bool:
+        """True if the job is a prompt to answer now, with no field that goes with another one, and nothing unknown."""
+        job = self.job
+        return (
+            self.unknown is None
+            and self.alias is None
+            and not self.screening
+            and job.is_plain
+            and job.not_before is None
+        )
 
 
 class CodecError(Exception):
@@ -286,6 +295,47 @@ def write_result(result: Result) -> bytes:
     return Result.__pydantic_serializer__.to_json(result, exclude_none=True)
 
 
+def write_plain_result(
+    received: ReceivedJob,
+    text: str,
+    confidence: float | None,
+    finish_reason: str,
+    usage: dict[str, object],
+    timings: Mapping[str, float],
+    model_id: str,
+    engine: str,
+    created_at: int,
+) -> bytes:
+    """Return the bytes that `write_result` gives for the succeeded result of a job that `is_plain`.
+
+    Making and checking the `Result` would take four times as long. `usage` and `timings` hold the members that are not
+    None; `created_at` is in Unix seconds.
+    """
+    job = received.job
+    optional: dict[str, object] = {} if job.custom_id is None else {"custom_id": job.custom_id}
+    sure: dict[str, object] = {} if confidence is None else {"confidence": confidence}
+    return to_json(
+        {
+            "job_id": received.job_id,
+            **optional,
+            "model_id": model_id,
+            "outcome": Outcome.SUCCEEDED.value,
+            "text": text,
+            **sure,
+            "sources": [],
+            "source_details": [],
+            "citations": [],
+            "notes": [],
+            "usage": usage,
+            "finish_reason": finish_reason,
+            "timings": timings,
+            "engine": engine,
+            "metadata": job.metadata,
+            "created_at": created_at,
+        }
+    )
+
+
 def read_result(value: bytes | None) -> Result:
     """Return the result in the value of a record of `model_results`. Raises InvalidResult."""
     try:
@@ -326,7 +376,7 @@ def _read_body(value: bytes | None) -> tuple[Job, UnknownFields | None]:
     if len(value) > MAX_JOB_BYTES:
         raise _Refused(_document(value), Problem("value", f"is larger than {MAX_JOB_BYTES} bytes"))
     try:
-        job = Job.model_validate_json(value, strict=True, extra="allow")
+        job: Job = Job.__pydantic_validator__.validate_json(value, strict=True, extra="allow")
     except ValidationError as error:
         document = _document(value)
         if openai.is_batch_line(document):

@@ -257,7 +257,7 @@ class Job(WireModel):
     @property
     def is_plain(self) -> bool:
         """True if the job is a prompt with no field that goes with another one."""
-        return self.prompt is not None and self.model_fields_set <= _PLAIN
+        return self.prompt is not None and self.__pydantic_fields_set__ <= _PLAIN
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -48,7 +48,7 @@ class StageMetrics:
     handler_defects = closed(
         "handler_defects_total",
         "Exceptions of a defective handler, by the call that raised: {}. Each is an error in the log; alert on any.",
-        call=("handle", "defer", "give_up", "last_resort", "due_ms", "party", "cost"),
+        call=("handle", "defer", "give_up", "last_resort", "due_ms", "assess"),
     )
     dead_letters = closed(
         "dead_letters_total",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import starmap
 from pathlib import Path
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Gauge
 from prometheus_client.metrics import MetricWrapperBase
 
 from scripts.publish import chart_reference, job_reference
@@ -16,7 +16,7 @@ from scripts.publish.catalogue import Section, names, sections
 from scripts.publish.markdown import table
 from telemetry.actions import SECTIONS, Action
 from telemetry.metrics import Metrics
-from telemetry.series import KnownGauge
+from telemetry.series import KnownGauge, QuickHistogram
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +125,7 @@ def _metrics() -> Iterable[tuple[str, ...]]:
     for metric in vars(Metrics()).values():
         if isinstance(metric, MetricWrapperBase):
             [family] = metric.describe()
-            kind = {Gauge: "gauge", KnownGauge: "gauge", Histogram: "histogram"}.get(type(metric), "counter")
+            kind = {Gauge: "gauge", KnownGauge: "gauge", QuickHistogram: "histogram"}.get(type(metric), "counter")
             name = f"{family.name}_total" if kind == "counter" else family.name
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
             yield f"`{name}`", kind, labels, family.documentation

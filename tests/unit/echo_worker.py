@@ -92,6 +92,12 @@ class Worker:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+def assessed(worker: Worker, given: Record) -> Record:
+    """The record as a stage holds it once it is queued."""
+    worker.handler.sharing.assess(given)
+    return given
+
+
 @asynccontextmanager
 async def working(
     models: dict[str, str | None] | None = None,

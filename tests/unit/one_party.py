@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.stage.record import Headers, Output, Record
+from workers.stage.record import Output, Record
 from workers.stage.sharing import Place
 
 
@@ -13,17 +13,8 @@ class OneParty:
 
     later_share = 0.5
 
-    def party(self, headers: Headers | None) -> bytes:
-        return b""
-
-    def cost(self, record: Record) -> float:
-        return 1.0
-
-    def urgency(self, record: Record) -> int:
-        return 0
-
-    def may_wait(self, record: Record) -> bool:
-        return False
+    def assess(self, record: Record) -> None:
+        record.party = b""
 
     def place(self, topic: str) -> Place:
         return Place.FIRST

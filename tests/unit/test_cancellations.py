@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from schemas.control import (
     ControlState,
     InvalidControl,
     JobControl,
+    JobKey,
     batch_of,
     job_key_bytes,
     read_job_key,
@@ -32,15 +34,25 @@ from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference import lifetime
-from workers.inference.lifetime import KEPT_MS, Cancellations, Lifetimes
+from workers.inference.lifetime import KEPT_MS, Cancellations, Lifetimes, Run
 
 NOW_MS = round(CLOCK.time() * 1000)
+PLACE = Origin("topic-uuid", 3, 7)
 
 
 def control(job_id: str, tenant: str = "default", at: int = NOW_MS) -> tuple[bytes, bytes]:
     """Key and value of a cancellation."""
     said = JobControl(tenant=tenant, job_id=job_id, state=ControlState.CANCELLED, at=at)
     return job_key_bytes(said.key), write_control(said)
+
+
+@contextmanager
+def told(cancellations: Cancellations, job: JobKey, stop: Callable[[], object]) -> Iterator[None]:
+    """Run a job during the block."""
+    run = Run(job, stop)
+    cancellations.begin(run)
+    yield
+    cancellations.end(run)
 
 
 def test_a_job_is_known_by_its_tenant_and_its_id_and_a_tombstone_takes_the_cancellation_back() -> None:
@@ -59,7 +71,7 @@ def test_one_record_cancels_all_lines_of_a_batch_and_stops_those_that_run() -> N
     running = [("acme", f"{batch}.0"), ("acme", f"{batch}.17"), ("acme", f"{other}.0"), ("globex", f"{batch}.0")]
     with ExitStack() as stack:
         for job in running:
-            stack.enter_context(cancellations.told(job, partial(stopped.append, " ".join(job))))
+            stack.enter_context(told(cancellations, job, partial(stopped.append, " ".join(job))))
         cancellations.apply(*control(batch, "acme"))
 
     assert stopped == [f"acme {batch}.0", f"acme {batch}.17"]
@@ -85,9 +97,9 @@ async def test_a_mass_cancellation_looks_at_no_other_job_and_lets_the_loop_run_b
     cancellations = Cancellations(CLOCK)
     with ExitStack() as stack:
         for number in range(3):
-            stack.enter_context(cancellations.told(("acme", f"{batch}.{number}"), partial(stopped.append, number)))
-            stack.enter_context(cancellations.told(("acme", f"alone_{number}"), partial(stopped.append, -number)))
-        with cancellations.told(("acme", f"{batch}.3"), partial(stopped.append, 3)):
+            stack.enter_context(told(cancellations, ("acme", f"{batch}.{number}"), partial(stopped.append, number)))
+            stack.enter_context(told(cancellations, ("acme", f"alone_{number}"), partial(stopped.append, -number)))
+        with told(cancellations, ("acme", f"{batch}.3"), partial(stopped.append, 3)):
             looked_at.clear()
             cancellations.apply(*control(batch, "acme"))
             assert (stopped, looked_at) == ([0], [])
@@ -104,7 +116,7 @@ async def test_a_mass_cancellation_looks_at_no_other_job_and_lets_the_loop_run_b
 async def test_work_that_cancels_itself_is_not_begun_again() -> None:
     """In an earlier version the work was begun again without pause, for ever, and the event loop stood still."""
     lifetimes, began = Lifetimes(Cancellations(CLOCK), CLOCK), list[int]()
-    received = read_job(b'{"prompt":"Who?"}', None, Origin("topic-uuid", 3, 7), NOW_MS)
+    received = read_job(b'{"prompt":"Who?"}', None, PLACE, NOW_MS)
 
     async def cancels_itself() -> None:
         began.append(len(began))
@@ -115,6 +127,26 @@ async def test_work_that_cancels_itself_is_not_begun_again() -> None:
     with pytest.raises(asyncio.CancelledError):
         await lifetimes.until_cancelled(received, cancels_itself)
     assert began == [0]
+
+
+async def test_each_run_is_stopped_at_its_own_deadline_unless_it_has_ended() -> None:
+    clock, stopped = SetClock(NOW_MS / 1000), list[int]()
+    lifetimes = Lifetimes(Cancellations(clock), clock)
+    jobs = [read_job(b'{"prompt":"Who?","ttl_seconds":%d}' % ttl, None, PLACE, NOW_MS) for ttl in (30, 10, 20, 15)]
+    runs = [lifetimes.begin(job, partial(stopped.append, number)) for number, job in enumerate(jobs)]
+    lifetimes.end(runs[3])
+    for seconds, late in ((9, []), (10, [1]), (20, [1, 2]), (40, [1, 2, 0])):
+        clock.now = NOW_MS / 1000 + seconds
+        lifetimes._deadlines._stop_late()
+        assert stopped == late
+
+
+async def test_the_deadlines_of_jobs_that_have_ended_are_not_kept_until_they_pass() -> None:
+    """A job may live for six days, and a worker ends a hundred million jobs meanwhile."""
+    lifetimes, received = Lifetimes(Cancellations(CLOCK), CLOCK), read_job(b'{"prompt":"Who?"}', None, PLACE, NOW_MS)
+    for _ in range(5 * lifetime.MOST_ENDED):
+        lifetimes.end(lifetimes.begin(received, lambda: None))
+    assert len(lifetimes._deadlines._runs) <= lifetime.MOST_ENDED + 1
 
 
 def test_a_cancellation_older_than_any_job_is_forgotten() -> None:

@@ -18,12 +18,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from schemas.job import Sources
+from schemas.job import SourceDocument, Sources
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.drawn import drawn
 from tests.integration.inside.page import NAMES, SECRETS, written
 from tests.unit.loop_clock import LoopClock
 from tests.virtual_time import in_virtual_time
+from workers.egress import EgressPolicy, Guard
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.cache.cache import Memory
 from workers.enrichment.cache.entry import (
@@ -39,10 +41,12 @@ from workers.enrichment.cache.entry import (
 )
 from workers.enrichment.cache.flights import Flights
 from workers.enrichment.cache.settings import CacheSettings
-from workers.enrichment.evidence import Found, Page, Unreadable
+from workers.enrichment.enrich import Enricher
+from workers.enrichment.evidence import Found, LeftOut, Page, Unreadable
 from workers.enrichment.fetching.page_bytes import HeldPage, PageBytes
 from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
+from workers.enrichment.processes.pool import Pool
 from workers.enrichment.search.base import SearchMisconfigured, SearchQuery
 from workers.enrichment.search.inside import InsideSource, Items, filled, filled_value
 from workers.enrichment.search.pace import Allowance, RequestPace, current_allowance
@@ -912,3 +916,20 @@ def test_any_query_has_placeholders_or_a_reason(text: str) -> None:
         values = SOURCE.values_of(SearchQuery(text, 5, "acme"))
         assert values["tenant"] == "acme"
         assert values["any"].count('"') == 2 * len(values["words"].split())
+
+
+async def test_reading_ends_within_the_caller_s_seconds_also_while_no_reader_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reader's start is given half a minute, and the caller of `read` waited for it without its own bound."""
+
+    async def hangs(pool: Pool, *_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Pool, "warm", hangs)
+    monkeypatch.setattr(Pool, "_take", hangs)
+    enricher = Enricher(EnrichmentSettings(), Guard(EgressPolicy()), SystemClock(), Metrics())
+    async with asyncio.timeout(10):
+        [left_out] = await enricher.read([SourceDocument(id="a", text="A bridge.")], 0.05)
+    assert isinstance(left_out, LeftOut)
+    await enricher.close()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
+from tests.unit.echo_worker import assessed, working
 from tests.unit.echo_worker import record as job_record
-from tests.unit.echo_worker import working
 from tests.unit.one_party import OneParty
 from tests.unit.stage_rig import Desk, Intake, stage_with
 from workers.stage.defects import Defects
@@ -32,9 +32,9 @@ from workers.stage.fair_queue import (
 )
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN, Progress
-from workers.stage.record import Headers, Record
+from workers.stage.record import Party, Record
 from workers.stage.runner import Handled
-from workers.stage.sharing import Backpressure, Party, Place
+from workers.stage.sharing import Backpressure, Place
 from workers.stage.window import (
     FEW_AT_ONCE,
     HOLES_HIGH,
@@ -952,11 +952,8 @@ def test_a_full_queue_of_held_back_records_is_read_on_for_as_long_as_the_handler
 class Outside(OneParty):
     """A sharing in which every record belongs to one party and may wait for servers."""
 
-    def party(self, headers: Headers | None) -> bytes:
-        return HUNG
-
-    def may_wait(self, record: Record) -> bool:
-        return True
+    def assess(self, record: Record) -> None:
+        record.party = record.outside = HUNG
 
 
 def test_the_stage_counts_running_records_until_they_end_or_their_partition_is_lost() -> None:
@@ -1000,9 +997,9 @@ async def test_each_job_with_something_to_fetch_counts_however_its_fields_are_wr
         job = {"messages": [{"role": "user", "content": content}, {"role": "user", "content": text}]}
     written = json.dumps(job).replace(f'"{key}"', f'"{escaped(key, places, digits)}"')
     async with working() as worker:
-        assert worker.handler.sharing.may_wait(job_record(written.encode()))
+        assert assessed(worker, job_record(written.encode())).outside is not None
 
 
 async def test_a_job_of_text_waits_for_no_server() -> None:
     async with working() as worker:
-        assert not worker.handler.sharing.may_wait(job_record({"prompt": "Naïve sources of an image_url"}))
+        assert assessed(worker, job_record({"prompt": "Naïve sources of an image_url"})).outside is None

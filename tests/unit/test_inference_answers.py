@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -28,21 +29,31 @@ from telemetry.metrics import Metrics
 from tests.any_json import any_json
 from tests.drawn import drawn
 from tests.handlers import CLOCK, TOPICS, inference_handler
-from tests.unit.echo_worker import HOOK, TOPIC_ID, TRACE, headers_of, record, working
+from tests.unit.echo_worker import HOOK, TOPIC_ID, TRACE, assessed, headers_of, record, working
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy, Guard
-from workers.engines.base import Completion, EngineDied, EngineUnavailable, GenerationRequest, RequestRejected
+from workers.engines.base import (
+    Completion,
+    EngineDied,
+    EngineUnavailable,
+    FinishReason,
+    GenerationRequest,
+    RequestRejected,
+    ServedBy,
+)
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.settings import EnrichmentSettings
 from workers.inference import admission
 from workers.inference.admission import MAX_HEADER_BYTES, MOST_WAITING
 from workers.inference.engine_watch import EngineWatch
-from workers.inference.lifetime import Cancellations
+from workers.inference.ground import without_evidence
+from workers.inference.lifetime import Cancellations, Lifetimes
+from workers.inference.results import Results
 from workers.inference.routing import MAX_FORWARDS, Forward, Registry, UnknownModel
 from workers.inference.settings import WorkerSettings
 from workers.roles.supervision import alive, readiness_of
@@ -301,11 +312,45 @@ async def test_a_job_that_a_worker_would_not_generate_is_not_deferred_and_ends_a
     assert worker.sample("postback_deferred_total") == 0
 
 
+@settings(max_examples=drawn(60))
+@given(
+    st.text(st.characters(codec="utf-8"), max_size=60),
+    st.none() | st.floats(0, 1),
+    st.sampled_from(["stop", "length"]),
+    st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)),
+    st.tuples(st.floats(0, 1e9), st.floats(0, 1e9)),
+    st.dictionaries(*2 * [st.text(st.characters(codec="utf-8"), max_size=9)], max_size=3),
+    st.sampled_from([{}, {"custom_id": "c", "model_id": "echo"}]),
+    st.none() | st.just(ServedBy("m", "other", 0.25, "EUR")),
+)
+async def test_a_plain_job_s_result_is_written_as_that_of_any_job(
+    text: str,
+    confidence: float | None,
+    reason: FinishReason,
+    tokens: tuple[int, int],
+    times: tuple[float, float],
+    metadata: dict[str, str],
+    fields: dict[str, str],
+    served: ServedBy | None,
+) -> None:
+    """The bytes of a plain job's result are put together without its model and its checks."""
+    async with working() as worker:
+        results = Results(worker.engine, Lifetimes(Cancellations(CLOCK), CLOCK), HandClock(1.7e9), Metrics())
+        received = worker.handler._admission.admitted(record({"prompt": "x", "metadata": metadata, **fields}))
+        completion = Completion(text, reason, *tokens, confidence, cached_tokens=tokens[0], served_by=served)
+        timings = {"queued_ms": times[0], "enrich_ms": 0.0, "infer_ms": times[1]}
+        checked = await results.answered(received, without_evidence(received), completion, timings)
+        assert received.is_plain
+        assert results.plain(received, completion, timings, checked.created_at) == write_result(checked)
+        assert results.plain(received, replace(completion, refusal="no"), timings, 0) is None
+
+
 async def test_jobs_count_for_the_tenant_that_their_header_names_and_for_default_where_there_is_none() -> None:
     async with working() as worker:
-        party = worker.handler.sharing.party
-        assert party([("tenant", b"acme"), ("own", b"1"), ("tenant", b"globex")]) == b"globex"
-        assert {party(None), party([]), party([("own", b"1")]), party([("tenant", b"")])} == {b"default"}
+        stated = [("tenant", b"acme"), ("own", b"1"), ("tenant", b"globex")]
+        assert assessed(worker, record(None, *stated)).party == b"globex"
+        for headers in ([], [("own", b"1")], [("tenant", b"")]):
+            assert assessed(worker, record(None, *headers)).party == b"default"
         lanes = [lane for engine in (None, "gpu") for lane in TOPICS.requests_of(engine)]
         assert [worker.handler.sharing.place(lane) for lane in lanes] == [Place.FIRST, Place.LATER, Place.SPARE] * 2
 
@@ -636,45 +681,47 @@ def reasons(watch: EngineWatch) -> tuple[str, ...]:
 def test_an_engine_that_is_away_for_more_than_ten_seconds_is_a_reason_until_it_answers() -> None:
     clock = HandClock()
     watch = EngineWatch(clock)
-    with watch.asking():
-        watch.failed(AWAY)
-        clock.now += 10.0
-        assert reasons(watch) == ()
-        clock.now += 2.0
-        watch.failed(EngineUnavailable("the server was not reached: ClientConnectorError"))
-        assert reasons(watch) == (
-            "the engine has not answered for 12 s: the server was not reached: ClientConnectorError",
-        )
-        assert alive([], [watch])
-        watch.answered()
-        assert reasons(watch) == ()
-        watch.failed(AWAY)
-        assert reasons(watch) == ()
+    watch.asking += 1
+    watch.failed(AWAY)
+    clock.now += 10.0
+    assert reasons(watch) == ()
+    clock.now += 2.0
+    watch.failed(EngineUnavailable("the server was not reached: ClientConnectorError"))
+    assert reasons(watch) == ("the engine has not answered for 12 s: the server was not reached: ClientConnectorError",)
+    assert alive([], [watch])
+    watch.answered()
+    assert reasons(watch) == ()
+    watch.failed(AWAY)
+    assert reasons(watch) == ()
+    watch.asking -= 1
 
 
 def test_an_engine_that_fails_now_and_then_and_answers_in_between_is_no_reason() -> None:
     clock = HandClock()
     watch = EngineWatch(clock)
-    with watch.asking():
-        for _ in range(10):
-            watch.failed(AWAY)
-            clock.now += 6.0
-            watch.answered()
-            clock.now += 6.0
-            assert reasons(watch) == ()
+    watch.asking += 1
+    for _ in range(10):
+        watch.failed(AWAY)
+        clock.now += 6.0
+        watch.answered()
+        clock.now += 6.0
+        assert reasons(watch) == ()
+    watch.asking -= 1
 
 
 def test_an_engine_whose_process_died_is_a_reason_while_jobs_wait_for_it_to_be_loaded() -> None:
     clock = HandClock()
     watch = EngineWatch(clock)
-    with watch.asking():
-        watch.failed(EngineDied("the engine's process ended with this request in flight"))
+    watch.asking += 1
+    watch.failed(EngineDied("the engine's process ended with this request in flight"))
+    watch.asking -= 1
     clock.now += 60.0
     assert reasons(watch) == ()
-    with watch.asking():
-        assert reasons(watch) == (
-            "the engine has not answered for 60 s: the engine's process ended with this request in flight",
-        )
+    watch.asking += 1
+    assert reasons(watch) == (
+        "the engine has not answered for 60 s: the engine's process ended with this request in flight",
+    )
+    watch.asking -= 1
 
 
 def test_an_absence_that_the_engine_knows_is_a_reason_at_once_and_without_a_job() -> None:
@@ -691,12 +738,13 @@ def test_many_retries_log_one_line_in_ten_seconds_and_their_end_logs_one_more(
     caplog.set_level("INFO")
     clock = HandClock()
     watch = EngineWatch(clock)
-    with watch.asking(), watch.asking():
-        for _ in range(250):
-            watch.failed(AWAY)
-            clock.now += 0.1
-        watch.answered()
-        watch.answered()
+    watch.asking += 2
+    for _ in range(250):
+        watch.failed(AWAY)
+        clock.now += 0.1
+    watch.answered()
+    watch.answered()
+    watch.asking -= 2
     lines = [cast("dict[str, Any]", record.msg) for record in caplog.records]
     assert [(line["level"], line["action"]) for line in lines] == [
         ("warning", "engine-unavailable"),
@@ -782,9 +830,10 @@ def test_inference_answers_defers_and_gives_up_every_record(loop: asyncio.Abstra
     @example(Record(TOPICS.requests(), 3, 7, b'{"prompt":"x","callback_url":"https://[2001:db8::1::2]/hook"}'))
     @given(records(TOPICS.requests(), TOPICS.requests(bulk=True)))
     def each(record: Record) -> None:
-        assert isinstance(handler.sharing.party(record.headers), bytes)
-        assert handler.sharing.cost(record) >= 1
-        assert handler.sharing.urgency(record) >= 0
+        handler.sharing.assess(record)
+        assert isinstance(record.party, bytes)
+        assert record.cost >= 1
+        assert record.urgency >= 0
         assert handler.pace.due_ms(record) is None
         for outputs in (loop.run_until_complete(handler.handle(record)), handler.sharing.defer(record)):
             ensure_producible(outputs)

@@ -145,6 +145,30 @@ def test_headers_of_noise_move_a_job_to_a_tier_or_to_a_lane_that_exists(
     assert (output.value, output.partition) == (b"job", 2)
 
 
+def test_a_job_with_forged_headers_leaves_the_tiers_after_six_days() -> None:
+    """Any producer may write to the tiers, and Kafka would keep a job that is rewritten for ever."""
+    clock = HandClock(1_764_700_000.0)
+    headers = [("not-before", b"9" * 15), ("left", b"9" * 15)]
+    job, waited = Record(TOPICS.later[21_600], 2, 1, b"job", None, headers), 0.0
+    while job.topic in DELAYS:
+        tier = DELAYS[job.topic]
+        clock.now, waited = clock.now + tier, waited + tier
+        assert waited <= 6 * DAY + 21_600
+        job = as_read(moved_on(job, round(1000 * tier), round(1000 * clock.time()), TOPICS, LANES), 0)
+    assert job.topic == TOPICS.requests()
+
+
+@pytest.mark.parametrize("way", ["handled", "deferred"])
+async def test_a_job_whose_timestamp_lies_days_ahead_is_rejected_by_its_field(way: str) -> None:
+    """The codec counts from the record's timestamp, which the producer may set."""
+    given = record(not_before=later_by(8 * DAY), ttl_seconds=60)
+    given.timestamp_ms += 3 * DAY * 1000
+    async with working() as worker:
+        outputs = await worker.outputs(given) if way == "handled" else worker.handler.sharing.defer(given)
+    assert [output.topic for output in outputs] == [TOPICS.results, TOPICS.dead_letters]
+    assert "not_before: is more than 6 days after the worker received the job" in (outputs[0].value or b"").decode()
+
+
 def test_a_clock_that_is_behind_by_a_year_releases_a_job_after_its_tiers_all_the_same() -> None:
     begins_ms = TIMESTAMP_MS + 30_000
     headers = [("lane", TOPICS.requests().encode()), ("not-before", str(begins_ms).encode()), ("left", b"30000")]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from schemas.job import DEFAULT_TTL_SECONDS
 from telemetry.hand_clock import HandClock
 from tests.drawn import drawn
-from tests.unit.echo_worker import record, working
+from tests.unit.echo_worker import assessed, record, working
 from tests.unit.one_party import OneParty
 from tests.unit.stage_rig import Desk, Intake, Settler, bare_stage
 from tests.unit.test_fair_queue import always
@@ -212,16 +212,16 @@ ACME, GLOBEX = ("tenant", b"acme"), ("tenant", b"globex")
 
 async def test_a_job_costs_the_tokens_of_its_prompt_and_its_tenants_mean_answer_and_then_its_real_ones() -> None:
     async with working() as worker:
-        sharing = worker.handler.sharing
         long, short = record({"prompt": "word " * 400}, ACME), record({"prompt": "word"}, GLOBEX)
-        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN)
+        for job in (long, short):
+            assert assessed(worker, job).cost == pytest.approx(len(job.value) / BYTES_A_TOKEN)
         for _ in range(100):
             await worker.outputs(long)
             await worker.outputs(short)
         assert long.spent == 800  # the echo engine answers with the 400 words of the question
         assert short.spent == 2
-        assert sharing.cost(long) == pytest.approx(len(long.value) / BYTES_A_TOKEN + 400, rel=0.05)
-        assert sharing.cost(short) == pytest.approx(len(short.value) / BYTES_A_TOKEN + 1, abs=5)
+        assert assessed(worker, long).cost == pytest.approx(len(long.value) / BYTES_A_TOKEN + 400, rel=0.05)
+        assert assessed(worker, short).cost == pytest.approx(len(short.value) / BYTES_A_TOKEN + 1, abs=5)
 
 
 async def test_a_job_that_reaches_no_engine_costs_nothing() -> None:
@@ -234,8 +234,7 @@ async def test_a_job_that_reaches_no_engine_costs_nothing() -> None:
 async def test_a_tenant_with_twice_the_weight_pays_half() -> None:
     async with working(tenant_weights={"acme": 2.0}) as worker:
         of_acme, of_globex = record({"prompt": "a b c"}, ACME), record({"prompt": "a b c"}, GLOBEX)
-        sharing = worker.handler.sharing
-        assert sharing.cost(of_acme) * 2 == sharing.cost(of_globex)
+        assert assessed(worker, of_acme).cost * 2 == assessed(worker, of_globex).cost
         for job in (of_acme, of_globex):
             await worker.outputs(job)
         assert (of_acme.spent, of_globex.spent) == (3, 6)
@@ -250,14 +249,13 @@ async def test_a_job_with_an_earlier_deadline_is_more_urgent() -> None:
             (record({"prompt": 'Say "ttl_seconds": 5'}), usual),
             (record({"prompt": "x"}, ("deadline", b"soon")), usual),
         ):
-            assert worker.handler.sharing.urgency(job) - job.timestamp_ms == left_ms
+            assert assessed(worker, job).urgency - job.timestamp_ms == left_ms
         stated = record({"prompt": "x"}, ("deadline", b"1700000000000"))
-        assert worker.handler.sharing.urgency(stated) == 1_700_000_000_000
+        assert assessed(worker, stated).urgency == 1_700_000_000_000
 
 
 async def test_a_job_with_a_higher_priority_is_more_urgent_whatever_its_deadline() -> None:
     async with working() as worker:
-        urgency = worker.handler.sharing.urgency
         jobs = [
             record({"prompt": "x", "priority": 9}, ("deadline", b"999999999999999")),
             record({"prompt": "x"}, ("priority", b"5"), ("deadline", b"999999999999999")),
@@ -266,8 +264,8 @@ async def test_a_job_with_a_higher_priority_is_more_urgent_whatever_its_deadline
             record({"prompt": 'Say "priority": 9'}),
             record({"prompt": "x", "priority": 9}, ("priority", b"none"), ("deadline", b"999999999999999")),
         ]
-        assert [urgency(job) for job in jobs] == sorted(urgency(job) for job in jobs)
-        assert urgency(jobs[2]) < urgency(jobs[3])
+        assert (ranks := [assessed(worker, job).urgency for job in jobs]) == sorted(ranks)
+        assert ranks[2] < ranks[3]
 
 
 @given(st.lists(st.tuples(st.binary(max_size=3), st.integers(0, 2**31 - 1)), max_size=60))
@@ -294,10 +292,10 @@ async def test_a_tenant_that_comes_during_a_workers_first_answers_gets_its_share
     where = a_partition()
     flood, few = record({"prompt": "word"}, ACME), record({"prompt": "word"}, GLOBEX)
     async with working() as worker:
-        sharing, lot = worker.handler.sharing, FairQueue(QUEUE_BYTES, 512)
+        lot = FairQueue(QUEUE_BYTES, 512)
 
         def park(sent: Record) -> None:
-            lot.add(where, replace(sent, offset=next(offsets), cost=sharing.cost(sent)), sharing.party(sent.headers))
+            lot.add(where, replace(assessed(worker, sent), offset=next(offsets)), sent.party)
 
         offsets = count()
         for _ in range(300):
@@ -306,8 +304,8 @@ async def test_a_tenant_that_comes_during_a_workers_first_answers_gets_its_share
         for _ in range(128):
             _, ended = running.popleft()
             await worker.outputs(ended)
-            lot.correct(sharing.party(ended.headers), (ended.spent or 0) - ended.cost)
+            lot.correct(ended.party, (ended.spent or 0) - ended.cost)
             park(few)
             running += lot.draw(1, always)
-    begun_later = Counter(sharing.party(one.headers) for _, one in running)
+    begun_later = Counter(one.party for _, one in running)
     assert begun_later[b"globex"] >= 16

@@ -183,7 +183,7 @@ async def test_a_deferral_that_raises_gives_its_record_up_and_defers_the_others(
     runner.defer(records_of(Partition("requests", 0, 1, 0.0), 0, 1), 0.0)
     await settled()
     assert [one.outputs for one in handed_back(completions)] == [[LETTER], [LETTER]]
-    assert metrics.handler_defects.labels("defer")._value.get() == 1
+    assert metrics.registry.get_sample_value("postback_handler_defects_total", {"call": "defer"}) == 1
 
 
 class SlowSharing(OneParty):

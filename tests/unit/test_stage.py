@@ -29,7 +29,7 @@ from workers.stage.fetching import STALL_SECONDS
 from workers.stage.ledger import Ledger
 from workers.stage.partition import LEAST_MARGIN, MOST_MARGIN, Partition, Phase, undone_below
 from workers.stage.progress import Progress, Suspect, begun_of
-from workers.stage.record import Headers, Output, Record
+from workers.stage.record import Output, Record
 from workers.stage.runner import Handled
 from workers.stage.settings import StageSettings
 from workers.stage.settler import Batch, SettlerState
@@ -50,17 +50,8 @@ def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_r
         def due_ms(self, record: Record) -> int | None:
             raise KeyError(record.offset)
 
-        def party(self, headers: Headers | None) -> bytes | None:
-            raise OverflowError(headers)
-
-        def cost(self, record: Record) -> float:
-            raise ZeroDivisionError(record)
-
-        def urgency(self, record: Record) -> int:
-            raise AssertionError(record)
-
-        def may_wait(self, record: Record) -> bool:
-            raise LookupError(record)
+        def assess(self, record: Record) -> None:
+            raise OverflowError(record.headers)
 
         def place(self, topic: str) -> Place:
             return Place.FIRST
@@ -75,7 +66,7 @@ def test_a_pace_or_a_sharing_that_raises_at_a_record_ends_nothing_and_lets_the_r
         stage.dispatch()
         (([(_, record)], _),) = loop.calls
         assert record.offset == 0
-        call = {"call": "party" if shared else "due_ms"}
+        call = {"call": "assess" if shared else "due_ms"}
         assert (metrics.registry.get_sample_value("postback_handler_defects_total", call) or 0) >= 1
 
 
@@ -308,11 +299,8 @@ class Tenants(OneParty):
 
     later_share = 0.1
 
-    def party(self, headers: Headers | None) -> bytes:
-        return dict(headers or ())["tenant"] or b""
-
-    def cost(self, record: Record) -> float:
-        return 10.0
+    def assess(self, record: Record) -> None:
+        record.party, record.cost = dict(record.headers or ())["tenant"] or b"", 10.0
 
 
 def test_a_tenant_whose_records_cost_more_than_estimated_waits_for_the_others() -> None:

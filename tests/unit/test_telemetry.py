@@ -23,7 +23,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from cli.fleet.roles import log_uncaught
 from gateway.door.server import Refusal
@@ -37,7 +37,7 @@ from telemetry.clock import Deadline, SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from telemetry.metrics import Metrics
 from telemetry.private_file import Replacement, access_problem, only_writer, replace_files
-from telemetry.series import ClosedCounter
+from telemetry.series import ClosedCounter, QuickHistogram
 from telemetry.traces import TraceContext, exemplar, exporting, parse_traceparent, past_span, span
 from tests.process_state import changes, shared_state, state_kept
 from workers.delivery.breaker import BreakerState
@@ -342,3 +342,19 @@ def test_loggers_and_handlers_are_as_before_after_a_role_ran_in_this_process() -
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
     assert changes(before, shared_state()) == []
+
+
+@given(st.lists(st.floats(-1, 20) | st.sampled_from([0.1, 1.0, 10.0]), max_size=30))
+def test_our_metrics_show_what_those_of_the_library_show(amounts: list[float]) -> None:
+    shown, bounds = [], (0.1, 1.0, 10.0)
+    for histogram, counter in ((QuickHistogram, ClosedCounter), (Histogram, Counter)):
+        registry = CollectorRegistry()
+        seconds = histogram("seconds", "x", ("phase",), buckets=bounds, registry=registry).labels("a")
+        jobs = counter("jobs", "x", ("end",), registry=registry).labels("b")
+        for at, amount in enumerate(amounts):
+            trace_id = {"trace_id": "a"} if at % 3 == 2 else None
+            seconds.observe(amount, trace_id)
+            jobs.inc(abs(amount), trace_id)
+        samples = [sample for each in registry.collect() for sample in each.samples]
+        shown.append({(one.name, *one.labels.values()): one.value for one in samples if "_created" not in one.name})
+    assert shown[0] == pytest.approx(shown[1])

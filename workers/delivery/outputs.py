@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from schemas import topics as names
 from schemas.endpoint import EndpointKey, EndpointRecord, key_bytes, write_endpoint
-from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
+from schemas.job import DEFAULT_TENANT, LONGEST_TTL_SECONDS, TENANT_PATTERN
 from schemas.topics import Topics
 from telemetry.logs import origin_of
 from telemetry.traces import is_traceparent
@@ -32,6 +32,8 @@ _DEFERRED = _HOPPED | {names.DEFERRED, names.DEFERRED_REASON, names.WAITED}
 _WAITING = frozenset(names.WAITING_HEADERS)
 _NUMBERS = (names.ATTEMPT, names.DEFERRED, names.WAITED, names.NOT_BEFORE, names.LEFT, names.RESULT_AT)
 
+_LONGEST_WAIT_MS = round(1000 * LONGEST_TTL_SECONDS)
+"""The longest wait of a job in the tiers, in milliseconds: the job must end within this time after it was sent."""
 _TENANT = re.compile(TENANT_PATTERN)
 
 _origin = lru_cache(maxsize=4096)(origin_of)
@@ -202,9 +204,11 @@ def moved_on(record: Record, tier_ms: int, now_ms: int, topics: Topics, lanes: C
     """Return a job that leaves a tier of `tier_ms`: for the next tier, or for its lane once its time has come.
 
     A job whose lane is not among the known `lanes` goes to the shared lane, whose workers forward it. Headers that this
-    fleet did not write count as 0.
+    fleet did not write count as 0. A job leaves its tiers after the longest wait at the latest, whatever its headers
+    state.
     """
-    not_before_ms, left_when_written_ms = _time(record, names.NOT_BEFORE), _time(record, names.LEFT)
+    not_before_ms = _time(record, names.NOT_BEFORE)
+    left_when_written_ms = min(_time(record, names.LEFT), _LONGEST_WAIT_MS)
     left = left_ms(not_before_ms, now_ms, left_when_written_ms, tier_ms)
     if left > 0:
         return put_off(record, not_before_ms, left, now_ms, topics)

@@ -253,13 +253,16 @@ class Enricher:
     async def read(
         self, sources: Sequence[str | SourceDocument | Found], seconds: float, *, tenant: str = DEFAULT_TENANT
     ) -> list[Document | LeftOut]:
-        """Read these URLs, documents and search results as for a job.
+        """Read these URLs, documents and search results as for a job, within `seconds`.
 
         Return a LeftOut for a late or unreadable source.
         """
         wanted = [Wanted.of(position, one) for position, one in enumerate(sources, start=1)]
-        await self._pool.warm()
-        read = await self._read(wanted, Asker(tenant), Deadline.after(self._clock, seconds))
+        deadline = Deadline.after(self._clock, seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._pool.warm()
+        read = await self._read(wanted, Asker(tenant), deadline)
         found: dict[int, Document | LeftOut] = {one.source.position: one for one in read.documents}
         found |= {one.source.position: one for one in read.left_out}
         return [found[one.position] for one in wanted]

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 
 from schemas import topics as names
 from schemas.codec import InvalidJob, Origin, ReceivedJob, UntrustedJob, read_job
+from schemas.job import LONGEST_TTL_SECONDS
 from schemas.settings import SettingsRefused, TrustSettings
 from schemas.topics import Topics
 from schemas.trust import TrustSecrets, signature_of
@@ -40,6 +41,15 @@ MOST_WAITING = 64
 
 Each waiting job has a place in the window, and unknown names must not take all places.
 """
+MOST_PUT_OFF_MS = 1000 * (LONGEST_TTL_SECONDS + 3600)
+"""Cap on the wait of a job that starts later, in milliseconds from the worker's receipt of the job.
+
+The codec bounds the wait by the record's timestamp, which the producer may set. An hour is left for clocks that differ.
+"""
+_TOO_LATE = (
+    f"is more than {LONGEST_TTL_SECONDS / 86_400:g} days after the worker received the job, since the record's "
+    "timestamp lies in the future; correct the producer's clock, or choose an earlier time"
+)
 _CHECKED_URLS = 4096
 _WARNED_OF = 1024
 _BULK, _SPARE = ".batch", ".spare"
@@ -78,27 +88,24 @@ class Admission:
         self._waiting = 0
         self._warned_of: set[tuple[str, ...]] = set()
 
-    def admit(self, record: Record) -> JobContext:
-        """Return the job in a record. Raises InvalidJob as `admitted` does."""
-        received = self.admitted(record)
-        return JobContext(record, received, received, size=len(record.value or b""))
-
     def route(self, job: JobContext) -> Finish | None:
-        """End the way of a job for another engine's lane, or for a model that no engine has."""
-        try:
-            moved = self.forwarded(job.record, job.received)
-        except InvalidJob as invalid:
-            return Finish(letter=invalid)
+        """End the way of a job for another engine's lane. Raises InvalidJob for a model that no engine has."""
+        moved = self.forwarded(job.record, job.received)
         return Finish(moved=moved) if moved is not None else None
 
     def put_off(self, record: Record, received: ReceivedJob) -> Output | None:
-        """Return the job's record in the tiers of jobs that start later; None if its `not_before` has come."""
+        """Return the job's record in the tiers of jobs that start later; None if its `not_before` has come.
+
+        Raises InvalidJob for a job that would wait too long from now on: its record's timestamp lies in the future.
+        """
         if received.job.not_before is None:
             return None  # no clock is asked, since every job comes here
         now_ms = round(self._clock.time() * 1000)
         begins_ms = received.job.begins_ms(now_ms)
         if begins_ms == now_ms:
             return None
+        if begins_ms - now_ms > MOST_PUT_OFF_MS:
+            raise invalid_job(received, "not_before", _TOO_LATE)
         job = moved(record, received, record.topic, (names.LANE, record.topic.encode()))
         return put_off(job, begins_ms, begins_ms - now_ms, now_ms, self._topics)
 
@@ -123,7 +130,8 @@ class Admission:
         except InvalidJob as invalid:
             require_signature(self._trust, record, invalid, place)
             raise
-        require_signature(self._trust, record, received, place)
+        if self._trust is not None:
+            require_signature(self._trust, record, received, place)
         if record.unreadable is not None:
             raise invalid_job(received, "headers", record.unreadable)
         if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
@@ -133,6 +141,10 @@ class Admission:
     def is_served(self, received: ReceivedJob) -> bool:
         """True if an engine of this fleet has the job's model now."""
         return self._registry.knows(received.job.model_id)
+
+    def is_own(self, record: Record, received: ReceivedJob) -> bool:
+        """True if this worker's engine answers the job, and no other lane's worker has sent it here."""
+        return self._registry.serves_here(received.job.model_id) and record.header(names.FORWARDED) is None
 
     async def wait_for_model(self, job: JobContext, lifetimes: Lifetimes) -> None:
         """Wait until an engine serves the job's model, and read the job again, since rollouts may have changed.

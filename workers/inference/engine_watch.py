@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -29,21 +28,13 @@ class EngineWatch(SideTask):
     def __init__(self, clock: Clock, away: Callable[[], str | None] = lambda: None) -> None:
         self._clock = clock
         self._away = away
-        self._asking = 0
+        self.asking = 0
+        """The number of jobs that wait for the engine."""
         self._away_since: float | None = None
         self._why = ""
         self._throttle = LogThrottle(AWAY_SECONDS)
         self._ended = asyncio.Event()
         self._lost: EngineLost | None = None
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Count one job as waiting for the engine during the block."""
-        self._asking += 1
-        try:
-            yield
-        finally:
-            self._asking -= 1
 
     def answered(self) -> None:
         """Record that the engine answered a request, and log the end of a long absence."""
@@ -64,7 +55,7 @@ class EngineWatch(SideTask):
                 "The engine did not answer a request; asking again for each waiting job until its TTL ends.",
                 action="engine-unavailable",
                 why=self._why,
-                jobs=self._asking,
+                jobs=self.asking,
             )
         if isinstance(error, EngineLost):
             self._lost = error
@@ -76,7 +67,7 @@ class EngineWatch(SideTask):
         if known is not None:
             return [known]
         since = self._away_since
-        seconds = self._clock.monotonic() - since if since is not None and self._asking else 0.0
+        seconds = self._clock.monotonic() - since if since is not None and self.asking else 0.0
         return [f"the engine has not answered for {seconds:.0f} s: {self._why}"] if seconds > AWAY_SECONDS else []
 
     async def ended(self) -> None:

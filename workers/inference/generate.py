@@ -75,33 +75,27 @@ class Generator:
         completion off and was taken back meanwhile, the answer is generated again. Raises NothingFound,
         EngineKeepsFailing, EngineDied, RequestRejected and CandidateAway.
         """
-        while True:
-            try:
-                return asked, await self._completion(received, asked, model_id)
-            except PromptTooLong as too_long:
-                asked = with_less_evidence(received, asked, too_long)
-
-    async def _completion(
-        self, received: ReceivedJob, asked: GroundedRequest, model_id: str | None
-    ) -> Completion | None:
-        """Ask until the engine answers. If the job is over before, return an aborted completion with the last failure.
-
-        Return None if no try has failed.
-        """
-        request = _request(received, asked, next(self._numbers), model_id)
-        wait, life = FIRST_RETRY_SECONDS, self._lifetimes.remaining(received)
-        failures, last = 0, ""
-        abort = request.abort
-        with self._lifetimes.at_cancellation(received, abort.ask), self._watch.asking():
+        request, life = self._request(received, asked, model_id), self._lifetimes.remaining(received)
+        wait, failures, last = FIRST_RETRY_SECONDS, 0, ""
+        run = self._lifetimes.begin(received, request.abort.ask)
+        self._watch.asking += 1
+        try:
             while not self._lifetimes.is_over(received):
-                remaining = self._lifetimes.remaining(received)
-                cut_off = asyncio.get_running_loop().call_later(remaining, abort.ask)
+                abort = request.abort
                 abort.is_asked = False
                 try:
-                    completion = await self._answer(request)
-                    if completion.finish_reason != "abort" or self._lifetimes.is_over(received):
-                        return completion
+                    completion = await self._engine.generate(request)
+                    # An aborted request may never have reached the engine, so it does not count as answered.
+                    if completion.finish_reason != "abort":
+                        self._answered(request.model_id)
+                        return asked, completion
+                    if self._lifetimes.is_over(received):
+                        return asked, completion
                     self._wasted_tokens.inc(completion.completion_tokens)  # ask again: the cancellation was undone
+                except PromptTooLong as too_long:
+                    asked = with_less_evidence(received, asked, too_long)
+                    request = self._request(received, asked, model_id)
+                    run.stop = request.abort.ask
                 except EngineDied as died:
                     self._watch.failed(died)
                     raise
@@ -115,11 +109,15 @@ class Generator:
                         ) from away
                     # A job that may be to blame waits its whole pause: other jobs' answers say nothing about it.
                     waiting = set[asyncio.Event]() if is_counted else self._waiting[request.model_id]
-                    await _pause(min(wait, remaining, left), abort, waiting)
+                    await _pause(min(wait, left), abort, waiting)
                     wait = min(2 * wait, LONGEST_RETRY_SECONDS)
-                finally:
-                    cut_off.cancel()
-        return Completion("", "abort", 0, 0, failure=last) if last else None
+        finally:
+            self._watch.asking -= 1
+            self._lifetimes.end(run)
+        return asked, Completion("", "abort", 0, 0, failure=last) if last else None
+
+    def _request(self, received: ReceivedJob, asked: GroundedRequest, model_id: str | None) -> GenerationRequest:
+        return _request(received, asked, next(self._numbers), model_id)
 
     def _failed(
         self, received: ReceivedJob, model_id: str | None, away: EngineUnavailable | EngineLost, life: float
@@ -130,16 +128,13 @@ class Generator:
             self._wasted_tokens.inc(away.wasted_tokens)
         return self._absences.failed(received, model_id, life)
 
-    async def _answer(self, request: GenerationRequest) -> Completion:
-        """Make one try; return the completion. Raises EngineError."""
-        completion = await self._engine.generate(request)
-        # An aborted request may never have reached the engine, so it does not count as answered.
-        if completion.finish_reason != "abort":
-            self._watch.answered()
-            self._absences.answered(request.model_id)
-            for waiting in self._waiting.pop(request.model_id, ()):
+    def _answered(self, model_id: str | None) -> None:
+        """Note that a model has answered, and let the jobs that wait for its next answer go on."""
+        self._watch.answered()
+        self._absences.answered(model_id)
+        if self._waiting:
+            for waiting in self._waiting.pop(model_id, ()):
                 waiting.set()
-        return completion
 
 
 async def _pause(seconds: float, abort: Abort, waiting: set[asyncio.Event]) -> None:
@@ -172,7 +167,7 @@ def _request(received: ReceivedJob, asked: GroundedRequest, number: int, model_i
     job = received.job
     return request_for(
         job if asked.evidence is None else _grounded(job, asked),
-        f"{received.place.digest}-{number}",
+        f"{received.webhook_id}-{number}",
         model_id=model_id or job.model_id,
         temperature_is_default=job.temperature is None,
         prefix_key=_prefix_key(job),

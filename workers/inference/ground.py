@@ -55,7 +55,7 @@ def side_request(received: ReceivedJob, name: str, content: str, max_tokens: int
     `name` is unique among the requests of one worker.
     """
     return GenerationRequest(
-        request_id=f"{received.place.digest}-{name}",
+        request_id=f"{received.webhook_id}-{name}",
         body={"messages": [user_message(content)], "max_tokens": max_tokens, "temperature": 0.0},
         temperature_is_default=True,
         model_id=received.job.model_id,

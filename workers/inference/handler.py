@@ -13,9 +13,9 @@ the way with a `Finish`, from which `outputs` makes the job's records:
     judge       results         citations, JSON and tools of the answer
     write       outputs         result and dead letter
 
-A job without payload, images, sources, rules and rollout waits nowhere but in `generate`. Exceptions are left for
-defects, and for the death of an engine. Two more modules serve the stage: `pace` computes the number of jobs that the
-engine can use now, and `fairness` shares the window between tenants.
+A plain job, without payload, images, sources, rules and rollout, waits nowhere but in `generate`: one method takes it
+through all steps in one piece. Exceptions are left for defects, and for the death of an engine. Two more modules serve
+the stage: `pace` computes the number of jobs that the engine can use now, and `tenants` shares the window.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy
-from workers.engines.base import Engine, EngineDied, RequestRejected
+from workers.engines.base import Completion, Engine, EngineDied, RequestRejected
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import NothingFound
 from workers.inference.admission import Admission
@@ -42,7 +42,7 @@ from workers.inference.attachments import Attachments
 from workers.inference.context import Finish, JobContext, Missing
 from workers.inference.engine_watch import EngineWatch
 from workers.inference.generate import FAILURES, EngineKeepsFailing, Generator
-from workers.inference.ground import Grounder, without_evidence
+from workers.inference.ground import GroundedRequest, Grounder, without_evidence
 from workers.inference.input_filter import InputFilter
 from workers.inference.job_identity import invalid_job
 from workers.inference.lifetime import Cancellations, Lifetimes
@@ -100,7 +100,10 @@ class InferenceHandler:
         self._lifetimes = Lifetimes(self.cancellations, clock)
         self.answer_times = AnswerTimes()
         """The times of this worker's answers, which the process announces."""
+        self._clock = clock
         self._phases = Phases(clock, metrics)
+        self._is_bare = parts.screen is None and parts.rules.are_none and not self._phases.is_traced
+        """True if this worker does nothing more with a plain job than to answer it."""
         self._filter = InputFilter(parts.screen, self._lifetimes, self.pace, metrics)
         self._rules = parts.rules
         self.rollouts = Rollouts(registry)
@@ -139,13 +142,53 @@ class InferenceHandler:
         record.shows_health = False
         record.spent = 0.0
         try:
-            job = self._admission.admit(record)
+            received = self._admission.admitted(record)
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
         try:
-            finish = await self._walked(job)
+            if self._is_bare and received.is_plain and self._admission.is_own(record, received):
+                return await self._answered_plainly(record, received)
+            return await self._answered_in_steps(JobContext(record, received, received, size=len(record.value)))
         except EngineDied as died:
             raise HandlerCrashed from died
+
+    async def _answered_plainly(self, record: Record, received: ReceivedJob) -> list[Output]:
+        """Take a plain job through all steps in one piece, because only `generate` has something to do.
+
+        Raises EngineDied.
+        """
+        clock, asked = self._clock, without_evidence(received)
+        queued_ms, began = self._phases.waited(received), clock.monotonic()
+        try:
+            _, completion = await self._generator.generated(received, asked)
+        except EngineKeepsFailing as failing:
+            job = JobContext(record, received, received)
+            return self._outputs.of(job, self._end(job, *self._kept_failing(received, failing)))
+        except RequestRejected as rejected:
+            refused = invalid_job(received, rejected.field, rejected.reason)
+            return self._outputs.rejected(record, refused, by_engine=True)
+        if completion is None:
+            return self._outputs.settled(received, self._results.cut_off(received))
+        seconds = clock.monotonic() - began
+        timings = {"queued_ms": round(queued_ms, 3), "enrich_ms": 0.0, "infer_ms": round(1000 * seconds, 3)}
+        value = self._results.plain(received, completion, timings, int(clock.time()))
+        if value is None:
+            job = JobContext(record, received, received, queued_ms, infer_seconds=seconds)
+            result = await self._judged(job, received, asked, completion)
+            return self._outputs.of(job, self._end(job, result, None))
+        record.shows_health = True
+        self.sharing.answered(record, completion)
+        self._phases.observe("infer", seconds, received)
+        self.pace.answered(0.0)
+        self.answer_times.add(seconds)
+        return self._outputs.written(received, value, Outcome.SUCCEEDED)
+
+    async def _answered_in_steps(self, job: JobContext) -> Sequence[Output]:
+        """Take any job through all steps, and free its places in memory. Raises EngineDied."""
+        try:
+            finish = await self._walked(job)
+        except InvalidJob as invalid:
+            finish = Finish(letter=invalid)
         finally:
             if job.held is not None:
                 await job.held.aclose()
@@ -156,7 +199,9 @@ class InferenceHandler:
         return [*outputs, *job.reports] if job.reports else outputs
 
     async def _walked(self, job: JobContext) -> Finish:
-        """Take the job through all steps. Raises EngineDied.
+        """Take the job through all steps.
+
+        Raises EngineDied, and InvalidJob for a start that is too late and for a model that no engine has.
 
         The way begins again only for the primary of a rollout, if the candidate did not answer. The steps that are done
         by then are not repeated.
@@ -226,11 +271,21 @@ class InferenceHandler:
             job.reports += sampled.outputs
             return Finish(letter=invalid_job(job.received, rejected.field, rejected.reason), by_engine=True)
         job.reports += sampled.outputs
-        if job.infer_seconds is not None:
-            self._phases.observe("infer", job.infer_seconds, job.received)
-            self.pace.answered(job.enrich_seconds or 0.0)
-            if job.record.shows_health:
-                self.answer_times.add((job.enrich_seconds or 0.0) + job.infer_seconds)
+        return self._end(job, result, failure)
+
+    def _count(self, job: JobContext) -> None:
+        """Count the times of a job that the engine has answered, or has not answered to its end."""
+        if job.infer_seconds is None:
+            return
+        self._phases.observe("infer", job.infer_seconds, job.received)
+        enrich_seconds = job.enrich_seconds or 0.0
+        self.pace.answered(enrich_seconds)
+        if job.record.shows_health:
+            self.answer_times.add(enrich_seconds + job.infer_seconds)
+
+    def _end(self, job: JobContext, result: Result, failure: Failure | None) -> Finish:
+        """Count a job's times, log why it was given up, and return its end."""
+        self._count(job)
         if failure is not None:
             log.warning(
                 f"Gave up job {job.received.job_id}: {failure.message}.",
@@ -285,21 +340,30 @@ class InferenceHandler:
             with self._phases.timed("infer", received) as infer:
                 asked, completion = await self._generator.generated(received, asked, model_id)
         except EngineKeepsFailing as failing:
-            failure = Failure("engine_error", str(failing), FAILURES)
-            return self._results.failed(received, failure.code, failure.message), failure
+            return self._kept_failing(received, failing)
         job.infer_seconds = (job.infer_seconds or 0.0) + infer.seconds
+        return await self._judged(job, received, asked, completion), None
+
+    def _kept_failing(self, received: ReceivedJob, failing: EngineKeepsFailing) -> tuple[Result, Failure]:
+        failure = Failure("engine_error", str(failing), FAILURES)
+        return self._results.failed(received, failure.code, failure.message), failure
+
+    async def _judged(
+        self, job: JobContext, received: ReceivedJob, asked: GroundedRequest, completion: Completion | None
+    ) -> Result:
+        """Return the result of a completion, and count the real tokens."""
         if completion is not None:
             self.sharing.answered(job.record, completion)
         if completion is None or completion.finish_reason == "abort":
-            return self._results.cut_off(received, completion), None
+            return self._results.cut_off(received, completion)
         job.record.shows_health = True
         timings = {
             "queued_ms": round(job.queued_ms or 0.0, 3),
             "enrich_ms": round(job.enrich_ms, 3),
-            "infer_ms": round(1000 * job.infer_seconds, 3),
+            "infer_ms": round(1000 * (job.infer_seconds or 0.0), 3),
         }
         spend = partial(self.sharing.spend, job.record)
-        return await self._results.answered(received, asked, completion, timings, spend), None
+        return await self._results.answered(received, asked, completion, timings, spend)
 
     async def _escalated(
         self, escalate: Escalate, job: JobContext, first: Result, failure: Failure | None

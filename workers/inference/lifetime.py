@@ -6,11 +6,10 @@ All methods run on one event loop.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
+from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 
 from schemas.codec import ReceivedJob
@@ -26,6 +25,10 @@ KEPT_MS = LANES_KEPT_MS + _CLOCKS_MS
 A dead letter may live longer, so a redrive looks up cancellations in `job_control` itself.
 """
 
+MOST_ENDED = 1_024
+"""Runs that have ended, and may stay in the heap of deadlines besides as many as run."""
+LEAST_SECONDS = 0.001
+"""The shortest pause between two looks at the deadlines: the clock of deadlines may differ from the event loop's."""
 STOPPING_SECONDS = 0.005
 """The time for which runs are stopped one after the other before the loop serves its other tasks."""
 
@@ -41,11 +44,10 @@ class Cancellations:
         """The time of each cancellation in Unix milliseconds, in the order of arrival. No time is in the future."""
         self._latest: int | None = None
         """The time of the last record, not counting records with a time in the future."""
-        self._running: dict[JobKey, dict[int, Callable[[], object]]] = {}
-        """For each job that runs, and for each batch with such jobs, the functions that stop the runs, by number."""
-        self._numbers = itertools.count()
-        self._stopping: deque[tuple[JobKey, int]] = deque()
-        """The keys of cancelled jobs and batches, each with the number of a run to stop."""
+        self._running: dict[JobKey, list[Run]] = {}
+        """The runs of each job that runs, and of each batch with such jobs."""
+        self._stopping: deque[Run] = deque()
+        """Runs of cancelled jobs and batches."""
 
     def __len__(self) -> int:
         return len(self._since)
@@ -71,7 +73,7 @@ class Cancellations:
             return
         self._since[job] = self._dated(said.at)
         self._forget()
-        self._stopping.extend((job, number) for number in self._running.get(job, ()))
+        self._stopping.extend(self._running.get(job, ()))
         self._stop_some()
 
     def _stop_some(self) -> None:
@@ -81,16 +83,26 @@ class Cancellations:
         """
         began = time.perf_counter()
         while self._stopping:
-            key, number = self._stopping.popleft()
-            if (stop := self._running.get(key, {}).get(number)) is not None:
-                stop()
+            run = self._stopping.popleft()
+            if not run.has_ended:
+                run.stop()
             if self._stopping and time.perf_counter() - began > STOPPING_SECONDS:
                 asyncio.get_running_loop().call_soon(self._stop_some)
                 return
 
-    def told(self, job: JobKey, stop: Callable[[], object]) -> AbstractContextManager[None]:
-        """Call `stop` if the job is cancelled during the block. A job may have several runs at a time."""
-        return _Run(self._running, _keys(job), next(self._numbers), stop)
+    def begin(self, run: Run) -> None:
+        """Call `run.stop` if the job is cancelled before `end`. A job may have several runs at a time."""
+        for key in run.keys:
+            self._running.setdefault(key, []).append(run)
+
+    def end(self, run: Run) -> None:
+        """Note that the run has ended."""
+        run.has_ended = True
+        for key in run.keys:
+            if len(runs := self._running[key]) > 1:
+                runs.remove(run)
+            else:
+                del self._running[key]
 
     def _dated(self, at: int) -> int:
         """Return `at`, the record's time in Unix ms, if it is not in the future.
@@ -114,30 +126,15 @@ class Cancellations:
             del self._since[oldest]
 
 
-class _Run:
-    """A run of a job, listed among the running ones during the block."""
+class Run:
+    """One run of a job, which ends early when the job is cancelled or expires."""
 
-    __slots__ = ("_keys", "_number", "_running", "_stop")
+    __slots__ = ("has_ended", "keys", "stop")
 
-    def __init__(
-        self,
-        running: dict[JobKey, dict[int, Callable[[], object]]],
-        keys: tuple[JobKey, ...],
-        number: int,
-        stop: Callable[[], object],
-    ) -> None:
-        self._running, self._keys, self._number, self._stop = running, keys, number, stop
-
-    def __enter__(self) -> None:
-        for key in self._keys:
-            self._running.setdefault(key, {})[self._number] = self._stop
-
-    def __exit__(self, *_: object) -> None:
-        for key in self._keys:
-            running = self._running[key]
-            del running[self._number]
-            if not running:
-                del self._running[key]
+    def __init__(self, job: JobKey, stop: Callable[[], object]) -> None:
+        self.keys = _keys(job)
+        self.stop = stop
+        self.has_ended = False
 
 
 def _keys(job: JobKey) -> tuple[JobKey, ...]:
@@ -159,9 +156,10 @@ class Lifetimes:
     def __init__(self, cancellations: Cancellations, clock: Clock) -> None:
         self._cancellations = cancellations
         self._clock = clock
+        self._deadlines = _Deadlines(clock)
 
     def remaining(self, received: ReceivedJob) -> float:
-        """Seconds until the job's deadline; negative once it has passed."""
+        """Seconds until the job's deadline; 0 or less as soon as `_Deadlines` stops the job's runs."""
         return received.deadline_ms / 1000 - self._clock.time()
 
     def is_cancelled(self, received: ReceivedJob) -> bool:
@@ -172,9 +170,17 @@ class Lifetimes:
         """True if the job is cancelled or its deadline has passed."""
         return self.is_cancelled(received) or self.remaining(received) <= 0
 
-    def at_cancellation(self, received: ReceivedJob, stop: Callable[[], object]) -> AbstractContextManager[None]:
-        """Call `stop` if the job is cancelled during the block. The job's deadline does not call `stop`."""
-        return self._cancellations.told(_key(received), stop)
+    def begin(self, received: ReceivedJob, stop: Callable[[], object]) -> Run:
+        """Call `stop` when the job is cancelled or its deadline passes, until the returned run is given to `end`."""
+        run = Run((received.tenant, received.job_id), stop)
+        self._cancellations.begin(run)
+        self._deadlines.begin(run, received.deadline_ms)
+        return run
+
+    def end(self, run: Run) -> None:
+        """Note that a run has ended."""
+        self._cancellations.end(run)
+        self._deadlines.end()
 
     async def while_alive(self, received: ReceivedJob, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the result of `begin()` as `until_cancelled` does. Raises JobIsOver also at the job's deadline."""
@@ -197,17 +203,63 @@ class Lifetimes:
                 is_stopped.set()
                 work.cancel()
 
-            with self.at_cancellation(received, stop):
-                try:
-                    return await work
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        raise  # this task is cancelled, not the job: the worker ends, or the caller's time is up
-                    if self.is_over(received):
-                        raise JobIsOver from None
-                    if not is_stopped.is_set():
-                        raise  # `begin` ends itself: it would do so again, for ever
+            run = Run(_key(received), stop)
+            self._cancellations.begin(run)
+            try:
+                return await work
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # this task is cancelled, not the job: the worker ends, or the caller's time is up
+                if self.is_over(received):
+                    raise JobIsOver from None
+                if not is_stopped.is_set():
+                    raise  # `begin` ends itself: it would do so again, for ever
+            finally:
+                self._cancellations.end(run)
+
+
+class _Deadlines:
+    """The deadlines of all runs of a worker, under one timer of the event loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._runs: list[tuple[int, int, Run]] = []
+        """A heap of the runs, each with its deadline in Unix milliseconds and a number that no other run has.
+
+        A run that has ended stays until its deadline, or until most of the heap has ended."""
+        self._begun = self._ended = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, run: Run, deadline_ms: int) -> None:
+        """Call `run.stop` at the deadline."""
+        self._begun += 1
+        heappush(self._runs, (deadline_ms, self._begun, run))
+        if self._runs[0][2] is run:
+            self._wait()
+
+    def end(self) -> None:
+        """Note that a run has ended."""
+        self._ended += 1
+        if len(self._runs) > MOST_ENDED + 2 * (self._begun - self._ended):
+            self._runs = [entry for entry in self._runs if not entry[2].has_ended]
+            heapify(self._runs)
+
+    def _wait(self) -> None:
+        """Set the timer to the first deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+        seconds = self._runs[0][0] / 1000 - self._clock.time()
+        self._timer = asyncio.get_running_loop().call_later(max(LEAST_SECONDS, seconds), self._stop_late)
+
+    def _stop_late(self) -> None:
+        self._timer, now = None, self._clock.time()
+        while self._runs and (self._runs[0][2].has_ended or self._runs[0][0] / 1000 <= now):
+            _, _, run = heappop(self._runs)
+            if not run.has_ended:
+                run.stop()
+        if self._runs:
+            self._wait()
 
 
 def _key(received: ReceivedJob) -> JobKey:

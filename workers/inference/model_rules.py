@@ -29,6 +29,11 @@ class ModelRules:
         self._current = current
         self._lane = lane
 
+    @property
+    def are_none(self) -> bool:
+        """True if there are no rules for any model, now and later."""
+        return self._current is None
+
     def with_defaults(self, received: ReceivedJob) -> ReceivedJob:
         """Return the job with its model's defaults for the options that the job does not set."""
         model = self._model(received.job.model_id)

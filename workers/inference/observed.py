@@ -45,22 +45,27 @@ class Phases:
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self._seconds = {name: metrics.job_seconds.labels(name) for name in ("queued", "enrich", "infer")}
-        self._traced = collecting()  # make no spans without a collector, since spans cost time
+        self.is_traced = collecting()
+        """True if a collector takes spans. Without one no span is made, since spans cost time."""
 
     def queued(self, received: ReceivedJob) -> tuple[ReceivedJob, float]:
-        """Observe the phase `queued`, from the record's timestamp until now. Return the job, and the phase in ms.
+        """Observe the phase `queued` as `waited` does. Return the job, and the phase in ms.
 
         With a collector, a job without a trace gets a new trace, which begins with this phase.
         """
-        now = self._clock.time()
-        queued_ms = max(0.0, now * 1000 - received.received_ms)
-        if self._traced:
-            parent = parse_traceparent(received.traceparent)
+        queued_ms = self.waited(received)
+        if self.is_traced:
+            now, parent = self._clock.time(), parse_traceparent(received.traceparent)
             context = past_span("queued", (now - queued_ms / 1000, now), parent, {"job_id": received.job_id})
             if parent is None and context is not None:
                 received = replace(received, traceparent=context.traceparent)
-        self.observe("queued", queued_ms / 1000, received)
         return received, queued_ms
+
+    def waited(self, received: ReceivedJob) -> float:
+        """Observe the phase `queued`, from the record's timestamp until now. Return the phase in ms."""
+        queued_ms = max(0.0, self._clock.time() * 1000 - received.received_ms)
+        self.observe("queued", queued_ms / 1000, received)
+        return queued_ms
 
     def timed(self, name: str, received: ReceivedJob) -> TimedPhase:
         """Return a context manager that times a part of one phase, `enrich` or `infer`."""
@@ -72,14 +77,14 @@ class Phases:
 
     def observe(self, name: str, seconds: float, received: ReceivedJob) -> None:
         """Add one job to the phase's histogram."""
-        self._seconds[name].observe(seconds, self._exemplar(received) if self._traced else None)
+        self._seconds[name].observe(seconds, self._exemplar(received) if self.is_traced else None)
 
     def _exemplar(self, received: ReceivedJob) -> dict[str, str] | None:
         return exemplar(parse_traceparent(received.traceparent))
 
     def span(self, name: str, received: ReceivedJob) -> AbstractContextManager[object]:
         """Return a span of the job's trace for one phase, or an empty context manager without a collector."""
-        if not self._traced:
+        if not self.is_traced:
             return _NO_SPAN
         return span(name, parse_traceparent(received.traceparent), {"job_id": received.job_id})
 

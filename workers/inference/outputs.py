@@ -46,15 +46,17 @@ class Outputs:
 
         If the result is too large for a record, a failed result with the code `result_too_large` replaces it.
         """
-        value = write_result(result)
+        return self.written(received, write_result(result), result.outcome)
+
+    def written(self, received: ReceivedJob, value: bytes, outcome: Outcome) -> list[Output]:
+        """Return the record of a result, as `settled` does. `value` is the result as it is written."""
         if len(value) > MAX_RESULT_BYTES:
             message = (
                 f"the result has {len(value)} bytes, and {MAX_RESULT_BYTES} are allowed; "
                 "lower max_tokens, n, top_logprobs or metadata"
             )
-            result = self._results.failed(received, "result_too_large", message)
-            value = write_result(result)
-        self._outcomes[result.outcome].inc()
+            value, outcome = write_result(self._results.failed(received, "result_too_large", message)), Outcome.FAILED
+        self._outcomes[outcome].inc()
         if is_debugging():
             log.debug(
                 "A job has its result.",
@@ -62,7 +64,7 @@ class Outputs:
                 job_id=received.job_id,
                 webhook_id=received.webhook_id,
                 tenant=received.tenant,
-                outcome=str(result.outcome),
+                outcome=str(outcome),
                 traceparent=received.traceparent,
             )
         return [self._result(received, value, received.job.callback_url)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Final
 
-from schemas.codec import ReceivedJob
+from schemas.codec import ReceivedJob, write_plain_result
 from schemas.job import Job
 from schemas.kinds import CLASSIFY, SCORE
 from schemas.outcome import Outcome
@@ -245,6 +245,27 @@ class Results:
             sources=[source.id for source in sources],
             source_details=sources,
             notes=[*notes, *notes_on(read, job.n), *_without_logprobs(first, job)],
+        )
+
+    def plain(
+        self, received: ReceivedJob, completion: Completion, timings: Mapping[str, float], created_at: int
+    ) -> bytes | None:
+        """Return the written result of a job that `is_plain`; None if the completion is no single whole text."""
+        if not _is_plain(completion):
+            return None
+        self._tokens["prompt"].inc(completion.prompt_tokens)
+        self._tokens["completion"].inc(completion.completion_tokens)
+        served = completion.served_by
+        return write_plain_result(
+            received,
+            completion.text,
+            completion.confidence,
+            completion.finish_reason,
+            {name: value for name, value in _usage(completion).items() if value is not None},
+            timings,
+            received.job.model_id or next(iter(self._engine.models), self._engine.name),
+            self._engine.name if served is None else served.engine,
+            created_at,
         )
 
     def cut_off(self, received: ReceivedJob, completion: Completion | None = None) -> Result:

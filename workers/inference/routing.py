@@ -75,6 +75,10 @@ class Registry:
         """True if an engine of this fleet has the model."""
         return model_id is None or model_id in self._served or model_id in self._models
 
+    def serves_here(self, model_id: str | None) -> bool:
+        """True if `route` keeps a job that was never forwarded."""
+        return model_id is None or model_id in self._served
+
     def serves(self, model_id: str | None) -> bool:
         """True if this worker's own engine has the model."""
         return model_id is None or model_id in self._served or self._models.get(model_id, "") == self._lane

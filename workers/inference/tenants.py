@@ -21,7 +21,7 @@ from workers.inference.admission import Admission, is_bulk_lane, is_spare_lane
 from workers.inference.outputs import Outputs, moved
 from workers.inference.routing import times_in
 from workers.inference.settings import WorkerSettings
-from workers.stage.record import Headers, Output, Record
+from workers.stage.record import Output, Record
 from workers.stage.sharing import Place
 
 BYTES_A_TOKEN: Final = 4
@@ -57,8 +57,8 @@ MOST_TENANTS = 10_000
 """Cap on the tenants whose means are kept."""
 
 _NO_TENANT = DEFAULT_TENANT.encode()
+_USUAL_TTL_MS = round(1000 * DEFAULT_TTL_SECONDS)
 _TTL = re.compile(rb'"ttl_seconds"\s*:\s*([0-9]{1,9})')
-_FETCHED = (b'"image_url"', b'"sources"', b'"payload_url"')
 _ESCAPED = re.compile(rb"\\u00(?:5[fF]|[67])")
 """Matches a JSON escape of `_` or a small ASCII letter, which a field's name may contain."""
 _TIME = re.compile(rb"[0-9]{1,15}")
@@ -111,49 +111,30 @@ class TenantSharing:
         """Least share of the window's freed places that goes to the bulk lane."""
         return self._bulk_share
 
-    def party(self, headers: Headers | None) -> bytes:
-        """Return the tenant that the header names, or else the default tenant. Admission checks the header."""
-        for name, value in reversed(headers or ()):
-            if name == names.TENANT:
-                return value or _NO_TENANT
-        return _NO_TENANT
+    def assess(self, record: Record) -> None:
+        """Set the job's tenant, and its estimated tokens, divided by its tenant's weight.
 
-    def cost(self, record: Record) -> float:
-        """Return the estimated tokens of a job's prompt and answer, divided by its tenant's weight."""
-        tenant = self.party(record.headers)
-        tokens = prompt_tokens(record.value) + self._answers.mean(tenant)
-        return max(1.0, tokens) / self._weights.get(tenant, 1.0)
+        The JSON is not parsed: patterns find its `priority`, `ttl_seconds`, and the names of fields to fetch. Jobs are
+        ordered by falling priority, and then by deadline.
+        """
+        value, said = record.value, dict(record.headers or ())
+        tenant = record.party = said.get(names.TENANT) or _NO_TENANT  # admission checks the header
+        is_fetching = b'"image_url"' in value or b'"payload_url"' in value or b'"sources"' in value
+        tokens = prompt_tokens(value) if is_fetching else len(value) / BYTES_A_TOKEN
+        record.cost = max(1.0, tokens + self._answers.mean(tenant)) / self._weights.get(tenant, 1.0)
+        record.urgency = _deadline_ms(record, said) - (_priority(value, said) << _DEADLINE_BITS)
+        is_escaped = b"\\u00" in value and _ESCAPED.search(value) is not None
+        record.outside = tenant if is_fetching or is_escaped else None
 
     def answered(self, record: Record, completion: Completion) -> None:
         """Count an answer's real tokens instead of the estimate. If two models answered, both are counted."""
-        tenant = self.party(record.headers)
         if completion.finish_reason != "abort":
-            self._answers.add(tenant, completion.completion_tokens)
+            self._answers.add(record.party or _NO_TENANT, completion.completion_tokens)
         self.spend(record, completion.prompt_tokens + completion.completion_tokens)
 
     def spend(self, record: Record, tokens: int) -> None:
         """Count tokens that the engine has used for a job: for an answer, or for a side request such as a rewriting."""
-        record.spent = (record.spent or 0.0) + tokens / self._weights.get(self.party(record.headers), 1.0)
-
-    def urgency(self, record: Record) -> int:
-        """Return a number that orders jobs by falling priority, and then by deadline.
-
-        The JSON is not parsed: patterns find its `priority` and `ttl_seconds`.
-        """
-        return self._deadline_ms(record) - (_priority(record) << _DEADLINE_BITS)
-
-    def _deadline_ms(self, record: Record) -> int:
-        stated = next((value for name, value in reversed(record.headers or ()) if name == names.DEADLINE), None)
-        if stated is not None and _TIME.fullmatch(stated):
-            return int(stated)
-        found = _TTL.search(record.value)
-        seconds = int(found[1]) if found is not None else DEFAULT_TTL_SECONDS
-        return record.timestamp_ms + round(1000 * seconds)
-
-    def may_wait(self, record: Record) -> bool:
-        """Return whether a job may have something to fetch. Fields are found by their names; the JSON is not parsed."""
-        value = record.value
-        return any(name in value for name in _FETCHED) or _ESCAPED.search(value) is not None
+        record.spent = (record.spent or 0.0) + tokens / self._weights.get(record.party or _NO_TENANT, 1.0)
 
     def place(self, topic: str) -> Place:
         """Return the `Place` in which a lane's jobs wait."""
@@ -181,10 +162,18 @@ class TenantSharing:
         return [moved(record, received, self._bulk_lane, (names.DEFERRED, str(times).encode()))]
 
 
-def _priority(record: Record) -> int:
+def _deadline_ms(record: Record, said: dict[str, bytes | None]) -> int:
+    stated = said.get(names.DEADLINE)
+    if stated is not None and _TIME.fullmatch(stated):
+        return int(stated)
+    found = _TTL.search(record.value) if b'"ttl_seconds"' in record.value else None
+    return record.timestamp_ms + (_USUAL_TTL_MS if found is None else 1000 * int(found[1]))
+
+
+def _priority(value: bytes, said: dict[str, bytes | None]) -> int:
     """Return the priority that the header states, or else the body; 0 if neither does. Admission checks it."""
-    for name, value in reversed(record.headers or ()):
-        if name == names.PRIORITY:
-            return int(value) if value is not None and value.isdigit() and len(value) == 1 else 0
-    found = _PRIORITY.search(record.value) if b'"priority"' in record.value else None
+    if names.PRIORITY in said:
+        stated = said[names.PRIORITY]
+        return int(stated) if stated is not None and stated.isdigit() and len(stated) == 1 else 0
+    found = _PRIORITY.search(value) if b'"priority"' in value else None
     return 0 if found is None else int(found[1])

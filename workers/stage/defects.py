@@ -20,7 +20,7 @@ HANDLER_DEFECT = "handler_defect"
 LastResort = Callable[[Record, Failure], Sequence[Output]]
 """Returns the outputs for a record if its handler raised in `handle` and in `give_up`. The event loop calls it."""
 
-Call = Literal["handle", "defer", "give_up", "last_resort", "due_ms", "party", "cost"]
+Call = Literal["handle", "defer", "give_up", "last_resort", "due_ms", "assess"]
 """The call that raised, or that returned outputs too large for a broker. Its name is a label of the metric."""
 
 _SAID: dict[Call, tuple[str, str]] = {
@@ -29,8 +29,7 @@ _SAID: dict[Call, tuple[str, str]] = {
     "give_up": ("give-up-raised", "The handler could not give a record up; writing its dead letter as a last resort."),
     "last_resort": ("record-passed-over", "The last resort raised; settling the record without a dead letter."),
     "due_ms": ("pace-raised", "The pace raised at a record; dispatching the record at once."),
-    "party": ("sharing-raised", "The sharing raised at a record; counting the record for no party."),
-    "cost": ("sharing-raised", "The sharing raised at a record; counting the record at the default cost."),
+    "assess": ("sharing-raised", "The sharing raised at a record; counting the record for no party."),
 }
 
 log = get_logger()

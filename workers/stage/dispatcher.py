@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
@@ -14,9 +14,9 @@ from workers.stage.due_queue import DueQueue
 from workers.stage.isolation import Isolation
 from workers.stage.partition import Partition
 from workers.stage.partitions import Partitions
-from workers.stage.record import Record
+from workers.stage.record import Party, Record
 from workers.stage.runner import RunnerProxy
-from workers.stage.sharing import Backpressure, Party, Place, Sharing
+from workers.stage.sharing import Backpressure, Place, Sharing
 from workers.stage.window import Limits, RemoteShare, Window
 
 
@@ -140,12 +140,16 @@ class Dispatcher:
             # one.
             self.isolation.end_first_window(partition)
         if self._sharing is not None:
-            self._assess(record, self._sharing)
+            try:
+                self._sharing.assess(record)
+            except Exception as error:
+                self._defects.met("assess", record, error)
+                record.party = None
         is_doubtful = partition.suspects or partition.careful_records
         if is_doubtful and self.isolation.suspect(partition, record):
             return
         if self.due is None or not self.due.keeps(partition, record):
-            self.window.add(partition, record, self._party_of(record))
+            self.window.add(partition, record, record.party)
 
     def defer_surplus(self) -> None:
         """Pass records for the later place to `Sharing.defer`, unless earlier records are still being deferred."""
@@ -161,10 +165,16 @@ class Dispatcher:
         """
         return self._runner.is_deferring
 
-    def spent(self, partition: Partition, record: Record) -> None:
-        """Correct the cost of a record's party. Call this when the handler has returned, and has set the real cost."""
-        if self._sharing is not None and record.spent is not None:
-            self.window.correct(partition, self._party_of(record), record.spent - record.cost)
+    def spent(self, handled: Iterable[tuple[Partition, Record]]) -> None:
+        """Correct the costs of records' parties. Call this for records whose handler has returned."""
+        if self._sharing is None:
+            return
+        more: defaultdict[tuple[Place, Party], float] = defaultdict(float)
+        for partition, record in handled:
+            if record.spent is not None:
+                more[partition.place, record.party] += record.spent - record.cost
+        for (place, party), cost in more.items():
+            self.window.correct(place, party, cost)
 
     def caught_up(self, partition: Partition) -> None:
         """Suspect no further record of a partition whose end was reached, because the records after the end are new."""
@@ -213,22 +223,6 @@ class Dispatcher:
     def cut(self) -> list[tuple[Partition, list[Record]]]:
         """Remove and return records that are not due, and exceed their bounds."""
         return [] if self.due is None else self.due.cut()
-
-    def _assess(self, record: Record, sharing: Sharing) -> None:
-        try:
-            record.cost, record.urgency = sharing.cost(record), sharing.urgency(record)
-            record.outside = sharing.party(record.headers) if sharing.may_wait(record) else None
-        except Exception as error:
-            self._defects.met("cost", record, error)
-
-    def _party_of(self, record: Record) -> Party:
-        if self._sharing is None:
-            return None
-        try:
-            return self._sharing.party(record.headers)
-        except Exception as error:
-            self._defects.met("party", record, error)
-            return None
 
     def _may_die_too(self) -> bool:
         """Return whether running records may be part of the last crash."""

@@ -20,8 +20,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 
 from workers.stage.partition import Partition
-from workers.stage.record import Record
-from workers.stage.sharing import Party
+from workers.stage.record import Party, Record
 
 REACH = 1_024
 """The number of offsets within which an urgent record overtakes others of its partition."""

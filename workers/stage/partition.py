@@ -19,8 +19,8 @@ from enum import Enum
 
 from workers.stage.ledger import Ledger
 from workers.stage.progress import Progress, Suspect, begun_of
-from workers.stage.record import Record
-from workers.stage.sharing import Party, Place
+from workers.stage.record import Party, Record
+from workers.stage.sharing import Place
 
 LEAST_MARGIN = 32
 """The smallest margin, in offsets."""

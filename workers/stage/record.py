@@ -12,6 +12,9 @@ Header = tuple[str, bytes | None]
 Headers = Sequence[Header]
 """A record's headers. A name may occur more than once; the last header with a name is the valid one."""
 
+Party = bytes | None
+"""The party of a record; None in a stage without a `Sharing`."""
+
 HEADER_OVERHEAD_BYTES = 10
 """A header's bytes beside its name and value: two lengths of at most five bytes each (KIP-82).
 
@@ -40,14 +43,18 @@ class Record:
     """The reason why the client could not read the headers, as a phrase; `headers` is None then."""
     shows_health: bool = True
     """True if the record's completion shows that the engine works. A handler that did not use the engine sets False."""
+    party: Party = None
+    """The tenant or destination, as `Sharing.assess` sets it."""
     cost: float = 1.0
-    """The estimated cost, see `Sharing.cost`."""
+    """The estimated cost, above 0."""
     spent: float | None = None
     """The real cost, set by the handler; None if the estimate is right."""
     urgency: int = 0
-    """See `Sharing.urgency`."""
-    outside: bytes | None = None
-    """The party of a record that may wait for a server outside the fleet, else None; see `outside.py`."""
+    """The record's rank within its party; the lowest is served first."""
+    outside: Party = None
+    """The party of a record whose handler may have to wait for a server outside the fleet, else None.
+
+    A party that is set wrongly does little harm. See `window.RemoteShare`."""
 
     def header(self, name: str) -> str | None:
         """Return the last value of the header `name` as text; None if it is absent or not UTF-8."""

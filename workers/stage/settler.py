@@ -33,7 +33,7 @@ only batches with outputs for this topic wait.
 A sweep may roll back records that Kafka had confirmed to this process; REREADING notices this by the offsets. REREADING
 does not notice rolled-back outputs whose offsets stay committed. For such a rollback, a coordinator must write the
 marker for the offsets and skip the marker for the outputs. With single copies, results were lost in this way, though
-rarely (docs/explanation/repair.md); with three copies of each partition it cannot happen.
+rarely (docs/explanation/exactly-once.md#sweeping); with three copies of each partition it cannot happen.
 """
 
 from __future__ import annotations

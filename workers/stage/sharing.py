@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
 
-from workers.stage.record import Headers, Output, Record
+from workers.stage.record import Output, Record
 
 
 class Backpressure(Protocol):
@@ -64,10 +64,6 @@ class Unpaced:
         return None
 
 
-Party = bytes | None
-"""The party of a record; None in a stage without a `Sharing`."""
-
-
 class Place(IntEnum):
     """Where a record waits."""
 
@@ -84,29 +80,11 @@ class Sharing(Protocol):
         """The later place's least share of the free room while records wait in both the first and the later place."""
         ...
 
-    def party(self, headers: Headers | None) -> bytes:
-        """Return the party of a record with these headers.
+    def assess(self, record: Record) -> None:
+        """Set the record's `party`, `cost`, `urgency` and `outside`.
 
-        The Kafka thread calls this for each record, so it must be cheap.
-        """
-        ...
-
-    def cost(self, record: Record) -> float:
-        """Return the estimated cost of a record, above 0.
-
-        The Kafka thread calls this for each record, so it must be cheap. The handler sets `Record.spent` to the
-        real cost.
-        """
-        ...
-
-    def urgency(self, record: Record) -> int:
-        """Return the record's rank within its party; the lowest is served first. The Kafka thread calls this too."""
-        ...
-
-    def may_wait(self, record: Record) -> bool:
-        """Return whether the handler may have to wait for a server outside the fleet; see `outside.py`.
-
-        The Kafka thread calls this for each record, so it must be cheap. A wrong True does little harm.
+        The Kafka thread calls this for each record, so it must be cheap. An exception is a defect: the record then
+        belongs to no party.
         """
         ...
 

@@ -158,9 +158,9 @@ class Transactions:
         settler: Settler,
         clock: Clock,
         metrics: Metrics,
-        on_end: Callable[[Partition, Record], None],
+        on_end: Callable[[list[tuple[Partition, Record]]], None],
     ) -> None:
-        """`on_end` is called for each record whose handler has returned, and has stated its real cost."""
+        """`on_end` is called with the records whose handler has returned, and may have stated their real costs."""
         self._partitions = partitions
         self._on_end = on_end
         self._isolation = isolation
@@ -192,17 +192,15 @@ class Transactions:
 
     def collect(self) -> list[tuple[Partition, Record]]:
         """Collect completions from the event loop. Returns the records whose engine died with them."""
-        now, ended, healthy = self._clock.monotonic(), 0, False
+        now, ended, healthy = self._clock.monotonic(), list[tuple[Partition, Record]](), False
         died: list[tuple[Partition, Record]] = []
         for completion in self._came():
             partition, record, outputs = completion.partition, completion.record, completion.outputs
             if partition.phase is Phase.GONE:
                 continue  # a late completion of an assignment that has ended
             if not completion.deferred:
-                ended += 1
+                ended.append((partition, record))
                 self._partitions.load.end(partition, record)
-                if record.spent is not None:
-                    self._on_end(partition, record)
             if outputs is not None and not completion.deferred and record.shows_health:
                 healthy = True
             if outputs is None:
@@ -214,7 +212,8 @@ class Transactions:
         if healthy:
             self._isolation.completed()
         if ended:
-            self._metrics.in_flight.dec(ended)
+            self._on_end(ended)
+            self._metrics.in_flight.dec(len(ended))
         for completion in self._lingering.over(now):
             self.complete(completion, now)
         return died

@@ -21,8 +21,8 @@ from workers.stage.fair_queue import FairQueue, Queued, Ready
 from workers.stage.ledger import Ledger
 from workers.stage.partition import Load, Partition, Phase
 from workers.stage.progress import MAX_BITMAP, MAX_HOLES, MAX_SPAN
-from workers.stage.record import Record
-from workers.stage.sharing import Party, Place
+from workers.stage.record import Party, Record
+from workers.stage.sharing import Place
 
 NARROW = MAX_BITMAP * 3 // 4
 """A span of fewer offsets than this may have any number of holes."""
@@ -125,9 +125,9 @@ class Window:
         """Remove and return up to `most` records of the first place that have to wait in the later place."""
         return self.first.surplus(most) if self._overflows(self.first) else []
 
-    def correct(self, partition: Partition, party: Party, cost: float) -> None:
+    def correct(self, place: Place, party: Party, cost: float) -> None:
         """Add to the cost of a tenant's drawn records, see `FairQueue.correct`."""
-        self._queue_of(partition).correct(party, cost)
+        self._queues[place].correct(party, cost)
 
     def draw(self, room: int, ready: Ready) -> list[Queued]:
         """Remove and return up to `room` ready records: the later place's share, then each place in order."""
