@@ -41,6 +41,7 @@ if _HIDES_RICH:
 __all__ = ["UnknownLevel", "configure", "get_logger", "is_debugging", "log_context", "origin_of", "redact"]
 
 _OURS = "postback"
+_ours = logging.getLogger(_OURS)
 ECS_VERSION = "9.4.0"
 REDACTED = "[redacted]"
 NO_ORIGIN = "(not a URL)"
@@ -101,7 +102,7 @@ def is_debugging() -> bool:
 
     Code that logs a line for every job calls this first, because the call costs a hundredth of a line's time.
     """
-    return logging.getLogger(_OURS).isEnabledFor(logging.DEBUG)
+    return _ours.isEnabledFor(logging.DEBUG)
 
 
 def get_logger(name: str = _OURS) -> structlog.stdlib.BoundLogger:
