@@ -24,7 +24,7 @@ from workers.delivery.post import Poster
 from workers.delivery.retries import Done, GiveUp, RetryDecision, Schedule, decide
 from workers.delivery.settings import DeliverySettings
 from workers.egress import DEFAULT_PORTS, EgressPolicy, EgressRefused, check_url
-from workers.egress.retry_after import MAX_RETRY_AFTER_SECONDS
+from workers.egress.answers import MAX_RETRY_AFTER_SECONDS
 
 CLOCK = SystemClock()
 MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}

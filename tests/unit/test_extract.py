@@ -30,13 +30,12 @@ from tests.unit.office_files import core, document, packed, paragraph, row, slid
 from workers.enrichment import settings as settings_module
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars, Unreadable
 from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
-from workers.enrichment.readable import readable_text
 from workers.enrichment.reading import by_trafilatura
 from workers.enrichment.reading.by_trafilatura import MAX_TAGS, main_lines
 from workers.enrichment.reading.charset import decode
-from workers.enrichment.reading.extract import MAX_TEXT_CHARS, Extracted, depth_exceeds, extract
-from workers.enrichment.reading.inline_style import hides
-from workers.enrichment.reading.markup import MAX_DEPTH, MAX_ITEMS
+from workers.enrichment.reading.data import MAX_DEPTH, MAX_ITEMS
+from workers.enrichment.reading.extract import MAX_TEXT_CHARS, Extracted, depth_exceeds, extract, readable_text
+from workers.enrichment.reading.hidden import hides
 from workers.enrichment.reading.particulars import doi_in, iso_date
 from workers.enrichment.reading.steering import SCANNED_CHARS, steering
 from workers.enrichment.settings import EnrichmentSettings

@@ -37,7 +37,7 @@ from telemetry.traces import TRACEPARENT, Kind, annotate, collecting, parse_trac
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
 from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
-from workers.egress.retry_after import parse_retry_after
+from workers.egress.answers import parse_retry_after
 
 USER_AGENT = f"Postback/{version('postback')}"
 

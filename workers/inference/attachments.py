@@ -17,8 +17,7 @@ from schemas.payload import UnusablePayload, with_payload
 from schemas.unknown import joined
 from workers.engines.base import NO_IMAGES, Engine
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.fetching.images import ImageFetcher, UnreadableImage
-from workers.enrichment.fetching.payloads import PayloadFetcher
+from workers.enrichment.fetching.attached import ImageFetcher, PayloadFetcher, UnreadableImage
 from workers.enrichment.turns import Asker
 from workers.inference.context import Finish, JobContext, Missing
 from workers.inference.job_identity import invalid_job

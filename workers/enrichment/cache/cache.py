@@ -8,22 +8,76 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from cachetools import LRUCache
 
 from telemetry.clock import Clock, Deadline
 from telemetry.series import ClosedCounter
-from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import CacheEntry, Key, encoded
-from workers.enrichment.cache.flights import Flights
-from workers.enrichment.cache.levels import Level, Shared
-from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.cache.levels import Disk, Level, Shared
 from workers.enrichment.evidence import Unreadable
+from workers.enrichment.settings import CacheSettings
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _SharedFlight(Generic[T]):
+    task: asyncio.Task[T]
+    waiting: int = 0
+
+
+async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()
+
+
+class Flights(Generic[K, T]):
+    """The running work, by key. The work is cancelled only when all callers that wait for it are cancelled."""
+
+    def __init__(self) -> None:
+        self._flights: dict[K, _SharedFlight[T]] = {}
+
+    async def join(
+        self,
+        key: K,
+        work: Callable[[], Awaitable[T]],
+        seconds: float | None = None,
+        meanwhile: Callable[[], T | None] = lambda: None,
+    ) -> T:
+        """Return the result of the work that runs under `key`; start `work` if none runs. Raises the work's errors.
+
+        After `seconds`, a caller that cannot wait gets the result of `meanwhile` instead, unless that is None.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = _SharedFlight(asyncio.create_task(_awaited(work), name="cache-flight"))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda _: self._landed(key, flight))
+        flight.waiting += 1
+        try:
+            done, _ = await asyncio.wait((flight.task,), timeout=seconds)
+            if not done and (found := meanwhile()) is not None:
+                return found
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                self._landed(key, flight)
+                flight.task.cancel()
+                await asyncio.gather(flight.task, return_exceptions=True)
+
+    def _landed(self, key: K, flight: _SharedFlight[T]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # marks the error as retrieved: without a caller, asyncio would log the error
+
 
 _SKEW_SECONDS: Final = 60.0
 """Largest expected clock skew between machines.

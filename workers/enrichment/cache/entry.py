@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from yarl import URL
 
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Page, Particulars
+from workers.enrichment.settings import CacheSettings
 
 _FORMAT: Final = 3
 _MUCH_MORE_TIME: Final = 1.5

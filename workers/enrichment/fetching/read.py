@@ -12,12 +12,12 @@ from telemetry.clock import Clock, Deadline
 from workers.egress import EgressRefused, Guard
 from workers.enrichment.cache.cache import Cache, Partly, Reading
 from workers.enrichment.cache.entry import CacheEntry, lifetime, scope_of
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.fetching.fetch import Fetcher, Known
 from workers.enrichment.fetching.robots import Robots
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.rendering.renderer import Renderer, is_shell
+from workers.enrichment.settings import CacheSettings
 from workers.enrichment.turns import Asker
 
 _RENDERING_SHARE: Final = 0.8

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.fetching.settings import PayloadSettings
+from workers.enrichment.settings import PayloadSettings
 from workers.system.errors import ProcessError
 from workers.system.s3_exchange import Exchange
 

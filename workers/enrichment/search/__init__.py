@@ -14,7 +14,7 @@ One module for each kind of an operator's own source, with a subclass of `inside
     sql         a database, read by one statement
     mcp_tool    a tool of an MCP server
 
-`source_file` reads the TOML files that describe an operator's own sources.
+`inside` reads the TOML files that describe an operator's own sources.
 
 A link is read like any other source, behind the egress guard; an abstract is itself the source. The operator chooses
 the services, so requests to them bypass the guard. A `Service` paces these requests, and raises an `Unreadable` with a

@@ -12,7 +12,7 @@ from workers.enrichment.evidence import Found, Particulars, Unreadable
 from workers.enrichment.reading.particulars import iso_date
 from workers.enrichment.search.base import SearchProvider, SearchQuery, distinct, plain_excerpt, shortened
 from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, ServiceAnswer, Web, asked_to_wait
-from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import SearchSettings
 
 MAX_QUERY_CHARS = 400
 MAX_QUERY_WORDS = 50

@@ -18,10 +18,9 @@ from typing import Final
 from workers.enrichment.search import arxiv, brave, pubmed, searxng, wikipedia
 from workers.enrichment.search.base import SearchMisconfigured, SearchProvider
 from workers.enrichment.search.http_json import HttpJsonSource
-from workers.enrichment.search.inside import InsideSource
+from workers.enrichment.search.inside import HttpJsonFile, InsideSource, McpFile, SqlFile, read_source_file
 from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.search.source_file import HttpJsonFile, McpFile, SqlFile, read_source_file
+from workers.enrichment.settings import SearchSettings
 
 GROUP: Final = "postback.search"
 

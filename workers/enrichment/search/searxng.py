@@ -12,7 +12,7 @@ from workers.enrichment.evidence import Found, Particulars, Unreadable
 from workers.enrichment.reading.particulars import iso_date
 from workers.enrichment.search.base import SearchProvider, SearchQuery, distinct, plain_excerpt
 from workers.enrichment.search.service import MOST_RESULTS, Refused, Service, Web
-from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import SearchSettings
 
 
 class _SearxngResult(BoundedModel):

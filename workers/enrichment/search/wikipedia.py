@@ -8,7 +8,7 @@ from schemas.bounded import BoundedModel
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchProvider, SearchQuery, links, shortened
 from workers.enrichment.search.service import MOST_RESULTS, Service, ServiceAnswer, Web, asked_to_wait, retry_after
-from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import SearchSettings
 
 MAX_QUERY_CHARS = 300
 """Cap on a query's characters, since CirrusSearch refuses longer queries."""
