@@ -1,12 +1,10 @@
 """Search: a query becomes sources, through services that the operator has chosen.
 
-One module for each service, with a `SearchProvider`:
+The services, each with a `SearchProvider`:
 
-    searxng     an instance that the operator runs            links
-    wikipedia   the encyclopedia's own search                 links
-    brave       Brave's index, with a key                     links
-    pubmed      biomedical literature                         abstracts, as `pmid:…`
-    arxiv       preprints                                     abstracts, as `arxiv:…`
+    json_services  SearXNG, Brave and Wikipedia, as `services.toml` describes them   links
+    pubmed         biomedical literature                                             abstracts, as `pmid:…`
+    arxiv          preprints                                                         abstracts, as `arxiv:…`
 
 One module for each kind of an operator's own source, with a subclass of `inside.InsideSource`:
 

@@ -94,11 +94,6 @@ def is_link(url: str) -> bool:
     return True
 
 
-def links(found: Iterable[tuple[str | None, str | None]], limit: int) -> list[Found]:
-    """Return the first `limit` valid and distinct URLs, each as a result with its title."""
-    return distinct((Found(url=url or "", title=title or None) for url, title in found), limit)
-
-
 def distinct(found: Iterable[Found], limit: int) -> list[Found]:
     """Return the first `limit` results with valid and distinct URLs."""
     first: dict[str, Found] = {}

@@ -15,10 +15,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Final
 
-from workers.enrichment.search import arxiv, brave, pubmed, searxng, wikipedia
+from workers.enrichment.search import arxiv, pubmed
 from workers.enrichment.search.base import SearchMisconfigured, SearchProvider
 from workers.enrichment.search.http_json import HttpJsonSource
 from workers.enrichment.search.inside import HttpJsonFile, InsideSource, McpFile, SqlFile, read_source_file
+from workers.enrichment.search.json_services import json_service
 from workers.enrichment.search.service import Web
 from workers.enrichment.settings import SearchSettings
 
@@ -26,10 +27,10 @@ GROUP: Final = "postback.search"
 
 _OURS: Final[dict[str, Callable[[SearchSettings, Web], SearchProvider | None]]] = {
     "arxiv": arxiv.make,
-    "brave": brave.make,
+    "brave": lambda settings, web: json_service("brave", settings.brave, web),
     "pubmed": pubmed.make,
-    "searxng": searxng.make,
-    "wikipedia": wikipedia.make,
+    "searxng": lambda settings, web: json_service("searxng", settings.searxng, web),
+    "wikipedia": lambda settings, web: json_service("wikipedia", settings.wikipedia, web),
 }
 
 
