@@ -18,8 +18,7 @@ from schemas.signature import Signer, generate_secret
 from schemas.topics import LETTERS_KEPT_MS, TIER_DELAYS_SECONDS
 from telemetry.clock import SystemClock
 from tests.contract.consumers import DOCUMENT
-from workers.delivery.jwks import MAX_AGE_SECONDS
-from workers.delivery.keyring import OVERLAP_SECONDS
+from workers.delivery.keyring import MAX_AGE_SECONDS, OVERLAP_SECONDS
 from workers.delivery.post import Poster
 from workers.delivery.retries import Done, GiveUp, RetryDecision, Schedule, decide
 from workers.delivery.settings import DeliverySettings

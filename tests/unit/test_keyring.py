@@ -28,7 +28,6 @@ from telemetry.hand_clock import SetClock
 from tests.any_json import any_json
 from tests.drawn import drawn
 from tests.postback_command import environment_of, postback_here
-from workers.delivery.jwks import tenant_jwks_page
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,
@@ -39,6 +38,7 @@ from workers.delivery.keyring import (
     KeyringRefused,
     KeyringUnreadable,
     jwk,
+    tenant_jwks_page,
 )
 
 NOW = 1_700_000_000.0

@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,8 +38,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from schemas.job import TENANT_PATTERN
 from schemas.signature import PUBLIC_KEY_PREFIX, SECRET_PREFIX, SIGNING_KEY_PREFIX, Signer, secret_bytes
 from telemetry.clock import Clock
+from telemetry.health import HealthPage
 from telemetry.logs import get_logger
 from telemetry.private_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 
@@ -652,3 +655,30 @@ def _load(path: Path, by_root: bool) -> _LoadedKeyring:
     """Read the file. The file's stamp is read first, so that the next check notices a change during the read."""
     stamp = stamp_of(path)
     return _LoadedKeyring(read(path, by_root=by_root), stamp)
+
+
+# -- the page of public keys for consumers: a JWK set (RFC 7517) at a well-known path (RFC 8615) -----------------------
+
+JWKS_FOLDER = "/.well-known/jwks/"
+JWKS_TYPE = "application/jwk-set+json"
+"""Media type (RFC 7517, section 8.5.2)."""
+
+MAX_AGE_SECONDS = 300
+"""Seconds for which a reader may cache a set, and so trust a leaked key; far less than a rotation's overlap of a
+day."""
+
+_FILE = re.compile(rf"({TENANT_PATTERN})\.json")
+
+
+def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | None:
+    """Return the page `TENANT.json`, the keys that verify the tenant's events now; None if `name` has another form.
+
+    If the keyring's file is broken, the page has the keys that were read before. Strangers may ask for any set.
+    Every valid name has a set of the same form, even an unused name, so that answers do not reveal tenants.
+    """
+    asked = _FILE.fullmatch(name)
+    if asked is None:
+        return None
+    now = clock.time()
+    keyring.follow(now)
+    return HealthPage(JWKS_TYPE, json.dumps(keyring.jwks(asked[1], now)).encode(), MAX_AGE_SECONDS)

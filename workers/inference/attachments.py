@@ -57,7 +57,7 @@ class Attachments:
         """
         received = job.received
         url, asker = received.job.payload_url or "", Asker(received.tenant)
-        turn, room = partial(self._payloads.at_origin, url, asker), partial(self._payloads.place, asker)
+        turn, room = partial(self._payloads.at_origins, [url], asker), partial(self._payloads.place, asker)
         try:
             payload = await self._fetched(job, turn, room, partial(self._payloads.fetched, url, asker))
             # Use a thread, because hashing 8 MiB takes 20 ms, and does not need Python's lock.

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from schemas.images import IMAGE_TYPES, data_url, media_type_of
 from telemetry.logs import origin_of
@@ -20,30 +20,19 @@ from workers.enrichment.fetching.s3 import S3Objects
 from workers.enrichment.settings import EnrichmentSettings, PayloadSettings
 from workers.enrichment.turns import Asker, Turns
 
-T = TypeVar("T")
-
 PAUSES = (0.5, 2.0)
 """The pauses, in seconds, before the second and the third try."""
-
-
-async def tried_again(fetch: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of `fetch()`. After an outage, call it again. Raises the Unreadable of the last call."""
-    for pause in PAUSES:
-        try:
-            return await fetch()
-        except Unreadable as unreadable:
-            if not unreadable.is_outage:
-                raise
-        await asyncio.sleep(pause)
-    return await fetch()
+_IMAGES: Final = ", ".join(IMAGE_TYPES)
+_PAYLOADS: Final = "application/json, */*;q=0.1"
 
 
 @dataclass(slots=True)
 class Room:
-    """The number of bytes that the fetches may still receive. `beyond` is the error's text if they receive more."""
+    """The number of bytes that several fetches may still receive together."""
 
     left: int
     beyond: str
+    """The error's text if they receive more."""
 
     def take(self, count: int) -> None:
         """Subtract a piece of `count` bytes from the room. Raises Unreadable if fewer bytes are left."""
@@ -51,44 +40,58 @@ class Room:
         if self.left < 0:
             raise Unreadable(self.beyond)
 
-    def give_back(self, count: int) -> None:
-        """Add the `count` bytes of a failed try to the room again."""
-        self.left += count
 
+class _Attached:
+    """Fetches parts of jobs. At most `jobs` jobs have such parts in memory at once; tenants take turns.
 
-class OriginTurns:
-    """At most `places` jobs of one tenant fetch from the same origin at once."""
+    At most half as many jobs of one tenant fetch from the same origin at once, so a hung server leaves places to the
+    tenant's other jobs.
+    """
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._turns: dict[tuple[str, str], Turns] = {}
-        """The turns at each origin; the keys are tenant and origin."""
+    def __init__(self, fetcher: Fetcher, jobs: int, seconds: float) -> None:
+        self._fetcher = fetcher
+        self._seconds = seconds
+        self._jobs = Turns(jobs, kept=jobs // 4)
+        self._most_at_origin = max(1, jobs // 2)
+        self._at_origins: dict[tuple[str, str], Turns] = {}
+        """The turns of each tenant at each origin."""
+
+    def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
+        """Wait until the job may have its part in memory. Its place is freed when the context ends."""
+        return self._jobs.place(asker)
 
     @asynccontextmanager
-    async def at(self, urls: Iterable[str], asker: Asker) -> AsyncIterator[None]:
+    async def at_origins(self, urls: Iterable[str], asker: Asker) -> AsyncIterator[None]:
         """Wait until the job may fetch from the origins of all URLs. The job may fetch until the context ends.
 
-        Call this before the job waits for a place in memory: otherwise jobs at a hung server would keep their places.
+        Call this before `place`: otherwise jobs at a hung server would keep their places in memory.
         """
-        async with AsyncExitStack() as stack:
-            for origin in sorted({origin_of(url) for url in urls}):  # all jobs use this order, so that none deadlocks
-                await stack.enter_async_context(self._at_one(origin, asker))
-            yield
-
-    @asynccontextmanager
-    async def _at_one(self, origin: str, asker: Asker) -> AsyncIterator[None]:
-        key = asker.tenant, origin
-        turns = self._turns.setdefault(key, Turns(self._places))
+        keys = sorted({(asker.tenant, origin_of(url)) for url in urls})  # in the same order, so that no jobs deadlock
         try:
-            async with turns.place(asker):
+            async with AsyncExitStack() as stack:
+                for key in keys:
+                    turns = self._at_origins.setdefault(key, Turns(self._most_at_origin))
+                    await stack.enter_async_context(turns.place(asker))
                 yield
         finally:
-            if turns.is_idle:
-                self._turns.pop(key, None)
+            for key in keys:
+                if key in self._at_origins and self._at_origins[key].is_idle:
+                    del self._at_origins[key]
 
-
-_ACCEPT: Final = ", ".join(IMAGE_TYPES)
-_NO_IMAGE: Final = "it is no png, jpeg, gif or webp image"
+    async def _in_time(self, fetch: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Return the result of `fetch()`. After an outage, call it again. Raises the Unreadable of the last call."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                for pause in PAUSES:
+                    try:
+                        return await fetch()
+                    except Unreadable as unreadable:
+                        if not unreadable.is_outage:
+                            raise
+                    await asyncio.sleep(pause)
+                return await fetch()
+        except TimeoutError:
+            raise Unreadable(f"it took longer than {self._seconds:g} s", is_outage=True) from None
 
 
 class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
@@ -100,26 +103,12 @@ class UnreadableImage(Exception):  # noqa: N818 - as Unreadable
         self.is_outage = is_outage
 
 
-class ImageFetcher:
-    """Fetches images for all jobs of a worker.
-
-    At most `image_jobs` jobs have images in memory at once; tenants take turns. At most half as many jobs of one tenant
-    fetch from the same server at once, so a hung server leaves places to the tenant's other jobs.
-    """
+class ImageFetcher(_Attached):
+    """Fetches images for all jobs of a worker."""
 
     def __init__(self, fetcher: Fetcher, settings: EnrichmentSettings) -> None:
-        self._fetcher = fetcher
-        self._settings = settings
-        self._jobs = Turns(settings.image_jobs, kept=settings.image_jobs // 4)
-        self._origins = OriginTurns(max(1, settings.image_jobs // 2))
-
-    def at_origins(self, urls: Iterable[str], asker: Asker) -> AbstractAsyncContextManager[None]:
-        """Wait until the job may fetch from the origins of all URLs. Call this before `place`."""
-        return self._origins.at(urls, asker)
-
-    def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
-        """Wait until the job may have images in memory. Its place in memory is freed when the context ends."""
-        return self._jobs.place(asker)
+        super().__init__(fetcher, settings.image_jobs, settings.image_seconds)
+        self._most = settings.image_bytes
 
     async def fetched(self, urls: Mapping[str, int], asker: Asker) -> dict[str, str]:
         """Return each URL with its image as a data URL. Raises UnreadableImage for the first URL without an image.
@@ -127,104 +116,61 @@ class ImageFetcher:
         `urls` maps each URL to the number of times that the job names the URL. An image is fetched once, but its bytes
         count as often as the job names the image, since the engine's request repeats the bytes.
         """
-        most = self._settings.image_bytes
-        room = Room(most, f"the job's images are larger than {most} bytes together")
-        tasks = [asyncio.create_task(self._in_time(url, asker, _Share(room, times))) for url, times in urls.items()]
+        room = Room(self._most, f"the job's images are larger than {self._most} bytes together")
+        tasks = [asyncio.create_task(self._image(url, asker, room, times)) for url, times in urls.items()]
         try:
             return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _in_time(self, url: str, asker: Asker, share: _Share) -> str:
-        seconds = self._settings.image_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._tried(url, asker, share)
-        except TimeoutError:
-            raise UnreadableImage(url, f"it took longer than {seconds:g} s", is_outage=True) from None
+    async def _image(self, url: str, asker: Asker, room: Room, times: int) -> str:
+        async def once() -> bytes:
+            taken = 0
 
-    async def _tried(self, url: str, asker: Asker, share: _Share) -> str:
-        """Fetch one image; if the server fails, try again."""
+            def take(count: int) -> None:
+                nonlocal taken
+                taken += count * times
+                room.take(count * times)
+
+            try:
+                return (await self._fetcher.fetch(url, asker, counted=take, accept=_IMAGES)).body
+            except Unreadable:
+                room.left += taken
+                raise
+
         try:
-            image = await tried_again(lambda: self._once(url, asker, share))
+            image = await self._in_time(once)
         except Unreadable as unreadable:
             raise UnreadableImage(url, str(unreadable), is_outage=unreadable.is_outage) from None
         media_type = media_type_of(image)
         if media_type is None:
-            raise UnreadableImage(url, _NO_IMAGE, is_outage=False)
+            raise UnreadableImage(url, "it is no png, jpeg, gif or webp image", is_outage=False)
         return data_url(media_type, image)
 
-    async def _once(self, url: str, asker: Asker, share: _Share) -> bytes:
-        try:
-            return (await self._fetcher.fetch(url, asker, counted=share.take, accept=_ACCEPT)).body
-        except Unreadable:
-            share.give_back()
-            raise
 
-
-class _Share:
-    """The part of the room that one image takes: the image's size, as many times as the job names the image."""
-
-    def __init__(self, room: Room, times: int) -> None:
-        self._room = room
-        self._times = times
-        self._taken = 0
-
-    def take(self, count: int) -> None:
-        """Subtract a piece of the image from the room. Raises Unreadable if too little room is left."""
-        self._taken += count * self._times
-        self._room.take(count * self._times)
-
-    def give_back(self) -> None:
-        """After a failed try, add its bytes to the room again."""
-        self._room.give_back(self._taken)
-        self._taken = 0
-
-
-_ACCEPT_PAYLOAD: Final = "application/json, */*;q=0.1"
-
-
-class PayloadFetcher:
-    """Fetches payloads for all jobs of a worker. A bounded number of jobs has payloads in memory.
-
-    At most half as many jobs of one tenant fetch from the same server or bucket at once, so a hung server leaves places
-    to the tenant's other jobs.
+class PayloadFetcher(_Attached):
+    """Fetches the documents at `payload_url` for all jobs of a worker, also from the operator's buckets.
 
     Raises ProcessError if the settings name buckets and boto3 cannot be used.
     """
 
     def __init__(self, fetcher: Fetcher, settings: PayloadSettings) -> None:
-        self._fetcher = fetcher
-        self._settings = settings
+        super().__init__(fetcher, settings.jobs, settings.seconds)
+        self._most = settings.most_bytes
         self._objects = S3Objects(settings)
-        self._jobs = Turns(settings.jobs, kept=settings.jobs // 4)
-        self._origins = OriginTurns(max(1, settings.jobs // 2))
-
-    def at_origin(self, url: str, asker: Asker) -> AbstractAsyncContextManager[None]:
-        """Wait until the job may fetch from the URL's origin. Call this before `place`."""
-        return self._origins.at([url], asker)
-
-    def place(self, asker: Asker) -> AbstractAsyncContextManager[None]:
-        """Wait until the job may have a payload in memory. Its place in memory is freed when the context ends."""
-        return self._jobs.place(asker)
 
     async def fetched(self, url: str, asker: Asker) -> bytes:
         """Return the document's bytes. Raises Unreadable; `is_outage` is true if the job is not at fault."""
-        seconds = self._settings.seconds
-        try:
-            async with asyncio.timeout(seconds):
-                return await tried_again(lambda: self._once(url, asker))
-        except TimeoutError:
-            raise Unreadable(f"it took longer than {seconds:g} s", is_outage=True) from None
+
+        async def once() -> bytes:
+            if url.startswith("s3://"):
+                return await self._objects.read(url, asker.tenant, self._most)
+            room = Room(self._most, f"it is larger than {self._most} bytes")
+            return (await self._fetcher.fetch(url, asker, counted=room.take, accept=_PAYLOADS)).body
+
+        return await self._in_time(once)
 
     def close(self) -> None:
         """End the threads that read from buckets."""
         self._objects.close()
-
-    async def _once(self, url: str, asker: Asker) -> bytes:
-        most_bytes = self._settings.most_bytes
-        if url.startswith("s3://"):
-            return await self._objects.read(url, asker.tenant, most_bytes)
-        room = Room(most_bytes, f"it is larger than {most_bytes} bytes")
-        return (await self._fetcher.fetch(url, asker, counted=room.take, accept=_ACCEPT_PAYLOAD)).body

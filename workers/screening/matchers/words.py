@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import ahocorasick
 
-from workers.screening.matchers.base import Match
+from workers.screening.matchers import Match
 from workers.screening.plain import latinised
 
 _SEPARATORS: Final = dict.fromkeys("\t\n\v\f\r-_\u2010\u2011\u2012\u2013\u2014\u3000", " ")
