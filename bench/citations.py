@@ -29,9 +29,8 @@ from typing import Final, Literal
 
 from bench.table import table
 from schemas.result import Support
-from workers.enrichment.answering.cite import BEARING, Reading, judged
-from workers.enrichment.answering.cross_encoder import CrossEncoder
-from workers.enrichment.answering.judging import Judge
+from workers.enrichment.answering.citations import BEARING, Reading, judged
+from workers.enrichment.answering.judging import CrossEncoder, Judge
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.settings import EnrichmentSettings
 

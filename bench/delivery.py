@@ -32,9 +32,8 @@ from schemas.event import event_body
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
 from workers.delivery.deliver import DeliveryHandler
-from workers.delivery.exchange import USER_AGENT
 from workers.delivery.keyring import Keyring
-from workers.delivery.post import Poster
+from workers.delivery.post import USER_AGENT, Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 from workers.stage.record import Record

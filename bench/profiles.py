@@ -25,8 +25,7 @@ from typing import Any, Final
 
 from bench.table import table
 from schemas.job import Job
-from workers.enrichment.answering.answer import Draft, Unsupported
-from workers.enrichment.answering.cite import BEARING
+from workers.enrichment.answering.citations import BEARING, Draft, Unsupported
 from workers.enrichment.answering.grounding import GroundedPrompt, ground
 from workers.enrichment.answering.profile import Profile, Profiles
 from workers.enrichment.evidence import Evidence, NumberedSource

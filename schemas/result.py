@@ -102,7 +102,8 @@ class SourceDetails(WireModel):
     published: str | None = None
     """The date of publication in ISO 8601, as exact as it is known: `2023`, `2023-05` or `2023-05-17`."""
     doi: str | None = None
-    """The article's Digital Object Identifier."""
+    """The article's Digital Object Identifier, as its page claims it; `pmid:` and `arxiv:` sources have it from the
+    service."""
     read_by: str | None = None
     """`ocr` where a program read the text from pictures, so that it may have misread characters; absent otherwise."""
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -313,6 +313,12 @@ class Fleet(ABC, Generic[R_co]):
         **config: object,
     ) -> None:
         """Write records unchanged, spread over the partitions. `timestamp_ms` 0 means now."""
+        refused: list[str] = []
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                refused.append(f"{message.topic()}-{message.partition()}: {error}")
+
         producer = Producer({**self.kafka.client_config(), "linger.ms": 20, "message.max.bytes": 8_000_000, **config})
         for count, value in enumerate(values):
             producer.produce(
@@ -321,9 +327,11 @@ class Fleet(ABC, Generic[R_co]):
                 partition=count % PARTITIONS,
                 headers=list(headers),
                 timestamp=timestamp_ms,
+                on_delivery=delivered,
             )
             producer.poll(0)
         assert producer.flush(60) == 0
+        assert refused == []
 
     def read(self, topic: str) -> list[Message]:
         """Every record that a read_committed consumer can see now."""

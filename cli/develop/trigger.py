@@ -91,8 +91,7 @@ async def _post(
     url: str, tenant: str, signer: Signer, webhook_id: str, body: bytes, fleet: FleetSettings
 ) -> PostOutcome:
     from telemetry.clock import SystemClock
-    from workers.delivery.exhaustion import Exhausted
-    from workers.delivery.post import Poster
+    from workers.delivery.post import Exhausted, Poster
     from workers.delivery.settings import MAX_ANSWER_EXCERPT_BYTES, DeliverySettings
     from workers.egress import EgressSettings
     from workers.system.errors import ProcessError

@@ -103,13 +103,13 @@ def run(service: str, role: Coroutine[None, None, None]) -> None:
     from workers.delivery.keyring import KeyringError
     from workers.engines.base import EngineError
     from workers.engines.models.mistakes import RegistryRefused
-    from workers.enrichment.answering.cross_encoder import EntailmentModelRefused
+    from workers.enrichment.answering.grounding import TemplateRefused
+    from workers.enrichment.answering.judging import EntailmentModelRefused
     from workers.enrichment.answering.profile import ProfileRefused
-    from workers.enrichment.answering.template import TemplateRefused
     from workers.enrichment.choosing.embedder import EmbeddingModelRefused
     from workers.enrichment.search.base import SearchMisconfigured
     from workers.kafka.topics import PropertyRefused
-    from workers.screening.refused import RulesRefused
+    from workers.screening.loading import RulesRefused
     from workers.stage.dispatcher import NothingCompletes
     from workers.stage.settler import IdentityShared
     from workers.stage.source import GroupRefused

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
-    from workers.enrichment.cache.settings import CacheSettings
+    from workers.enrichment.settings import CacheSettings
 
 app = typer.Typer(no_args_is_help=True, help="Invalidate pages that workers have cached.")
 
@@ -65,7 +65,7 @@ def _is_read(read: Callable[[], URL]) -> bool:
 
 
 def _settings() -> CacheSettings:
-    from workers.enrichment.cache.settings import CacheSettings
+    from workers.enrichment.settings import CacheSettings
 
     settings = checked_settings(CacheSettings)
     if settings.redis_url is None and settings.disk_path is None:

@@ -182,8 +182,7 @@ def _line(line: bytes, profiles: Profiles) -> tuple[str | int, str, list[str], P
 
 def _profiles() -> Profiles:
     from workers.enrichment.answering.profile import ProfileRefused, Profiles
-    from workers.enrichment.search.settings import SearchSettings
-    from workers.enrichment.settings import EnrichmentSettings
+    from workers.enrichment.settings import EnrichmentSettings, SearchSettings
 
     folder = checked_settings(EnrichmentSettings).profiles_folder
     with telling(ProfileRefused, code=BAD_INPUT):
@@ -208,7 +207,7 @@ def _numbered(texts: Sequence[str]) -> list[NumberedSource]:
 @asynccontextmanager
 async def _judge() -> AsyncIterator[Judge | None]:
     """Load the cross-encoder that the settings name. The engine's model judges in workers only."""
-    from workers.enrichment.answering.cross_encoder import CrossEncoder, EntailmentModelRefused
+    from workers.enrichment.answering.judging import CrossEncoder, EntailmentModelRefused
     from workers.enrichment.settings import BY_ENGINE, EnrichmentSettings
 
     settings = checked_settings(EnrichmentSettings)
@@ -228,8 +227,7 @@ async def _judged(
     answer: str, sources: Sequence[NumberedSource], profile: Profile, judge: Judge | None
 ) -> dict[str, Any]:
     """Return an answer's support and its sentences. Any link of the answer counts as given, so that spans stay."""
-    from workers.enrichment.answering.answer import Draft
-    from workers.enrichment.answering.cite import judged
+    from workers.enrichment.answering.citations import Draft, judged
     from workers.enrichment.evidence import Evidence
 
     evidence = Evidence(tuple(sources), question=answer)
@@ -361,13 +359,10 @@ async def _reading() -> AsyncIterator[tuple[Enricher, list[SearchProvider]]]:
     from telemetry.clock import SystemClock
     from telemetry.metrics import Metrics
     from workers.egress import EgressSettings, Guard
-    from workers.enrichment.cache.settings import CacheSettings
     from workers.enrichment.enrich import Enricher
-    from workers.enrichment.fetching.settings import PayloadSettings
     from workers.enrichment.search.providers import providers
     from workers.enrichment.search.service import Web
-    from workers.enrichment.search.settings import SearchSettings
-    from workers.enrichment.settings import EnrichmentSettings
+    from workers.enrichment.settings import CacheSettings, EnrichmentSettings, PayloadSettings, SearchSettings
 
     settings = checked_settings(EnrichmentSettings).model_copy(update={"rerank_model": None, "entailment": None})
     egress = checked_settings(EgressSettings)

@@ -23,8 +23,7 @@ from telemetry.clock import SystemClock
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
 from tests.contract.consumers import PROGRAMS, consuming
-from workers.delivery.jwks import JWKS_FOLDER, tenant_jwks_page
-from workers.delivery.keyring import Keyring
+from workers.delivery.keyring import JWKS_FOLDER, Keyring, tenant_jwks_page
 
 CLOCK = SystemClock()
 RESULT = Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="yours", created_at=1_700_000_000)

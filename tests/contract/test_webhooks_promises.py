@@ -18,13 +18,12 @@ from schemas.signature import Signer, generate_secret
 from schemas.topics import LETTERS_KEPT_MS, TIER_DELAYS_SECONDS
 from telemetry.clock import SystemClock
 from tests.contract.consumers import DOCUMENT
-from workers.delivery.jwks import MAX_AGE_SECONDS
-from workers.delivery.keyring import OVERLAP_SECONDS
+from workers.delivery.keyring import MAX_AGE_SECONDS, OVERLAP_SECONDS
 from workers.delivery.post import Poster
 from workers.delivery.retries import Done, GiveUp, RetryDecision, Schedule, decide
 from workers.delivery.settings import DeliverySettings
 from workers.egress import DEFAULT_PORTS, EgressPolicy, EgressRefused, check_url
-from workers.egress.retry_after import MAX_RETRY_AFTER_SECONDS
+from workers.egress.answers import MAX_RETRY_AFTER_SECONDS
 
 CLOCK = SystemClock()
 MEANINGS: dict[str, type[Done] | type[GiveUp] | None] = {"Delivered": Done, "Given up": GiveUp, "Tried again": None}

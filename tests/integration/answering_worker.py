@@ -17,9 +17,8 @@ from workers.egress import Guard
 from workers.engines.base import Engine
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.answering.profile import Profiles
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import CacheSettings, EnrichmentSettings
 from workers.stage.record import Output, Record
 
 

@@ -27,8 +27,7 @@ from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import EnrichmentSettings, SearchSettings
 from workers.inference.handler import InferenceHandler
 from workers.stage.record import Record
 

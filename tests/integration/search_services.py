@@ -18,7 +18,7 @@ from telemetry.clock import SystemClock
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import SearchSettings
 
 CLOCK = SystemClock()
 FAST = 1000.0

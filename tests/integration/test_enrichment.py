@@ -12,9 +12,8 @@ import pytest
 from cli.devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
 from tests.integration.raw_server import FACT, HTML, SLOW, Script, enriching, page, reading_here, saying, speaking
-from workers.enrichment.answering.grounding import ground
-from workers.enrichment.answering.template import TemplateRefused
-from workers.enrichment.choosing.tokens import estimated_tokens
+from workers.enrichment.answering.grounding import TemplateRefused, ground
+from workers.enrichment.choosing.rank import estimated_tokens
 from workers.enrichment.enrich import CROWDED
 from workers.enrichment.evidence import Evidence, NothingFound, Unreadable
 from workers.enrichment.processes.pool import Pool

@@ -19,12 +19,11 @@ from tests.drawn import drawn
 from tests.integration.raw_server import CLOCK, FACT, LOOPBACK
 from workers.egress import Guard
 from workers.enrichment.evidence import Page
-from workers.enrichment.fetching.fetch import Fetcher
-from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.fetch import Fetcher, Politeness
 from workers.enrichment.fetching.robots import Robots
 from workers.enrichment.processes.pool import Pool
-from workers.enrichment.rendering.devtools import MOST_MESSAGES
 from workers.enrichment.rendering.renderer import Renderer
+from workers.enrichment.rendering.visit import MOST_MESSAGES
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
 

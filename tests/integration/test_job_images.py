@@ -21,7 +21,7 @@ from workers.engines.base import NO_IMAGES, Completion, GenerationRequest, Reque
 from workers.engines.body import parts_of, text_of
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.enrichment.enrich import Enricher
-from workers.enrichment.fetching import again
+from workers.enrichment.fetching import attached
 from workers.enrichment.settings import EnrichmentSettings
 
 IMAGE = "Content-Type: image/png"
@@ -150,7 +150,7 @@ async def test_an_address_that_is_not_public_is_refused(url: str) -> None:
 async def test_a_server_that_fails_is_tried_again_and_the_room_of_the_failed_try_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(attached, "PAUSES", (0.0, 0.0))
     broken = saying(PNG + b"\0" * 2000, IMAGE, "Content-Length: 9000")
     scripts = [saying(b"", status="503 Service Unavailable"), broken, saying(PNG + b"\0" * 3000, IMAGE)]
 
@@ -163,7 +163,7 @@ async def test_a_server_that_fails_is_tried_again_and_the_room_of_the_failed_try
 
 
 async def test_a_server_that_keeps_failing_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(attached, "PAUSES", (0.0, 0.0))
     result = await refused(saying(b"", status="503 Service Unavailable"))
     assert result.outcome == "failed"
     assert result.error is not None and result.error.code == "no_image"

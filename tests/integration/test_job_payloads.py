@@ -24,12 +24,11 @@ from tests.integration.raw_server import CLOCK, LOOPBACK, Script, saying, speaki
 from tests.screening_rules import CARD, pii, screen_of
 from workers.egress import Guard
 from workers.engines.echo import EchoEngine, EchoSettings
-from workers.enrichment.answering.answer import Draft
+from workers.enrichment.answering.citations import Draft
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence
-from workers.enrichment.fetching import again
-from workers.enrichment.fetching.settings import PayloadSettings
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.fetching import attached
+from workers.enrichment.settings import EnrichmentSettings, PayloadSettings
 from workers.screening.screen import Screen
 
 
@@ -195,7 +194,7 @@ async def test_a_place_that_no_job_may_reach_rejects_the_job(url: str) -> None:
 
 
 async def test_a_server_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(attached, "PAUSES", (0.0, 0.0))
     broken = saying(b'{"prompt": "', "Content-Length: 9000")
     scripts = [saying(b"", status="503 Service Unavailable"), broken, serving(prompt="Why?")]
 
@@ -208,7 +207,7 @@ async def test_a_server_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_server_that_keeps_failing_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(attached, "PAUSES", (0.0, 0.0))
     result = await refused(saying(b"", status="503 Service Unavailable"))
     assert result.outcome == "failed"
     assert result.error is not None and result.error.code == "no_payload"

@@ -211,6 +211,37 @@ async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest
         assert FACT in again
 
 
+async def test_a_patient_job_reads_the_pictures_that_a_hasty_one_before_it_could_not() -> None:
+    """In an earlier version, all jobs at a page had the deadline of the one that had asked first."""
+    async with (
+        speaking(saying(_half_scanned(), "Content-Type: application/pdf")) as origin,
+        enriching(ocr="eng", ocr_seconds=60.0) as enricher,
+    ):
+        await enricher.read([], 1.0)  # the readers start outside of the jobs' time
+        hangs = asyncio.create_task(_stopped())
+        hasty = asyncio.create_task(enricher.enrich(Sources(urls=[origin], budget_seconds=6.0), QUESTION))
+        await hangs
+        patient = asyncio.create_task(enricher.enrich(Sources(urls=[origin]), QUESTION))
+        assert quoted(await hasty) == OTHER
+        assert FACT in quoted(await patient)
+        later = await enricher.enrich(Sources(urls=[origin], budget_seconds=6.0), QUESTION)
+        assert FACT in quoted(later), "the whole reading replaces the one that was cut short"
+
+
+async def test_a_hasty_job_gets_the_text_of_a_page_whose_pictures_a_patient_one_waits_for() -> None:
+    async with (
+        speaking(saying(_half_scanned(), "Content-Type: application/pdf")) as origin,
+        enriching(ocr="eng", ocr_seconds=60.0) as enricher,
+    ):
+        hangs = asyncio.create_task(_stopped())
+        patient = asyncio.create_task(enricher.enrich(Sources(urls=[origin]), QUESTION))
+        process = await hangs
+        assert quoted(await enricher.enrich(Sources(urls=[origin], budget_seconds=4.0), QUESTION)) == OTHER
+        assert not patient.done()
+        process.resume()
+        assert FACT in quoted(await patient)
+
+
 BOMBS = {
     "100,000 by 100,000 pixels": "its image has more than 20000000 pixels",
     "5,000 by 5,000 pixels": "its image has more than 20000000 pixels",

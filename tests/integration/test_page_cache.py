@@ -24,12 +24,11 @@ from tests.postback_command import environment_of, postback_here
 from tests.readers_here import readers_here
 from tests.redis_server import RedisServer
 from workers.egress import EgressPolicy, Guard
-from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import Key
-from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.cache.levels import Disk
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import CacheSettings, EnrichmentSettings
 
 QUESTION = "When did the Halvorsen bridge open?"
 

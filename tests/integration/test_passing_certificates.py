@@ -14,7 +14,7 @@ from tests.integration.certificates import Authority
 from tests.integration.raw_server import Script, saying, speaking
 from tests.integration.test_job_images import looking
 from tests.integration.test_job_payloads import loading, serving
-from workers.enrichment.fetching import again
+from workers.enrichment.fetching import attached
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     """An authority that the fetcher trusts like an authority of the system."""
     made = Authority.create(tmp_path)
     monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", ssl.create_default_context(cafile=made.ca_file))
-    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(attached, "PAUSES", (0.0, 0.0))
     return made
 
 
@@ -77,4 +77,4 @@ async def test_a_certificate_that_stays_expired_fails_the_job_and_is_named(
         result = await answer(f"{origin}/a")
     assert (result.outcome, result.error and result.error.code) == ("failed", code)
     assert result.error is not None and result.error.message.endswith(": its certificate was not accepted")
-    assert server.handshakes == len(again.PAUSES) + 1
+    assert server.handshakes == len(attached.PAUSES) + 1

@@ -30,9 +30,7 @@ from tests.integration.one_attempt import (
     status,
 )
 from tests.open_files import no_files_left
-from workers.delivery.exchange import USER_AGENT
-from workers.delivery.exhaustion import Exhausted
-from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
+from workers.delivery.post import USER_AGENT, Delivered, Exhausted, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 

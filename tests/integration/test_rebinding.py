@@ -13,7 +13,7 @@ import uvloop
 from aiohttp.resolver import AsyncResolver, DefaultResolver
 from yarl import URL
 
-from telemetry.clock import SystemClock
+from telemetry.clock import Clock, SystemClock
 from tests.integration.name_server import NameServer, name_server
 from tests.integration.test_egress_sockets import FIRST, VECTORS, Server, serving
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
@@ -25,9 +25,11 @@ NAME = "rebind.example"
 
 
 @asynccontextmanager
-async def poster(policy: EgressPolicy, names: NameServer, deadline_seconds: float = 20.0) -> AsyncIterator[Poster]:
-    resolver = names.resolver()
-    poster = Poster(DeliverySettings(deadline_seconds=deadline_seconds), policy, SystemClock(), resolver=resolver)
+async def poster(
+    policy: EgressPolicy, names: NameServer, deadline_seconds: float = 20.0, clock: Clock | None = None
+) -> AsyncIterator[Poster]:
+    resolver, settings = names.resolver(), DeliverySettings(deadline_seconds=deadline_seconds)
+    poster = Poster(settings, policy, clock or SystemClock(), resolver=resolver)
     try:
         yield poster
     finally:
@@ -80,7 +82,13 @@ def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address
 ) -> None:
     """Delivery caches names for a while: it calls the old address until the cache ends, and then judges the new one."""
     passed = 0.0
-    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: monotonic() + passed)
+
+    class Later(SystemClock):
+        """The clock of the connections; aiohttp's own clock is that of the cached names."""
+
+        monotonic = staticmethod(lambda: monotonic() + passed)
+
+    monkeypatch.setattr("aiohttp.connector.monotonic", Later.monotonic)
 
     async def scenario() -> None:
         nonlocal passed
@@ -88,7 +96,7 @@ def test_a_callback_to_a_name_that_turns_private_is_refused_once_its_old_address
             name_server({NAME: [["127.0.0.1"], ["127.0.0.2"]]}) as names,
             serving("127.0.0.1") as public,
             serving("127.0.0.2", public.port) as internal,
-            poster(FIRST, names) as sender,
+            poster(FIRST, names, clock=Later()) as sender,
         ):
             keep_alive = DeliverySettings().keep_alive_seconds
             assert isinstance(await post(sender, public.url(NAME)), Delivered)

@@ -13,8 +13,7 @@ from tests.integration.raw_server import CLOCK, LOOPBACK, saying, speaking
 from workers.egress import Guard
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching import robots
-from workers.enrichment.fetching.fetch import Fetcher
-from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.fetch import Fetcher, Politeness
 from workers.enrichment.fetching.robots import MAX_ROBOTS_BYTES, Robots
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings

@@ -21,7 +21,7 @@ from gateway.blobs.s3 import S3Blobs
 from tests.drawn import drawn
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.fetching.s3 import S3Objects
-from workers.enrichment.fetching.settings import ObjectFolder, PayloadSettings
+from workers.enrichment.settings import ObjectFolder, PayloadSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 """botocore leaves the connection of an answer that it cannot read to the garbage collector, which warns."""

@@ -17,9 +17,9 @@ from tests.integration.certificates import Authority
 from tests.integration.raw_server import Script, saying, speaking
 from tests.integration.test_job_payloads import loading
 from tests.s3_server import ACCESS, SECRET, s3_server
-from workers.enrichment.fetching import again
+from workers.enrichment.fetching import attached
 from workers.enrichment.fetching.s3 import THREADS, S3Objects
-from workers.enrichment.fetching.settings import ObjectFolder, PayloadSettings
+from workers.enrichment.settings import ObjectFolder, PayloadSettings
 from workers.system.errors import ProcessError
 
 pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server, which takes minutes
@@ -36,7 +36,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(again, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(attached, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -135,7 +135,7 @@ async def test_a_storage_that_redirects_for_ever_fails_the_job() -> None:
     assert (result.outcome, result.error and result.error.code) == ("failed", "no_payload")
     assert result.error is not None and "its storage answered 307" in result.error.message
     assert set(asked) == {"/uploads/acme/q.json", "/uploads"}
-    assert len(asked) == 2 * (len(again.PAUSES) + 1)  # each try asks once for the object and once for its region
+    assert len(asked) == 2 * (len(attached.PAUSES) + 1)  # each try asks once for the object and once for its region
 
 
 async def test_a_job_that_is_cancelled_while_the_storage_hangs_ends_at_once() -> None:

@@ -18,7 +18,7 @@ from schemas.screening import ScreeningFinding, Verdict
 from tests.screening_rules import found_in, screen_of
 from workers.screening.classifier_process import Classifier, ClassifierAway
 from workers.screening.compiled import compiled
-from workers.screening.refused import RulesRefused
+from workers.screening.loading import RulesRefused
 from workers.screening.rules import ClassifierRule, RegexRule
 from workers.screening.screen import Screen
 

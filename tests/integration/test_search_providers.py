@@ -48,12 +48,10 @@ from workers.enrichment.search.base import (
     SearchQuery,
     plain_excerpt,
 )
-from workers.enrichment.search.pace import RequestPace
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.searches import Searches
-from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.search.service import RequestPace, Web
+from workers.enrichment.settings import EnrichmentSettings, SearchSettings
 
 LINK = {"url": "https://a.example/1", "title": "One"}
 SECTIONS: dict[str, dict[str, Any]] = {"brave": {"api_key": "brave-key"}, "pubmed": {"api_key": "ncbi-key"}}

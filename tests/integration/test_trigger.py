@@ -18,8 +18,8 @@ from schemas.outcome import Outcome
 from schemas.signature import generate_secret
 from telemetry.clock import SystemClock
 from tests.postback_command import environment_of, postback_here
-from workers.delivery.exchange import USER_AGENT
 from workers.delivery.keyring import Keyring
+from workers.delivery.post import USER_AGENT
 
 SECRET = generate_secret()
 KEYS = Keys([SECRET], [], "acme")

@@ -26,8 +26,7 @@ from schemas.result import Citation, Quote, SourceDetails, Support
 from tests.drawn import drawn
 from tests.renderers import rendered, urls_in_text
 from workers.enrichment.answering import profile as profile_module
-from workers.enrichment.answering.answer import Answer, Draft, Unsupported
-from workers.enrichment.answering.cite import BEARING, Reading, contradict, judged
+from workers.enrichment.answering.citations import BEARING, Answer, Draft, Reading, Unsupported, contradict, judged
 from workers.enrichment.answering.grounding import GroundedPrompt, visible
 from workers.enrichment.answering.judging import JudgeAway, Verdict
 from workers.enrichment.answering.links import LINK_REMOVED, _Given, without_unknown_links

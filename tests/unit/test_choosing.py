@@ -13,8 +13,19 @@ from hypothesis import strategies as st
 
 from schemas.job import Job, Message
 from workers.enrichment.choosing.embedder import NewestFirst
-from workers.enrichment.choosing.rank import RRF_K, WORDS_WEIGHT, Budget, Ranking, fused, rank, split, terms, weights
-from workers.enrichment.choosing.tokens import estimated_tokens, room_for_sources
+from workers.enrichment.choosing.rank import (
+    RRF_K,
+    WORDS_WEIGHT,
+    Budget,
+    Ranking,
+    estimated_tokens,
+    fused,
+    rank,
+    room_for_sources,
+    split,
+    terms,
+    weights,
+)
 from workers.enrichment.enrich import beginnings, within
 
 # -- rank ------------------------------------------------------------------------------------------------------------

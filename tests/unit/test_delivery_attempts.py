@@ -18,9 +18,8 @@ from tests.integration.delivery_handler.records import NOW_MS, TOPICS, headers_o
 from tests.unit.loop_clock import LoopClock
 from tests.virtual_time import VirtualLoop
 from workers.delivery.deliver import GROUP_COMMIT_SECONDS, DeliveryHandler
-from workers.delivery.exchange import CallbackAnswer
 from workers.delivery.keyring import Keyring
-from workers.delivery.post import Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
+from workers.delivery.post import CallbackAnswer, Delivered, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
 from workers.stage.record import Output, Record
@@ -113,20 +112,15 @@ async def test_a_callback_for_a_dead_origin_is_given_up_only_after_days(
 async def test_the_outcome_follows_from_the_answers_status_and_its_retry_after(
     status: int | None, asked: str | None, outcome: PostOutcome
 ) -> None:
-    class Exchange:
-        """One exchange, with this answer."""
+    class Answered(Poster):
+        """A poster whose exchange ends with this answer."""
 
-        async def post(self, *given: Any) -> None:
+        async def _exchange(self, *given: Any) -> None:
             answer = given[-1]
             assert isinstance(answer, CallbackAnswer)
             answer.status, answer.retry_after = status, asked
 
-        async def close(self) -> None:
-            pass
-
-    poster = Poster(DeliverySettings(), EgressPolicy(), SetClock(0.0))
-    exchange: Any = Exchange()
-    poster._exchanges = exchange
+    poster = Answered(DeliverySettings(), EgressPolicy(), SetClock(0.0))
     assert await poster.post(URL, b"{}", {}, "acme") == outcome
     await poster.close()
 

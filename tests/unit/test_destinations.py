@@ -38,8 +38,7 @@ from workers.delivery.destinations import (
     RateLimited,
     TurnedAway,
 )
-from workers.delivery.exhaustion import exhausted_by
-from workers.delivery.post import Deadlines, Delivered, FailedDelivery, FailureReason, PostOutcome
+from workers.delivery.post import Deadlines, Delivered, FailedDelivery, FailureReason, PostOutcome, exhausted_by
 from workers.delivery.retries import Schedule, busy_tier
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tenant_lru import TenantLru

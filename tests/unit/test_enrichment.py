@@ -27,7 +27,7 @@ from tests.unit.loop_clock import LoopClock
 from tests.virtual_time import in_virtual_time
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.answering.profile import Profiles
-from workers.enrichment.cache.cache import Memory
+from workers.enrichment.cache.cache import Flights, Memory
 from workers.enrichment.cache.entry import (
     CacheEntry,
     Key,
@@ -39,20 +39,25 @@ from workers.enrichment.cache.entry import (
     target_of_host,
     target_of_url,
 )
-from workers.enrichment.cache.flights import Flights
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Found, LeftOut, Page, Unreadable
-from workers.enrichment.fetching.page_bytes import HeldPage, PageBytes
-from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.fetch import HeldPage, PageBytes, Politeness
 from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.search.base import SearchMisconfigured, SearchQuery
-from workers.enrichment.search.inside import InsideSource, Items, filled, filled_value
-from workers.enrichment.search.pace import Allowance, RequestPace, current_allowance
-from workers.enrichment.search.source_file import ItemFields, SourceFile, TenantAccess, read_source_file
+from workers.enrichment.search.inside import (
+    InsideSource,
+    ItemFields,
+    Items,
+    SourceFile,
+    TenantAccess,
+    filled,
+    filled_value,
+    read_source_file,
+)
+from workers.enrichment.search.service import Allowance, RequestPace, current_allowance
 from workers.enrichment.search.words import MAX_QUESTION_CHARS, MAX_WORDS, question_in, search_words
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import CacheSettings, EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
 
 # -- page entries ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import re
 from base64 import b64decode
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from bench.pdf_files import line, pdf
 from cli.devkit.site import HIDDEN_SENTENCE
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import MAX_DOCUMENTS, Job
@@ -28,13 +30,12 @@ from tests.unit.office_files import core, document, packed, paragraph, row, slid
 from workers.enrichment import settings as settings_module
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars, Unreadable
 from workers.enrichment.processes.member import crawl_delay_seconds, may_fetch
-from workers.enrichment.readable import readable_text
 from workers.enrichment.reading import by_trafilatura
 from workers.enrichment.reading.by_trafilatura import MAX_TAGS, main_lines
 from workers.enrichment.reading.charset import decode
-from workers.enrichment.reading.extract import MAX_TEXT_CHARS, Extracted, depth_exceeds, extract
-from workers.enrichment.reading.inline_style import hides
-from workers.enrichment.reading.markup import MAX_DEPTH, MAX_ITEMS
+from workers.enrichment.reading.data import MAX_DEPTH, MAX_ITEMS
+from workers.enrichment.reading.extract import MAX_TEXT_CHARS, Extracted, depth_exceeds, extract, readable_text
+from workers.enrichment.reading.hidden import hides
 from workers.enrichment.reading.particulars import doi_in, iso_date
 from workers.enrichment.reading.steering import SCANNED_CHARS, steering
 from workers.enrichment.settings import EnrichmentSettings
@@ -897,6 +898,43 @@ def test_a_page_made_to_be_slow_is_looked_at_up_to_a_bound(part: str) -> None:
     """On a page of many such parts, the patterns would take quadratic time; the bound limits this time."""
     text = part * (2 * SCANNED_CHARS // len(part))
     assert steering(text) is not None
+
+
+# -- columns of a PDF ------------------------------------------------------------------------------------------------
+LEFT = (
+    "The left column tells of a bridge that opened",
+    "in 1987 and carries the coast road over the",
+    "river Vesla, where it was built of granite that",
+    "came from the quarries of the northern islands.",
+)
+RIGHT = (
+    "Far from there the ferry was sold to an owner",
+    "in the north, who painted it red and used it",
+    "for carrying timber until the engine failed in",
+    "the winter of the year after and it sank.",
+)
+
+
+def rows(*columns: tuple[int, Sequence[str]]) -> str:
+    """Operators that draw columns row by row; each column has its left edge and its lines."""
+    count = len(columns[0][1])
+    return " ".join(line(texts[row], at=(x, 700 - 14 * row), size=10) for row in range(count) for x, texts in columns)
+
+
+def read_page(content: str) -> list[str]:
+    return extract(pdf([content]), "application/pdf", None).text.splitlines()
+
+
+def test_columns_that_a_pdf_draws_row_by_row_are_read_one_after_the_other() -> None:
+    above, below = line("Two stories", at=(50, 760)), line("The end", at=(50, 500))
+    found = read_page(f"{above} {rows((50, LEFT), (320, RIGHT))} {below}")
+    assert [text.strip() for text in found] == ["Two stories", *LEFT, *RIGHT, "The end"]
+
+
+def test_the_rows_of_a_table_in_a_pdf_stay_rows() -> None:
+    cities = ["Oslo", "Rome", "Bergen", "Turin", "Graz"]
+    found = read_page(rows((50, cities), (150, ["3 mg"] * 5), (320, ["on the day of the operation itself"] * 5)))
+    assert found == [f"{city} 3 mg on the day of the operation itself" for city in cities]
 
 
 # -- source documents ------------------------------------------------------------------------------------------------

@@ -13,10 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Message, TextPart
-from workers.enrichment.answering.grounding import INVISIBLE, ground, harmless
-from workers.enrichment.answering.marks import mark_for
+from workers.enrichment.answering.grounding import INVISIBLE, TemplateRefused, ground, harmless, load_template, mark_for
 from workers.enrichment.answering.sentences import CITATION, is_citation
-from workers.enrichment.answering.template import TemplateRefused, load_template
 from workers.enrichment.choosing.rank import split
 from workers.enrichment.evidence import Evidence, NumberedSource
 
@@ -76,7 +74,7 @@ def test_the_mark_depends_on_the_secret_and_on_all_that_the_prompt_shows_of_the_
 def mark_of_a_process(signing_secret: bytes | None, topic_id: str) -> str:
     """Run a process of a worker; return the mark that it gives to the sources `x`."""
     code = (
-        "from workers.enrichment.answering.marks import fleet_secret, mark_for\n"
+        "from workers.enrichment.answering.grounding import fleet_secret, mark_for\n"
         f"print(mark_for(b'x', '', fleet_secret({signing_secret!r}, {topic_id!r})))"
     )
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()

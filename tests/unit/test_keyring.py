@@ -28,18 +28,18 @@ from telemetry.hand_clock import SetClock
 from tests.any_json import any_json
 from tests.drawn import drawn
 from tests.postback_command import environment_of, postback_here
-from workers.delivery.jwks import tenant_jwks_page
 from workers.delivery.keyring import (
     OVERLAP_SECONDS,
     Keyring,
+    KeyringData,
     KeyringError,
     KeyringExists,
     KeyringMissing,
     KeyringRefused,
     KeyringUnreadable,
+    jwk,
+    tenant_jwks_page,
 )
-from workers.delivery.keyring.content import KeyringData
-from workers.delivery.keyring.keyring import jwk
 
 NOW = 1_700_000_000.0
 KEY = base64.b64encode(os.urandom(32)).decode()
@@ -451,7 +451,7 @@ def test_a_jwk_set_has_the_keys_that_sign_at_its_time(keyring: Keyring) -> None:
 def test_signers_take_a_bounded_memory_and_sets_of_strangers_evict_none(
     keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.delivery.keyring.keyring.MOST_SIGNERS", 10)
+    monkeypatch.setattr("workers.delivery.keyring.MOST_SIGNERS", 10)
     made = [keyring.signer(f"t{number}", NOW) for number in range(35)]
     for number in range(100):
         keyring.jwks(f"s{number}", NOW)

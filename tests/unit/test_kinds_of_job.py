@@ -42,7 +42,7 @@ from workers.engines.base import GenerationRequest, RequestRejected, require_que
 from workers.engines.echo import EchoEngine, EchoSettings
 from workers.engines.families import families
 from workers.engines.pooling import Pooled, PoolingInput
-from workers.enrichment.choosing.tokens import room_for_sources
+from workers.enrichment.choosing.rank import room_for_sources
 from workers.inference.results import answer_of
 from workers.inference.tenants import prompt_tokens
 from workers.screening.rules import RegexRule

@@ -23,7 +23,7 @@ from workers.delivery.retries import (
     left_ms,
 )
 from workers.delivery.tier_pace import TierPace
-from workers.egress.retry_after import parse_retry_after
+from workers.egress.answers import parse_retry_after
 from workers.stage.record import Record
 
 NOW = 1_700_000_000_000

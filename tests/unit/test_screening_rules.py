@@ -13,11 +13,9 @@ from schemas.job import Job, Message, Search, Sources, TextPart
 from schemas.screening import Verdict
 from tests.screening_rules import CARD, found_in, pii, redacted, regex, screen_of, words
 from tests.unit.counted_calls import calls_of
-from workers.screening.loading import load_screen
+from workers.screening.loading import RulesRefused, ScreeningSettings, load_screen
 from workers.screening.plain import plain
-from workers.screening.refused import RulesRefused
 from workers.screening.screen import Screen
-from workers.screening.settings import ScreeningSettings
 
 # -- screening rules -------------------------------------------------------------------------------------------------
 MISTAKES = {

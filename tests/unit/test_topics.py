@@ -30,9 +30,7 @@ from schemas.topics import (
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings
 from workers.engines.registry import engine_settings
-from workers.enrichment.cache.settings import CacheSettings
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import CacheSettings, EnrichmentSettings, SearchSettings
 from workers.inference.lifetime import KEPT_MS
 from workers.inference.settings import WorkerSettings
 

@@ -61,10 +61,11 @@ OPERATORS_FILES: Final = (
     "keyring",
     "profile",
     "rules",
-    "template",
+    "grounding",
     "certificates",
     "families",
-    "source_file",
+    "inside",
+    "loading",
 )
 """Modules and packages with models of the operator's own files and environment."""
 

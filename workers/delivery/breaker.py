@@ -72,7 +72,8 @@ class Breaker:
 
     def __init__(self, settings: DeliverySettings) -> None:
         self._settings = settings
-        self._open = False
+        self.is_open = False
+        """False if the breaker is closed; True if it is open or half-open."""
         self._until = 0.0
         self._seconds = 0.0
         self._asked = False
@@ -92,13 +93,13 @@ class Breaker:
 
     def state(self, now: float) -> BreakerState:
         """Return the state at the time `now`."""
-        if not self._open:
+        if not self.is_open:
             return BreakerState.CLOSED
         return BreakerState.OPEN if now < self._until else BreakerState.HALF_OPEN
 
     def seconds_left(self, now: float) -> float:
         """Return the seconds until the breaker's open time ends; 0 if it has ended, or if the breaker is closed."""
-        return max(0.0, self._until - now) if self._open else 0.0
+        return max(0.0, self._until - now) if self.is_open else 0.0
 
     def patience(self, now: float) -> float:
         """Return the seconds until the next probe may start, or until the probe under way is expected to end.
@@ -117,7 +118,7 @@ class Breaker:
     @property
     def pristine(self) -> bool:
         """True if the breaker is closed and remembers no failure."""
-        return not (self._open or self._failures or self._recent)
+        return not (self.is_open or self._failures or self._recent)
 
     @property
     def confident(self) -> bool:
@@ -147,7 +148,7 @@ class Breaker:
         if probe:
             self._probing_since = None
             self._judge_probe(verdict, now)
-        elif not self._open:
+        elif not self.is_open:
             self._judge_usual(verdict, now)
         # While the breaker is open, only a probe's verdict counts, because other attempts began before the breaker
         # opened.
@@ -186,10 +187,10 @@ class Breaker:
         self._open_for(seconds, now)
 
     def _open_for(self, seconds: float, now: float) -> None:
-        self._open = True
+        self.is_open = True
         self._until = now + seconds
         self._seconds = seconds
 
     def _close(self) -> None:
-        self._open = False
+        self.is_open = False
         self._failures = self._openings = self._recent = self._counted = 0

@@ -43,10 +43,9 @@ from workers.delivery.destinations import (
 )
 from workers.delivery.endpoint_events import UnusableRecord
 from workers.delivery.endpoint_states import EndpointStates, Forget
-from workers.delivery.exhaustion import Exhausted
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import DeferralReason, PendingDelivery, read_pending
-from workers.delivery.post import Delivered, FailedDelivery, Poster, PostOutcome
+from workers.delivery.post import Delivered, Exhausted, FailedDelivery, Poster, PostOutcome
 from workers.delivery.retries import (
     EXHAUSTED,
     Done,
@@ -149,7 +148,9 @@ class DeliveryHandler(TierPace):
                 # The body is built only after a place is granted, because records of a hung destination come here many
                 # times, and most times get no place.
                 body, at = _body(record, pending), self._clock.time()
-                outcome = place.outcome = await self._post(pending, body, at)
+                headers = self._headers(pending, body, at)
+                number, tenant = pending.attempts + 1, pending.tenant
+                outcome = place.outcome = await self._poster.post(pending.url, body, headers, tenant, number)
         except OriginLeftAlone as alone:
             return (self._left_alone(record, pending, alone),)
         except DestinationBusy as busy:
@@ -217,33 +218,32 @@ class DeliveryHandler(TierPace):
         )
         return self._dead_letter(record, DISABLED, "callback_url: the endpoint is disabled", pending.attempts)
 
-    async def _post(self, pending: PendingDelivery, body: bytes, at: float) -> PostOutcome:
-        headers = self._headers(pending, body, at)
-        return await self._poster.post(pending.url, body, headers, pending.tenant, pending.attempts + 1)
-
     def _after_attempt(
         self, record: Record, pending: PendingDelivery, outcome: PostOutcome, at_ms: int, sent_bytes: int
     ) -> Sequence[Output]:
         """Return the records of an attempt's outcome."""
         now_ms = self._now_ms()
         labels = exemplar(parse_traceparent(pending.traceparent)) if self._traced else None
-        self._count(outcome, labels)
+        self._deliver_seconds.observe(outcome.duration_seconds, labels)
         written = [outputs.attempt(pending, self._topics, outcome, at_ms, sent_bytes)]
         if isinstance(outcome, Delivered):
+            self._callbacks["delivered"].inc()
             self._age.observe(max(0, now_ms - pending.result_at_ms) / 1000, labels)
-            self._say_delivered(pending, outcome)
+            if is_debugging():
+                log.debug(
+                    "A callback was delivered.", action="callback-delivered", status=outcome.status, **_fields(pending)
+                )
+            if self.states.changes_nothing((pending.tenant, pending.url)):
+                return written
         else:
+            self._callbacks[outcome.reason].inc()
             written += self._after_failure(record, pending, outcome, now_ms)
-        return written + self._after_change(pending, outcome)
-
-    def _after_change(self, pending: PendingDelivery, outcome: PostOutcome) -> list[Output]:
-        """Return records of the endpoints' new states, if any changed."""
-        return [
-            outputs.endpoint_forgotten(change.key, self._topics)
-            if isinstance(change, Forget)
-            else outputs.endpoint_state(change, self._topics)
-            for change in self.states.learn(pending, outcome, self.steady_ms())
-        ]
+        for change in self.states.learn(pending, outcome, self.steady_ms()):
+            if isinstance(change, Forget):
+                written.append(outputs.endpoint_forgotten(change.key, self._topics))
+            else:
+                written.append(outputs.endpoint_state(change, self._topics))
+        return written
 
     def _after_failure(
         self, record: Record, pending: PendingDelivery, outcome: FailedDelivery, now_ms: int
@@ -296,19 +296,6 @@ class DeliveryHandler(TierPace):
     def _dead_letter(self, record: Record, reason: str, detail: str, attempts: int) -> Output:
         self._dead_letters.labels(reason).inc()
         return outputs.dead_letter(record, self._topics, reason, detail, attempts)
-
-    def _count(self, outcome: PostOutcome, labels: dict[str, str] | None) -> None:
-        self._deliver_seconds.observe(outcome.duration_seconds, labels)
-        if isinstance(outcome, Delivered):
-            self._callbacks["delivered"].inc()
-        else:
-            self._callbacks[outcome.reason].inc()
-
-    def _say_delivered(self, pending: PendingDelivery, outcome: Delivered) -> None:
-        if is_debugging():
-            log.debug(
-                "A callback was delivered.", action="callback-delivered", status=outcome.status, **_fields(pending)
-            )
 
     def _say_retried(self, pending: PendingDelivery, outcome: FailedDelivery, wait_seconds: float) -> None:
         log.info(

@@ -191,7 +191,7 @@ class _Share:
     held: int = 0
     strangers: int = 0
     """Units that strangers hold: origins whose last attempt was not answered."""
-    crowd: QueueEstimate = field(default_factory=QueueEstimate)
+    crowd: QueueEstimate | None = None
     """Queue estimate for the tenant's origins that hold no units because the tenant may take no more."""
 
 
@@ -202,16 +202,19 @@ _NOTHING = _Share()
 class _Load:
     """A destination's share of this process's window, and the state of the destination's origin."""
 
+    key: Destination
     breaker: Breaker
     allowed: int
     """The current limit on simultaneous attempts."""
     answers: bool
     """True if the last attempt was answered; False before the first attempt. If False, the origin is a stranger."""
+    share: _Share = field(default_factory=_Share)
+    """The tenant's share, while the destination holds units."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     held: int = 0
     """Units of the window held by running and waiting records, and by records whose wait has just failed."""
-    crowd: QueueEstimate = field(default_factory=QueueEstimate)
+    crowd: QueueEstimate | None = None
     others_until: float = 0.0
     """Time until which a record is expected that can make the probe in place of those that spare their attempts."""
 
@@ -224,7 +227,6 @@ class AttemptSlot:
     """
 
     _destinations: Destinations
-    _destination: Destination
     _load: _Load
     _units: int
     probe: bool
@@ -235,8 +237,7 @@ class AttemptSlot:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._destinations._learn(self._destination, self._load, self)
-        self._destinations._leave(self._destination, self._load, self._units)
+        self._destinations._end(self._load, self._units, self.outcome, probe=self.probe)
 
 
 class Destinations:
@@ -255,6 +256,7 @@ class Destinations:
         on_change: Callable[[Destination, BreakerState, float], None] = lambda destination, state, seconds: None,
     ) -> None:
         self._settings = settings
+        self._most = settings.destination_concurrency
         self._clock = clock
         self._on_change = on_change
         self._loads: dict[Destination, _Load] = {}
@@ -262,6 +264,7 @@ class Destinations:
         self._idle = TenantLru[_Load](_REMEMBERED)
         """Destinations that hold no units and have failed recently."""
         self._answering = TenantLru[None](_REMEMBERED)
+        """Destinations that hold no units and answered last."""
         self._shares: dict[str, _Share] = {}
         """Shares of the tenants that hold units."""
         self._held = 0
@@ -293,8 +296,11 @@ class Destinations:
         """
         if limit is not None:
             self._require_soon(limit)
-        load, units = self._load_of(destination), 1 + size // self._unit_bytes
-        slot = AttemptSlot(self, destination, load, units, await self._enter(destination, load, units, spares))
+        load, units = self._loads.get(destination) or self._load_of(destination), 1 + size // self._unit_bytes
+        is_probe = self._enter(load, units, spares)
+        if is_probe is None:
+            await self._queue_up(load, units, spares)
+        slot = AttemptSlot(self, load, units, is_probe is True)
         if limit is not None:
             await self._reach_time(slot, limit, spares)
         return slot
@@ -311,129 +317,130 @@ class Destinations:
             if wait <= 0:
                 return
             await asyncio.sleep(wait)
-            if not slot.probe and slot._load.breaker.state(self._clock.monotonic()) is not BreakerState.CLOSED:
-                raise self._turned_away(slot._destination, slot._load, spares)
+            if not slot.probe and slot._load.breaker.is_open:
+                raise self._turned_away(slot._load, spares)
         except BaseException:
             with slot:  # the place goes to the next record
                 raise
 
     def _load_of(self, destination: Destination) -> _Load:
-        """Return the destination's load, or a new load if there is none.
+        """Return the load of a destination that holds no units. A new load is stored only when it takes units."""
+        load = self._idle.get(destination)
+        return load or _Load(destination, Breaker(self._settings), self._most, destination in self._answering)
 
-        A new load is stored only when it takes units.
+    def _enter(self, load: _Load, units: int, spares: bool) -> bool | None:
+        """Take a place, and return True if the attempt is the breaker's probe; None if the record has to wait.
+
+        Raises TurnedAway.
         """
-        load = self._loads.get(destination) or self._idle.get(destination)
-        if load is None:
-            breaker, answers = Breaker(self._settings), destination in self._answering
-            load = _Load(breaker, self._settings.destination_concurrency, answers)
-        return load
-
-    async def _enter(self, destination: Destination, load: _Load, units: int, spares: bool) -> bool:
-        """Take a place, or wait for one. Return True if the attempt is the breaker's probe. Raises TurnedAway."""
-        now, breaker = self._clock.monotonic(), load.breaker
-        state = breaker.state(now)
-        if state is BreakerState.OPEN or breaker.patience(now) > self._settings.destination_wait_seconds:
-            raise self._turned_away(destination, load, spares)
-        if not self._has_room(destination, load):
-            raise self._busy(destination, load)
-        is_probe = not (spares and now < load.others_until) and breaker.take_probe(now)
-        if not is_probe and (state is BreakerState.HALF_OPEN or load.running >= load.allowed):
-            await self._queue_up(destination, load, units, spares)
-        else:
-            self._hold(destination, load, units)
-            load.running += 1
+        breaker, now = load.breaker, 0.0
+        if breaker.is_open:
+            now = self._clock.monotonic()
+            is_late = breaker.patience(now) > self._settings.destination_wait_seconds
+            if is_late or breaker.state(now) is BreakerState.OPEN:
+                raise self._turned_away(load, spares)
+        if not self._has_room(load):
+            raise self._busy(load)
+        is_probe = breaker.is_open and not (spares and now < load.others_until) and breaker.take_probe(now)
+        if not is_probe and (breaker.is_open or load.running >= load.allowed):
+            return None
+        self._hold(load, units)
+        load.running += 1
         return is_probe
 
-    def _turned_away(self, destination: Destination, load: _Load, spares: bool) -> TurnedAway:
+    def _turned_away(self, load: _Load, spares: bool) -> TurnedAway:
         """Return the error for a record that gets no place; if it may make a probe later, expect it back."""
         now, breaker = self._clock.monotonic(), load.breaker
-        if breaker.state(now) is BreakerState.CLOSED:
-            return self._busy(destination, load)
+        if not breaker.is_open:
+            return self._busy(load)
         if not spares:
             load.others_until = now + breaker.patience(now) + _OTHERS_SECONDS
         return OriginLeftAlone(breaker.patience(now), dead=breaker.is_dead(now))
 
-    def _busy(self, destination: Destination, load: _Load) -> DestinationBusy:
+    def _busy(self, load: _Load) -> DestinationBusy:
         """Return the error with the estimated seconds until the record's turn.
 
         If the tenant holds no units, the time is unknown, and the error has 0.
         """
-        share = self._shares.get(destination[0])
+        share = self._shares.get(load.key[0])
         if share is None:
             return DestinationBusy(0.0)
-        crowd = load.crowd if load.held else share.crowd
-        return DestinationBusy(crowd.turn_away(self._clock.monotonic()))
+        holder = load if load.held else share
+        holder.crowd = holder.crowd or QueueEstimate()
+        return DestinationBusy(holder.crowd.turn_away(self._clock.monotonic()))
 
-    def _has_room(self, destination: Destination, load: _Load) -> bool:
+    def _has_room(self, load: _Load) -> bool:
         """True if the thresholds allow the destination one more record."""
-        share = self._shares.get(destination[0], _NOTHING)
+        share = self._shares.get(load.key[0], _NOTHING)
         left = _TENANT_FACTOR * (self._settings.window_records - self._held) - share.held
         if not load.answers:
             left -= share.strangers
         return left > 0 and (load.held < left or load.held == 0)
 
-    def _hold(self, destination: Destination, load: _Load, units: int) -> None:
+    def _hold(self, load: _Load, units: int) -> None:
         """Add these units to the units that the destination holds."""
         if load.held == 0:
-            self._idle.pop(destination)
-            self._loads[destination] = load
-        share = self._shares.get(destination[0])
-        if share is None:
-            share = self._shares[destination[0]] = _Share()
+            self._idle.pop(load.key)
+            self._answering.pop(load.key)
+            self._loads[load.key] = load
+            load.share = self._shares.setdefault(load.key[0], _Share())
         self._held += units
-        share.held += units
         load.held += units
+        load.share.held += units
         if not load.answers:
-            share.strangers += units
+            load.share.strangers += units
 
-    def _let_go(self, destination: Destination, load: _Load, units: int) -> None:
+    def _let_go(self, load: _Load, units: int) -> None:
         """Subtract these units from the units that the destination holds."""
-        share = self._shares[destination[0]]
         self._held -= units
-        share.held -= units
         load.held -= units
+        load.share.held -= units
         if not load.answers:
-            share.strangers -= units
-        if share.held == 0:
-            del self._shares[destination[0]]
+            load.share.strangers -= units
+        if load.share.held == 0:
+            del self._shares[load.key[0]]
         if load.held == 0:
-            del self._loads[destination]
-            if not (load.breaker.pristine and load.allowed == self._settings.destination_concurrency):
-                self._idle.put(destination, load)
+            del self._loads[load.key]
+            load.crowd = None
+            if not (load.breaker.pristine and load.allowed == self._most):
+                self._idle.put(load.key, load)
+            if load.answers:
+                self._answering.put(load.key, None)
 
-    async def _queue_up(self, destination: Destination, load: _Load, units: int, spares: bool) -> None:
+    async def _queue_up(self, load: _Load, units: int, spares: bool) -> None:
         """Wait until `_leave` gives this record a place, so that a newer record cannot take the place.
 
         While the breaker is half-open, the record waits for the probe's outcome. Raises TurnedAway.
         """
         if len(load.waiting) >= self._settings.destination_queue_records:
-            raise self._turned_away(destination, load, spares)
+            raise self._turned_away(load, spares)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         load.waiting.append(place)
-        self._hold(destination, load, units)
+        self._hold(load, units)
         try:
             async with asyncio.timeout(self._settings.destination_wait_seconds):
                 await place
         except BaseException as error:
             if _was_given(place):
                 # The place was granted at the moment when the wait ended, so the next record gets the place.
-                self._leave(destination, load, units)
+                self._leave(load, units)
             else:
-                self._let_go(destination, load, units)
+                self._let_go(load, units)
                 with suppress(ValueError):  # `_leave` or `_turn_away` may have removed the place
                     load.waiting.remove(place)
             if isinstance(error, TimeoutError | TurnedAway):
-                raise self._turned_away(destination, load, spares) from None
+                raise self._turned_away(load, spares) from None
             raise
 
-    def _leave(self, destination: Destination, load: _Load, units: int) -> None:
+    def _leave(self, load: _Load, units: int) -> None:
         """Give a place back, and grant free places up to the limit to waiting records, the oldest first."""
-        now = self._clock.monotonic()
         load.running -= 1
-        load.crowd.serve(now, self._weight(load))
-        self._shares[destination[0]].crowd.serve(now)
-        self._let_go(destination, load, units)
-        while load.waiting and load.running < load.allowed and load.breaker.state(now) is BreakerState.CLOSED:
+        if load.crowd is not None:
+            load.crowd.serve(self._clock.monotonic(), self._weight(load))
+        if load.share.crowd is not None:
+            load.share.crowd.serve(self._clock.monotonic())
+        self._let_go(load, units)
+        while load.waiting and load.running < load.allowed and not load.breaker.is_open:
             place = load.waiting.popleft()
             if not place.done():
                 place.set_result(None)
@@ -446,55 +453,42 @@ class Destinations:
         doubles in the time of an attempt. The finished attempt therefore ran under half of the present limit. Under the
         full limit, `2 * most / allowed` attempts would have finished instead of one.
         """
-        most = self._settings.destination_concurrency
-        return 1.0 if load.allowed == most else 2 * most / load.allowed
+        return 1.0 if load.allowed == self._most else 2 * self._most / load.allowed
 
     # -- learning from attempts ------------------------------------------------------------------------------------
 
-    def _learn(self, destination: Destination, load: _Load, place: AttemptSlot) -> None:
-        if place.outcome is None:
-            if place.probe:
-                load.breaker.give_back_probe()
-            return
-        if isinstance(place.outcome, Delivered) and self._is_as_well_as_can_be(load):
-            self._note(destination, load, OriginSignal.ANSWERS)
-            return  # usually, the breaker and the limit stay as they are
-        now, outcome, verdict = self._clock.monotonic(), place.outcome, signal_of(place.outcome)
+    def _end(self, load: _Load, units: int, outcome: PostOutcome | None, *, probe: bool) -> None:
+        """Learn from an attempt that has ended, and give its place back."""
+        if outcome is not None:
+            is_well = load.answers and load.allowed == self._most and load.breaker.confident
+            if not (is_well and isinstance(outcome, Delivered)):  # usually, nothing changes
+                self._learn(load, outcome, probe)
+        elif probe:
+            load.breaker.give_back_probe()
+        self._leave(load, units)
+
+    def _learn(self, load: _Load, outcome: PostOutcome, probe: bool) -> None:
+        now, verdict = self._clock.monotonic(), signal_of(outcome)
         before = load.breaker.state(now)
         load.breaker.judge(
-            verdict, now,
-            probe=place.probe, wait_seconds=asked_to_wait(outcome), took_seconds=outcome.duration_seconds,
-        )  # fmt: skip
+            verdict, now, probe=probe, wait_seconds=asked_to_wait(outcome), took_seconds=outcome.duration_seconds
+        )
         self._adjust(load, outcome, verdict)
-        self._note(destination, load, verdict)
+        if verdict is not OriginSignal.NOTHING and load.answers != (verdict is OriginSignal.ANSWERS):
+            load.answers = verdict is OriginSignal.ANSWERS
+            load.share.strangers += -load.held if load.answers else load.held
         after = load.breaker.state(now)
         if after is BreakerState.OPEN and before is not BreakerState.OPEN:
             self._turn_away(load)
         if after is not before:
-            self._on_change(destination, after, load.breaker.seconds_left(now))
-
-    def _is_as_well_as_can_be(self, load: _Load) -> bool:
-        return load.answers and load.allowed == self._settings.destination_concurrency and load.breaker.confident
+            self._on_change(load.key, after, load.breaker.seconds_left(now))
 
     def _adjust(self, load: _Load, outcome: PostOutcome, verdict: OriginSignal) -> None:
         """Halve the limit on simultaneous attempts if the origin throttles; raise the limit by one for each answer."""
         if verdict is OriginSignal.ANSWERS:
-            load.allowed = min(load.allowed + 1, self._settings.destination_concurrency)
+            load.allowed = min(load.allowed + 1, self._most)
         elif isinstance(outcome, FailedDelivery) and outcome.reason is FailureReason.THROTTLED:
             load.allowed = max(1, load.allowed // 2)
-
-    def _note(self, destination: Destination, load: _Load, verdict: OriginSignal) -> None:
-        """Decide if the origin is a stranger from now on, and count its units accordingly."""
-        if verdict is OriginSignal.NOTHING:
-            return
-        answers = verdict is OriginSignal.ANSWERS
-        if answers:
-            self._answering.put(destination, None)
-        if answers != load.answers:
-            load.answers = answers
-            self._shares[destination[0]].strangers += -load.held if answers else load.held
-            if not answers:
-                self._answering.pop(destination)
 
     def _turn_away(self, load: _Load) -> None:
         """End all waits, because the breaker has opened. When the breaker closes, attempts begin one at a time."""

@@ -157,6 +157,10 @@ class EndpointStates:
         """True if no event may be sent to the endpoint."""
         return endpoint in self._disabled
 
+    def changes_nothing(self, endpoint: EndpointKey) -> bool:
+        """True if a delivery to the endpoint changes no state, so that there is nothing to learn from it."""
+        return not self._passing and not self._again and endpoint not in self._streaks
+
     def learn(self, pending: PendingDelivery, outcome: PostOutcome, now_ms: int) -> Sequence[Change]:
         """Return the changes to write: this attempt's change, an overdue state's tombstone, and repeated disablings."""
         changes: list[Change] = self._written_again() if self._again else []

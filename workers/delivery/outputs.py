@@ -30,7 +30,7 @@ _HOPPED = frozenset({names.LEFT, names.WRITTEN, names.RESULT_AT})
 _RETRIED = _HOPPED | {names.ATTEMPT, names.NOT_BEFORE, names.WAITED, names.DEFERRED_REASON}
 _DEFERRED = _HOPPED | {names.DEFERRED, names.DEFERRED_REASON, names.WAITED}
 _WAITING = frozenset(names.WAITING_HEADERS)
-_NUMBERS = (names.ATTEMPT, names.DEFERRED, names.WAITED, names.NOT_BEFORE, names.LEFT, names.RESULT_AT)
+_NUMBERS = frozenset((names.ATTEMPT, names.DEFERRED, names.WAITED, names.NOT_BEFORE, names.LEFT, names.RESULT_AT))
 
 _LONGEST_WAIT_MS = round(1000 * LONGEST_TTL_SECONDS)
 """The longest wait of a job in the tiers, in milliseconds: the job must end within this time after it was sent."""
@@ -96,11 +96,13 @@ def read_pending(record: Record) -> PendingDelivery | None:
         raise UnusableRecord("the record is larger than a result may be, so no tier would take the record")
     text = _text(url, names.CALLBACK_URL)
     trace = (headers.get(names.TRACEPARENT) or b"").decode("latin-1")
-    numbers = {name: _number(value, name) for name in _NUMBERS if (value := headers.get(name)) is not None}
+    numbers = {
+        name: _number(headers[name] or b"", name) for name in _NUMBERS & headers.keys() if headers[name] is not None
+    }
     return PendingDelivery(
         url=text,
         origin=_origin(text),
-        tenant=_tenant(_token(headers.get(names.TENANT, DEFAULT_TENANT.encode()), names.TENANT)),
+        tenant=_tenant(headers.get(names.TENANT, DEFAULT_TENANT.encode())),
         job_id=_token(headers.get(names.JOB_ID, record.key), names.JOB_ID),
         webhook_id=_token(headers.get(names.WEBHOOK_ID), names.WEBHOOK_ID),
         traceparent=trace if is_traceparent(trace) else None,
@@ -131,8 +133,10 @@ def _token(value: bytes | None, name: str) -> str:
     return text
 
 
-def _tenant(text: str) -> str:
-    """Check a tenant's name, for the event and the path of the tenant's public keys. Raises UnusableRecord."""
+@lru_cache(maxsize=4096)
+def _tenant(value: bytes | None) -> str:
+    """Return a tenant's name, which is part of the event and of the public keys' path. Raises UnusableRecord."""
+    text = _token(value, names.TENANT)
     if not _TENANT.fullmatch(text):
         raise UnusableRecord(
             f"the header {names.TENANT} is not 1 to 63 letters, digits, `_` or `-`, a letter or digit first"

@@ -3,45 +3,60 @@
 Requests are never repeated, since a POST is not idempotent (RFC 9110, section 9.2.2). A connection that closes without
 an answer always makes the attempt fail. Redirects are never followed, so a 302 cannot turn a POST into a GET that
 counts as delivered. This module ignores the environment's proxies and netrc.
+
+The module uses only the parts of aiohttp below its session: the opening of connections, TLS and the parser. The
+session's redirects, cookies, netrc, proxies and bodies of unknown length are left out, because a callback never needs
+them, and without them a request costs half as much.
 """
 
 from __future__ import annotations
 
 import asyncio
 import codecs
+import errno
+import socket
 import ssl
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache, partial
+from functools import lru_cache
+from importlib.metadata import version
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
-from yarl import URL
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.throttle import LogThrottle
 from telemetry.traces import TRACEPARENT, Kind, annotate, collecting, parse_traceparent, span
-from workers.delivery.exchange import CallbackAnswer, Exchanges
-from workers.delivery.exhaustion import Exhausted, exhausted_by
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
 from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
-from workers.egress.retry_after import parse_retry_after
+from workers.egress.answers import parse_retry_after
 
-_CHECKED_URLS = 4096
+USER_AGENT = f"Postback/{version('postback')}"
 
+_REMEMBERED_TARGETS = 4096
 _SAY_SECONDS = 60.0
 """The shortest time in seconds between two log lines about exhausted resources.
 
 All callbacks meet the same lack of resources, and would log a line each.
 """
-
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
+"""aiohttp's own timers stay off. One deadline covers the whole exchange, so that timeouts cannot add up."""
 _THROTTLING = frozenset({429, 502, 504})
+_LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 log = get_logger()
+
+
+class Exhausted(Exception):  # noqa: N818 - named after the event
+    """The machine lacked descriptors, ports or memory, so no request was sent. The text is the error's name."""
 
 
 class FailureReason(StrEnum):
@@ -104,6 +119,29 @@ class FailedDelivery:
 PostOutcome = Delivered | FailedDelivery
 
 
+@dataclass(slots=True)
+class CallbackAnswer:
+    """An answer as far as it was read: in full, or until a deadline cut the exchange off."""
+
+    status: int | None = None
+    """None if no status line was read."""
+    retry_after: str | None = None
+    excerpt: bytearray = field(default_factory=bytearray)
+    """The beginning of the body, not decompressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The parts that all requests to one URL share."""
+
+    request: aiohttp.ClientRequest
+    """A request that is never sent. A connection is opened to this request's host, port and TLS."""
+    key: ConnectionKey
+    """Equal for all URLs that may share a connection."""
+    head: bytes
+    """The request's first lines."""
+
+
 class Deadlines:
     """Makes timeouts of one length, with one timer for all. They must run on the event loop of the first timeout.
 
@@ -152,6 +190,64 @@ class Deadlines:
             timeout.reschedule(now)
 
 
+class WarmConnections:
+    """Idle connections for the next requests, each for `keep_alive_seconds`. Runs on one event loop.
+
+    aiohttp's own pool costs a tenth of a callback. The peer of a connection was checked when it was opened, and a peer
+    never changes.
+    """
+
+    def __init__(self, keep_alive_seconds: float, clock: Clock) -> None:
+        self._seconds = keep_alive_seconds
+        self._clock = clock
+        self._idle: dict[ConnectionKey, deque[tuple[Connection, float]]] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def take(self, key: ConnectionKey) -> Connection | None:
+        """Return an idle connection, the one that was used last; None if there is none."""
+        idle = self._idle.get(key)
+        while idle:
+            connection, since = idle.pop()
+            if _is_open(connection) and self._clock.monotonic() - since <= self._seconds:
+                return connection
+            connection.close()
+        return None
+
+    def put(self, key: ConnectionKey, connection: Connection) -> None:
+        """Keep a connection whose last answer was read in full; close it if the answer announced a close."""
+        if connection.protocol is None or connection.protocol.should_close:
+            connection.close()
+            return
+        self._idle.setdefault(key, deque()).append((connection, self._clock.monotonic()))
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(self._seconds, self._sweep)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        for idle in self._idle.values():
+            for connection, _ in idle:
+                connection.close()
+        self._idle.clear()
+
+    def _sweep(self) -> None:
+        """Close the connections whose time is over or whose server is gone, and come back while others are idle."""
+        oldest = self._clock.monotonic() - self._seconds
+        for key, idle in list(self._idle.items()):
+            while idle and (idle[0][1] <= oldest or not _is_open(idle[0][0])):
+                idle.popleft()[0].close()
+            if not idle:
+                del self._idle[key]
+        loop = asyncio.get_running_loop()
+        self._sweeping = loop.call_later(self._seconds, self._sweep) if self._idle else None
+
+
+def _is_open(connection: Connection) -> bool:
+    return connection.protocol is not None and connection.protocol.is_connected()
+
+
 class Poster:
     """Sends POSTs over warm connections, behind the egress guard. All posts must run on one event loop."""
 
@@ -169,10 +265,10 @@ class Poster:
         self._resolver = resolver
         self.tls = TlsContexts(settings, clock)
         """The TLS contexts of this poster's connections, by tenant."""
-        # Checks are cached, since they depend on the URL's text alone. The connector checks addresses on every
-        # connection.
-        self._check = lru_cache(maxsize=_CHECKED_URLS)(partial(check_url, policy=policy))
-        self._exchanges: Exchanges | None = None
+        # A URL's check depends on its text alone. The connector checks the address of every connection.
+        self._target = lru_cache(_REMEMBERED_TARGETS)(self._checked_target)
+        self._connector: GuardedConnector | None = None
+        self._warm = WarmConnections(settings.keep_alive_seconds, clock)
         self._deadlines = Deadlines(settings.deadline_seconds)
         self._traced = collecting()
         self._exhausted_throttle = LogThrottle(_SAY_SECONDS)
@@ -182,7 +278,8 @@ class Poster:
     ) -> PostOutcome:
         """Make one attempt. The other side's failures are outcomes, not exceptions. `headers` must be clean ASCII.
 
-        Raises Exhausted if a lack of this machine's own resources prevented the attempt.
+        Raises Exhausted if a lack of this machine's own resources prevented the attempt, and ValueError for a header
+        with a line break or a character outside ASCII.
 
         If spans are collected when the poster is made, each attempt has a span and sends the span's `traceparent`.
         `number` is the attempt's number, from 1, for the span.
@@ -199,10 +296,18 @@ class Poster:
             annotate(_attributes(outcome), failed=isinstance(outcome, FailedDelivery))
         return outcome
 
+    async def close(self) -> None:
+        """Close all connections."""
+        self._deadlines.close()
+        self._warm.close()
+        if self._connector is not None:
+            await self._connector.close()
+            self._connector = None
+
     async def _attempt(self, url: str, body: bytes, headers: Mapping[str, str], tenant: str) -> PostOutcome:
         """Make the attempt, with one deadline around every step that the other side can delay."""
         try:
-            target = self._check(url)
+            target = self._target(url, self.tls.of(tenant))
         except EgressRefused as refused:
             return FailedDelivery(FailureReason.REFUSED, 0.0, detail=str(refused.reason))
         started = self._clock.monotonic()
@@ -210,7 +315,7 @@ class Poster:
         deadline = self._deadlines.begin()
         try:
             async with deadline:
-                failure = await self._exchange(target, body, headers, tenant, answer)
+                failure = await self._exchange(target, body, headers, answer)
         except TimeoutError:
             failure = FailureReason.TIMEOUT
         except EgressRefused as refused:
@@ -223,23 +328,31 @@ class Poster:
             return FailedDelivery(reason, duration, answer.status, detail=detail, answer_excerpt=excerpt)
         return self._judge(answer.status, answer, duration)
 
-    async def close(self) -> None:
-        """Close all connections."""
-        self._deadlines.close()
-        if self._exchanges is not None:
-            await self._exchanges.close()
-            self._exchanges = None
-
     async def _exchange(
-        self, url: URL, body: bytes, headers: Mapping[str, str], tenant: str, answer: CallbackAnswer
+        self, target: _Target, body: bytes, headers: Mapping[str, str], answer: CallbackAnswer
     ) -> FailureReason | None:
-        """Fill in the answer. If a library raises an error, return the reason; only this method maps such errors.
+        """Write the request once, on a warm or a new connection, and read the answer. Return the reason of a failure.
 
-        Raises EgressRefused and Exhausted. The deadline's cancellation passes through.
+        Only this method maps the errors of libraries. Raises EgressRefused and Exhausted. The deadline's cancellation
+        passes through.
         """
+        lines = f"{_lines(headers)}Content-Length: {len(body)}\r\n\r\n".encode("ascii")
         try:
-            exchanges = self._exchanges or self._open()
-            await exchanges.post(url, body, headers, self.tls.of(tenant), answer)
+            connection = self._warm.take(target.key) or await self._connected(target)
+            is_kept = False
+            try:
+                protocol, transport = connection.protocol, connection.transport
+                if protocol is None or transport is None:
+                    raise aiohttp.ServerDisconnectedError
+                # A body is not decompressed, so a compression bomb is only as large as its bytes on the wire.
+                protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+                transport.writelines((target.head, lines, body))
+                # If the answer came before the server had read the whole request, it may never read the rest.
+                is_kept = await self._read(protocol, answer) and transport.get_write_buffer_size() == 0
+            finally:
+                if not is_kept:
+                    _drop(connection)
+            self._warm.put(target.key, connection)
         except (aiohttp.ClientSSLError, ssl.SSLError):
             return FailureReason.TLS_FAILED
         except aiohttp.ClientConnectorError as error:
@@ -249,6 +362,51 @@ class Poster:
         except (aiohttp.ClientError, OSError):
             return FailureReason.CONNECTION_CLOSED
         return None
+
+    async def _read(self, protocol: ResponseHandler, answer: CallbackAnswer) -> bool:
+        """Read the answer up to the cap, and keep its excerpt. Return True if the whole body was read."""
+        message, payload = await protocol.read()  # this response is final, because `OneAnswerEach` drops any 1xx
+        answer.status = message.code
+        answer.retry_after = message.headers.get("Retry-After")
+        rest, most = self._settings.response_cap_bytes, self._settings.answer_excerpt_bytes
+        while not payload.at_eof():
+            data = await payload.readany()
+            rest -= len(data)
+            if (room := most - len(answer.excerpt)) > 0:
+                answer.excerpt += data[:room]
+            if rest < 0:
+                return False
+        return True
+
+    def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
+        """Return the outcome of a status. Only a 2xx needs a complete body; other statuses alone decide the outcome."""
+        if _is_success(status):
+            return Delivered(status, duration, excerpt_of(answer))
+        wait = None
+        if answer.retry_after is not None and status >= 400:
+            wait = parse_retry_after(answer.retry_after, self._clock.time())
+        return FailedDelivery(_reason_of(status), duration, status, wait, answer_excerpt=excerpt_of(answer))
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    def _checked_target(self, url: str, tls: ssl.SSLContext) -> _Target:
+        """Return the parts that all requests to a URL share. Raises EgressRefused. Call this on the running loop."""
+        target = check_url(url, self._policy)
+        lines = (
+            f"POST {target.raw_path_qs} HTTP/1.1",
+            f"Host: {target.host_port_subcomponent}",
+            f"User-Agent: {USER_AGENT}",
+            "Content-Type: application/json",
+        )
+        request = aiohttp.ClientRequest("POST", target, loop=asyncio.get_running_loop(), ssl=tls)
+        return _Target(request, request.connection_key, "".join(f"{line}\r\n" for line in lines).encode("ascii"))
+
+    async def _connected(self, target: _Target) -> Connection:
+        """Open a connection. Raises EgressRefused and aiohttp's errors."""
+        if self._connector is None:
+            # The connector has no limit, because destinations.py limits the attempts at each destination.
+            self._connector = GuardedConnector(self._policy, self._resolver, limit=0)
+        return await self._connector.connect(target.request, [], _NO_TIMEOUT)
 
     def _unconnected(self, error: aiohttp.ClientConnectorError) -> FailureReason:
         """Return the reason for a failed connection. Raises Exhausted if this machine lacks resources."""
@@ -265,27 +423,42 @@ class Poster:
         is_dns = isinstance(error, aiohttp.ClientConnectorDNSError)
         return FailureReason.DNS_FAILED if is_dns else FailureReason.CONNECT_FAILED
 
-    def _judge(self, status: int, answer: CallbackAnswer, duration: float) -> PostOutcome:
-        """Return the outcome of a status. Only a 2xx needs a complete body; other statuses alone decide the outcome."""
-        if _is_success(status):
-            return Delivered(status, duration, excerpt_of(answer))
-        wait = None
-        if answer.retry_after is not None and status >= 400:
-            wait = parse_retry_after(answer.retry_after, self._clock.time())
-        return FailedDelivery(_reason_of(status), duration, status, wait, answer_excerpt=excerpt_of(answer))
 
-    def _open(self) -> Exchanges:
-        connector = GuardedConnector(
-            self._policy,
-            self._resolver,
-            # The connector has no limit, because destinations.py limits the attempts at each destination, and so the
-            # connections.
-            limit=0,
-            keepalive_timeout=self._settings.keep_alive_seconds,
-        )
-        settings = self._settings
-        self._exchanges = Exchanges(connector, settings.response_cap_bytes, settings.answer_excerpt_bytes)
-        return self._exchanges
+def _lines(headers: Mapping[str, str]) -> str:
+    """Return the header lines for the wire. Raises ValueError for a name or value with a line break."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise ValueError("a header has a line break")
+    return lines
+
+
+def _drop(connection: Connection) -> None:
+    """End a connection at once.
+
+    A mere close would wait until the other side has read the rest of the request, perhaps for ever.
+    """
+    if connection.transport is not None:
+        connection.transport.abort()
+    connection.close()
+
+
+def exhausted_by(error: aiohttp.ClientConnectorError) -> str | None:
+    """Return the errno name of the resource that this machine lacks; None if it lacks no resource.
+
+    None means that the other side or its name servers caused the error. Three errors leave the cause open, and then a
+    trial socket decides: an error from c-ares, which has no errno; EADDRNOTAVAIL, which an IPv6 address also causes on
+    a machine without IPv6; and the error of several addresses that failed differently, which has no errno.
+    """
+    if error.errno in _LACKS:
+        return errno.errorcode[error.errno]
+    if not isinstance(error, aiohttp.ClientConnectorDNSError) and error.errno not in (errno.EADDRNOTAVAIL, None):
+        return None
+    try:
+        with socket.socket() as trial:
+            trial.bind(("", 0))
+    except OSError as lack:
+        return errno.errorcode.get(lack.errno or 0, "unknown")
+    return None
 
 
 def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
@@ -300,6 +473,8 @@ def _attributes(outcome: PostOutcome) -> dict[str, str | int]:
 
 def excerpt_of(answer: CallbackAnswer) -> str | None:
     """Return the excerpt as text, without a last character that the cut would split; None for an empty text."""
+    if not answer.excerpt:
+        return None
     return codecs.getincrementaldecoder("utf-8")("replace").decode(answer.excerpt) or None
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from schemas.topics import TIER_DELAYS_SECONDS, hop, tiers_of
 from workers.delivery.post import Delivered, FailureReason, PostOutcome
-from workers.egress.retry_after import MAX_RETRY_AFTER_SECONDS
+from workers.egress.answers import MAX_RETRY_AFTER_SECONDS
 
 EXHAUSTED = "callback_exhausted"
 REFUSED = "callback_refused"

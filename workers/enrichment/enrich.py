@@ -16,16 +16,12 @@ from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
 from telemetry.traces import Kind, span
 from workers.egress import Guard
-from workers.enrichment.answering.cross_encoder import CrossEncoder
-from workers.enrichment.answering.grounding import MAX_TITLE_CHARS
-from workers.enrichment.answering.judging import Judge
+from workers.enrichment.answering.grounding import MAX_TITLE_CHARS, load_template
+from workers.enrichment.answering.judging import CrossEncoder, Judge
 from workers.enrichment.answering.profile import Profile, Profiles
-from workers.enrichment.answering.template import load_template
 from workers.enrichment.cache.cache import Cache, Reading, shared_levels
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.choosing.choose import Choice, Chooser
-from workers.enrichment.choosing.rank import Budget
-from workers.enrichment.choosing.tokens import estimated_tokens
+from workers.enrichment.choosing.rank import Budget, estimated_tokens
 from workers.enrichment.evidence import (
     Document,
     Evidence,
@@ -38,20 +34,17 @@ from workers.enrichment.evidence import (
     Unreadable,
     Wanted,
 )
-from workers.enrichment.fetching.fetch import Fetcher
-from workers.enrichment.fetching.images import ImageFetcher
-from workers.enrichment.fetching.payloads import PayloadFetcher
-from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.attached import ImageFetcher, PayloadFetcher
+from workers.enrichment.fetching.fetch import Fetcher, Politeness
 from workers.enrichment.fetching.read import Reader
 from workers.enrichment.fetching.robots import Robots
-from workers.enrichment.fetching.settings import PayloadSettings
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS as LONGEST_TITLE
 from workers.enrichment.reading.steering import steering
 from workers.enrichment.rendering.renderer import Renderer
 from workers.enrichment.search.base import SearchProvider
 from workers.enrichment.search.searches import Findings, Searches
-from workers.enrichment.settings import BY_ENGINE, EnrichmentSettings
+from workers.enrichment.settings import BY_ENGINE, CacheSettings, EnrichmentSettings, PayloadSettings
 from workers.enrichment.turns import Asker
 
 LATE = "it was late"

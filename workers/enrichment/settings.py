@@ -1,12 +1,17 @@
-"""Settings of enrichment, read from `POSTBACK_ENRICHMENT__…`."""
+"""Settings of enrichment, and of its cache, its payloads and its search.
+
+They are read from `POSTBACK_ENRICHMENT__…`, `POSTBACK_CACHE__…`, `POSTBACK_PAYLOADS__…` and `POSTBACK_SEARCH__…`.
+"""
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, NamedTuple
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
 
 from schemas.settings import Constants, RoomSettings
 from workers.enrichment.evidence import Extractor
@@ -198,3 +203,181 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
         if extractor == "trafilatura" and find_spec("trafilatura") is None:
             raise ValueError("trafilatura is not installed; run pip install 'postback[worker,extraction]'")
         return extractor
+
+
+class CacheConstants(Constants):
+    """Lifetimes and bounds of cached pages."""
+
+    redis_prefix: str = "postback:cache:"
+    """Prefix of each key, so that a Redis can serve other programs, too."""
+    entry_bytes: int = 1024 * 1024
+    """Maximum size of a page in the encoding for Redis and the file. A larger page is not cached at all."""
+    fresh_seconds: float = 3600.0
+    """Time for which a page is fresh if its server names no time."""
+    longest_fresh_seconds: float = 86400.0
+    """Cap on the time for which a page is fresh if its server names a time, for example by `max-age`."""
+    stale_seconds: float = 86400.0
+    """Time for which a stale page is kept, to replace a page that cannot be read (RFC 5861, `stale-if-error`)."""
+    negative_seconds: float = 60.0
+    """Time for which a failure to read a page is cached."""
+    answer_seconds: float = 0.25
+    """Timeout of each call to Redis and to the file."""
+    pause_seconds: float = 1.0
+    """Pause after a level's failure. This is also the longest delay until a worker learns of an invalidation."""
+
+
+class CacheSettings(CacheConstants, RoomSettings, env_prefix="POSTBACK_CACHE__"):
+    """The cache's levels, the sizes of the levels, and the lifetimes of cached pages."""
+
+    memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
+    redis_url: SecretStr | None = None
+    """URL of a Redis with its password (`redis://…`, `rediss://…` or `unix://…`). Without a URL, this level is off."""
+    disk_path: Path | None = None
+    """Path of an SQLite file that the workers of one machine may share. Without a path, this level is off."""
+    disk_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024 * 1024)
+    """Maximum size of the pages in the SQLite file; the least recently used page is evicted first."""
+
+
+_TENANT: Final = "{tenant}"
+_FOLDER: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/((?:[^\x00-\x1f\x7f]*/)?)")
+
+
+class ObjectFolder(NamedTuple):
+    """A folder of objects in S3 that jobs may name."""
+
+    bucket: str
+    prefix: str
+    """The beginning of the objects' keys: empty, or with a slash at the end. `{tenant}` stands for the job's tenant."""
+
+    def holds(self, bucket: str, key: str, tenant: str) -> bool:
+        """True if a job of this tenant may name this object."""
+        return bucket == self.bucket and key.startswith(self.prefix.replace(_TENANT, tenant))
+
+
+def _folders(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(_folder(item.strip()) for item in value.split(",") if item.strip())
+
+
+def _folder(item: str) -> ObjectFolder:
+    found = _FOLDER.fullmatch(item)
+    if found is None:
+        raise ValueError("not s3://BUCKET/ or s3://BUCKET/PREFIX/ with a slash at the end")
+    return ObjectFolder(found[1], found[2])
+
+
+class PayloadConstants(Constants):
+    """Bounds on fetching payloads."""
+
+    seconds: float = 30.0
+    """Time for fetching a payload, including further tries if the server fails."""
+    jobs: int = 32
+    """Maximum number of jobs that have payloads in memory at once. Further jobs with a `payload_url` wait.
+
+    In memory, the text of a payload takes one to four times the payload's bytes (PEP 393). The engine's request may
+    contain a copy.
+    """
+
+
+class PayloadSettings(PayloadConstants, RoomSettings, env_prefix="POSTBACK_PAYLOADS__"):
+    """Limits on the documents at the `payload_url` of jobs, and the buckets that jobs may name."""
+
+    most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
+    """Maximum size of a payload after decompression."""
+    s3: Annotated[tuple[ObjectFolder, ...], NoDecode, BeforeValidator(_folders)] = ()
+    """Folders `s3://BUCKET/PREFIX/`, separated by commas, whose objects jobs may name; none by default.
+
+    `{tenant}` in a prefix stands for the job's tenant. Without `{tenant}`, each tenant may read all objects of the
+    prefix. Credentials and region come from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_DEFAULT_REGION`, or
+    any other source that boto3 reads. Needs the extra `s3`.
+    """
+    s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+/?$")
+    """The URL of S3-compatible storage; by default Amazon's. The egress lists do not apply to this URL."""
+
+
+PUBMED_PER_SECOND: Final = 3.0
+PUBMED_PER_SECOND_WITH_KEY: Final = 10.0
+"""NCBI's limits without a key and with one (A General Introduction to the E-utilities, "Frequency")."""
+
+PerSecond = Annotated[float, Field(gt=0, le=1000)]
+BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+
+
+class _SearchSection(Constants):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    per_second: float | None = None
+    """The maximum number of requests in a second that the service allows, or takes without harm."""
+
+
+class SearxngSettings(_SearchSection):
+    """A SearXNG instance with `json` among its `search.formats`."""
+
+    base_url: BaseUrl | None = None
+    """The instance's URL, without `/search`. Without a URL, jobs cannot use SearXNG."""
+    per_second: float = 10.0
+
+
+class WikipediaSettings(_SearchSection):
+    """Wikipedia, or any MediaWiki with CirrusSearch."""
+
+    base_url: BaseUrl = "https://en.wikipedia.org/w/api.php"
+    """URL of the wiki's `api.php`; the language is part of the URL."""
+    per_second: float = 5.0
+
+
+class PubmedSettings(_SearchSection):
+    """NCBI's E-utilities."""
+
+    base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
+    """The E-utilities' URL."""
+    api_key: SecretStr | None = None
+    """An API key from NCBI."""
+
+
+class ArxivSettings(_SearchSection):
+    """arXiv's API."""
+
+    base_url: BaseUrl = "https://export.arxiv.org/api/query"
+    """The API's URL."""
+    per_second: float = 1 / 3
+    """arXiv's terms of use allow one request in three seconds."""
+
+
+class _BraveConstants(_SearchSection):
+    base_url: str = "https://api.search.brave.com/res/v1/web/search"
+    per_second: float = 1.0
+    """The limit of Brave's smallest plan."""
+
+
+class BraveSettings(_BraveConstants):
+    """Brave's web search."""
+
+    api_key: SecretStr | None = None
+    """An API key from Brave. Without a key, jobs cannot use Brave."""
+
+
+def _names(value: object) -> object:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+class SearchSettings(RoomSettings, env_prefix="POSTBACK_SEARCH__", env_nested_delimiter="__"):
+    """The services that jobs may search, and the keys for these services."""
+
+    providers: Path | None = None
+    """A folder with a `.toml` file for each source of your own: an HTTP API, a database or an MCP server."""
+    allowed: Annotated[frozenset[str] | None, NoDecode, BeforeValidator(_names)] = None
+    """Names of the providers that jobs may use, separated by commas.
+
+    By default, jobs may use all providers, also those of other packages.
+    """
+    workers: int = Field(default=1, ge=1, le=10_000)
+    """The number of workers with the same address or keys: each sends this part of the requests that a service allows
+    in a second."""
+    searxng: SearxngSettings = Field(default_factory=SearxngSettings)
+    wikipedia: WikipediaSettings = Field(default_factory=WikipediaSettings)
+    pubmed: PubmedSettings = Field(default_factory=PubmedSettings)
+    arxiv: ArxivSettings = Field(default_factory=ArxivSettings)
+    brave: BraveSettings = Field(default_factory=BraveSettings)

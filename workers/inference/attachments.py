@@ -17,8 +17,7 @@ from schemas.payload import UnusablePayload, with_payload
 from schemas.unknown import joined
 from workers.engines.base import NO_IMAGES, Engine
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.fetching.images import ImageFetcher, UnreadableImage
-from workers.enrichment.fetching.payloads import PayloadFetcher
+from workers.enrichment.fetching.attached import ImageFetcher, PayloadFetcher, UnreadableImage
 from workers.enrichment.turns import Asker
 from workers.inference.context import Finish, JobContext, Missing
 from workers.inference.job_identity import invalid_job
@@ -58,7 +57,7 @@ class Attachments:
         """
         received = job.received
         url, asker = received.job.payload_url or "", Asker(received.tenant)
-        turn, room = partial(self._payloads.at_origin, url, asker), partial(self._payloads.place, asker)
+        turn, room = partial(self._payloads.at_origins, [url], asker), partial(self._payloads.place, asker)
         try:
             payload = await self._fetched(job, turn, room, partial(self._payloads.fetched, url, asker))
             # Use a thread, because hashing 8 MiB takes 20 ms, and does not need Python's lock.

@@ -21,7 +21,7 @@ from workers.engines.base import Completion, Engine, EngineDied, EngineError, Ge
 from workers.engines.body import message_of, plain_text, user_message
 from workers.enrichment.answering.grounding import ground
 from workers.enrichment.answering.profile import Profile, UnknownProfile
-from workers.enrichment.choosing.tokens import room_for_sources
+from workers.enrichment.choosing.rank import room_for_sources
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Evidence, NothingFound
 from workers.enrichment.search.words import MAX_QUESTION_CHARS

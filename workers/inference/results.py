@@ -22,8 +22,7 @@ from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, Engine
 from workers.engines.pooling import Pooled
-from workers.enrichment.answering.answer import Answer, Draft, Unsupported
-from workers.enrichment.answering.cite import JUDGE_SECONDS, judged
+from workers.enrichment.answering.citations import JUDGE_SECONDS, Answer, Draft, Unsupported, judged
 from workers.enrichment.answering.judging import Judge
 from workers.enrichment.answering.links import without_unknown_links
 from workers.inference.answer_form import BadForm, InvalidOutput, require_form, require_json

@@ -14,8 +14,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.delivery.deliver import GROUP_COMMIT_SECONDS, DeliveryHandler
-from workers.delivery.jwks import JWKS_FOLDER, tenant_jwks_page
-from workers.delivery.keyring import Keyring
+from workers.delivery.keyring import JWKS_FOLDER, Keyring, tenant_jwks_page
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressSettings

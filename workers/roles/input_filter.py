@@ -7,8 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from schemas.settings import read_settings
-from workers.screening.loading import load_screen
-from workers.screening.settings import ScreeningSettings
+from workers.screening.loading import ScreeningSettings, load_screen
 
 if TYPE_CHECKING:
     from workers.screening.screen import Screen

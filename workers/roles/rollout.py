@@ -12,8 +12,7 @@ from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.choosing.embedder import Embedder
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import EnrichmentSettings, SearchSettings
 from workers.inference.rollout.difference import Meaning
 from workers.inference.rollout.rollouts import LaneWatch, Rollouts
 from workers.inference.rollout.shadow import ShadowHandler

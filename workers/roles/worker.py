@@ -16,14 +16,12 @@ from telemetry.peers import PeerWatch, http_answers, redis_ping
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine
 from workers.engines.models.registry_engine import RegistryEngine
-from workers.enrichment.answering.marks import fleet_secret
+from workers.enrichment.answering.grounding import fleet_secret
 from workers.enrichment.answering.profile import Profiles
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.settings import CacheSettings, EnrichmentSettings, SearchSettings
 from workers.inference.admission import signing_keys
 from workers.inference.announcer import Announcer
 from workers.inference.handler import InferenceHandler, Parts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.screening import Verdict
-from workers.screening.matchers.base import Matcher
+from workers.screening.matchers import Matcher
 from workers.screening.matchers.patterns import PatternRefused, Patterns
 from workers.screening.matchers.pii import Pii
 from workers.screening.matchers.words import WordLists, without_case

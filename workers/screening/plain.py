@@ -32,8 +32,15 @@ _LONGEST_EXPANSION: Final = 4
 A few ligatures that stand for whole sentences stay as they are.
 """
 
+_LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεοριυνκτχ", "aeopcyxkmhbtijshdaeopiuvktx")
+"""Cyrillic and Greek letters that look like Latin ones, read as the Latin letters in a word that also has Latin
+letters.
+"""
+
 _mark = re.compile(f"[{_MARKS}]+")
 _control = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+_latin, _lookalike = re.compile("[a-z]"), re.compile("[\u03b1-\u03c9\u0430-\u052f]")
+_word_with_lookalike = re.compile(r"\b\w*?[\u03b1-\u03c9\u0430-\u052f]\w*")
 _invisible = re.compile(f"[{_INVISIBLE}\U000e0000-\U000e0fff]+")
 
 
@@ -116,3 +123,15 @@ def _ascii_digit(character: str) -> str:
         return character
     value = unicodedata.decimal(character, None)
     return character if value is None else str(value)
+
+
+def latinised(lowered: str) -> str:
+    """Return a text in lower case with the Latin letters in place of their look-alikes, in words that have both."""
+    if lowered.isascii() or not _lookalike.search(lowered) or not _latin.search(lowered):
+        return lowered
+    return _word_with_lookalike.sub(_latinised, lowered)
+
+
+def _latinised(word: re.Match[str]) -> str:
+    found = word[0]
+    return found.translate(_LOOKALIKES) if _latin.search(found) else found

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from workers.screening.refused import RulesRefused
+from workers.screening.loading import RulesRefused
 from workers.screening.rules import Rule
 
 _MOST_BYTES: Final = 1024 * 1024

@@ -17,9 +17,9 @@ from schemas.job import Job
 from schemas.screening import FieldName, ScreeningFinding, Verdict
 from workers.screening.classifier_process import Classifier, ClassifierAway, ModelRefused, check_folder
 from workers.screening.compiled import CompiledRule, RuleRefused, compiled
+from workers.screening.loading import RulesRefused
 from workers.screening.plain import plain
 from workers.screening.redaction import Cut, Markers, marker, merged, outside, redacted, redacted_parts
-from workers.screening.refused import RulesRefused
 from workers.screening.rules import ClassifierRule
 from workers.screening.rules_file import PlacedRule, read_rules
 from workers.screening.texts import JobText, Place, texts_of, with_texts

@@ -23,7 +23,7 @@ from gateway.webhooks import endpoints
 from gateway.webhooks.endpoints import EVENT_TYPES, MOST_ENDPOINTS, EndpointRow, EndpointTerms, TooManyEndpoints
 from gateway.webhooks.fan_out import Sending
 from telemetry.clock import unix_ms
-from workers.delivery.exhaustion import Exhausted
+from workers.delivery.post import Exhausted
 
 _HINTED = 4
 """The hint of a secret shows this many of its characters."""

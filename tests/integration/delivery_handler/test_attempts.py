@@ -39,9 +39,8 @@ from tests.integration.delivery_handler.records import (
 )
 from workers.delivery import outputs
 from workers.delivery.endpoint_events import UnusableRecord, read_endpoint_event
-from workers.delivery.exchange import CallbackAnswer
 from workers.delivery.keyring import Keyring
-from workers.delivery.post import FailedDelivery, FailureReason, excerpt_of
+from workers.delivery.post import CallbackAnswer, FailedDelivery, FailureReason, excerpt_of
 from workers.delivery.settings import DeliverySettings
 from workers.stage.record import Failure, Header, Record
 

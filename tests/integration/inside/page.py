@@ -15,7 +15,7 @@ from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.providers import providers
 from workers.enrichment.search.searches import Searches
 from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
+from workers.enrichment.settings import SearchSettings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "howto" / "inside-sources.md").read_text()
 _FILES = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

@@ -42,7 +42,7 @@ from workers.engines.base import (
 from workers.engines.openai_http import create
 from workers.engines.openai_http.server import MAX_REASON_CHARACTERS
 from workers.engines.openai_http.settings import OpenAISettings
-from workers.enrichment.choosing.tokens import estimated_tokens
+from workers.enrichment.choosing.rank import estimated_tokens
 from workers.inference import engine_watch
 from workers.inference.ground import CUT_NOTE
 

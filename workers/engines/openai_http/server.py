@@ -19,9 +19,8 @@ from pydantic import AliasChoices, AliasPath, Field, ValidationError
 from schemas.bounded import BoundedModel
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
-from workers.egress.answers import BodyTooLarge, bounded_body
+from workers.egress.answers import BodyTooLarge, bounded_body, parse_retry_after
 from workers.egress.proxy import bounded_connector
-from workers.egress.retry_after import parse_retry_after
 from workers.engines.base import (
     Completion,
     EngineFailed,

@@ -1,24 +1,118 @@
 """Writes numbered sources and the question as one prompt, and keeps pages inside quotations.
 
-A page cannot end its quotation, since it cannot foresee the marks around the quotation (`marks`). In pages, tokens of
-chat templates are replaced, and invisible characters are removed. Each line of a passage except the first begins with
-`>`, as in e-mails. So no line looks like a question, an answer or another source. Text that looks like a citation of
-one of the job's sources is removed or changed.
+The wording is a `Template`, a file in `templates/` or the operator's own. A page cannot end its quotation, since it
+cannot foresee the mark around it (`mark_for`). In pages, tokens of chat templates are replaced, and invisible
+characters are removed. Each line of a passage except the first begins with `>`, as in e-mails. So no line looks like a
+question, an answer or another source. Text that looks like a source's citation is removed or changed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import itertools
 import json
 import re
+import secrets
+import tomllib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
 from schemas.job import Message, TextPart
-from workers.enrichment.answering.marks import mark_for
-from workers.enrichment.answering.template import Template, load_template
 from workers.enrichment.evidence import Evidence, NumberedSource
+
+_FOLDER: Final = Path(__file__).with_name("templates")
+_VALUES: Final = {"mark": "", "number": 1, "title": "", "text": "", "question": ""}
+
+
+class TemplateRefused(Exception):  # noqa: N818 - named after the event
+    """A template could not be read. The text names the file and the field."""
+
+
+class Template(BaseModel):
+    """The parts of a prompt; `templates/plain.toml` explains the fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    before: str
+    source: str
+    title: str
+    steering: str
+    after: str
+    without_sources: str
+    question: str
+    question_in_chat: str
+
+    @model_validator(mode="after")
+    def _can_be_filled(self) -> Template:
+        for name, value in self:
+            try:
+                value.format(**_VALUES)
+            except (KeyError, IndexError, ValueError, AttributeError):
+                raise ValueError(f"{name}: write a literal brace twice") from None
+        if "{text}" not in self.source or "{mark}" not in self.source or "{number}" not in self.source:
+            raise ValueError("source: must hold {number}, {mark} and {text}")
+        if not self.question.partition("{question}")[1]:
+            raise ValueError("question: must hold {question}")
+        return self
+
+
+@lru_cache(maxsize=64)
+def load_template(name: str) -> Template:
+    """Load the file `name` if it ends in `.toml`, else the template `name` in `templates/`. Raises TemplateRefused."""
+    path = Path(name) if name.endswith(".toml") else _FOLDER / f"{name}.toml"
+    try:
+        return Template.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        raise TemplateRefused(f"{path.name} cannot be read as a prompt template") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in error.errors())
+        raise TemplateRefused(f"{path.name}: {problems}") from None
+
+
+_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
+"""Only consonants, since a small model could take a mark with vowels or digits for a word or number of the page."""
+_LENGTH: Final = 8
+_DOMAIN: Final = b"postback sources mark v1"
+"""Separates marks from other uses of the secret."""
+_PROCESS_SECRET: Final = secrets.token_bytes(32)
+
+
+def fleet_secret(signing_secret: bytes | None, topic_id: str) -> bytes:
+    """Return the secret of a fleet's marks: the secret that signs jobs, else the UUID of a topic of the fleet.
+
+    Each worker knows the topic's UUID without any setting, so all workers before one server give equal prompts to equal
+    sources. Kafka draws the UUID at random, and the authors of pages never see it. Clients of the fleet's Kafka may see
+    it. So use the signing secret if such clients may also write pages.
+    """
+    return signing_secret if signing_secret is not None else topic_id.encode()
+
+
+def mark_for(sources: bytes, shown: str, secret: bytes | None = None) -> str:
+    """Return the mark for these sources. The text `shown` does not contain the mark, in small or in capital letters.
+
+    `sources` is any encoding of the sources. Without `secret`, the mark comes from a random secret of this process. A
+    page's author may have learned the mark from earlier jobs. So if `shown` contains the mark, the next MAC gives
+    another mark.
+    """
+    key = hmac.digest(secret or _PROCESS_SECRET, _DOMAIN, hashlib.sha256)
+    digest = hashlib.sha256(sources).digest()
+    macs = (hmac.digest(key, digest + number.to_bytes(8, "big"), hashlib.sha256) for number in itertools.count())
+    lowered = shown.lower()
+    return next(mark for mark in map(_letters, macs) if mark not in lowered)
+
+
+def _letters(mac: bytes) -> str:
+    """Encode the beginning of the MAC as letters: one letter for every two bytes."""
+    numbers = (int.from_bytes(mac[at : at + 2], "big") for at in range(0, 2 * _LENGTH, 2))
+    return "".join(_LETTERS[number % len(_LETTERS)] for number in numbers)
+
 
 MAX_TITLE_CHARS: Final = 120
 

@@ -8,22 +8,76 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from cachetools import LRUCache
 
-from telemetry.clock import Clock
+from telemetry.clock import Clock, Deadline
 from telemetry.series import ClosedCounter
-from workers.enrichment.cache.disk import Disk
 from workers.enrichment.cache.entry import CacheEntry, Key, encoded
-from workers.enrichment.cache.flights import Flights
-from workers.enrichment.cache.levels import Level, Shared
-from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.cache.levels import Disk, Level, Shared
 from workers.enrichment.evidence import Unreadable
+from workers.enrichment.settings import CacheSettings
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _SharedFlight(Generic[T]):
+    task: asyncio.Task[T]
+    waiting: int = 0
+
+
+async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()
+
+
+class Flights(Generic[K, T]):
+    """The running work, by key. The work is cancelled only when all callers that wait for it are cancelled."""
+
+    def __init__(self) -> None:
+        self._flights: dict[K, _SharedFlight[T]] = {}
+
+    async def join(
+        self,
+        key: K,
+        work: Callable[[], Awaitable[T]],
+        seconds: float | None = None,
+        meanwhile: Callable[[], T | None] = lambda: None,
+    ) -> T:
+        """Return the result of the work that runs under `key`; start `work` if none runs. Raises the work's errors.
+
+        After `seconds`, a caller that cannot wait gets the result of `meanwhile` instead, unless that is None.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = _SharedFlight(asyncio.create_task(_awaited(work), name="cache-flight"))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda _: self._landed(key, flight))
+        flight.waiting += 1
+        try:
+            done, _ = await asyncio.wait((flight.task,), timeout=seconds)
+            if not done and (found := meanwhile()) is not None:
+                return found
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                self._landed(key, flight)
+                flight.task.cancel()
+                await asyncio.gather(flight.task, return_exceptions=True)
+
+    def _landed(self, key: K, flight: _SharedFlight[T]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # marks the error as retrieved: without a caller, asyncio would log the error
+
 
 _SKEW_SECONDS: Final = 60.0
 """Largest expected clock skew between machines.
@@ -33,15 +87,19 @@ invalidations may have a slow clock.
 """
 _PATIENCE: Final = 0.9
 """The fraction of a job's remaining time for which the job waits for a page's server before it gets a stale copy."""
+_PATIENCE_FOR_THE_REST: Final = 0.97
+"""The fraction after which a job takes the part of a page that is read, such as a text without its pictures."""
 _PENDING: Final = 256
 """Cap on the pending writes to shared levels. Beyond the cap, a page is kept only in this process's memory."""
 _PLACE_BYTES: Final = 512
 """Approximate memory that an entry takes besides its value: for the key, and for its place in the tables."""
 
-Read = Callable[[CacheEntry | None], Awaitable[CacheEntry]]
+Partly = Callable[[], CacheEntry]
+"""Returns the part of a page that is read already. Raises Unreadable if that part has no text."""
+Read = Callable[[CacheEntry | None, Callable[[Partly], None]], Awaitable[CacheEntry]]
 """A function that gets the cache's older copy of a page or None, reads the page, and returns the new entry.
 
-Raises Unreadable.
+While the page is being read, the function may hand over a `Partly` for jobs whose time ends before. Raises Unreadable.
 """
 
 
@@ -67,6 +125,8 @@ class Cache:
         self._in_memory = lookups.begin("memory")
         self._shared = [Shared(level, settings, clock, lookups) for level in levels]
         self._flights: Flights[Key, CacheEntry] = Flights()
+        self._partly: dict[Key, Partly] = {}
+        """The parts of pages that are being read."""
         self._invalidated: dict[str, float] = {}
         self._hearing = asyncio.Lock()
         self._heard_at = float("-inf")
@@ -79,20 +139,32 @@ class Cache:
         """Return the page at this URL from the cache that all jobs of `scope` share, or else read the page.
 
         Raises Unreadable if the page cannot be read, or if a failure to read it is cached. A copy older than
-        `max_age_seconds` is treated as stale.
+        `max_age_seconds` is treated as stale. A page that a job with far less time could not read whole is read again.
         """
         key = Key.of(url, scope)
         known = await self._known(key)
-        if known is not None and self._is_fresh(known) and self._clock.time() - known.asked_at <= max_age_seconds:
+        is_young = known is not None and self._clock.time() - known.asked_at <= max_age_seconds
+        if known is not None and is_young and self._is_fresh(known) and known.suffices(patience_seconds):
             return _served(known)
+        patience = Deadline.after(self._clock, patience_seconds)
+        entry = await self._joined(key, url, known, read, patience)
+        if not entry.suffices(patience_seconds):
+            entry = await self._joined(key, url, entry, read, patience)
+        return _served(entry)
+
+    async def _joined(self, key: Key, url: str, known: CacheEntry | None, read: Read, patience: Deadline) -> CacheEntry:
+        """Read the page, together with all jobs that wait for it; at the end of this job's time, take what is there."""
         older = known if known is not None and known.answer is not None else None
-        try:
-            async with asyncio.timeout(patience_seconds * _PATIENCE if older and older.may_be_served_late else None):
-                return _served(await self._flights.join(key, lambda: self._renewed(key, url, older, read)))
-        except TimeoutError:
-            if older is None or not older.may_be_served_late:
-                raise
-            return Reading(older.url, older.answer or {}, "its server was late")
+        late = older if older is not None and older.may_be_served_late else None
+
+        def meanwhile() -> CacheEntry | None:
+            if late is not None:
+                return replace(late, reason="its server was late")
+            partly = self._partly.get(key)
+            return partly() if partly is not None else None
+
+        seconds = patience.remaining * (_PATIENCE_FOR_THE_REST if late is None else _PATIENCE)
+        return await self._flights.join(key, lambda: self._renewed(key, url, older, read, patience), seconds, meanwhile)
 
     async def close(self) -> None:
         """Finish the pending writes, and close the levels."""
@@ -102,16 +174,18 @@ class Cache:
 
     # -- reading again -------------------------------------------------------------------------------------------
 
-    async def _renewed(self, key: Key, url: str, older: CacheEntry | None, read: Read) -> CacheEntry:
+    async def _renewed(
+        self, key: Key, url: str, older: CacheEntry | None, read: Read, patience: Deadline
+    ) -> CacheEntry:
         """Read the page again, and cache and return the new entry.
 
         If the page's server is unavailable and the older copy may be served, cache and return the older copy. After any
         other failure, cache and return an entry with the reason. Raises Unreadable for a failure that may not be
         cached.
         """
-        asked_at, is_ours = self._clock.time(), False
+        asked_at, patience_seconds, is_ours = self._clock.time(), patience.remaining, False
         try:
-            entry = await read(older)
+            entry = await read(older, lambda partly: self._partly.update({key: partly}))
         except Unreadable as unreadable:
             is_ours = unreadable.is_ours
             until = self._clock.time() + self._settings.negative_seconds
@@ -120,7 +194,10 @@ class Cache:
             elif not unreadable.is_lasting:
                 raise
             else:
-                entry = CacheEntry(asked_at, until, until, url, url, reason=str(unreadable))
+                cut_seconds = patience_seconds if is_ours else None
+                entry = CacheEntry(asked_at, until, until, url, url, reason=str(unreadable), cut_seconds=cut_seconds)
+        finally:
+            self._partly.pop(key, None)
         self._keep(key, entry, is_shared=not is_ours)
         return entry
 

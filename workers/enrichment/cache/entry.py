@@ -16,10 +16,12 @@ from typing import Any, Final
 
 from yarl import URL
 
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Page, Particulars
+from workers.enrichment.settings import CacheSettings
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
+_MUCH_MORE_TIME: Final = 1.5
+"""Factor of a job's time from which on it reads a page again that was not read whole."""
 _PARTICULARS: Final = {field.name for field in fields(Particulars)}
 _UNPACKED_BYTES: Final = 64 * 1024 * 1024
 _MAX_AGE: Final = re.compile(r"(?:^|[\s,])(s-maxage|max-age)\s*=\s*\"?(\d{1,10})", re.IGNORECASE)
@@ -78,6 +80,12 @@ class CacheEntry:
     """The reason why the page could not be read, or why its older copy is served."""
     life: Lifetime | None = None
     """The lifetime that follows from the server's headers and the settings; None if there is no page."""
+    cut_seconds: float | None = None
+    """The time of the job that could not read the page whole; None for a page that more time would not change."""
+
+    def suffices(self, seconds: float) -> bool:
+        """True unless a job with so much time may read more of the page than the entry has."""
+        return self.cut_seconds is None or seconds <= _MUCH_MORE_TIME * self.cut_seconds
 
     @property
     def may_be_served_late(self) -> bool:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from workers.enrichment.cache.entry import Key
 from workers.enrichment.cache.levels import LevelFailed
-from workers.enrichment.cache.settings import CacheSettings
+from workers.enrichment.settings import CacheSettings
 
 T = TypeVar("T")
 

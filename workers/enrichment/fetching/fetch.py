@@ -1,27 +1,196 @@
-"""Fetches one URL, behind the egress guard. For each fault of a server, raises an `Unreadable` with the reason."""
+"""Fetches one URL, behind the egress guard. For each fault of a server, raises an `Unreadable` with the reason.
+
+`PageBytes` bounds the bytes of pages that a worker has in memory, and `Politeness` paces the requests to each site.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Final
 
 import aiohttp
+from cachetools import LRUCache
 from yarl import URL
 
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.traces import Kind, annotate, span
 from workers.egress import EgressRefused, Guard, ProxyFailed, Refusal, reached_inside
-from workers.egress.retry_after import parse_retry_after
+from workers.egress.answers import parse_retry_after
 from workers.enrichment.evidence import Page, Unreadable
-from workers.enrichment.fetching.page_bytes import HeldPage, PageBytes
-from workers.enrichment.fetching.politeness import Politeness
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
+
+_TENANT_SHARE: Final = 0.75
+"""The share of the common part that one tenant's pages may hold, so that hung servers of one tenant leave some to the
+others."""
+
+
+@dataclass(slots=True, eq=False)
+class HeldPage:
+    """The bytes that one page holds."""
+
+    _budget: PageBytes
+    tenant: str
+    held: int = 0
+
+    async def take(self, count: int) -> None:
+        """Wait until `count` more bytes are free, and hold them too."""
+        await self._budget.take(self, count)
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    page: HeldPage
+    count: int
+    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class PageBytes:
+    """The budget of `most` bytes; `largest` is the size of the largest page that is read."""
+
+    def __init__(self, most: int, largest: int) -> None:
+        self._common = max(0, most - largest)
+        """The bytes that all pages share, besides the one page that has the part set apart."""
+        self._alone: HeldPage | None = None
+        """The page that has the part set apart."""
+        self._used: Counter[str] = Counter()
+        """The bytes of the common part that each tenant's pages hold."""
+        self._waiting: list[_Request] = []
+        """The requests in the order of their arrival."""
+
+    @contextmanager
+    def page(self, asker: Asker) -> Iterator[HeldPage]:
+        """Yield a page that holds no bytes yet. All that it takes is free again when the context ends."""
+        page = HeldPage(self, asker.tenant)
+        try:
+            yield page
+        finally:
+            if page is self._alone:
+                self._alone = None
+            else:
+                self._leave_common(page)
+            self._give()
+
+    async def take(self, page: HeldPage, count: int) -> None:
+        """Wait until the page may hold `count` more bytes. Requests that are cancelled leave the line at once."""
+        request = _Request(page, count)
+        self._waiting.append(request)
+        self._give()
+        try:
+            await request.granted
+        finally:
+            if request in self._waiting:
+                self._waiting.remove(request)
+                self._give()
+
+    def _give(self) -> None:
+        """Grant requests as long as the first in line fits; a tenant with fewer bytes goes before one with more."""
+        while self._waiting:
+            request = min(self._waiting, key=self._order)
+            page = request.page
+            if page is not self._alone and not self._fits(request):
+                if self._alone is not None:
+                    return
+                self._leave_common(page)
+                self._alone = page
+            elif page is not self._alone:
+                self._used[page.tenant] += request.count
+            page.held += request.count
+            self._waiting.remove(request)
+            if not request.granted.done():
+                request.granted.set_result(None)
+
+    def _order(self, request: _Request) -> tuple[bool, int]:
+        """The page that is alone is first, since it is what others wait for."""
+        return request.page is not self._alone, self._used[request.page.tenant]
+
+    def _fits(self, request: _Request) -> bool:
+        of_tenant = self._used[request.page.tenant] + request.count
+        return self._used.total() + request.count <= self._common and of_tenant <= self._common * _TENANT_SHARE
+
+    def _leave_common(self, page: HeldPage) -> None:
+        self._used[page.tenant] -= page.held
+        if not self._used[page.tenant]:
+            del self._used[page.tenant]
+
+
+MAX_HELD_SECONDS: Final = 3600.0
+"""Cap on the seconds that a site may ask for by `Retry-After` or `Crawl-delay`."""
+_HOSTS: Final = 10_000
+
+
+@dataclass(slots=True)
+class _Site:
+    interval: float
+    asked_at: float = float("-inf")
+    """The monotonic time of the last turn."""
+    held_until: float = float("-inf")
+    waiting: int = 0
+    """The number of requests that wait for a turn."""
+    queue: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the request whose turn is next; the lock lets the others in by order of arrival."""
+
+    @property
+    def free_at(self) -> float:
+        """The monotonic time from which the next request may go to the site."""
+        return max(self.asked_at + self.interval, self.held_until)
+
+
+class Politeness:
+    """Paces the requests of all jobs of this worker to each origin."""
+
+    def __init__(self, settings: EnrichmentSettings, clock: Clock) -> None:
+        self._interval = settings.host_interval_seconds
+        self._longest = settings.budget_seconds
+        self._clock = clock
+        self._sites: LRUCache[str, _Site] = LRUCache(_HOSTS)
+
+    async def turn(self, origin: str) -> None:
+        """Wait until the next request may go to the site.
+
+        A request that is cancelled uses up no turn: the next one takes its place. Raises Unreadable at once if the wait
+        would exceed a job's budget, and at its turn if the site has asked for such a pause meanwhile.
+        """
+        site = self._site(origin)
+        self._seconds_left(site, site.waiting)
+        site.waiting += 1
+        try:
+            async with site.queue:
+                seconds = self._seconds_left(site, 0)
+                while seconds > 0:
+                    await asyncio.sleep(seconds)
+                    seconds = self._seconds_left(site, 0)  # the site may have asked for a pause meanwhile
+                site.asked_at = self._clock.monotonic()
+        finally:
+            site.waiting -= 1
+
+    def _seconds_left(self, site: _Site, ahead: int) -> float:
+        """Return the wait for the turn behind `ahead` other requests. Raises Unreadable if it is too long."""
+        now = self._clock.monotonic()
+        seconds = max(now, site.free_at) + ahead * site.interval - now
+        if seconds > self._longest:
+            raise Unreadable("its site asked for a pause", is_outage=True, is_lasting=False)
+        return seconds
+
+    def pace(self, origin: str, seconds: float) -> None:
+        """Set the pause between requests to the site from its robots.txt; `seconds` is 0 if the file names no delay."""
+        self._site(origin).interval = max(self._interval, min(seconds, MAX_HELD_SECONDS))
+
+    def hold(self, origin: str, seconds: float) -> None:
+        """Pause requests to the site for `seconds`, as the site's `Retry-After` asks."""
+        site = self._site(origin)
+        site.held_until = max(site.held_until, self._clock.monotonic() + min(seconds, MAX_HELD_SECONDS))
+
+    def _site(self, origin: str) -> _Site:
+        return self._sites.setdefault(origin, _Site(self._interval))
+
 
 _CHUNK_BYTES: Final = 64 * 1024
 _FIELD_BYTES: Final = 8190

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from telemetry.clock import Clock, Deadline
 from workers.egress import EgressRefused, Guard
-from workers.enrichment.cache.cache import Cache, Reading
+from workers.enrichment.cache.cache import Cache, Partly, Reading
 from workers.enrichment.cache.entry import CacheEntry, lifetime, scope_of
-from workers.enrichment.cache.settings import CacheSettings
 from workers.enrichment.evidence import Page, Unreadable
 from workers.enrichment.fetching.fetch import Fetcher, Known
 from workers.enrichment.fetching.robots import Robots
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.rendering.renderer import Renderer, is_shell
+from workers.enrichment.settings import CacheSettings
 from workers.enrichment.turns import Asker
 
 _RENDERING_SHARE: Final = 0.8
@@ -25,6 +27,7 @@ _OCR_SHARE: Final = 0.9
 
 If OCR takes longer, only the page's own text is used.
 """
+LATE_FOR_OCR: Final = "its pictures, or those before them in line, took too long to read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +76,42 @@ class Reader:
             raise Unreadable(f"it may not be fetched: {refused}", is_lasting=False) from None
         scope = scope_of(asker.tenant, self._allowed, self._denied)
         deadline = Deadline.after(self._clock, patience_seconds)
-        return await self._cache.read(
-            url, scope, lambda older: self._anew(url, older, asker, deadline), patience_seconds, asker.max_age_seconds
-        )
 
-    async def _anew(self, url: str, older: CacheEntry | None, asker: Asker, deadline: Deadline) -> CacheEntry:
+        async def read(older: CacheEntry | None, hand_over: Callable[[Partly], None]) -> CacheEntry:
+            return await self._anew(url, older, asker, deadline, hand_over)
+
+        return await self._cache.read(url, scope, read, patience_seconds, asker.max_age_seconds)
+
+    async def _anew(
+        self,
+        url: str,
+        older: CacheEntry | None,
+        asker: Asker,
+        deadline: Deadline,
+        hand_over: Callable[[Partly], None],
+    ) -> CacheEntry:
+        patience_seconds = deadline.remaining
         asked_at = self._clock.time()
         known = Known(older.url, older.etag, older.last_modified) if older is not None else None
         with self._fetcher.page_bytes.page(asker) as held:
             page = await self._fetcher.fetch(url, asker, permit=self._robots.check, known=known, held=held)
-            unchanged = older if page.is_unchanged else None
-            if unchanged is not None:
-                text = _Text(unchanged.answer or {})
-            else:
-                text = await self._text(page, older, asker, deadline)
-            page = replace(page, body=b"")  # from here on, only the page's headers are needed
+            headers = replace(page, body=b"")
+            if older is not None and page.is_unchanged:
+                return self._entry(url, headers, _Text(older.answer or {}), asked_at, older)
+
+            def partly(answer: dict[str, Any]) -> CacheEntry:
+                own = _own_text(answer, Unreadable(LATE_FOR_OCR, is_ours=True))
+                return self._entry(url, headers, _Text(own, may_grow=True), asked_at)
+
+            text = await self._text(page, older, asker, deadline, lambda own: hand_over(partial(partly, own)))
+        if not text.answer.pop("unfinished", False):
+            return self._entry(url, headers, text, asked_at)
+        return replace(self._entry(url, headers, replace(text, may_grow=True), asked_at), cut_seconds=patience_seconds)
+
+    def _entry(
+        self, url: str, page: Page, text: _Text, asked_at: float, unchanged: CacheEntry | None = None
+    ) -> CacheEntry:
+        """Return the entry of a page that was read, or whose older copy `unchanged` the server confirmed."""
         life = lifetime(page, self._settings, asked_at)
         if text.may_grow:
             page = replace(page, etag=None, last_modified=None)  # so that no 304 keeps the incomplete text
@@ -103,12 +127,19 @@ class Reader:
             page.last_modified or named.last_modified, text.answer, life=life,
         )  # fmt: skip
 
-    async def _text(self, page: Page, older: CacheEntry | None, asker: Asker, deadline: Deadline) -> _Text:
+    async def _text(
+        self,
+        page: Page,
+        older: CacheEntry | None,
+        asker: Asker,
+        deadline: Deadline,
+        has_pictures: Callable[[dict[str, Any]], None],
+    ) -> _Text:
         """Return the page's text, or if scripts fill the page, the text that the scripts make. Raises Unreadable."""
         answer: dict[str, Any] | None = None
         reason = Unreadable("")
         try:
-            answer = await self.extracted(page, asker, deadline)
+            answer = await self.extracted(page, asker, deadline, has_pictures)
         except Unreadable as unreadable:
             reason = unreadable
         if self._renderer is not None and not reason.is_ours and is_shell(page, answer):
@@ -122,22 +153,34 @@ class Reader:
                 return _Text(answer, may_grow=True, is_rendered=rendered is not None)
         if answer is None:
             raise reason
-        return _Text(answer, may_grow=answer.pop("unfinished", False))
+        return _Text(answer)
 
-    async def extracted(self, page: Page, asker: Asker, deadline: Deadline) -> dict[str, Any]:
+    async def extracted(
+        self,
+        page: Page,
+        asker: Asker,
+        deadline: Deadline,
+        has_pictures: Callable[[dict[str, Any]], None] = lambda own: None,
+    ) -> dict[str, Any]:
         """Return the page's title, text and particulars, as a member of the pool extracts them. Raises Unreadable.
 
-        If OCR is configured, pictures of text are read too. An answer that lacks the text of some pictures has
-        `unfinished`.
+        If OCR is configured, pictures of text are read too, and `has_pictures` is called before with the answer without
+        their text. An answer that lacks the text of some pictures has `unfinished`.
         """
         recognition = self._pool.recognition
         task = {"kind": "extract", "media_type": page.media_type, "charset": page.charset, "url": page.url}
         answer = await self._pool.ask({**task, "ocr": recognition is not None}, page.body, asker)
         if recognition is None or not answer.pop("pictures", False):
             return answer
+        has_pictures(answer)
         try:
             return await recognition.read(page, asker, deadline.remaining * _OCR_SHARE)
-        except Unreadable:
-            if not answer["text"] and not answer["rest"]:
-                raise
-            return {**answer, "unfinished": True}
+        except Unreadable as reason:
+            return {**_own_text(answer, reason), "unfinished": True}
+
+
+def _own_text(answer: dict[str, Any], reason: Unreadable) -> dict[str, Any]:
+    """Return the answer about a page whose pictures are not read. Raises `reason` if the page has no other text."""
+    if not answer["text"] and not answer["rest"]:
+        raise reason
+    return answer

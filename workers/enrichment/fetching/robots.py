@@ -14,8 +14,7 @@ from yarl import URL
 
 from telemetry.clock import Clock
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.fetching.fetch import BadStatus, Fetcher
-from workers.enrichment.fetching.politeness import MAX_HELD_SECONDS, Politeness
+from workers.enrichment.fetching.fetch import MAX_HELD_SECONDS, BadStatus, Fetcher, Politeness
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from workers.enrichment.evidence import Unreadable
-from workers.enrichment.fetching.settings import PayloadSettings
+from workers.enrichment.settings import PayloadSettings
 from workers.system.errors import ProcessError
 from workers.system.s3_exchange import Exchange
 
@@ -94,7 +94,7 @@ def _client(endpoint: str | None) -> Any:
             endpoint,
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
-            retries={"total_max_attempts": 1},  # boto3 tries once; `tried_again` tries again, even after a broken body
+            retries={"total_max_attempts": 1},  # `PayloadFetcher` tries again, even after a broken body
             max_pool_connections=THREADS,
         )
     except (BotoCoreError, ValueError) as error:

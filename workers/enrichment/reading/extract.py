@@ -16,12 +16,11 @@ from selectolax.lexbor import LexborHTMLParser
 from schemas.job import MAX_JOB_BYTES
 from workers.enrichment.evidence import Extractor, Particulars, Unreadable
 from workers.enrichment.reading.charset import decode
+from workers.enrichment.reading.data import MAX_DEPTH, from_json, from_json_lines, from_xml, leaves
 from workers.enrichment.reading.hidden import without_hidden
-from workers.enrichment.reading.markup import MAX_DEPTH, from_xml
 from workers.enrichment.reading.office import ZIP, is_office, read_office
 from workers.enrichment.reading.particulars import MAX_TITLE_CHARS, linked_data, of_html
 from workers.enrichment.reading.pictures import READ_BY_OCR, Recogniser, is_picture
-from workers.enrichment.reading.values import from_json, from_json_lines, leaves
 
 MAX_TEXT_CHARS = MAX_JOB_BYTES
 """Cap on a text's code points. The cap is so high that even the largest document that a job can carry is read whole."""
@@ -310,3 +309,14 @@ def _script_values(tree: LexborHTMLParser) -> Iterator[Any]:
 
 def _prose(value: Any) -> Iterator[str]:
     return (leaf for _, leaf in leaves(value) if isinstance(leaf, str) and _PROSE.match(leaf.strip()))
+
+
+def readable_text(content: bytes, media_type: str, *, charset: str | None = None, url: str = "") -> str:
+    """Return a page's main text as a person would see it, or the rest of its text if there is no main text.
+
+    `media_type` is the type in `Content-Type`, without parameters; `charset` is the parameter `charset` of that header.
+    The call parses in this process: workers call it in a confined process. Raises Unreadable if there is no text, or
+    the type is not supported.
+    """
+    extracted = extract(content, media_type.strip().lower(), charset, url)
+    return extracted.text or extracted.rest

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
+from statistics import median
 from typing import Any, Final
 
 import pypdfium2
@@ -49,6 +50,12 @@ Box = tuple[float, float, float, float]
 """The left, bottom, right and top edges of an area, in points."""
 
 
+_MIN_ROWS: Final = 4
+"""The least rows of columns that are read one after the other."""
+_MIN_GAP_POINTS: Final = 8.0
+_MIN_COLUMN_POINTS: Final = 120.0
+"""The least width of the usual row of a column of prose."""
+_MAX_RECTS: Final = 3000
 _FORM_DEPTH: Final = 50
 """Depth to which nested forms are searched; pdfium itself reads text less deep."""
 _MAX_BEHIND: Final = 300
@@ -135,8 +142,48 @@ def _pages(document: pypdfium2.PdfDocument) -> Iterator[tuple[int, str, bool]]:
             if len(items) <= MAX_PAGE_OBJECTS:
                 _remove_hidden(page, items)
                 with closing(page.get_textpage()) as textpage:
-                    text = _HYPHENATED.sub("", textpage.get_text_bounded()).replace("\r\n", "\n")
+                    parts = [textpage.get_text_bounded(*box) for box in _parts(page, textpage)]
+                    text = "\n".join(filter(None, parts)) or textpage.get_text_bounded()
+                text = _HYPHENATED.sub("", text).replace("\r\n", "\n")
                 yield number, text, len(text.strip()) < _STAMP_CHARS and _is_covered_by_pictures(page, items)
+
+
+def _parts(page: pypdfium2.PdfPage, textpage: pypdfium2.PdfTextPage) -> list[Box]:
+    """Return the areas of a page that has columns, in the order in which a person reads them; none for other pages.
+
+    A program may draw columns of prose row by row. Rows of a table are narrower, or a cell crosses the gap between
+    columns, so they stay rows.
+    """
+    left, bottom, right, top = page.get_cropbox()
+    count = textpage.count_rects()
+    if not 2 * _MIN_ROWS <= count <= _MAX_RECTS:
+        return []
+    rects: list[Box] = [textpage.get_rect(number) for number in range(count)]
+    gaps = [(one, other) for one, other in pairwise(rects) if _is_beside(one, other)]
+    edges = [left]
+    for one, other in gaps:
+        x = (one[2] + other[0]) / 2
+        rows = [pair for pair in gaps if pair[0][2] <= x <= pair[1][0]]
+        if len(rows) >= _MIN_ROWS and x > edges[-1] and not any(a[2] < edges[-1] < b[0] for a, b in rows):
+            edges.append(x)
+    if len(edges) == 1:
+        return []
+    low = min(min(one[1], other[1]) for one, other in gaps)
+    high = max(max(one[3], other[3]) for one, other in gaps)
+    inside = [rect for rect in rects if rect[1] >= low and rect[3] <= high]
+    columns = list(pairwise([*edges, right]))
+    for start, end in columns:
+        widths = [rect[2] - rect[0] for rect in inside if start <= rect[0] < end]
+        if len(widths) < _MIN_ROWS or median(widths) < _MIN_COLUMN_POINTS:
+            return []
+    if any(rect[0] < edge < rect[2] for rect in inside for edge in edges[1:]):
+        return []
+    return [(left, high, right, top), *((start, low, end, high) for start, end in columns), (left, bottom, right, low)]
+
+
+def _is_beside(one: Box, other: Box) -> bool:
+    """True if `other` stands on the row of `one`, behind a gap that is wider than one between words."""
+    return other[0] - one[2] >= _MIN_GAP_POINTS and other[1] < one[3] and one[1] < other[3]
 
 
 def _is_covered_by_pictures(page: pypdfium2.PdfPage, items: list[_Item]) -> bool:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from workers.screening.plain import latinised
+
 SCANNED_CHARS: Final = 200_000
 """The number of code points that are searched at the start of each text."""
 
@@ -82,5 +84,5 @@ def _places(text: str, word: str) -> Iterator[int]:
 
 
 def _readable(text: str) -> str:
-    """Unify the spelling: fold compatibility forms and case, remove format characters, and collapse spaces."""
-    return _SPACES.sub(" ", _FORMAT.sub("", unicodedata.normalize("NFKC", text)).casefold())
+    """Unify the spelling: fold compatibility forms, case and look-alikes, remove format characters, collapse spaces."""
+    return _SPACES.sub(" ", latinised(_FORMAT.sub("", unicodedata.normalize("NFKC", text)).casefold()))

@@ -26,14 +26,12 @@ from telemetry.traces import Kind, span
 from workers.egress import Guard, bounded_connector, is_listed, is_named
 from workers.egress.answers import BodyTooLarge, bounded_body
 from workers.enrichment.evidence import Page, Unreadable
-from workers.enrichment.fetching.fetch import Fetcher
-from workers.enrichment.fetching.politeness import Politeness
+from workers.enrichment.fetching.attached import Room
+from workers.enrichment.fetching.fetch import Fetcher, Politeness
 from workers.enrichment.fetching.robots import Robots
-from workers.enrichment.fetching.room import Room
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.reading.extract import HTML_TYPES
-from workers.enrichment.rendering.devtools import BrowserFailed
-from workers.enrichment.rendering.visit import Visit
+from workers.enrichment.rendering.visit import BrowserFailed, Visit
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker, Turns
 

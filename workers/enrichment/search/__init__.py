@@ -1,12 +1,10 @@
 """Search: a query becomes sources, through services that the operator has chosen.
 
-One module for each service, with a `SearchProvider`:
+The services, each with a `SearchProvider`:
 
-    searxng     an instance that the operator runs            links
-    wikipedia   the encyclopedia's own search                 links
-    brave       Brave's index, with a key                     links
-    pubmed      biomedical literature                         abstracts, as `pmid:…`
-    arxiv       preprints                                     abstracts, as `arxiv:…`
+    json_services  SearXNG, Brave and Wikipedia, as `services.toml` describes them   links
+    pubmed         biomedical literature                                             abstracts, as `pmid:…`
+    arxiv          preprints                                                         abstracts, as `arxiv:…`
 
 One module for each kind of an operator's own source, with a subclass of `inside.InsideSource`:
 
@@ -14,7 +12,7 @@ One module for each kind of an operator's own source, with a subclass of `inside
     sql         a database, read by one statement
     mcp_tool    a tool of an MCP server
 
-`source_file` reads the TOML files that describe an operator's own sources.
+`inside` reads the TOML files that describe an operator's own sources.
 
 A link is read like any other source, behind the egress guard; an abstract is itself the source. The operator chooses
 the services, so requests to them bypass the guard. A `Service` paces these requests, and raises an `Unreadable` with a

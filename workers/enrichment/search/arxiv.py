@@ -8,11 +8,10 @@ from typing import Final
 from xml.etree.ElementTree import Element
 
 from workers.enrichment.evidence import Found, Particulars, Unreadable
-from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider, SearchQuery
-from workers.enrichment.search.markup import parse, text_of
+from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider, SearchQuery, parse, text_of
 from workers.enrichment.search.service import Refused, Service, Web
-from workers.enrichment.search.settings import SearchSettings
 from workers.enrichment.search.words import search_words
+from workers.enrichment.settings import SearchSettings
 
 _ATOM: Final = "{http://www.w3.org/2005/Atom}"
 _ARXIV: Final = "{http://arxiv.org/schemas/atom}"

@@ -7,11 +7,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
+from xml.etree.ElementTree import Element, ParseError
 
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.job import Url
-from workers.enrichment.evidence import Found
+from workers.enrichment.evidence import Found, Unreadable
 
 MAX_EXCERPT_CHARS: Final = 4000
 _TAG: Final = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
@@ -91,11 +94,6 @@ def is_link(url: str) -> bool:
     return True
 
 
-def links(found: Iterable[tuple[str | None, str | None]], limit: int) -> list[Found]:
-    """Return the first `limit` valid and distinct URLs, each as a result with its title."""
-    return distinct((Found(url=url or "", title=title or None) for url, title in found), limit)
-
-
 def distinct(found: Iterable[Found], limit: int) -> list[Found]:
     """Return the first `limit` results with valid and distinct URLs."""
     first: dict[str, Found] = {}
@@ -117,3 +115,17 @@ def shortened(query: str, characters: int, words: int | None = None) -> str:
     while len(parts) > 1 and len(" ".join(parts)) > characters:
         parts.pop()
     return " ".join(parts)[:characters]
+
+
+def parse(body: bytes) -> Element:
+    """Parse XML, and return the root element. Raises Unreadable."""
+    try:
+        root: Element = fromstring(body)
+    except (ParseError, DefusedXmlException, ValueError, LookupError):
+        raise Unreadable("the search service's answer is not XML that can be read") from None
+    return root
+
+
+def text_of(element: Element | None) -> str:
+    """Return all text in the element on one line, including italics and superscript."""
+    return " ".join("".join(element.itertext()).split()) if element is not None else ""

@@ -9,9 +9,16 @@ from yarl import URL
 
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchQuery
-from workers.enrichment.search.inside import REFUSED_KEY, InsideSource, Items, evaluated, filled, filled_value
+from workers.enrichment.search.inside import (
+    REFUSED_KEY,
+    HttpJsonFile,
+    InsideSource,
+    Items,
+    evaluated,
+    filled,
+    filled_value,
+)
 from workers.enrichment.search.service import KEY_REFUSED, Refused, ServiceRequest, Web
-from workers.enrichment.search.source_file import HttpJsonFile
 
 
 class HttpJsonSource(InsideSource):

@@ -19,10 +19,8 @@ from pydantic import ValidationError
 
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchQuery
-from workers.enrichment.search.inside import REFUSED_KEY, InsideSource, Items, filled, filled_value
-from workers.enrichment.search.pace import RequestPace
-from workers.enrichment.search.service import KEY_REFUSED, MAX_ANSWER_BYTES, REQUEST_SECONDS, Web
-from workers.enrichment.search.source_file import McpFile
+from workers.enrichment.search.inside import REFUSED_KEY, InsideSource, Items, McpFile, filled, filled_value
+from workers.enrichment.search.service import KEY_REFUSED, MAX_ANSWER_BYTES, REQUEST_SECONDS, RequestPace, Web
 
 for _chatty in ("mcp", "httpx2"):
     logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # below this level, these libraries log answers and addresses

@@ -11,26 +11,27 @@ missing:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Set
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Final
 
-from workers.enrichment.search import arxiv, brave, pubmed, searxng, wikipedia
+from workers.enrichment.search import arxiv, pubmed
 from workers.enrichment.search.base import SearchMisconfigured, SearchProvider
 from workers.enrichment.search.http_json import HttpJsonSource
-from workers.enrichment.search.inside import InsideSource
+from workers.enrichment.search.inside import HttpJsonFile, InsideSource, McpFile, SqlFile, read_source_file
+from workers.enrichment.search.json_services import json_service
 from workers.enrichment.search.service import Web
-from workers.enrichment.search.settings import SearchSettings
-from workers.enrichment.search.source_file import HttpJsonFile, McpFile, SqlFile, read_source_file
+from workers.enrichment.settings import SearchSettings
 
 GROUP: Final = "postback.search"
 
 _OURS: Final[dict[str, Callable[[SearchSettings, Web], SearchProvider | None]]] = {
     "arxiv": arxiv.make,
-    "brave": brave.make,
+    "brave": partial(json_service, "brave"),
     "pubmed": pubmed.make,
-    "searxng": searxng.make,
-    "wikipedia": wikipedia.make,
+    "searxng": partial(json_service, "searxng"),
+    "wikipedia": partial(json_service, "wikipedia"),
 }
 
 

@@ -14,14 +14,12 @@ from xml.etree.ElementTree import Element
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
-from workers.enrichment.cache.flights import Flights
+from workers.enrichment.cache.cache import Flights
 from workers.enrichment.evidence import Found, Particulars, Unreadable
-from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider, SearchQuery
-from workers.enrichment.search.markup import parse, text_of
-from workers.enrichment.search.pace import current_allowance
-from workers.enrichment.search.service import Refused, Service, ServiceAnswer, Web
-from workers.enrichment.search.settings import PUBMED_PER_SECOND, PUBMED_PER_SECOND_WITH_KEY, SearchSettings
+from workers.enrichment.search.base import MAX_TEXT_CHARS, SearchProvider, SearchQuery, parse, text_of
+from workers.enrichment.search.service import Refused, Service, ServiceAnswer, Web, current_allowance
 from workers.enrichment.search.words import search_words
+from workers.enrichment.settings import PUBMED_PER_SECOND, PUBMED_PER_SECOND_WITH_KEY, SearchSettings
 
 MAX_ARTICLES: Final = 60
 """Cap on the articles of one request. NCBI allows more, but an article with references has about 20 kB to parse."""

@@ -15,11 +15,11 @@ from cachetools import TLRUCache
 from schemas.job import Search
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from workers.enrichment.cache.flights import Flights
+from workers.enrichment.cache.cache import Flights
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import FILTERS, SearchProvider, SearchQuery
 from workers.enrichment.search.inside import InsideSource
-from workers.enrichment.search.pace import Allowance
+from workers.enrichment.search.service import Allowance
 
 log = get_logger()
 

@@ -20,10 +20,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from telemetry.clock import Deadline
 from workers.enrichment.evidence import Found, Unreadable
 from workers.enrichment.search.base import SearchQuery
-from workers.enrichment.search.inside import InsideSource, filled
-from workers.enrichment.search.pace import RequestPace
-from workers.enrichment.search.service import Web
-from workers.enrichment.search.source_file import SqlFile
+from workers.enrichment.search.inside import InsideSource, SqlFile, filled
+from workers.enrichment.search.service import RequestPace, Web
 
 _CONTENTS: Final = frozenset({"text", "content", "link"})
 _SQLITE: Final = "sqlite:///"

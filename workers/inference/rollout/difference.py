@@ -20,7 +20,7 @@ from typing import Any, Final
 from rapidfuzz.distance import Indel
 
 from telemetry.clock import Clock, Deadline
-from workers.enrichment.answering.cite import contradict
+from workers.enrichment.answering.citations import contradict
 from workers.enrichment.answering.profile import Profile
 from workers.enrichment.choosing.embedder import Embedder, EmbedderAway
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import re2
 
-from workers.screening.matchers.base import Match
+from workers.screening.matchers import Match
 
 WINDOW: Final = 1024
 """Bytes of a window. A match may reach from one window into the next, so a match of at most this length is found

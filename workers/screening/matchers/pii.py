@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from phonenumbers import NumberParseException, is_valid_number, parse
 
-from workers.screening.matchers.base import Match
+from workers.screening.matchers import Match
 
 PiiKind = Literal["card", "iban", "email", "phone", "ip", "ssn"]
 _Spans = Callable[[str], Iterator[tuple[int, int]]]

@@ -13,24 +13,19 @@ from typing import Any, Final
 
 import ahocorasick
 
-from workers.screening.matchers.base import Match
+from workers.screening.matchers import Match
+from workers.screening.plain import latinised
 
 _SEPARATORS: Final = dict.fromkeys("\t\n\v\f\r-_\u2010\u2011\u2012\u2013\u2014\u3000", " ")
 """Characters read as a space, so that `blow-job` is `blow job`."""
 _AS_LETTERS: Final = dict(zip("@4831!|l09$57+", "aabeiiiiogsstt", strict=True))
 """Digits and symbols with the letter that each replaces. `l` is read as `i`, because `1` stands for both letters."""
 _SUBSTITUTES: Final = frozenset("@4831!|09$57+")
-_LOOKALIKES: Final = str.maketrans("аеорсухкмнвтіјѕһԁαεοριυνκτχ", "aeopcyxkmhbtijshdaeopiuvktx")
-"""Cyrillic and Greek letters that look like Latin ones, read as the Latin letters in a word that also has Latin
-letters.
-"""
 _MOST_AROUND: Final = 64
 """The maximum number of letters that are read on each side of a run of equal letters."""
 _PLURAL_FROM: Final = 4
 """The least length of a word that may have a plural `s`, because `as` + `s` is no plural."""
 
-_latin, _lookalike = re.compile("[a-z]"), re.compile("[\u03b1-\u03c9\u0430-\u052f]")
-_word_with_lookalike = re.compile(r"\b\w*?[\u03b1-\u03c9\u0430-\u052f]\w*")
 _repeated = re.compile(r"([^\W\d_])\1{2,}")
 _doubled = re.compile(r"(.)\1+")
 
@@ -85,10 +80,7 @@ class WordLists:
 def without_case(text: str) -> str:
     """Return the text in lower case, of the same length: separators as spaces, lookalike letters as Latin ones."""
     lowered = text.lower() if len(text) == len(text.lower()) else "".join(map(_lower, text))
-    lowered = _replaced(lowered, _SEPARATORS)
-    if not lowered.isascii() and _lookalike.search(lowered) and _latin.search(lowered):
-        lowered = _word_with_lookalike.sub(_latinised, lowered)
-    return lowered
+    return latinised(_replaced(lowered, _SEPARATORS))
 
 
 def _replaced(text: str, characters: Mapping[str, str]) -> str:
@@ -101,11 +93,6 @@ def _replaced(text: str, characters: Mapping[str, str]) -> str:
 def _lower(character: str) -> str:
     lowered = character.lower()
     return lowered if len(lowered) == 1 else character
-
-
-def _latinised(word: re.Match[str]) -> str:
-    found = word[0]
-    return found.translate(_LOOKALIKES) if _latin.search(found) else found
 
 
 def _automaton(words: Iterable[str]) -> Any:
