@@ -15,9 +15,10 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.orders import BatchRequest
 from gateway.batches.uploads import UploadCompletion, UploadRequest
 from gateway.door.endpoint import IDEMPOTENCY, PAGING, Body, Endpoint, Parameter
-from gateway.door.routes import admin, batches, completions, events, files, jobs, models, responses
+from gateway.door.routes import admin, batches, completions, events, files, jobs, models, moderations, responses
 from gateway.door.routes import webhook_endpoints as hooks
 from schemas.kind_bodies import ENDPOINTS
+from schemas.openai import CHAT_COMPLETIONS
 from schemas.topics import Lane
 
 _SMALL = 64 * 1024
@@ -26,6 +27,7 @@ _LANE = {"enum": list(get_args(Lane))}
 _SUBMIT, _READ, _CANCEL, _HOOKS, _ADMIN = Scope.SUBMIT, Scope.READ, Scope.CANCEL, Scope.WEBHOOKS, Scope.ADMIN
 
 _JOB, _RESPONSE, _BATCH = "/v1/jobs/{job_id:path}", "/v1/responses/{response_id:path}", "/v1/batches/{batch_id}"
+_CHAT = f"{CHAT_COMPLETIONS}/{{completion_id}}"
 _FILE, _UPLOAD = "/v1/files/{file_id}", "/v1/uploads/{upload_id}"
 _WEBHOOKS, _HOOK = "/v1/webhook_endpoints", "/v1/webhook_endpoints/{webhook_endpoint_id}"
 _KEYS, _TENANTS, _TENANT = "/v1/admin/api_keys", "/v1/admin/tenants", "/v1/admin/tenants/{tenant}"
@@ -105,7 +107,46 @@ API: tuple[Endpoint, ...] = (
     ),
     Endpoint("GET", _RESPONSE, responses.retrieve, "getResponse", _READ, "ResponseObject"),
     Endpoint("DELETE", _RESPONSE, responses.delete, "deleteResponse", _CANCEL, "Deleted"),
-    _awaited("/v1/chat/completions", "ChatCompletion", "Answer a chat", "ChatRequest", "ChatCompletion"),
+    _awaited(CHAT_COMPLETIONS, "ChatCompletion", "Answer a chat", "ChatRequest", "ChatCompletion"),
+    Endpoint(
+        "GET",
+        CHAT_COMPLETIONS,
+        completions.several,
+        "listChatCompletions",
+        _READ,
+        "ChatCompletionList",
+        parameters=completions.FILTERS,
+        prefix=completions.LABEL,
+    ),
+    Endpoint(
+        "GET",
+        f"{_CHAT}/messages",
+        completions.list_messages,
+        "listChatCompletionMessages",
+        _READ,
+        "MessageList",
+        parameters=PAGING,
+    ),
+    Endpoint("GET", _CHAT, completions.retrieve, "getChatCompletion", _READ, "ChatCompletion"),
+    Endpoint(
+        "POST",
+        _CHAT,
+        completions.update,
+        "updateChatCompletion",
+        _SUBMIT,
+        "ChatCompletion",
+        _small(completions.ChatCompletionChange),
+    ),
+    Endpoint("DELETE", _CHAT, completions.delete, "deleteChatCompletion", _CANCEL, "Deleted"),
+    Endpoint(
+        "POST",
+        "/v1/moderations",
+        moderations.create,
+        "createModeration",
+        _SUBMIT,
+        "ModerationAnswer",
+        Body(moderations.ModerationRequest),
+    ),
     _awaited("/v1/completions", "Completion", "Continue a text", "CompletionRequest", "TextCompletion"),
     *(_awaited(one.url, one.name, one.title, f"{one.name}Request", f"{one.name}Answer") for one in ENDPOINTS.values()),
     Endpoint("POST", "/v1/batches", batches.create, "createBatch", _SUBMIT, "BatchObject", _small(BatchRequest), _ONCE),

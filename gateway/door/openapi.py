@@ -19,6 +19,7 @@ from schemas.job import FIRST_SECONDS, LAST_SECONDS, MAX_CHOICES, MAX_TOP_LOGPRO
 from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS, TextEndpoint
 from schemas.outcome import Outcome
 from schemas.result import Result
+from schemas.screening import CATEGORIES
 from schemas.tools import MAX_TOOLS
 from workers.delivery.endpoint_events import MOST_A_SECOND
 
@@ -170,6 +171,11 @@ def _list_of(items: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _by_category(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object with a member for each category of moderations."""
+    return {"type": "object", "properties": dict.fromkeys(CATEGORIES, schema), "required": list(CATEGORIES)}
+
+
 _WEBHOOK = "name url event_types headers enabled rate_limit"
 _STORED_WEBHOOK = f"{_WEBHOOK} signing_secret_hint created_at updated_at"
 _JOB = "created_at finished_at url model_id custom_id batch_id line metadata submitted_by prompt_sha256"
@@ -215,7 +221,22 @@ _PLAIN: dict[str, dict[str, Any]] = {
         tool_choice={"type": ["string", "object"]},
         **_CALLBACK,
     ),
-    "ChatCompletion": _object("chat.completion", "model created choices"),
+    "ChatCompletion": _object("chat.completion", "model created choices metadata"),
+    "StoredMessage": _asked("id role", "name content", content=_MAYBE, content_parts={"type": ["array", "null"]}),
+    "ModerationAnswer": _asked(
+        "id model results",
+        results={
+            "type": "array",
+            "items": _asked(
+                "flagged categories category_scores category_applied_input_types",
+                flagged=_YES,
+                categories=_by_category({"type": ["boolean", "null"]}),
+                category_scores=_by_category({"type": ["number", "null"], "minimum": 0, "maximum": 1}),
+                category_applied_input_types=_by_category({"type": "array", "items": {"const": "text"}}),
+                postback={"type": "object", "description": "The strictest verdict, and the rules that match."},
+            ),
+        },
+    ),
     "TextCompletion": _object("text_completion", "model created choices"),
     "ResponseObject": _object(
         "response",
@@ -268,6 +289,8 @@ _PLAIN: dict[str, dict[str, Any]] = {
     ),
     "EventTypeList": _asked("object data", object={"const": "list"}, data=_EVENTS),
     "ItemList": _list_of(_ref("InputItem")),
+    "ChatCompletionList": _list_of(_ref("ChatCompletion")),
+    "MessageList": _list_of(_ref("StoredMessage")),
     "KeyList": _list_of(_ref("KeyObject")),
     "WebhookEndpointList": _list_of(_ref("WebhookEndpoint")),
     **{f"{name}List": _list_of(_ref(f"{name}Object")) for name in ("Job", "Model", "File", "Batch", "Tenant")},

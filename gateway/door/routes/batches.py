@@ -12,7 +12,7 @@ from gateway.accept.idempotency import StoredAnswer
 from gateway.batches import orders
 from gateway.batches.orders import BatchRequest, batch_object
 from gateway.batches.paging import list_body, page_query
-from gateway.door.accepting import response_of, write_once
+from gateway.door.accepting import answered, write_once
 from gateway.door.body import parse_json
 from gateway.door.cancelling import cancel_batch
 from gateway.door.endpoint import Call
@@ -44,8 +44,9 @@ async def create(call: Call) -> Response:
 
     made = await write_once(call, content, work)
     door.batches_changed()
-    note_objects(call.request, [json.loads(made.body)["id"]])
-    return response_of(made)
+    identifier = json.loads(made.body)["id"]
+    note_objects(call.request, [identifier])
+    return await answered(call, content, made, identifier)
 
 
 async def list_batches(call: Call) -> JSONResponse:

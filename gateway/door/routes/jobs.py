@@ -40,7 +40,6 @@ FILTERS = (
     Parameter("created_before", f"Only jobs created before this time, {_TIME}."),
 )
 """The parameters of a list of jobs, beside those that begin with `METADATA`."""
-_MOST_KEYS = 8
 
 
 async def create(call: Call) -> Response:
@@ -111,7 +110,7 @@ def job_filter(request: Request, now: float) -> JobFilter:
         model_id=request.query_params.get("model"),
         created_after_ms=query.time_ms(request, "created_after", now),
         created_before_ms=query.time_ms(request, "created_before", now),
-        metadata=_metadata(request),
+        metadata=query.labels(request, METADATA),
     )
 
 
@@ -155,15 +154,3 @@ def _lane(request: Request) -> Lane:
         if said == lane:
             return lane
     raise query.invalid(LANE, f"is none of {', '.join(_LANES)}")
-
-
-def _metadata(request: Request) -> dict[str, str]:
-    found = {
-        name.removeprefix(METADATA): value for name, value in request.query_params.items() if name.startswith(METADATA)
-    }
-    if len(found) > _MOST_KEYS:
-        raise query.invalid("metadata", f"filters by more than {_MOST_KEYS} keys")
-    for key in found:
-        if not 1 <= len(key) <= 64 or '"' in key:
-            raise query.invalid("metadata", "has a key that is not 1 to 64 characters without quotation marks")
-    return found

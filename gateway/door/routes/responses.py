@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import to_json
@@ -15,9 +16,8 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from gateway.accept.jobs import NewJob
-from gateway.batches.paging import list_body
 from gateway.door import query, submitted
-from gateway.door.accepting import accept, response_of
+from gateway.door.accepting import accept, answered
 from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import json_response, parse_json
 from gateway.door.cancelling import cancel as cancel_job
@@ -35,8 +35,8 @@ from schemas.responses import (
     ResponseState,
     continued,
     input_items,
-    kept_members,
     response_object,
+    shown_members,
     unstored_members,
 )
 from schemas.result import Result
@@ -65,27 +65,28 @@ async def create(call: Call) -> Response | AnswerStream:
     if not background:
         job = bounded(job, door.settings.await_seconds)
     [let_in] = await screened(call, [job], len(content))
-    kept = _kept(body) if let_in.job == job else None  # the filter redacted the job, so the body is not stored
-    if kept is not None and previous is not None:
-        kept["previous_response_id"] = previous
+    shown = _shown(body, previous)
+    # A body that the filter redacted is not stored either.
+    kept = shown if body.get("store") is not False and let_in.job == job else None
     trace = submitted.traceparent_of(call.request)
     new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
     # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
     state = _queued(new, int(door.clock.time()), kept if kept is not None else unstored_members(body))
     stored = await accept(call, content, [new], to_json(response_object(state)), 200)
-    if background:
-        return response_of(stored)
     job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
-    answer = answer_of(call, job_id)
+    if background:
+        return await answered(call, content, stored, job_id)
+    answer = answer_of(call, content, stored, job_id)
+
+    async def ended(result: Result) -> dict[str, Any]:
+        return response_object(replace(_state(await _found(call, job_id), result), request=shown))
 
     async def events(result: Result) -> list[bytes]:
-        state = _state(await _found(call, job_id), result)
-        return response_events(json.loads(stored.body), response_object(state))
+        return response_events(json.loads(stored.body), await ended(result))
 
     if streams:
         return await AnswerStream.begun(answer, events, response_failed, door.settings.heartbeat_seconds)
-    result = await answer
-    return _answer(_state(await _found(call, job_id), result))
+    return json_response(await ended(await answer))
 
 
 async def retrieve(call: Call) -> Response:
@@ -142,14 +143,7 @@ async def list_input_items(call: Call) -> Response:
             "input_not_stored",
             "The response's input was not stored: `store` was false, or the input filter redacted it.",
         )
-    items = input_items(job_id, json.loads(found.request))
-    if not page.ascending:
-        items.reverse()
-    ids = [item["id"] for item in items]
-    if page.after is not None and page.after not in ids:
-        raise not_found("item", page.after)
-    rest = items[ids.index(page.after) + 1 :] if page.after is not None else items
-    return json_response(list_body(rest[: page.limit], has_more=len(rest) > page.limit))
+    return json_response(query.page_of(input_items(job_id, json.loads(found.request)), page, "item"))
 
 
 async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
@@ -183,10 +177,12 @@ def _job_id(call: Call) -> str:
     return identifier.removeprefix(PREFIX)
 
 
-def _kept(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the members of the body that are stored, with a note about members that have no effect."""
-    kept, note = kept_members(body), ignored_members(RESPONSES, dict(body))
-    return {**kept, NOTES: [note]} if kept is not None and note is not None else kept
+def _shown(body: dict[str, Any], previous: object) -> dict[str, Any]:
+    """Return the members of the body that the response shows, with a note about members that have no effect."""
+    shown, note = shown_members(body), ignored_members(RESPONSES, body)
+    if note is not None:
+        shown[NOTES] = [note]
+    return shown if previous is None else {**shown, "previous_response_id": previous}
 
 
 def _queued(new: NewJob, now: int, body: Mapping[str, Any]) -> ResponseState:
