@@ -17,13 +17,14 @@ from gateway.door.noted import note_objects
 from gateway.door.routes.jobs import FILTERS, METADATA, STATUSES, job_filter
 from gateway.errors import not_found
 from gateway.page.asked import asked, identifier_of
-from gateway.page.callbacks import newest_first, resent
+from gateway.page.callbacks import may_have_news, newest_first, resent
 from gateway.page.desk import Desk, Form, ShownPage
 from gateway.page.rendering import duration, link, web_address
 from gateway.page.visitors import Visitor
 from gateway.view.stored_jobs import list_jobs
 from gateway.view.trace import Trace, trace
 from schemas.result import Result, SourceDetails
+from telemetry.clock import unix_ms
 
 _FIELDS: Final = ("status", "batch", "model", "created_after", "created_before", "metadata")
 
@@ -74,7 +75,7 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
         found = await door.store.read(lambda connection: trace(connection, identifier, visitor.principal.tenant))
         if not found:
             raise not_found("job", identifier)
-        return _page_of(found[0], resent(request))
+        return _page_of(found[0], resent(request), unix_ms(door.clock))
 
     async def end(request: Request, visitor: Visitor, form: Form) -> str:
         identifier = identifier_of(form, "job")
@@ -89,11 +90,12 @@ def job_routes(door: Door, desk: Desk) -> list[Route]:
     ]
 
 
-def _page_of(one: Trace, said: str) -> ShownPage:
+def _page_of(one: Trace, said: str, now_ms: int) -> ShownPage:
     job, result = one.job, one.result
     values = {"job": job, "result": result, "steps": steps_of(one), "sources": sources_of(result)}
-    tried = newest_first(one.attempts)
-    return ShownPage("job", {**values, "attempts": tried, "is_over": job.status in FINISHED, "said": said})
+    has_news = may_have_news(one.attempts, job.finished_ms, now_ms)
+    tried = {"attempts": newest_first(one.attempts), "has_news": has_news}
+    return ShownPage("job", {**values, **tried, "is_over": job.status in FINISHED, "said": said})
 
 
 def steps_of(one: Trace) -> list[TimelineStep]:

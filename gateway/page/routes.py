@@ -22,7 +22,7 @@ from gateway.door.noted import note_objects
 from gateway.door.routes.batches import LISTED, MOST_LISTED
 from gateway.door.routes.files import content_response
 from gateway.page.asked import asked, identifier_of
-from gateway.page.callbacks import callback_routes, newest_first, resent
+from gateway.page.callbacks import callback_routes, may_have_news, newest_first, resent
 from gateway.page.desk import Desk, Form, ShownPage, going_to, guarded
 from gateway.page.endpoints import endpoint_routes
 from gateway.page.fleet import fleet_routes
@@ -113,8 +113,10 @@ def _batch_routes(door: Door, desk: Desk) -> list[Route]:
         steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
         values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
         states = {"is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
-        files = {"files": files_of(row), "names": names, "now_ms": unix_ms(door.clock)}
-        tried = {"attempts": newest_first(attempts), "said": resent(request)}
+        now_ms, end = unix_ms(door.clock), max((at for _, at in steps), default=0)
+        files = {"files": files_of(row), "names": names, "now_ms": now_ms}
+        has_news = may_have_news(attempts, end if row.status in ENDED else None, now_ms)
+        tried = {"attempts": newest_first(attempts), "has_news": has_news, "said": resent(request)}
         return ShownPage("batch", {**values, **states, **files, **tried})
 
     async def file(request: Request, visitor: Visitor) -> Response:

@@ -471,6 +471,24 @@ def test_the_live_part_of_a_page_refreshes_itself_until_the_work_is_over(rig: Ri
     assert list(refreshed.values()) == [True, True, False, True, False]
 
 
+@pytest.mark.parametrize("path", ["/job?id=j-{}", "/batch?id=batch_{}"])
+def test_the_attempts_of_an_ended_object_refresh_for_a_while_after_the_last_news(rig: Rig, path: str) -> None:
+    tenant, place = path[1:4], 30_000 if "job" in path else 31_000
+    old, new = NOW_MS - 3_600_000, NOW_MS - 60_000
+    ended = {"quiet": old, "just": new, "tried": old, "settled": old}
+    for kind, at in ended.items():
+        if "job" in path:
+            put(rig.store, jobs, {**finished(tenant, f"j-{kind}"), "finished_at": at})
+        else:
+            put(rig.store, batches, batch_row(tenant, f"batch_{kind}", status="failed", created_at=at, failed_at=at))
+    for kind, at in (("tried", new), ("settled", old)):
+        name = path.rpartition("=")[2].format(kind)
+        put(rig.store, job_attempts, {**attempt_row(tenant, name, place + len(kind), "timeout"), "at": at})
+    browser = signed_in(rig, tenant)
+    live = [kind for kind in ended if browser.page(f"/console{path.format(kind)}").css("#attempts[hx-get]")]
+    assert live == ["just", "tried"]
+
+
 def test_a_batch_shows_the_counts_of_the_api_and_links_to_its_files(rig: Rig) -> None:
     files = {"output_file_id": "file-2", "error_file_id": "file-3", "metadata": {"run": EVIL}}
     put(rig.store, batches, batch_row("batches", "batch_c", **files, in_progress_at=NOW_MS))
@@ -720,11 +738,19 @@ def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_a
     assert "may not go to https://a.example any more" in answer.text
 
 
-def test_the_page_of_callbacks_looks_at_the_newest_attempts_only(rig: Rig) -> None:
+def test_the_page_of_callbacks_looks_at_the_newest_attempts_only_and_again_after_a_new_one(rig: Rig) -> None:
     rows = [attempt_row("busy", f"j{n}", 10_000 + n, "timeout") for n in range(MOST_LOOKED_AT + 1)]
     rig.store.write_now(lambda connection: connection.execute(job_attempts.insert(), rows).rowcount)
-    found = rig.store.read_now(lambda connection: last_attempts(connection, "busy", "failed"))
+    found = rig.store.read_now(lambda connection: last_attempts(connection, "busy"))["failed"]
     assert (len(found.shown), found.found, found.is_whole) == (MOST_SHOWN, MOST_LOOKED_AT, False)
+    browser = signed_in(rig, "busy")
+    with patch("gateway.page.callbacks.last_attempts", side_effect=last_attempts) as reading:
+        for show in ("failed", "all", "failed"):
+            assert "j2000" in browser.get(f"/console/callbacks?show={show}").text
+        assert reading.call_count == 1
+        put(rig.store, job_attempts, attempt_row("busy", "newest", 15_000, "timeout"))
+        assert "newest" in browser.get("/console/callbacks").text
+        assert reading.call_count == 2
     assert found.shown[0].job_id == f"j{MOST_LOOKED_AT}"
 
 
@@ -1134,7 +1160,7 @@ def test_both_databases_give_the_same_figures(store: Store) -> None:
     assert (found.jobs, found.lines, found.finished, found.outcomes["failed"]) == (1, 5, 2, 1)
     assert (found.minutes[-1].succeeded, found.minutes[-1].others, found.busiest) == (1, 1, 2)
     assert [row.id for row in found.batches] == ["batch_1"]
-    failed = store.read_now(lambda connection: last_attempts(connection, "acme", "failed"))
+    failed = store.read_now(lambda connection: last_attempts(connection, "acme"))["failed"]
     assert [(each.job_id, each.last.error) for each in failed.shown] == [("a", "timeout")]
 
 

@@ -20,7 +20,7 @@ from gateway.door.noted import note_objects
 from gateway.door.webhook_terms import changed_terms, event_type_of, keeps_old_secret, new_terms
 from gateway.errors import NO_RETRY, ApiError, conflict, not_found, unavailable
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import EVENT_TYPES, MOST_ENDPOINTS, EndpointRow, EndpointTerms, TooManyEndpoints
+from gateway.webhooks.endpoints import EVENT_TYPES, MOST_ENDPOINTS, EndpointRow, TooManyEndpoints
 from gateway.webhooks.fan_out import Sending
 from telemetry.clock import unix_ms
 from workers.delivery.exhaustion import Exhausted
@@ -30,7 +30,7 @@ _HINTED = 4
 
 
 async def create(call: Call) -> JSONResponse:
-    """Register an endpoint. The answer has its secret."""
+    """Register a webhook endpoint. The answer has its secret."""
     sending = sending_of(call.door)
     row = await register(call.door, call.tenant, await call.body())
     note_objects(call.request, [row.id])
@@ -38,7 +38,7 @@ async def create(call: Call) -> JSONResponse:
 
 
 async def list_endpoints(call: Call) -> JSONResponse:
-    """Answer with a page of endpoints."""
+    """List webhook endpoints."""
     sending, wanted = sending_of(call.door), query.page(call.request)
     rows, more = await call.door.store.read(
         lambda open_: endpoints.page(open_, call.tenant, wanted.limit, wanted.after)
@@ -47,32 +47,32 @@ async def list_endpoints(call: Call) -> JSONResponse:
 
 
 async def retrieve(call: Call) -> JSONResponse:
-    """Answer with one endpoint."""
+    """Read a webhook endpoint."""
     sending = sending_of(call.door)
     return JSONResponse(_shown(await _found(call.door, call.tenant, _id(call)), sending))
 
 
 async def update(call: Call) -> JSONResponse:
-    """Change the members that the body has."""
+    """Change a webhook endpoint. Members that the body lacks stay as they are."""
     sending = sending_of(call.door)
     return JSONResponse(_shown(await change(call.door, call.tenant, _id(call), await call.body()), sending))
 
 
 async def delete(call: Call) -> JSONResponse:
-    """Remove an endpoint."""
+    """Delete a webhook endpoint. Events that are on their way are still sent."""
     identifier = _id(call)
     await remove(call.door, call.tenant, identifier)
     return JSONResponse({"id": identifier, "object": "webhook_endpoint.deleted", "deleted": True})
 
 
 async def rotate(call: Call) -> JSONResponse:
-    """Begin a new secret. The answer has it."""
+    """Give a webhook endpoint a new secret. The answer has it."""
     sending, overlap = sending_of(call.door), keeps_old_secret(await call.body())
     return JSONResponse(_with_secret(await begin_secret(call.door, call.tenant, _id(call), overlap=overlap), sending))
 
 
 async def test(call: Call) -> JSONResponse:
-    """Send a sample event."""
+    """Send a test event to a webhook endpoint. The answer has the status that it gave."""
     kind, identifier = event_type_of(await call.body()), _id(call)
     status = await send_sample(call.door, call.tenant, identifier, kind)
     return JSONResponse(
@@ -87,7 +87,7 @@ async def test(call: Call) -> JSONResponse:
 
 
 async def event_types(_call: Call) -> JSONResponse:
-    """Answer with the types of events."""
+    """List the types of events that a webhook endpoint can take."""
     return JSONResponse({"object": "list", "data": list(EVENT_TYPES)})
 
 
@@ -104,7 +104,7 @@ def sending_of(door: Door) -> Sending:
 async def register(door: Door, tenant: str, body: Any) -> EndpointRow:
     """Write the endpoint that the body describes. Raises ApiError (400, 403, 409) and StoreAway."""
     terms, now_ms = new_terms(body, door.callbacks), unix_ms(door.clock)
-    _require_allowed(await door.access.tenant(tenant), terms)
+    _require_allowed(await door.access.tenant(tenant), terms.url)
     try:
         return await door.store.write(lambda open_: endpoints.create(open_, tenant, terms, now_ms))
     except TooManyEndpoints:
@@ -121,7 +121,7 @@ async def change(door: Door, tenant: str, identifier: str, body: Any) -> Endpoin
         if row is None:
             return None
         terms = changed_terms(body, endpoints.terms_of(row), door.callbacks)
-        _require_allowed(settings, terms)
+        _require_allowed(settings, terms.url)
         return endpoints.update(open_, row, terms, now_ms)
 
     return _present(await door.store.write(change_row), identifier)
@@ -143,10 +143,12 @@ async def remove(door: Door, tenant: str, identifier: str) -> None:
 async def send_sample(door: Door, tenant: str, identifier: str, kind: str) -> int:
     """POST a sample event to the endpoint, and return the status of its answer.
 
-    Raises ApiError: 404, 409 if no HTTP answer came, 503 if no connection is free.
+    Raises ApiError: 403 if the tenant's callbacks may not go there by now, 404, 409 if no HTTP answer came, 503 if no
+    connection is free.
     """
     sending = sending_of(door)
     row = await _found(door, tenant, identifier)
+    _require_allowed(await door.access.tenant(tenant), row.url)
     try:
         outcome = await sending.test(row, kind)
     except Exhausted:
@@ -157,9 +159,9 @@ async def send_sample(door: Door, tenant: str, identifier: str, kind: str) -> in
     return outcome.status
 
 
-def _require_allowed(settings: TenantSettings, terms: EndpointTerms) -> None:
+def _require_allowed(settings: TenantSettings, url: str) -> None:
     """Refuse an endpoint outside the tenant's callback domains, as a job's callback is refused. Raises ApiError."""
-    for problem in check_callback(settings, terms.url, "url"):
+    for problem in check_callback(settings, url, "url"):
         raise ApiError(403, "not_allowed", f"{problem}.", param="url", headers=NO_RETRY)
 
 
