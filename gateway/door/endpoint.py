@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from gateway.access import Principal, Scope
 from gateway.door import query
-from gateway.door.body import parse_json, read_body
+from gateway.door.body import json_response, parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.noted import note_action
 from gateway.errors import validated
@@ -76,12 +76,14 @@ class Call:
         Raises what `content` raises, and ApiError (400), which names the field and repeats no input.
         """
         content, body = await self.content(), self._body
-        if body is not None and not body.required and not content:
-            return {}
-        document = parse_json(content)
+        document = {} if body is not None and not body.required and not content else parse_json(content)
         if body is None or isinstance(body.schema, str):
             return document
         return validated(body.schema, document)
+
+
+Answer = ASGIApp | dict[str, Any]
+"""A handler's answer: a response, or the JSON of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Endpoint:
     method: str
     path: str
     """The path as Starlette reads it, such as `/v1/jobs/{job_id:path}`."""
-    handler: Callable[[Call], Awaitable[ASGIApp]]
+    handler: Callable[[Call], Awaitable[Answer]]
     name: str
     """The id of the OpenAPI operation, and the action in the audit."""
     scope: Scope
@@ -132,7 +134,8 @@ class Endpoint:
             principal = await door.principal(request, self.scope)
             if names:
                 query.only(request, names, self.prefix)
-            return await self.handler(Call(door, request, principal, self.body))
+            answer = await self.handler(Call(door, request, principal, self.body))
+            return json_response(answer) if isinstance(answer, dict) else answer
 
         return Route(self.path, serve, methods=[self.method])
 

@@ -14,14 +14,13 @@ from pydantic import BaseModel
 
 from gateway.door.api import API
 from gateway.door.endpoint import Body, Endpoint, Parameter
-from gateway.webhooks.endpoints import EVENT_TYPES
+from gateway.webhooks.endpoints import EVENT_TYPES, EndpointTerms
 from schemas.job import FIRST_SECONDS, LAST_SECONDS, MAX_CHOICES, MAX_TOP_LOGPROBS, Job
 from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS, TextEndpoint
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.screening import CATEGORIES
 from schemas.tools import MAX_TOOLS
-from workers.delivery.endpoint_events import MOST_A_SECOND
 
 _PLACE = "#/components/schemas/"
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
@@ -137,12 +136,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "priority": {"type": "integer", "minimum": 0, "maximum": 9},
     "ttl_seconds": {"type": "number", "exclusiveMinimum": 0},
     "not_before": {"type": "number", "minimum": FIRST_SECONDS, "maximum": LAST_SECONDS},
-    "rate_limit": {
-        "type": ["integer", "null"],
-        "minimum": 1,
-        "maximum": MOST_A_SECOND,
-        "description": "The most callbacks a second; null removes the limit.",
-    },
+    "rate_limit": {"type": ["integer", "null"]},
     "n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     "top_logprobs": _TOP_LOGPROBS,
     "stop": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4}]},
@@ -277,10 +271,6 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "Deleted": _asked("id object deleted", deleted={"const": True}),
     "WebhookEndpoint": _object("webhook_endpoint", _STORED_WEBHOOK),
     "WebhookEndpointWithSecret": _object("webhook_endpoint", f"{_STORED_WEBHOOK} signing_secret"),
-    "WebhookEndpointRequest": {**_asked("name url event_types", _WEBHOOK), "additionalProperties": False},
-    "WebhookEndpointChange": {**_asked("", _WEBHOOK), "additionalProperties": False},
-    "WebhookRotation": _asked("", keep_old_secret_active_for_24_hours=_YES),
-    "WebhookTestRequest": _asked("event_type", event_type=_EVENTS["items"]),
     "WebhookTest": _asked(
         "",
         "webhook_endpoint_id event_type status_code",
@@ -300,11 +290,12 @@ _PLAIN: dict[str, dict[str, Any]] = {
 def _schemas(bodies: Iterable[type[BaseModel]]) -> dict[str, Any]:
     """Return a mapping from names to all schemas; `bodies` are the models of request bodies."""
     found: dict[str, Any] = dict(_PLAIN)
-    models: tuple[type[BaseModel], ...] = (Job, Result, *bodies)
+    models: tuple[type[BaseModel], ...] = (Job, Result, EndpointTerms, *bodies)
     for model in models:
         schema = model.model_json_schema(ref_template=_PLACE + "{model}")
         found |= schema.pop("$defs", {})
         found[model.__name__] = schema
+    found["EndpointChange"] = {**found["EndpointTerms"], "required": []}
     for endpoint in ENDPOINTS.values():
         found[f"{endpoint.name}Request"] = _text_request(endpoint, found["Job"]["properties"])
         listed = [name for name, value in endpoint.answer(_SAMPLE).items() if isinstance(value, list)]

@@ -129,10 +129,10 @@ def terms_of_form(form: Form) -> dict[str, Any]:
         name, colon, value = line.partition(":")
         if not colon:
             message = f"headers: line {number} has no colon; write each header as `name: value`."
-            raise ApiError(400, "invalid_webhook_endpoint", message, param="headers")
+            raise ApiError(400, "invalid_value", message, param="headers")
         if name.strip() in headers:
             message = f"headers: line {number} repeats a header; write each header once."
-            raise ApiError(400, "invalid_webhook_endpoint", message, param="headers")
+            raise ApiError(400, "invalid_value", message, param="headers")
         headers[name.strip()] = value.strip()
     events = [kind for kind in EVENT_TYPES if f"{EVENT_FIELD}{kind}" in form]
     return {

@@ -272,7 +272,7 @@ webhook_endpoints = Table(
     Column("tenant", Name(63), nullable=False, index=True),
     Column("name", Name(256), nullable=False),
     Column("url", Name(2048), nullable=False),
-    Column("events", JSON, nullable=False),
+    Column("event_types", JSON, nullable=False),
     Column("headers", JSON, nullable=False),
     Column("rate_limit", Integer),
     Column("secret_version", Integer, nullable=False),

@@ -417,7 +417,8 @@ def test_terms_that_cannot_be_kept_are_refused_by_name(sending: Rig) -> None:
     for member, values in refused.items():
         for value in values:
             answer = owner.terms(**{member: value})
-            assert (answer.status_code, answer.json()["error"]["param"]) == (400, member), value
+            place = answer.json()["error"]["param"]
+            assert (answer.status_code, place.partition(".")[0]) == (400, member), value
             assert "secret@" not in answer.text
 
 
