@@ -15,13 +15,9 @@ from gateway.access import Scope
 from gateway.access.allowed import may_call
 from gateway.door import query
 from gateway.door.door import Door
-from gateway.door.noted import note_objects
 from gateway.errors import ApiError
-from gateway.page.asked import asked, identifier_of
-from gateway.page.desk import Desk, Form, ShownPage
+from gateway.page.desk import Desk, Form, ShownPage, Visitor, answered, asked, named
 from gateway.page.rendering import link, link_of
-from gateway.page.searches import KafkaSearches
-from gateway.page.visitors import Visitor
 from gateway.store.tables import job_attempts
 from gateway.view.trace import Attempt, attempt_of
 from gateway.webhooks.resending import NoSuchCallback, find_records, find_tried, resend
@@ -62,10 +58,9 @@ def newest_first(attempts: Sequence[Attempt]) -> list[tuple[Attempt, bool]]:
     return shown
 
 
-def callback_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:
+def callback_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of callbacks."""
     kafka = door.fleet.kafka
-
     kept: dict[str, tuple[object, Mapping[str, ShownCallbacks]]] = {}
 
     async def read(tenant: str) -> Mapping[str, ShownCallbacks]:
@@ -89,15 +84,14 @@ def callback_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Rou
         return ShownPage("callbacks", values)
 
     async def again(request: Request, visitor: Visitor, form: Form) -> str:
-        identifier, tenant = identifier_of(form, "callback"), visitor.principal.tenant
+        identifier, tenant = named(request, form, "callback"), visitor.principal.tenant
         webhook_id, origin = form.get("webhook_id", ""), form.get("origin", "")
-        note_objects(request, [identifier])
         try:
             tried = await door.store.read(
                 lambda connection: find_tried(connection, tenant, identifier, webhook_id, origin)
             )
             await require_may_call(door, tenant, tried.origin)
-            records = await searches.run(partial(find_records, kafka, tried, door.clock))
+            records = await answered(door.searches.run(partial(find_records, kafka, tried, door.clock)))
         except NoSuchCallback:
             raise ApiError(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.") from None
         await door.store.write(lambda connection: resend(connection, kafka, records, door.clock))

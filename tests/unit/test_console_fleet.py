@@ -19,7 +19,7 @@ from gateway.access import Scope
 from gateway.access.bounded_get import NotRead
 from gateway.door.fleet_frames import FleetFrames
 from gateway.page.fleet import MOST_ALERTS, alerts_of, fetch_alerts
-from gateway.page.routes import page_routes
+from gateway.page.views import page_routes
 from operators.exporter.figures import ClassFigures, FleetFigures, PoolFigures
 from operators.top import Frame
 from producers.errors import BrokerUnreachable

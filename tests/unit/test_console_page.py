@@ -31,6 +31,7 @@ from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
 from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, last_attempts
+from gateway.page.desk import Visitor
 from gateway.page.endpoints import EVENT_FIELD
 from gateway.page.letters import (
     DAYS,
@@ -45,10 +46,8 @@ from gateway.page.letters import (
 from gateway.page.letters import (
     MOST_SHOWN as LETTERS_SHOWN,
 )
-from gateway.page.overview import read_figures
 from gateway.page.rendering import duration, link, page, pieces, web_address
-from gateway.page.routes import page_routes
-from gateway.page.visitors import Visitor
+from gateway.page.views import page_routes, read_figures
 from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, files, job_attempts, jobs, webhook_endpoints
 from gateway.webhooks.endpoints import EVENT_TYPES
