@@ -14,14 +14,13 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic_core import to_json
 from sqlalchemy import Connection
-from starlette.responses import Response
 
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import accept
 from gateway.door.awaiting import answer_of, bounded
-from gateway.door.body import json_response, parse_json
-from gateway.door.endpoint import PAGING, Call, Parameter
+from gateway.door.body import parse_json
+from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, chat_events, chat_failed, taken_stream
 from gateway.errors import ApiError, not_found
@@ -47,7 +46,7 @@ _SETTINGS = ("temperature", "top_p", "seed", "presence_penalty", "frequency_pena
 _TEXTS = ("response_format", "tools", "tool_choice", "messages")
 
 
-async def create(call: Call) -> Response | AnswerStream:
+async def create(call: Call) -> Answer:
     """Answer a body by one job.
 
     The request waits for the answer. When its time is over, the job is cancelled and the status is 504. A job that did
@@ -81,7 +80,7 @@ async def create(call: Call) -> Response | AnswerStream:
     answer = answer_of(call, content, stored, json.loads(stored.body)["job_id"])
     if streams:
         return await AnswerStream.begun(answer, events, chat_failed, door.settings.heartbeat_seconds)
-    return json_response(shown(await answer))
+    return shown(await answer)
 
 
 # -- stored chat completions -------------------------------------------------------------------------------------------
@@ -96,15 +95,15 @@ class ChatCompletionChange(BoundedModel):
     """The new metadata in place of the present one; null for none."""
 
 
-async def retrieve(call: Call) -> Response:
+async def retrieve(call: Call) -> Answer:
     """Read a stored chat completion.
 
     It is stored if the request had `store: true` and was answered.
     """
-    return json_response(_stored(await _found(call)))
+    return _stored(await _found(call))
 
 
-async def several(call: Call) -> Response:
+async def several(call: Call) -> Answer:
     """List stored chat completions.
 
     `metadata[KEY]=VALUE` chooses those with this metadata; up to eight keys may be given.
@@ -122,10 +121,10 @@ async def several(call: Call) -> Response:
     found, more = await call.door.store.read(
         lambda connection: list_jobs(connection, call.tenant, wanted, page.limit, after, ascending=page.ascending)
     )
-    return json_response(list_body([_stored(job) for job in found], has_more=more))
+    return list_body([_stored(job) for job in found], has_more=more)
 
 
-async def update(call: Call) -> Response:
+async def update(call: Call) -> Answer:
     """Change the metadata of a stored chat completion."""
     change: ChatCompletionChange = await call.body()
     job_id = (await _found(call)).job_id
@@ -134,10 +133,10 @@ async def update(call: Call) -> Response:
         relabel_job(connection, call.tenant, job_id, change.metadata or {})
 
     await call.door.store.write(work)
-    return json_response(_stored(await _found(call)))
+    return _stored(await _found(call))
 
 
-async def delete(call: Call) -> Response:
+async def delete(call: Call) -> Answer:
     """Delete a stored chat completion with its messages."""
     job_id, now_ms = (await _found(call)).job_id, unix_ms(call.door.clock)
 
@@ -145,10 +144,10 @@ async def delete(call: Call) -> Response:
         delete_job(connection, call.tenant, job_id, now_ms)
 
     await call.door.store.write(work)
-    return json_response({"id": f"{PREFIX}{job_id}", "object": "chat.completion.deleted", "deleted": True})
+    return {"id": f"{PREFIX}{job_id}", "object": "chat.completion.deleted", "deleted": True}
 
 
-async def list_messages(call: Call) -> Response:
+async def list_messages(call: Call) -> Answer:
     """List the messages of a stored chat completion's request."""
     page, found = query.page(call.request, "asc"), await _found(call)
     messages = json.loads(found.request or b"{}").get("messages")
@@ -157,7 +156,7 @@ async def list_messages(call: Call) -> Response:
             404, "input_not_stored", "The completion's messages were not stored: the input filter redacted them."
         )
     shown = [_message(f"{PREFIX}{found.job_id}-{number}", each) for number, each in enumerate(messages)]
-    return json_response(query.page_of(shown, page, "message"))
+    return query.page_of(shown, page, "message")
 
 
 def _kept(body: Mapping[str, Any], notes: Sequence[str], *, is_redacted: bool) -> dict[str, Any]:

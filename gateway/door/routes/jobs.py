@@ -16,9 +16,8 @@ from gateway.accept.jobs import NewJob
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import LANE_HEADER, accept, response_of
-from gateway.door.body import json_response
 from gateway.door.cancelling import cancel as cancel_job
-from gateway.door.endpoint import PAGING, Call, Parameter
+from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
 from gateway.errors import not_found
 from gateway.view.stored_jobs import JobFilter, StoredJob, find_job, list_jobs
@@ -42,7 +41,7 @@ FILTERS = (
 """The parameters of a list of jobs, beside those that begin with `METADATA`."""
 
 
-async def create(call: Call) -> Response:
+async def create(call: Call) -> Answer:
     """Submit one job, or an array of jobs.
 
     An array is accepted whole or not at all. Unknown fields are refused, and a problem names its job's index.
@@ -63,7 +62,7 @@ async def create(call: Call) -> Response:
     return response_of(await accept(call, body, new, answer))
 
 
-async def retrieve(call: Call) -> Response:
+async def retrieve(call: Call) -> Answer:
     """Read a job with its result."""
     job = await _found(call)
     head = to_json(shown(job))
@@ -71,7 +70,7 @@ async def retrieve(call: Call) -> Response:
     return Response(head[:-1] + b',"result":' + result + b"}", media_type="application/json")
 
 
-async def several(call: Call) -> Response:
+async def several(call: Call) -> Answer:
     """List jobs, without their results.
 
     `metadata.KEY=VALUE` chooses jobs with this metadata; up to eight keys may be given.
@@ -80,10 +79,10 @@ async def several(call: Call) -> Response:
     found, more = await call.door.store.read(
         lambda connection: list_jobs(connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending)
     )
-    return json_response(list_body([shown(job) for job in found], has_more=more))
+    return list_body([shown(job) for job in found], has_more=more)
 
 
-async def cancel(call: Call) -> Response:
+async def cancel(call: Call) -> Answer:
     """Cancel a job.
 
     A job that has ended is a 409. A result that is older than the cancellation remains.
@@ -91,7 +90,7 @@ async def cancel(call: Call) -> Response:
     await cancel_job(call.door, call.principal, call.in_path("job_id"))
     found = await _found(call)
     status = found.status if found.status != "queued" else "cancelling"
-    return json_response({**shown(found), "status": status})
+    return {**shown(found), "status": status}
 
 
 async def _found(call: Call) -> StoredJob:

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
-from starlette.responses import Response
 
-from gateway.door.body import json_response
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_screening
 from gateway.errors import ApiError, conflict
 from producers.identity import new_hex
@@ -74,7 +72,7 @@ class ModerationRequest(_Part):
     """A model's name, as OpenAI's clients send it. It changes nothing: the operator's rules judge."""
 
 
-async def create(call: Call) -> Response:
+async def create(call: Call) -> Answer:
     """Judge texts by the operator's input filter.
 
     A category that no rule measures is null. `flagged` is true if any rule matches, also one without a category.
@@ -89,7 +87,7 @@ async def create(call: Call) -> Response:
     strictest = max((one.verdict for one in found), key=lambda verdict: verdict.strictness)
     note_screening(call.request, strictest, rules)
     results = [_result(one) for one in found]
-    return json_response({"id": f"modr-{new_hex(call.door.clock)}", "model": MODEL, "results": results})
+    return {"id": f"modr-{new_hex(call.door.clock)}", "model": MODEL, "results": results}
 
 
 def _judged(screen: Screen, tenant: str, texts: Sequence[str]) -> list[Moderated]:

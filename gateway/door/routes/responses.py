@@ -13,15 +13,14 @@ from typing import Any
 
 from pydantic_core import to_json
 from sqlalchemy import Connection
-from starlette.responses import Response
 
 from gateway.accept.jobs import NewJob
 from gateway.door import query, submitted
 from gateway.door.accepting import accept, answered
 from gateway.door.awaiting import answer_of, bounded
-from gateway.door.body import json_response, parse_json
+from gateway.door.body import parse_json
 from gateway.door.cancelling import cancel as cancel_job
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
 from gateway.errors import ApiError, conflict, not_found
@@ -44,7 +43,7 @@ from schemas.strict import ignored_members
 from telemetry.clock import unix_ms
 
 
-async def create(call: Call) -> Response | AnswerStream:
+async def create(call: Call) -> Answer:
     """Create a response.
 
     With `background` the answer comes at once, as `queued`. Without `background` the request waits for the answer. When
@@ -86,17 +85,17 @@ async def create(call: Call) -> Response | AnswerStream:
 
     if streams:
         return await AnswerStream.begun(answer, events, response_failed, door.settings.heartbeat_seconds)
-    return json_response(await ended(await answer))
+    return await ended(await answer)
 
 
-async def retrieve(call: Call) -> Response:
+async def retrieve(call: Call) -> Answer:
     """Read a response."""
     if call.request.query_params.get("stream") in ("true", "1"):
         raise query.invalid("stream", "is not supported here; poll the response, or read /v1/events")
-    return _answer(_state(await _found(call, _job_id(call))))
+    return response_object(_state(await _found(call, _job_id(call))))
 
 
-async def cancel(call: Call) -> Response:
+async def cancel(call: Call) -> Answer:
     """Cancel a response.
 
     A response whose end is not known yet is `in_progress`, and `postback.status` is `cancelling`.
@@ -111,10 +110,10 @@ async def cancel(call: Call) -> Response:
         return found if found.result is not None else None
 
     await door.waiting.until((call.tenant, job_id), look, door.settings.cancel_seconds)
-    return _answer(_state(await _found(call, job_id)))
+    return response_object(_state(await _found(call, job_id)))
 
 
-async def delete(call: Call) -> Response:
+async def delete(call: Call) -> Answer:
     """Delete a finished response with its answer and input."""
     door = call.door
     job_id = _job_id(call)
@@ -130,10 +129,10 @@ async def delete(call: Call) -> Response:
         delete_job(connection, call.tenant, job_id, now_ms)
 
     await door.store.write(change)
-    return json_response({"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True})
+    return {"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True}
 
 
-async def list_input_items(call: Call) -> Response:
+async def list_input_items(call: Call) -> Answer:
     """List a response's input."""
     job_id, page = _job_id(call), query.page(call.request)
     found = await _found(call, job_id)
@@ -143,7 +142,7 @@ async def list_input_items(call: Call) -> Response:
             "input_not_stored",
             "The response's input was not stored: `store` was false, or the input filter redacted it.",
         )
-    return json_response(query.page_of(input_items(job_id, json.loads(found.request)), page, "item"))
+    return query.page_of(input_items(job_id, json.loads(found.request)), page, "item")
 
 
 async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
@@ -202,7 +201,3 @@ def _state(job: StoredJob, result: Result | None = None) -> ResponseState:
         result=result,
         request=json.loads(job.request) if job.request is not None else {},
     )
-
-
-def _answer(state: ResponseState) -> Response:
-    return json_response(response_object(state))
