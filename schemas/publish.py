@@ -10,6 +10,7 @@ import yaml
 
 from schemas import asyncapi
 from schemas.bounded import WireModel
+from schemas.client_shapes import client_shapes
 from schemas.control import JobControl
 from schemas.endpoint import EndpointRecord
 from schemas.event import Event
@@ -19,6 +20,8 @@ from schemas.result import Result
 from schemas.worker import WorkerAnnouncement
 
 FOLDER = Path(__file__).parent / "published"
+CLIENT = Path(__file__).parents[1] / "producers" / "postback_client" / "postback_client" / "wire.py"
+"""The module of the client library that is made from the schemas."""
 
 _MODELS: dict[str, type[WireModel]] = {
     "job": Job,
@@ -82,6 +85,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, text in documents().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    CLIENT.write_text(client_shapes(), encoding="utf-8")
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from schemas import topics
+from schemas.client_shapes import client_shapes
 from schemas.codec import InvalidJob, Origin, read_job, write_result
 from schemas.event import event_body
 from schemas.outcome import Outcome
-from schemas.publish import FOLDER, documents
+from schemas.publish import CLIENT, FOLDER, documents
 from schemas.result import Citation, Result, ResultError, Support, Timings, Usage
 from schemas.topics import Topics
 from workers.engines.base import RequestRejected
@@ -69,6 +70,7 @@ def resolve(reference: str, document: dict[str, Any]) -> Any:
 
 def test_the_published_files_are_fresh() -> None:
     assert documents() == PUBLISHED, "run `python -m schemas.publish`"
+    assert client_shapes() == CLIENT.read_text(encoding="utf-8"), "run `python -m schemas.publish`"
 
 
 def test_each_json_schema_is_valid_and_has_a_name() -> None:
