@@ -39,16 +39,8 @@ async def rejoined(call: Call, fingerprint: bytes) -> StoredAnswer | None:
     """Return the stored answer of the request that this repeat joins; None for any other request."""
     if not may_return(call) or int(call.request.headers[RETRY_HEADER]) == 0:
         return None
-    digest, tenant = _digest(call, fingerprint), call.tenant
-
-    def claim(connection: Connection) -> StoredAnswer | None:
-        equal = left_requests.c.tenant == tenant, left_requests.c.digest == digest
-        for row in connection.execute(select(left_requests).where(*equal).order_by(left_requests.c.object_id)).all():
-            if forget_left(connection, tenant, row.object_id):  # another gateway's repeat may have been faster
-                return StoredAnswer(row.status, row.response)
-        return None
-
-    return await call.door.store.write(claim)
+    digest = _digest(call, fingerprint)
+    return await call.door.store.write(lambda connection: claim_left(connection, call.tenant, digest))
 
 
 def leave(
@@ -59,15 +51,8 @@ def leave(
     If no repeat joins the request within RETURN_SECONDS, `unwanted` is called in a transaction.
     """
     store, tenant = call.door.store, call.tenant
-    row = {
-        "tenant": tenant,
-        "object_id": object_id,
-        "digest": _digest(call, fingerprint),
-        "status": stored.status,
-        "response": stored.body,
-        "created_at": unix_ms(call.door.clock),
-    }
-    store.submit(lambda connection: insert_new(connection, left_requests, [row]))
+    digest, now_ms = _digest(call, fingerprint), unix_ms(call.door.clock)
+    store.submit(lambda connection: note_left(connection, tenant, object_id, digest, stored, now_ms))
 
     def end(connection: Connection) -> None:
         if forget_left(connection, tenant, object_id) and unwanted is not None:
@@ -78,6 +63,23 @@ def leave(
             store.submit(end)
 
     asyncio.get_running_loop().call_later(RETURN_SECONDS, submit)
+
+
+def note_left(
+    connection: Connection, tenant: str, object_id: str, digest: bytes, stored: StoredAnswer, now_ms: int
+) -> None:
+    """Write that a request was left. A request that is left again has a new row."""
+    row = {"tenant": tenant, "object_id": object_id, "digest": digest, "created_at": now_ms}
+    insert_new(connection, left_requests, [{**row, "status": stored.status, "response": stored.body}])
+
+
+def claim_left(connection: Connection, tenant: str, digest: bytes) -> StoredAnswer | None:
+    """Remove the note of the oldest left request with this digest, and return its stored answer; None without one."""
+    equal = left_requests.c.tenant == tenant, left_requests.c.digest == digest
+    for row in connection.execute(select(left_requests).where(*equal).order_by(left_requests.c.object_id)).all():
+        if forget_left(connection, tenant, row.object_id):  # another gateway's repeat may have been faster
+            return StoredAnswer(row.status, row.response)
+    return None
 
 
 def forget_left(connection: Connection, tenant: str, object_id: str) -> bool:

@@ -19,10 +19,15 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from sqlalchemy import func, select
 
+from gateway.accept.idempotency import StoredAnswer
+from gateway.door.retries import claim_left, forget_left, note_left
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
-from gateway.store.tables import left_requests
+from gateway.store.store import Store
+from gateway.store.tables import jobs, left_requests
 from gateway.view.retention import Retention
+from gateway.view.stored_jobs import JobFilter, list_jobs
+from schemas.openai import CHAT_COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.screening import CATEGORIES
 from telemetry.clock import SystemClock
@@ -392,6 +397,36 @@ async def test_a_request_that_is_not_repeated_ends_its_job_and_is_joined_by_no_o
             while not made <= set(cancelled(rig)):
                 await asyncio.sleep(0.01)
     assert job in made
+
+
+def test_each_left_request_is_claimed_once_and_the_oldest_first(store: Store) -> None:
+    def at(change: Any, *arguments: Any) -> Any:
+        return store.write_now(lambda connection: change(connection, *arguments))
+
+    for job in ("job_2", "job_1", "job_3"):
+        at(note_left, "acme", job, b"equal", StoredAnswer(202, job.encode()), 1)
+    assert at(claim_left, "acme", b"other") is None
+    assert at(claim_left, "other", b"equal") is None
+    assert (at(forget_left, "acme", "job_3"), at(forget_left, "acme", "job_3")) == (True, False)
+    claimed = [at(claim_left, "acme", b"equal") for _ in range(3)]
+    assert claimed == [StoredAnswer(202, b"job_1"), StoredAnswer(202, b"job_2"), None]
+
+
+def test_stored_chats_are_found_by_an_index_and_without_other_jobs(store: Store) -> None:
+    common = {"tenant": "acme", "status": "succeeded", "metadata": {}, "result": b"{}"}
+    rows = [
+        {**common, "job_id": f"{url}-{kept}", "url": url, "created_at": 1, "request": b"{}" if kept else None}
+        for url in (CHAT_COMPLETIONS, RESPONSES)
+        for kept in (True, False)
+    ]
+    store.write_now(lambda connection: connection.execute(jobs.insert(), rows) and None)
+    wanted = JobFilter(stored_url=CHAT_COMPLETIONS)
+    found, more = store.read_now(lambda at: list_jobs(at, "acme", wanted, 5, None, ascending=True))
+    assert ([(job.job_id, job.request) for job in found], more) == ([(f"{CHAT_COMPLETIONS}-True", b"{}")], False)
+    if store.dialect == "sqlite":
+        query = "SELECT * FROM jobs WHERE tenant='a' AND url='b' AND request IS NOT NULL ORDER BY created_at, job_id"
+        plan = store.read_now(lambda at: at.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
+        assert "ix_jobs_tenant_kept" in plan[0][3]
 
 
 async def test_a_left_request_that_its_gateway_forgot_is_removed(rig: Rig, key: str) -> None:
