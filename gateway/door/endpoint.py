@@ -6,9 +6,10 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -19,6 +20,9 @@ from gateway.door.body import json_response, parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.noted import note_action
 from gateway.errors import validated
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 JSON = "application/json"
 _CONVERTER = re.compile(r":[a-z]+\}")
@@ -64,6 +68,14 @@ class Call:
     def in_path(self, name: str) -> str:
         """Return a parameter of the path."""
         return str(self.request.path_params[name])
+
+    async def read(self, query: Callable[Concatenate[Connection, str, P], T], *of: P.args, **named: P.kwargs) -> T:
+        """Run a query of the tenant's rows. Raises the query's own error, and StoreAway."""
+        return await self.door.store.read(lambda connection: query(connection, self.tenant, *of, **named))
+
+    async def write(self, change: Callable[Concatenate[Connection, str, P], T], *of: P.args, **named: P.kwargs) -> T:
+        """Run a change of the tenant's rows. Raises the change's own error, and StoreAway."""
+        return await self.door.store.write(lambda connection: change(connection, self.tenant, *of, **named))
 
     async def content(self) -> bytes:
         """Read the whole body. Raises ApiError (400, 408, 413, 415, 503) and ClientDisconnect."""

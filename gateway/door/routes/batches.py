@@ -51,15 +51,13 @@ async def create(call: Call) -> Answer:
 async def list_batches(call: Call) -> Answer:
     """List batches."""
     query = page_query(call.request.query_params, most=MOST_LISTED, default=LISTED, kind="batch")
-    page = await call.door.store.read(lambda connection: orders.page(connection, call.tenant, query))
+    page = await call.read(orders.page, query)
     return list_body([batch_object(row) for row in page.rows], has_more=page.has_more)
 
 
 async def retrieve(call: Call) -> Answer:
     """Read a batch."""
-    identifier = call.in_path("batch_id")
-    row = await call.door.store.read(lambda connection: orders.find(connection, call.tenant, identifier))
-    return batch_object(row)
+    return batch_object(await call.read(orders.find, call.in_path("batch_id")))
 
 
 async def cancel(call: Call) -> Answer:

@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import ConfigDict
 from pydantic_core import to_json
-from sqlalchemy import Connection
 
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
@@ -118,32 +117,21 @@ async def several(call: Call) -> Answer:
         stored_url=CHAT_COMPLETIONS,
     )
     after = None if page.after is None else page.after.removeprefix(PREFIX)
-    found, more = await call.door.store.read(
-        lambda connection: list_jobs(connection, call.tenant, wanted, page.limit, after, ascending=page.ascending)
-    )
+    found, more = await call.read(list_jobs, wanted, page.limit, after, ascending=page.ascending)
     return list_body([_stored(job) for job in found], has_more=more)
 
 
 async def update(call: Call) -> Answer:
     """Change the metadata of a stored chat completion."""
     change: ChatCompletionChange = await call.body()
-    job_id = (await _found(call)).job_id
-
-    def work(connection: Connection) -> None:
-        relabel_job(connection, call.tenant, job_id, change.metadata or {})
-
-    await call.door.store.write(work)
+    await call.write(relabel_job, (await _found(call)).job_id, change.metadata or {})
     return _stored(await _found(call))
 
 
 async def delete(call: Call) -> Answer:
     """Delete a stored chat completion with its messages."""
-    job_id, now_ms = (await _found(call)).job_id, unix_ms(call.door.clock)
-
-    def work(connection: Connection) -> None:
-        delete_job(connection, call.tenant, job_id, now_ms)
-
-    await call.door.store.write(work)
+    job_id = (await _found(call)).job_id
+    await call.write(delete_job, job_id, unix_ms(call.door.clock))
     return {"id": f"{PREFIX}{job_id}", "object": "chat.completion.deleted", "deleted": True}
 
 
@@ -176,7 +164,7 @@ async def _found(call: Call) -> StoredJob:
     """Return the job of the stored completion in the path. Raises ApiError (404)."""
     identifier = call.in_path("completion_id")
     job_id = identifier.removeprefix(PREFIX)
-    found = await call.door.store.read(lambda connection: find_job(connection, call.tenant, job_id))
+    found = await call.read(find_job, job_id)
     is_stored = found is not None and found.url == CHAT_COMPLETIONS and found.request is not None
     if found is None or not is_stored or not identifier.startswith(PREFIX) or found.status != Outcome.SUCCEEDED:
         raise not_found("chat_completion", identifier)

@@ -76,9 +76,7 @@ async def several(call: Call) -> Answer:
     `metadata.KEY=VALUE` chooses jobs with this metadata; up to eight keys may be given.
     """
     page, wanted = query.page(call.request), job_filter(call.request, call.door.clock.time())
-    found, more = await call.door.store.read(
-        lambda connection: list_jobs(connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending)
-    )
+    found, more = await call.read(list_jobs, wanted, page.limit, page.after, ascending=page.ascending)
     return list_body([shown(job) for job in found], has_more=more)
 
 
@@ -95,7 +93,7 @@ async def cancel(call: Call) -> Answer:
 
 async def _found(call: Call) -> StoredJob:
     job_id = call.in_path("job_id")
-    found = await call.door.store.read(lambda connection: find_job(connection, call.tenant, job_id))
+    found = await call.read(find_job, job_id)
     if found is None:
         raise not_found("job", job_id)
     return found

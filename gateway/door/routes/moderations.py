@@ -7,7 +7,7 @@ not `false`. Source: OpenAI's API reference, "Create moderation".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -25,48 +25,29 @@ MODEL = "postback-input-filter"
 MOST_INPUTS = 1000
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+T = TypeVar("T")
+Several = Annotated[list[T], Field(min_length=1, max_length=MOST_INPUTS)]
 
 
-class _Part(BoundedModel):
+class Part(BoundedModel):
+    """A part of an input with several parts. The filter reads texts only, so an image is refused."""
+
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-
-class TextPart(_Part):
-    """A text of an input with several parts."""
-
-    type: Literal["text"]
+    type: Literal["text", "image_url"]
     """The kind of part."""
-    text: Text
+    text: Text | None = None
     """The text."""
-
-
-class ImageAddress(_Part):
-    """The place of an image."""
-
-    url: Text
-    """A URL, or the image itself as a `data:` URL."""
-
-
-class ImagePart(_Part):
-    """An image. The filter reads texts only, so a request with an image is refused."""
-
-    type: Literal["image_url"]
-    """The kind of part."""
-    image_url: ImageAddress
+    image_url: dict[str, str] | None = None
     """The image."""
 
 
-class ModerationRequest(_Part):
+class ModerationRequest(BoundedModel):
     """The body of a moderation."""
 
-    input: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
-        | Annotated[
-            list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
-            Field(min_length=1, max_length=MOST_INPUTS),
-        ]
-    )
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    input: Text | Several[Text] | Several[Part]
     """One text, texts that are judged one by one, or the parts of one input."""
     model: str | None = None
     """A model's name, as OpenAI's clients send it. It changes nothing: the operator's rules judge."""
@@ -101,14 +82,14 @@ def _texts(asked: ModerationRequest) -> list[str]:
     texts: list[str] = []
     parts: list[str] = []
     for index, each in enumerate(asked.input):
-        if isinstance(each, ImagePart):
-            place = f"input.{index}"
-            message = f"{place}: is an image, and the rules of the input filter read texts only; leave it out."
-            raise ApiError(400, "unsupported_input", message, param=place)
-        if isinstance(each, TextPart):
+        if isinstance(each, str):
+            texts.append(each)
+        elif isinstance(each, Part) and each.type == "text" and each.text is not None:
             parts.append(each.text)
         else:
-            texts.append(each)
+            place = f"input.{index}"
+            message = f"{place}: is no text, and the rules of the input filter read texts only; leave it out."
+            raise ApiError(400, "unsupported_input", message, param=place)
     return texts or ["\n".join(parts)]
 
 

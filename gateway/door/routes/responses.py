@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic_core import to_json
-from sqlalchemy import Connection
 
 from gateway.accept.jobs import NewJob
 from gateway.door import query, submitted
@@ -115,7 +114,6 @@ async def cancel(call: Call) -> Answer:
 
 async def delete(call: Call) -> Answer:
     """Delete a finished response with its answer and input."""
-    door = call.door
     job_id = _job_id(call)
     if line_of(job_id) is not None:  # its batch needs the result for the output file
         message = "The response is a line of a batch; delete the batch's output file instead."
@@ -123,12 +121,7 @@ async def delete(call: Call) -> Answer:
     found = await _found(call, job_id)
     if found.result is None:
         raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")
-    now_ms = unix_ms(door.clock)
-
-    def change(connection: Connection) -> None:
-        delete_job(connection, call.tenant, job_id, now_ms)
-
-    await door.store.write(change)
+    await call.write(delete_job, job_id, unix_ms(call.door.clock))
     return {"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True}
 
 
@@ -148,7 +141,7 @@ async def list_input_items(call: Call) -> Answer:
 async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
     """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
     if isinstance(previous, str) and previous.startswith(PREFIX):
-        found = await _look(call, previous.removeprefix(PREFIX))
+        found = await call.read(find_job, previous.removeprefix(PREFIX))
         if found is not None and found.request is not None:
             answer = response_object(_state(found))
             if answer["status"] in ("completed", "incomplete"):
@@ -158,14 +151,10 @@ async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
 
 
 async def _found(call: Call, job_id: str) -> StoredJob:
-    found = await _look(call, job_id)
+    found = await call.read(find_job, job_id)
     if found is None:
         raise not_found("response", f"{PREFIX}{job_id}")
     return found
-
-
-async def _look(call: Call, job_id: str) -> StoredJob | None:
-    return await call.door.store.read(lambda connection: find_job(connection, call.tenant, job_id))
 
 
 def _job_id(call: Call) -> str:

@@ -66,9 +66,7 @@ async def create(call: Call) -> Answer:
 async def list_endpoints(call: Call) -> Answer:
     """List webhook endpoints."""
     sending, wanted = sending_of(call.door), query.page(call.request)
-    rows, more = await call.door.store.read(
-        lambda open_: endpoints.page(open_, call.tenant, wanted.limit, wanted.after)
-    )
+    rows, more = await call.read(endpoints.page, wanted.limit, wanted.after)
     return list_body([_shown(row, sending) for row in rows], has_more=more)
 
 
