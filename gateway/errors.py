@@ -87,6 +87,9 @@ def validated(model: type[Model], document: object, *, strict: bool = True) -> M
         schema = model.model_json_schema()
         named = {name for each in (schema, *schema.get("$defs", {}).values()) for name in each.get("properties", ())}
         place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in named) or None
+        if first["type"] == "extra_forbidden":
+            name, known = str(first["loc"][-1])[:64], ", ".join(model.model_fields)
+            raise ApiError(400, "unknown_parameter", f"A member is unknown; known here: {known}.", name) from None
         code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
         reason = first["msg"].removeprefix("Value error, ")
         raise ApiError(400, code, f"{place or 'The body'}: {reason}.", place) from None

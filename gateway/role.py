@@ -39,7 +39,7 @@ from gateway.door.fleet_models import FleetModels, read_announcements
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from gateway.page.rendering import CONSOLE
-from gateway.page.routes import page_routes
+from gateway.page.views import page_routes
 from gateway.store.dialects import sqlite_file
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway

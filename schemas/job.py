@@ -57,6 +57,13 @@ LONGEST_TTL_SECONDS = 6 * 24 * 3600.0
 expires. Longer retention of lanes would not allow a longer TTL: by default a broker forgets the progress of a group
 without members after seven days, and older jobs would then be answered again."""
 
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=MAX_METADATA_CHARS)],
+    ],
+    Field(max_length=32),
+]
 FIRST_SECONDS, LAST_SECONDS = 1_000_000_000, 10_000_000_000
 """Bounds of a time in Unix seconds, the years 2001 and 2286: a time in milliseconds is outside."""
 
@@ -213,10 +220,7 @@ class Job(WireModel):
     ttl_seconds: float = Field(default=DEFAULT_TTL_SECONDS, gt=0, le=LONGEST_TTL_SECONDS)
     """Seconds after the record's timestamp, or after `not_before`, until the job ends as `expired`. At most six days,
     because lanes keep records for seven days."""
-    metadata: dict[
-        Annotated[str, StringConstraints(max_length=64)],
-        Annotated[str, StringConstraints(max_length=MAX_METADATA_CHARS)],
-    ] = Field(default_factory=dict, max_length=32)
+    metadata: Metadata = Field(default_factory=dict)
     """Returned unchanged in the result."""
     custom_id: CustomId | None = None
     """The producer's own name for the job, returned in the result."""

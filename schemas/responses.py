@@ -27,13 +27,26 @@ _ECHOED = (
     "max_output_tokens",
     "temperature",
     "top_p",
+    "top_logprobs",
+    "reasoning",
     "text",
     "user",
     "safety_identifier",
 )
-"""Members of the request that the Response object repeats."""
-_KEPT = ("input", "background", "store", *_ECHOED)
-_WITHOUT_TEXT = ("background", "store", "max_output_tokens", "temperature", "top_p")
+"""Members of the request that the Response object repeats; null where the request has none."""
+_DEFAULTS: Mapping[str, Any] = {
+    "text": {"format": {"type": "text"}},
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "truncation": "disabled",
+}
+"""Members that the Response object repeats, with OpenAI's defaults, which are the fleet's own."""
+_KEPT = ("input", "background", "store", *dict.fromkeys((*_ECHOED, *_DEFAULTS)))
+_WITHOUT_TEXT = (
+    *("background", "store", "max_output_tokens", "temperature", "top_p", "top_logprobs"),
+    *("parallel_tool_calls", "truncation"),
+)
 _ERROR_CODES = {Outcome.REJECTED: "invalid_prompt"}
 _STATUSES = {
     Outcome.SUCCEEDED: "completed",
@@ -59,7 +72,7 @@ class ResponseState:
     metadata: Mapping[str, str] = field(default_factory=dict)
     result: Result | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
-    """Members of the request's body, see `kept_members`, and NOTES; empty where they are not stored."""
+    """Members of the request's body, see `shown_members`, and NOTES; empty where they are not stored."""
 
 
 def response_status(result: Result) -> str:
@@ -85,14 +98,13 @@ def response_object(state: ResponseState) -> dict[str, Any]:
         "model": state.model_id or "",
         "output": [],
         "output_text": "",
-        "parallel_tool_calls": False,
         "store": state.request.get("store") is not False,
-        "tool_choice": "none",
-        "tools": [],
         "usage": None,
         **{name: state.request.get(name) for name in _ECHOED},
     }
-    made["text"] = made["text"] or {"format": {"type": "text"}}
+    made |= {
+        name: default if (said := state.request.get(name)) is None else said for name, default in _DEFAULTS.items()
+    }
     made |= _finished(state, result) if result is not None else {"postback": {"status": state.status}}
     if notes := state.request.get(NOTES):
         made["postback"]["notes"] = [*made["postback"].get("notes", ()), *notes]
@@ -124,10 +136,8 @@ def told(result: Result) -> tuple[str, str]:
     return str(result.outcome), f"The job ended as {result.outcome}."
 
 
-def kept_members(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the members of a request's body that are stored for later; None if the request forbids to store them."""
-    if body.get("store") is False:
-        return None
+def shown_members(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of a request's body that its Response object shows, and its input."""
     return {name: body[name] for name in _KEPT if body.get(name) is not None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -51,6 +51,25 @@ Of `tools`, the filter reads the descriptions and the strings of the parameters'
 name and the strings of its schema. `search` is the query of each search in `sources`, and the values of its
 parameters. The filter reads `title` and `text` of `sources.documents`, and the values of `metadata`.
 """
+
+
+Category = Literal[
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/intent",
+    "self-harm/instructions",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+]
+"""A category of OpenAI's moderations."""
+CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 
 class ScreeningFinding(WireModel):

@@ -18,6 +18,7 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
 from gateway.door.noted import note_objects
+from gateway.door.retries import KEY_HEADER, RETRY_HEADER, leave, may_return, rejoined
 from gateway.door.submitted import JOBS
 from gateway.errors import NO_RETRY, ApiError
 from telemetry.logs import get_logger, is_debugging
@@ -26,7 +27,6 @@ from telemetry.traces import annotate
 log = get_logger()
 
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
-KEY_HEADER = "idempotency-key"
 LANE_HEADER = "x-postback-lane"
 
 
@@ -58,6 +58,8 @@ async def write_once(
     Raises ApiError (400, 409), and everything that `work` raises.
     """
     key, print_of_it = _key_and_print(call.request, body)
+    if (earlier := await rejoined(call, print_of_it)) is not None:
+        return earlier
 
     def change(connection: Connection) -> StoredAnswer:
         return once(connection, call.tenant, key, print_of_it, lambda: work(connection), call.door.clock)
@@ -77,12 +79,14 @@ async def accept(
     Raises ApiError (400, 403, 409, 429).
     """
     door = call.door
+    key, print_of_it = _key_and_print(call.request, body)
+    if (earlier := await rejoined(call, print_of_it)) is not None:
+        return earlier
     settings = await door.access.tenant(call.tenant)
     _require_allowed(settings, jobs)
     await _require_known(door, jobs)
     _require_fits(settings, jobs)
     made, topics = StoredAnswer(status, answer), door.fleet.kafka.topics
-    key, print_of_it = _key_and_print(call.request, body)
     asked = JobsRequest(call.principal, key, print_of_it, jobs, made, topics, door.clock, settings)
     stored = await door.store.write(asked)
     if stored.body == answer:  # a repeat finds another stored body, and accepts no job
@@ -93,9 +97,19 @@ async def accept(
 
 
 def _key_and_print(request: Request, body: bytes) -> tuple[str | None, bytes]:
-    """Return the request's key, and the fingerprint that its repeats must have, which is empty without a key."""
+    """Return the request's key, and the fingerprint that its repeats must have.
+
+    The fingerprint is empty for a request without a key, unless the request's client is an SDK that repeats.
+    """
     key = idempotency_key(request)
-    return key, b"" if key is None else fingerprint(request, body)
+    return key, b"" if key is None and RETRY_HEADER not in request.headers else fingerprint(request, body)
+
+
+async def answered(call: Call, body: bytes, stored: StoredAnswer, object_id: str) -> Response:
+    """Return a stored answer as an HTTP response, which a repeat gets too if the client has left already."""
+    if may_return(call) and await call.request.is_disconnected():
+        leave(call, fingerprint(call.request, body), stored, object_id, None)
+    return response_of(stored)
 
 
 def _require_allowed(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:

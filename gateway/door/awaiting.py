@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -14,8 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from gateway.accept.cancelling import JobFinished, cancel_job
-from gateway.door.accepting import idempotency_key
+from gateway.accept.idempotency import StoredAnswer
+from gateway.door.accepting import fingerprint, idempotency_key
 from gateway.door.endpoint import Call
+from gateway.door.retries import leave, may_return
 from gateway.door.submitted import refusal
 from gateway.errors import NO_RETRY, ApiError
 from gateway.view.stored_jobs import find_result
@@ -35,16 +39,23 @@ def bounded(job: Job, seconds: float) -> Job:
     return job.model_copy(update={"ttl_seconds": min(job.ttl_seconds, seconds)})
 
 
-async def answer_of(call: Call, job_id: str) -> Result:
-    """Return the result of a job that succeeded.
+async def answer_of(call: Call, body: bytes, stored: StoredAnswer, job_id: str) -> Result:
+    """Return the result of a job that succeeded; `stored` is the answer to the acceptance of the request's `body`.
 
     The job is cancelled when its client leaves, its time is over, or the gateway stops (503). With an `Idempotency-Key`
-    the job goes on when its client leaves or the gateway stops, and a repeat gets the answer. Raises ApiError for a job
-    that did not succeed, ApiError (504) when the time is over, and ClientDisconnect.
+    the job goes on when its client leaves or the gateway stops, and a repeat gets the answer. If an SDK leaves, the job
+    goes on for RETURN_SECONDS, in which the SDK's repeat may join it. Raises ApiError for a job that did not succeed,
+    ApiError (504) when the time is over, and ClientDisconnect.
     """
     try:
         value = await _unless_left(call, job_id)
-    except (ClientDisconnect, asyncio.CancelledError):
+    except ClientDisconnect:
+        if may_return(call):
+            leave(call, fingerprint(call.request, body), stored, job_id, partial(_cancel_in, call, job_id))
+        elif idempotency_key(call.request) is None:
+            _cancel(call, job_id)
+        raise
+    except asyncio.CancelledError:
         if idempotency_key(call.request) is None:
             _cancel(call, job_id)
         raise
@@ -77,14 +88,12 @@ async def _unless_left(call: Call, job_id: str) -> bytes | None:
 
 def _cancel(call: Call, job_id: str) -> None:
     """Queue the cancellation of a job, without waiting for it: the request itself may be cancelled."""
+    call.door.store.submit(partial(_cancel_in, call, job_id))
 
-    def change(connection: Connection) -> None:
-        try:
-            cancel_job(connection, call.tenant, job_id, call.door.fleet.kafka.topics, call.door.clock)
-        except JobFinished:
-            return
 
-    call.door.store.submit(change)
+def _cancel_in(call: Call, job_id: str, connection: Connection) -> None:
+    with suppress(JobFinished):
+        cancel_job(connection, call.tenant, job_id, call.door.fleet.kafka.topics, call.door.clock)
 
 
 T = TypeVar("T")

@@ -6,19 +6,23 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway.access import Principal, Scope
 from gateway.door import query
-from gateway.door.body import parse_json, read_body
+from gateway.door.body import json_response, parse_json, read_body
 from gateway.door.door import Door
 from gateway.door.noted import note_action
 from gateway.errors import validated
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 JSON = "application/json"
 _CONVERTER = re.compile(r":[a-z]+\}")
@@ -65,6 +69,14 @@ class Call:
         """Return a parameter of the path."""
         return str(self.request.path_params[name])
 
+    async def read(self, query: Callable[Concatenate[Connection, str, P], T], *of: P.args, **named: P.kwargs) -> T:
+        """Run a query of the tenant's rows. Raises the query's own error, and StoreAway."""
+        return await self.door.store.read(lambda connection: query(connection, self.tenant, *of, **named))
+
+    async def write(self, change: Callable[Concatenate[Connection, str, P], T], *of: P.args, **named: P.kwargs) -> T:
+        """Run a change of the tenant's rows. Raises the change's own error, and StoreAway."""
+        return await self.door.store.write(lambda connection: change(connection, self.tenant, *of, **named))
+
     async def content(self) -> bytes:
         """Read the whole body. Raises ApiError (400, 408, 413, 415, 503) and ClientDisconnect."""
         most = None if self._body is None else self._body.most_bytes
@@ -76,12 +88,14 @@ class Call:
         Raises what `content` raises, and ApiError (400), which names the field and repeats no input.
         """
         content, body = await self.content(), self._body
-        if body is not None and not body.required and not content:
-            return {}
-        document = parse_json(content)
+        document = {} if body is not None and not body.required and not content else parse_json(content)
         if body is None or isinstance(body.schema, str):
             return document
         return validated(body.schema, document)
+
+
+Answer = ASGIApp | dict[str, Any]
+"""A handler's answer: a response, or the JSON of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +105,7 @@ class Endpoint:
     method: str
     path: str
     """The path as Starlette reads it, such as `/v1/jobs/{job_id:path}`."""
-    handler: Callable[[Call], Awaitable[ASGIApp]]
+    handler: Callable[[Call], Awaitable[Answer]]
     name: str
     """The id of the OpenAPI operation, and the action in the audit."""
     scope: Scope
@@ -132,7 +146,8 @@ class Endpoint:
             principal = await door.principal(request, self.scope)
             if names:
                 query.only(request, names, self.prefix)
-            return await self.handler(Call(door, request, principal, self.body))
+            answer = await self.handler(Call(door, request, principal, self.body))
+            return json_response(answer) if isinstance(answer, dict) else answer
 
         return Route(self.path, serve, methods=[self.method])
 

@@ -14,13 +14,13 @@ from pydantic import BaseModel
 
 from gateway.door.api import API
 from gateway.door.endpoint import Body, Endpoint, Parameter
-from gateway.webhooks.endpoints import EVENT_TYPES
+from gateway.webhooks.endpoints import EVENT_TYPES, EndpointTerms
 from schemas.job import FIRST_SECONDS, LAST_SECONDS, MAX_CHOICES, MAX_TOP_LOGPROBS, Job
 from schemas.kind_bodies import EMBEDDINGS, ENDPOINTS, TextEndpoint
 from schemas.outcome import Outcome
 from schemas.result import Result
+from schemas.screening import CATEGORIES
 from schemas.tools import MAX_TOOLS
-from workers.delivery.endpoint_events import MOST_A_SECOND
 
 _PLACE = "#/components/schemas/"
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
@@ -136,12 +136,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "priority": {"type": "integer", "minimum": 0, "maximum": 9},
     "ttl_seconds": {"type": "number", "exclusiveMinimum": 0},
     "not_before": {"type": "number", "minimum": FIRST_SECONDS, "maximum": LAST_SECONDS},
-    "rate_limit": {
-        "type": ["integer", "null"],
-        "minimum": 1,
-        "maximum": MOST_A_SECOND,
-        "description": "The most callbacks a second; null removes the limit.",
-    },
+    "rate_limit": {"type": ["integer", "null"]},
     "n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     "top_logprobs": _TOP_LOGPROBS,
     "stop": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4}]},
@@ -168,6 +163,11 @@ def _list_of(items: dict[str, Any]) -> dict[str, Any]:
     return _asked(
         "object data", "first_id last_id has_more", object={"const": "list"}, data={"type": "array", "items": items}
     )
+
+
+def _by_category(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object with a member for each category of moderations."""
+    return {"type": "object", "properties": dict.fromkeys(CATEGORIES, schema), "required": list(CATEGORIES)}
 
 
 _WEBHOOK = "name url event_types headers enabled rate_limit"
@@ -215,7 +215,22 @@ _PLAIN: dict[str, dict[str, Any]] = {
         tool_choice={"type": ["string", "object"]},
         **_CALLBACK,
     ),
-    "ChatCompletion": _object("chat.completion", "model created choices"),
+    "ChatCompletion": _object("chat.completion", "model created choices metadata"),
+    "StoredMessage": _asked("id role", "name content", content=_MAYBE, content_parts={"type": ["array", "null"]}),
+    "ModerationAnswer": _asked(
+        "id model results",
+        results={
+            "type": "array",
+            "items": _asked(
+                "flagged categories category_scores category_applied_input_types",
+                flagged=_YES,
+                categories=_by_category({"type": ["boolean", "null"]}),
+                category_scores=_by_category({"type": ["number", "null"], "minimum": 0, "maximum": 1}),
+                category_applied_input_types=_by_category({"type": "array", "items": {"const": "text"}}),
+                postback={"type": "object", "description": "The strictest verdict, and the rules that match."},
+            ),
+        },
+    ),
     "TextCompletion": _object("text_completion", "model created choices"),
     "ResponseObject": _object(
         "response",
@@ -256,10 +271,6 @@ _PLAIN: dict[str, dict[str, Any]] = {
     "Deleted": _asked("id object deleted", deleted={"const": True}),
     "WebhookEndpoint": _object("webhook_endpoint", _STORED_WEBHOOK),
     "WebhookEndpointWithSecret": _object("webhook_endpoint", f"{_STORED_WEBHOOK} signing_secret"),
-    "WebhookEndpointRequest": {**_asked("name url event_types", _WEBHOOK), "additionalProperties": False},
-    "WebhookEndpointChange": {**_asked("", _WEBHOOK), "additionalProperties": False},
-    "WebhookRotation": _asked("", keep_old_secret_active_for_24_hours=_YES),
-    "WebhookTestRequest": _asked("event_type", event_type=_EVENTS["items"]),
     "WebhookTest": _asked(
         "",
         "webhook_endpoint_id event_type status_code",
@@ -268,6 +279,8 @@ _PLAIN: dict[str, dict[str, Any]] = {
     ),
     "EventTypeList": _asked("object data", object={"const": "list"}, data=_EVENTS),
     "ItemList": _list_of(_ref("InputItem")),
+    "ChatCompletionList": _list_of(_ref("ChatCompletion")),
+    "MessageList": _list_of(_ref("StoredMessage")),
     "KeyList": _list_of(_ref("KeyObject")),
     "WebhookEndpointList": _list_of(_ref("WebhookEndpoint")),
     **{f"{name}List": _list_of(_ref(f"{name}Object")) for name in ("Job", "Model", "File", "Batch", "Tenant")},
@@ -277,11 +290,12 @@ _PLAIN: dict[str, dict[str, Any]] = {
 def _schemas(bodies: Iterable[type[BaseModel]]) -> dict[str, Any]:
     """Return a mapping from names to all schemas; `bodies` are the models of request bodies."""
     found: dict[str, Any] = dict(_PLAIN)
-    models: tuple[type[BaseModel], ...] = (Job, Result, *bodies)
+    models: tuple[type[BaseModel], ...] = (Job, Result, EndpointTerms, *bodies)
     for model in models:
         schema = model.model_json_schema(ref_template=_PLACE + "{model}")
         found |= schema.pop("$defs", {})
         found[model.__name__] = schema
+    found["EndpointChange"] = {**found["EndpointTerms"], "required": []}
     for endpoint in ENDPOINTS.values():
         found[f"{endpoint.name}Request"] = _text_request(endpoint, found["Job"]["properties"])
         listed = [name for name, value in endpoint.answer(_SAMPLE).items() if isinstance(value, list)]

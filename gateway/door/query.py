@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from starlette.requests import Request
 
-from gateway.batches.paging import PageQuery, page_query
-from gateway.errors import ApiError
+from gateway.batches.paging import PageQuery, list_body, page_query
+from gateway.errors import ApiError, not_found
 from producers.times import NotATime, parse_time
 
 _UNIX_SECONDS = re.compile(r"[0-9]{1,11}")
 _COUNT = re.compile(r"[0-9]{1,9}")
+_MOST_KEYS = 8
 
 
 def invalid(name: str, reason: str) -> ApiError:
@@ -28,9 +30,34 @@ def only(request: Request, names: Collection[str], prefix: str | None = None) ->
             raise ApiError(400, "unknown_parameter", f"A parameter is unknown; known here: {known}.", param=name[:64])
 
 
-def page(request: Request) -> PageQuery:
-    """Return the page that `limit`, `after` and `order` ask for."""
-    return page_query(request.query_params)
+def page(request: Request, order: str = "desc") -> PageQuery:
+    """Return the page that `limit`, `after` and `order` ask for; `order` is the default of the last one."""
+    return page_query({"order": order, **request.query_params})
+
+
+def page_of(items: Sequence[dict[str, Any]], wanted: PageQuery, kind: str) -> dict[str, Any]:
+    """Return the page of a list that is whole in memory, oldest first. Raises ApiError (404) for an unknown `after`."""
+    ordered = list(items) if wanted.ascending else list(reversed(items))
+    ids = [item["id"] for item in ordered]
+    if wanted.after is not None and wanted.after not in ids:
+        raise not_found(kind, wanted.after)
+    rest = ordered[ids.index(wanted.after) + 1 :] if wanted.after is not None else ordered
+    return list_body(rest[: wanted.limit], has_more=len(rest) > wanted.limit)
+
+
+def labels(request: Request, opening: str, closing: str = "") -> dict[str, str]:
+    """Return the metadata that jobs must have: a parameter's name is `opening`, the key and `closing`."""
+    found = {
+        name.removeprefix(opening).removesuffix(closing): value
+        for name, value in request.query_params.items()
+        if name.startswith(opening) and name.endswith(closing)
+    }
+    if len(found) > _MOST_KEYS:
+        raise invalid("metadata", f"filters by more than {_MOST_KEYS} keys")
+    for key in found:
+        if not 1 <= len(key) <= 64 or '"' in key:
+            raise invalid("metadata", "has a key that is not 1 to 64 characters without quotation marks")
+    return found
 
 
 def number(request: Request, name: str, default: int, least: int, most: int) -> int:

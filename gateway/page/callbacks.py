@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -15,13 +15,9 @@ from gateway.access import Scope
 from gateway.access.allowed import may_call
 from gateway.door import query
 from gateway.door.door import Door
-from gateway.door.noted import note_objects
 from gateway.errors import ApiError
-from gateway.page.asked import asked, identifier_of
-from gateway.page.desk import Desk, Form, ShownPage
+from gateway.page.desk import Desk, Form, ShownPage, Visitor, answered, asked, named
 from gateway.page.rendering import link, link_of
-from gateway.page.searches import KafkaSearches
-from gateway.page.visitors import Visitor
 from gateway.store.tables import job_attempts
 from gateway.view.trace import Attempt, attempt_of
 from gateway.webhooks.resending import NoSuchCallback, find_records, find_tried, resend
@@ -33,11 +29,22 @@ MOST_SHOWN: Final = 100
 TABS: Final = {"failed": "Failed", "delivered": "Delivered", "all": "All"}
 """The values of the page's parameter `show`, with their names. The first one is the default."""
 _RESENT = "The callback is on its way again."
+_NEWEST = (job_attempts.c.at.desc(), job_attempts.c.topic_offset.desc())
+_PLACE = (job_attempts.c.topic_partition, job_attempts.c.topic_offset)
+MOST_KEPT: Final = 64
+"""The maximum number of tenants whose callbacks are kept for the next request."""
+NEWS_MS: Final = 600_000
+"""For this time after an object's end or its last attempt, its page looks for further attempts."""
 
 
 def resent(request: Request) -> str:
     """Return the text about a callback that was just sent again, for the page to which the form leads; else ""."""
     return _RESENT if request.query_params.get("done") == "resent" else ""
+
+
+def may_have_news(attempts: Sequence[Attempt], ended_ms: int | None, now_ms: int) -> bool:
+    """True if the page of an object looks for further attempts; `ended_ms` is the time of its end, if it has ended."""
+    return ended_ms is None or now_ms - max([ended_ms, *(each.at_ms for each in attempts)]) < NEWS_MS
 
 
 def newest_first(attempts: Sequence[Attempt]) -> list[tuple[Attempt, bool]]:
@@ -51,28 +58,40 @@ def newest_first(attempts: Sequence[Attempt]) -> list[tuple[Attempt, bool]]:
     return shown
 
 
-def callback_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:
+def callback_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of callbacks."""
     kafka = door.fleet.kafka
+    kept: dict[str, tuple[object, Mapping[str, ShownCallbacks]]] = {}
+
+    async def read(tenant: str) -> Mapping[str, ShownCallbacks]:
+        """Read the attempts again only if there is a newer one: open pages ask every few seconds."""
+        place = select(*_PLACE).where(job_attempts.c.tenant == tenant).order_by(*_NEWEST).limit(1)
+        newest = await door.store.read(lambda connection: connection.execute(place).first())
+        found = kept.pop(tenant, None)
+        if found is None or found[0] != newest:
+            found = newest, await door.store.read(lambda connection: last_attempts(connection, tenant))
+        kept[tenant] = found
+        if len(kept) > MOST_KEPT:
+            kept.pop(next(iter(kept)), None)
+        return found[1]
 
     async def several(request: Request, visitor: Visitor) -> ShownPage:
         said = asked(request)
         query.only(said, ("show", "done"))
         show = query.one_of(said, "show", TABS) or next(iter(TABS))
-        found = await door.store.read(lambda connection: last_attempts(connection, visitor.principal.tenant, show))
+        found = (await read(visitor.principal.tenant))[show]
         values = {"found": found, "most": MOST_LOOKED_AT, "said": resent(request), "show": show, "tabs": TABS}
         return ShownPage("callbacks", values)
 
     async def again(request: Request, visitor: Visitor, form: Form) -> str:
-        identifier, tenant = identifier_of(form, "callback"), visitor.principal.tenant
+        identifier, tenant = named(request, form, "callback"), visitor.principal.tenant
         webhook_id, origin = form.get("webhook_id", ""), form.get("origin", "")
-        note_objects(request, [identifier])
         try:
             tried = await door.store.read(
                 lambda connection: find_tried(connection, tenant, identifier, webhook_id, origin)
             )
             await require_may_call(door, tenant, tried.origin)
-            records = await searches.run(partial(find_records, kafka, tried, door.clock))
+            records = await answered(door.searches.run(partial(find_records, kafka, tried, door.clock)))
         except NoSuchCallback:
             raise ApiError(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.") from None
         await door.store.write(lambda connection: resend(connection, kafka, records, door.clock))
@@ -110,18 +129,18 @@ class ShownCallbacks:
     """False if there are older attempts, which the page did not search."""
 
 
-def last_attempts(connection: Connection, tenant: str, show: str) -> ShownCallbacks:
-    """Search the tenant's newest attempts, and return the callbacks whose last attempt is as the tab `show` says."""
+def last_attempts(connection: Connection, tenant: str) -> dict[str, ShownCallbacks]:
+    """Search the tenant's newest attempts, and return, for each tab, the callbacks whose last attempt belongs there."""
     newest = select(job_attempts).where(job_attempts.c.tenant == tenant)
-    order = (job_attempts.c.at.desc(), job_attempts.c.topic_offset.desc())
-    rows = connection.execute(newest.order_by(*order).limit(MOST_LOOKED_AT)).all()
+    rows = connection.execute(newest.order_by(*_NEWEST).limit(MOST_LOOKED_AT)).all()
     seen: set[tuple[str, str, str | None]] = set()
-    found: list[ShownCallback] = []
+    found: dict[str, list[ShownCallback]] = {tab: [] for tab in TABS}
     for row in rows:
         attempt = attempt_of(row)
         callback = (row.job_id, row.webhook_id, attempt.origin)
         if callback not in seen:
             seen.add(callback)
-            if show == "all" or (show == "failed") == (attempt.error is not None):
-                found.append(ShownCallback(row.job_id, attempt))
-    return ShownCallbacks(found[:MOST_SHOWN], len(found), len(rows) < MOST_LOOKED_AT)
+            for tab in ("all", "delivered" if attempt.error is None else "failed"):
+                found[tab].append(ShownCallback(row.job_id, attempt))
+    is_whole = len(rows) < MOST_LOOKED_AT
+    return {tab: ShownCallbacks(some[:MOST_SHOWN], len(some), is_whole) for tab, some in found.items()}

@@ -1,23 +1,122 @@
-"""The desk serves every page: it admits the visitor, reads forms, and shows errors as pages."""
+"""The desk serves every page: it admits the visitor, reads queries and forms, and shows errors as pages.
+
+A browser's session or certificate becomes a visitor. Three means refuse a request of another site's page:
+
+    the cookie is `SameSite=Strict`
+    the browser names the site that made the request (`Sec-Fetch-Site`, else `Origin`)
+    each form repeats a token that other sites cannot read
+
+Clients with a certificate need no sign-in. Browsers send empty fields too; an empty field counts as absent.
+Source: OWASP Cross-Site Request Forgery Prevention Cheat Sheet.
+"""
 
 from __future__ import annotations
 
+import hmac
+import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.access import Scope
+from gateway.access import CredentialRefused, Principal, Scope
+from gateway.access.gate import TooManyRequests
 from gateway.access.principal import IssuerAway
+from gateway.access.sessions import Sessions
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
-from gateway.door.noted import note_action, note_reason
-from gateway.errors import ApiError
-from gateway.page.rendering import HEADERS, link, page
-from gateway.page.visitors import NotSignedIn, Visitor, Visitors, read_form
+from gateway.door.body import read_body
+from gateway.door.door import PEER, PRINCIPAL, Door, address_of
+from gateway.door.noted import note_action, note_objects, note_reason
+from gateway.door.routes.jobs import METADATA
+from gateway.errors import ApiError, unavailable
+from gateway.page.rendering import CONSOLE, HEADERS, link, page
 from gateway.store.store import StoreAway
+from producers.errors import ProducerError, RequestRefused
+from schemas.settings import SettingsRefused
+from telemetry.logs import get_logger
+
+TOKEN_FIELD = "form_token"  # noqa: S105 - a field's name
+_MOST_FORM_BYTES = 16 * 1024
+_MOST_FIELDS = 20
+_FORM = "application/x-www-form-urlencoded"
+
+
+class NotSignedIn(Exception):  # noqa: N818 - it names what is missing
+    """The request has neither a session nor a certificate. The error's text is for the visitor, and may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """An admitted person."""
+
+    principal: Principal
+    form_token: str
+    """The token that each form repeats."""
+    can_leave: bool
+    """True for a session, which can be ended."""
+
+    def may(self, scope: str) -> bool:
+        """Return whether the visitor has the scope of this name."""
+        return self.principal.may(Scope(scope))
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a form that a console page sent. Raises ApiError (400, 403, 413, 415)."""
+    _require_own_site(request)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+        raise ApiError(415, "unsupported_content_type", f"Send the form as {_FORM}.")
+    body = await read_body(request, _MOST_FORM_BYTES)
+    try:
+        text = body.decode("ascii")
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    except ValueError:
+        raise ApiError(400, "malformed_form", "The form is malformed, or has too many fields.") from None
+
+
+def _require_own_site(request: Request) -> None:
+    """Refuse the form of another site's page (W3C, Fetch Metadata Request Headers; RFC 6454). Raises ApiError (403)."""
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        own = site in ("same-origin", "none")
+    else:
+        own = origin is None or _host_of(origin) == request.headers.get("host", "").lower()
+    if not own:
+        raise ApiError(403, "cross_site_request", "Another site's page sent this form; open the console page itself.")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
+
+
+def cookie_name(request: Request) -> str:
+    """Return the cookie's name. A browser accepts the prefix `__Host-` only over TLS, and only from this host."""
+    return "__Host-postback" if _is_tls(request) else "postback"
+
+
+def set_cookie(request: Request, response: Response, token: str, seconds: int) -> None:
+    """Set the cookie to a session's token. An empty token with 0 seconds removes the cookie."""
+    response.set_cookie(
+        cookie_name(request),
+        token,
+        max_age=seconds,
+        path="/",
+        secure=_is_tls(request),
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def _is_tls(request: Request) -> bool:
+    return request.url.scheme == "https"
+
 
 SIGN_IN = "/sign-in"
 _MOST_NEXT = 2000
@@ -37,17 +136,52 @@ Act = Callable[[Request, Visitor, Form], Awaitable[str | ShownPage]]
 
 
 class Desk:
-    """Makes the routes of pages."""
+    """Makes the routes of pages, finds the visitor of each request, and signs visitors in and out."""
 
-    def __init__(self, visitors: Visitors) -> None:
-        self._visitors = visitors
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self._sessions = Sessions(door.store, door.clock, door.settings.session_seconds)
+
+    async def visitor(self, request: Request, scope: Scope) -> Visitor:
+        """Return the visitor. Raises NotSignedIn, ApiError (403, 429) and StoreAway."""
+        token = request.cookies.get(cookie_name(request))
+        peer = request.scope.get(PEER)
+        if token is None and peer is None:
+            raise NotSignedIn
+        try:
+            if token is not None:
+                known = self.door.access.beside(peer, await self._sessions.find(token))
+                return Visitor(await self.door.known(request, known, scope), self._form_token(token), can_leave=True)
+        except CredentialRefused as error:
+            if peer is None:
+                await self.door.visit(request)
+                raise NotSignedIn(f"{error}; sign in again") from None
+        try:
+            principal = await self.door.principal(request, scope)
+        except ApiError as error:
+            if error.status == 401:
+                raise NotSignedIn(error.message) from None
+            raise
+        return Visitor(principal, self._form_token(principal.credential), can_leave=False)
+
+    def _require_token(self, visitor: Visitor, form: Mapping[str, str]) -> None:
+        """Refuse a form without the visitor's token. Raises ApiError (403)."""
+        if not hmac.compare_digest(form.get(TOKEN_FIELD, "").encode("utf-8", "replace"), visitor.form_token.encode()):
+            raise ApiError(403, "form_refused", "The form is of another session; load its page again, and repeat it.")
+
+    def _form_token(self, session: str) -> str:
+        """Return the token of a session's forms.
+
+        The digested text cannot be an API key, so the token is no key's digest.
+        """
+        return self.door.access.digests.of(f"form token of {session}").hex()
 
     def shows(self, path: str, scope: Scope, action: str, show: Show) -> Route:
         """Return the route of a page. `action` is the page's name in the audit."""
 
         async def serve(request: Request) -> Response:
             note_action(request, action)
-            visitor = await self._visitors.of(request, scope)
+            visitor = await self.visitor(request, scope)
             shown = await show(request, visitor)
             if isinstance(shown, Response):
                 return shown
@@ -63,13 +197,66 @@ class Desk:
 
         async def serve(request: Request) -> Response:
             note_action(request, action)
-            visitor = await self._visitors.of(request, scope)
+            visitor = await self.visitor(request, scope)
             form = await read_form(request)
-            self._visitors.require_token(visitor, form)
+            self._require_token(visitor, form)
             done = await act(request, visitor, form)
             return _page(done, visitor, path) if isinstance(done, ShownPage) else going_to(done)
 
         return Route(link(path), guarded(serve), methods=["POST"])
+
+    def routes(self) -> list[Route]:
+        """Return the routes of the sign-in form."""
+        return [
+            Route(link(SIGN_IN), guarded(self._show_form), methods=["GET"]),
+            Route(link(SIGN_IN), guarded(self._enter), methods=["POST"]),
+            Route(link("/sign-out"), guarded(self._leave), methods=["POST"]),
+        ]
+
+    async def _show_form(self, request: Request) -> Response:
+        """Show the form; a visitor who is signed in already gets the console."""
+        await self.door.visit(request)
+        try:
+            await self.visitor(request, Scope.READ)
+        except NotSignedIn:
+            reason = _ENDED if request.query_params.get("reason") == "ended" else ""
+            return _form(200, reason, request.query_params.get("next", ""))
+        return going_to(_own(request.query_params.get("next", "")))
+
+    async def _enter(self, request: Request) -> Response:
+        """Begin a session."""
+        note_action(request, "signIn")
+        form = await read_form(request)
+        wanted = form.get("next", "")
+        credential = form.get("credential", "").strip()
+        try:
+            admitted = await self.door.gate.admit(f"Bearer {credential}", request.scope.get(PEER), address_of(request))
+        except CredentialRefused:
+            return _form(
+                401, "The key or token is unknown, expired or revoked. Check that you pasted the whole text.", wanted
+            )
+        except TooManyRequests as error:
+            return _form(429, error.message, wanted, error.headers)
+        request.scope["state"][PRINCIPAL] = admitted.principal
+        if not admitted.principal.may(Scope.READ):
+            raise ApiError(403, "insufficient_permissions", "The credential lacks the scope `read`; use another one.")
+        former = request.cookies.get(cookie_name(request))
+        if former is not None:
+            await self._sessions.end(former)
+        response = going_to(_own(wanted))
+        token = await self._sessions.begin(admitted.principal)
+        set_cookie(request, response, token, self.door.settings.session_seconds)
+        return response
+
+    async def _leave(self, request: Request) -> Response:
+        """End the session."""
+        note_action(request, "signOut")
+        visitor = await self.visitor(request, Scope.READ)
+        self._require_token(visitor, await read_form(request))
+        await self._sessions.end(request.cookies.get(cookie_name(request), ""))
+        response = going_to(link(SIGN_IN))
+        set_cookie(request, response, "", 0)
+        return response
 
 
 def _page(shown: ShownPage, visitor: Visitor, path: str, here: str = "") -> Response:
@@ -122,3 +309,77 @@ def _to_sign_in(request: Request, reason: str) -> Response:
     if request.headers.get("hx-request") == "true":
         return Response(status_code=401, headers={**HEADERS, "hx-redirect": address})
     return going_to(address)
+
+
+_OWN_PAGE = re.compile(rf"{CONSOLE}(/[\x21-\x5b\x5d-\x7e]*|\?[\x21-\x5b\x5d-\x7e]*)?")
+"""An address of a console page, without backslashes: browsers read them as slashes, which could lead to another
+host.
+"""
+_ENDED = "The session has ended. Sign in again."
+
+
+def _form(status: int, problem: str, wanted: str, headers: Any = None) -> Response:
+    response = page("sign_in", status, problem=problem, next=_own(wanted))
+    response.headers.update(headers or {})
+    return response
+
+
+def _own(wanted: str) -> str:
+    """Return the wanted address if it is a console page, else the first page."""
+    return wanted if _OWN_PAGE.fullmatch(wanted) else CONSOLE
+
+
+_LABEL = "metadata"
+
+
+def asked(request: Request) -> Request:
+    """Return the request with a query as the API takes it: no empty fields, and one parameter for each metadata key."""
+    said: list[tuple[str, str]] = []
+    for name, value in request.query_params.multi_items():
+        if not value:
+            continue
+        if name == _LABEL:
+            key, equals, wanted = value.partition("=")
+            if not equals:
+                raise ApiError(400, "invalid_parameter", "metadata: write the key and its value as `key=value`.")
+            name, value = f"{METADATA}{key}", wanted
+        said.append((name, value))
+    return Request({**request.scope, "query_string": urlencode(said).encode()})
+
+
+def named(request: Request, said: Mapping[str, str], kind: str) -> str:
+    """Return the field `id`, which the audit line has too. Raises ApiError (404) if the field is absent or empty."""
+    identifier = said.get("id")
+    if not identifier:
+        raise ApiError(404, f"{kind}_not_found", f"The address names no {kind}.")
+    note_objects(request, [identifier])
+    return identifier
+
+
+T = TypeVar("T")
+
+log = get_logger()
+
+
+async def answered(search: Awaitable[T]) -> T:
+    """Return the result of a search. Raises its errors.
+
+    Raises ApiError (503) for ProducerError, DependencyBusy, and settings that the search reads and that are refused.
+    """
+    try:
+        return await search
+    except DependencyBusy:
+        raise unavailable("busy", "Other pages search Kafka now; try again.") from None
+    except SettingsRefused as error:
+        raise unavailable(
+            "settings_refused", f"The gateway's environment has a setting that is refused: {error}."
+        ) from None
+    except RequestRefused as error:
+        raise unavailable("kafka_refuses", f"Kafka cannot be read: {error}.") from None
+    except ProducerError as error:  # the text names Kafka's address and settings, so only the log gets the text
+        log.warning(
+            "A page could not read Kafka; the visitor is told to try again.",
+            action="page-search-failed",
+            reason=str(error),
+        )
+        raise unavailable("kafka_away", "Kafka cannot be read now; try again.") from None

@@ -14,13 +14,12 @@ from gateway.door.door import Door
 from gateway.door.noted import note_objects, note_reason
 from gateway.door.routes.webhook_endpoints import begin_secret, change, register, remove, send_sample, sending_of
 from gateway.errors import ApiError
-from gateway.page.asked import asked, identifier_of
-from gateway.page.desk import Desk, Form, ShownPage
+from gateway.page.desk import Desk, Form, ShownPage, Visitor, asked, named
 from gateway.page.rendering import link
-from gateway.page.visitors import Visitor
 from gateway.webhooks import endpoints
 from gateway.webhooks.endpoints import EVENT_TYPES, EndpointRow
 
+_KIND: Final = "webhook_endpoint"
 EVENT_FIELD: Final = "event:"
 """The name of an event type's checkbox is this text and the type."""
 _SAID: Final = {
@@ -56,7 +55,7 @@ class EndpointPages:
 
     async def test(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
         """Send a sample event, and show the status of the endpoint's answer."""
-        identifier, kind = _noted(request, form), form.get("event_type", "")
+        identifier, kind = named(request, form, _KIND), form.get("event_type", "")
         try:
             if kind not in EVENT_TYPES:
                 raise ApiError(400, "invalid_parameter", "event_type: choose a type of the list.", param="event_type")
@@ -70,7 +69,7 @@ class EndpointPages:
 
     async def switch(self, request: Request, visitor: Visitor, form: Form) -> str:
         """Enable or disable an endpoint."""
-        identifier, wanted = _noted(request, form), form.get("enabled")
+        identifier, wanted = named(request, form, _KIND), form.get("enabled")
         if wanted not in ("true", "false"):
             raise ApiError(400, "invalid_parameter", "enabled: is neither `true` nor `false`.", param="enabled")
         row = await change(self._door, visitor.principal.tenant, identifier, {"enabled": wanted == "true"})
@@ -78,7 +77,7 @@ class EndpointPages:
 
     async def rotate(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
         """Begin a new secret, and show it."""
-        identifier, overlap = _noted(request, form), "overlap" in form
+        identifier, overlap = named(request, form, _KIND), "overlap" in form
         sending_of(self._door)
         return self._secret(
             await begin_secret(self._door, visitor.principal.tenant, identifier, overlap=overlap), overlap=overlap
@@ -86,7 +85,7 @@ class EndpointPages:
 
     async def delete(self, request: Request, visitor: Visitor, form: Form) -> str:
         """Delete an endpoint."""
-        await remove(self._door, visitor.principal.tenant, _noted(request, form))
+        await remove(self._door, visitor.principal.tenant, named(request, form, _KIND))
         return link("/endpoints", done="deleted")
 
     def _secret(self, row: EndpointRow, *, overlap: bool = False) -> ShownPage:
@@ -129,10 +128,10 @@ def terms_of_form(form: Form) -> dict[str, Any]:
         name, colon, value = line.partition(":")
         if not colon:
             message = f"headers: line {number} has no colon; write each header as `name: value`."
-            raise ApiError(400, "invalid_webhook_endpoint", message, param="headers")
+            raise ApiError(400, "invalid_value", message, param="headers")
         if name.strip() in headers:
             message = f"headers: line {number} repeats a header; write each header once."
-            raise ApiError(400, "invalid_webhook_endpoint", message, param="headers")
+            raise ApiError(400, "invalid_value", message, param="headers")
         headers[name.strip()] = value.strip()
     events = [kind for kind in EVENT_TYPES if f"{EVENT_FIELD}{kind}" in form]
     return {
@@ -141,13 +140,6 @@ def terms_of_form(form: Form) -> dict[str, Any]:
         "event_types": events,
         "headers": headers,
     }
-
-
-def _noted(request: Request, form: Form) -> str:
-    """Return the id in the form, which the request's audit line then has too. Raises ApiError (404)."""
-    identifier = identifier_of(form, "webhook_endpoint")
-    note_objects(request, [identifier])
-    return identifier
 
 
 def endpoint_routes(door: Door, desk: Desk) -> list[Route]:

@@ -15,9 +15,7 @@ from gateway.access.bounded_get import NotRead, get_json
 from gateway.access.recent import Recent
 from gateway.dependency import DependencyBusy
 from gateway.door.door import Door
-from gateway.page.desk import Desk, ShownPage
-from gateway.page.searches import answered
-from gateway.page.visitors import Visitor
+from gateway.page.desk import Desk, ShownPage, Visitor, answered
 from telemetry.clock import Clock, unix_ms
 from telemetry.logs import get_logger
 

@@ -20,14 +20,10 @@ from starlette.routing import Route
 from gateway.access import Scope
 from gateway.access.recent import Recent
 from gateway.door.door import Door
-from gateway.door.noted import note_objects
 from gateway.errors import conflict, not_found
-from gateway.page.asked import identifier_of
 from gateway.page.callbacks import require_may_call
-from gateway.page.desk import Desk, Form, ShownPage
+from gateway.page.desk import Desk, Form, ShownPage, Visitor, answered, named
 from gateway.page.rendering import link
-from gateway.page.searches import KafkaSearches
-from gateway.page.visitors import Visitor
 from producers.errors import RequestRefused
 from schemas import topics
 from schemas.codec import Origin, read_address
@@ -94,12 +90,12 @@ class NewestLetters:
         (self.clients if letter.reason in CLIENTS_MISTAKES else self.fleets).add(letter)
 
 
-def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route]:
+def letter_routes(door: Door, desk: Desk) -> list[Route]:
     """Return the routes of dead letters."""
     kafka, clock = door.fleet.kafka, door.clock
 
     async def read_newest(tenant: str | None) -> NewestLetters:
-        return await searches.run(partial(newest_letters, kafka, clock, tenant))
+        return await answered(door.searches.run(partial(newest_letters, kafka, clock, tenant)))
 
     # A reading may take a minute, and every open page asks each half minute: they share one.
     recent = Recent(read_newest, FRESH_SECONDS, clock)
@@ -113,14 +109,17 @@ def letter_routes(door: Door, desk: Desk, searches: KafkaSearches) -> list[Route
     async def redrive(request: Request, visitor: Visitor, form: Form) -> str:
         from producers.scan import StoredPlace
 
-        identifier = identifier_of(form, "letter")
-        note_objects(request, [identifier])
+        identifier = named(request, form, "letter")
         place, tenant = StoredPlace.parse(identifier), _whose(visitor)
-        letter = None if place is None else await searches.run(partial(find_letter, kafka, clock, tenant, place))
+        letter = (
+            None
+            if place is None
+            else await answered(door.searches.run(partial(find_letter, kafka, clock, tenant, place)))
+        )
         if letter is None:
             raise not_found("letter", identifier)
         await _require_possible(door, letter)
-        if not await searches.run(partial(put_letter_back, kafka, clock, tenant, letter.place)):
+        if not await answered(door.searches.run(partial(put_letter_back, kafka, clock, tenant, letter.place))):
             raise conflict("letter_redriven", "The letter was put back meanwhile.")
         for shown_to in {tenant, letter.record.tenant, None}:
             recent.forget(shown_to)

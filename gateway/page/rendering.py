@@ -1,22 +1,68 @@
-"""Pages from templates. Every text is escaped, and a browser runs and loads nothing but this folder's static files."""
+"""Pages from templates, with their style sheet, scripts and icon.
+
+Every text is escaped, and a browser runs and loads nothing but this folder's static files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
-from gateway.page.static_files import address_of
 from schemas.result import Citation, Result, Support
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+_FOLDER = "/console/static"
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+
+
+class StaticFile(NamedTuple):
+    """One file, and its type."""
+
+    content: bytes
+    media_type: str
+    digest: str
+
+
+@cache
+def _file(name: str) -> StaticFile:
+    content = files("gateway.page").joinpath("static", name).read_bytes()
+    return StaticFile(content, _TYPES[name.rpartition(".")[2]], hashlib.sha256(content).hexdigest()[:16])
+
+
+NAMES = ("console.css", "console.js", "htmx.min.js", "icon.svg")
+
+
+def address_of(name: str) -> str:
+    """Return a file's address."""
+    return f"{_FOLDER}/{_file(name).digest}/{name}"
+
+
+def static_routes() -> list[Route]:
+    """Return the routes of the files, which need no credential."""
+
+    async def serve(request: Request) -> Response:
+        file = _file(request.url.path.rpartition("/")[2])
+        headers = {
+            "cache-control": "public, max-age=31536000, immutable",
+            "cross-origin-resource-policy": "same-origin",
+        }
+        return Response(file.content, headers=headers, media_type=file.media_type)
+
+    return [Route(address_of(name), serve) for name in NAMES]
+
 
 CONSOLE: Final = "/console"
 CONTENT_POLICY: Final = (

@@ -80,6 +80,7 @@ console_sessions = Table(
 """Browsers that are signed in at the console page. `digest` is the SHA-256 of the cookie's token."""
 
 _NAMED = text("custom_id IS NOT NULL")
+_KEPT = text("request IS NOT NULL")
 
 jobs = Table(
     "jobs",
@@ -107,6 +108,12 @@ jobs = Table(
     Index("ix_jobs_finished_at", "finished_at"),
     Index("ix_jobs_tenant_finished", "tenant", "finished_at", "status"),
     Index(
+        "ix_jobs_tenant_kept",
+        *("tenant", "url", "created_at", "job_id"),
+        sqlite_where=_KEPT,
+        postgresql_where=_KEPT,
+    ),
+    Index(
         "ix_jobs_tenant_custom_id",
         "tenant",
         "custom_id",
@@ -119,8 +126,8 @@ jobs = Table(
 
 `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
 
-`request` holds the members of a body of `/v1/responses` that are shown again. A deleted response has a `deleted_at`,
-and neither result nor request.
+`request` holds the members of a body of `/v1/responses`, or of a stored chat completion, that are shown again. A
+deleted response or completion has a `deleted_at`, and neither result nor request.
 `url` is the API by which the job came in: `/v1/jobs`, `/v1/responses`, `/v1/chat/completions`, `kafka`. A line of a
 batch has the id `<batch id>.<line>`, and gets its row when its result is stored.
 """
@@ -265,7 +272,7 @@ webhook_endpoints = Table(
     Column("tenant", Name(63), nullable=False, index=True),
     Column("name", Name(256), nullable=False),
     Column("url", Name(2048), nullable=False),
-    Column("events", JSON, nullable=False),
+    Column("event_types", JSON, nullable=False),
     Column("headers", JSON, nullable=False),
     Column("rate_limit", Integer),
     Column("secret_version", Integer, nullable=False),
@@ -290,6 +297,21 @@ idempotency = Table(
     Column("created_at", BigInt, nullable=False, index=True),
 )
 """Answers to requests with an `Idempotency-Key`. A repeated request gets the stored answer."""
+
+left_requests = Table(
+    "left_requests",
+    metadata,
+    Column("tenant", Name(63), primary_key=True),
+    Column("object_id", Name(256), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("created_at", BigInt, nullable=False, index=True),
+    Index("ix_left_requests_digest", "tenant", "digest"),
+)
+"""Accepted requests whose clients left before the answer, and which no repeat has joined. See `gateway.door.retries`.
+
+`object_id` is the job's or the batch's id; `digest` is a hash of credential, method, path and body."""
 
 outbox = Table(
     "outbox",

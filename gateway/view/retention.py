@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, tupl
 from gateway.accept.side_thread import SideThread
 from gateway.access.quotas import release_jobs
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import events, idempotency, job_attempts, jobs, writers
+from gateway.store.tables import events, idempotency, job_attempts, jobs, left_requests, writers
 from telemetry.clock import Clock, unix_ms
 
 TOGETHER = 500
@@ -46,6 +46,7 @@ class Retention(SideThread):
             (_attempts, now_ms - self._kept_ms),
             (_events, now_ms - self._kept_ms),
             (_keys, now_ms - IDEMPOTENCY_HOURS * _HOUR_MS),
+            (_left, now_ms - _HOUR_MS),
             (_writers, now_ms - 24 * _HOUR_MS),
         )
         return sum(self._all(step, before_ms) for step, before_ms in steps)
@@ -91,6 +92,11 @@ def _events(connection: Connection, before_ms: int) -> int:
 
 def _keys(connection: Connection, before_ms: int) -> int:
     return _remove(connection, idempotency, idempotency.c.created_at < before_ms)
+
+
+def _left(connection: Connection, before_ms: int) -> int:
+    """Remove requests whose gateway ended before their repeats came; SDKs repeat within seconds."""
+    return _remove(connection, left_requests, left_requests.c.created_at < before_ms)
 
 
 def _writers(connection: Connection, before_ms: int) -> int:

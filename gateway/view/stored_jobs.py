@@ -42,9 +42,9 @@ class StoredJob:
     not_before_ms: int | None = None
     """The time before which the job does not start; None if it may start at once, and for a batch's line."""
     result: bytes | None = None
-    """The result's record; None in lists."""
+    """The result's record; None in most lists."""
     request: bytes | None = None
-    """Members of the request's body; None in lists, and where they are not stored."""
+    """Members of the request's body; None in most lists, and where they are not stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class JobFilter:
     created_before_ms: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Keys and values that the job's metadata contains. A key has no quotation mark, since SQLite cannot escape it."""
+    stored_url: str | None = None
+    """The API of jobs whose requests are stored. Their list has requests and results."""
 
 
 def line_of(job_id: str) -> tuple[str, int] | None:
@@ -101,18 +103,26 @@ def delete_job(connection: Connection, tenant: str, job_id: str, now_ms: int) ->
     connection.execute(jobs.update().where(this).values(deleted_at=now_ms, result=None, request=None))
 
 
+def relabel_job(connection: Connection, tenant: str, job_id: str, metadata: Mapping[str, str]) -> None:
+    """Replace a job's metadata in the store. Its result keeps the metadata that the job had."""
+    this = (jobs.c.tenant == tenant) & (jobs.c.job_id == job_id)
+    connection.execute(jobs.update().where(this).values(metadata=dict(metadata)))
+
+
 def list_jobs(
     connection: Connection, tenant: str, wanted: JobFilter, limit: int, after: str | None, *, ascending: bool
 ) -> tuple[Sequence[StoredJob], bool]:
-    """Return jobs without their results, ordered by time of creation, and True if there are more.
+    """Return jobs, without their results unless `stored_url` is set, by time of creation, and True if there are more.
 
     Equal times are ordered by the id. Raises ApiError (404) if the tenant has no job `after`.
     """
     conditions = [jobs.c.tenant == tenant, jobs.c.deleted_at.is_(None), *_conditions(wanted)]
     if after is not None:
-        conditions.append(_beyond(connection, tenant, after, ascending=ascending))
+        kind = "job" if wanted.stored_url is None else "chat_completion"
+        conditions.append(_beyond(connection, tenant, after, kind, ascending=ascending))
     order = [jobs.c.created_at, jobs.c.job_id] if ascending else [jobs.c.created_at.desc(), jobs.c.job_id.desc()]
-    rows = connection.execute(select(*_LISTED).where(*conditions).order_by(*order).limit(limit + 1)).all()
+    columns = _LISTED if wanted.stored_url is None else list(jobs.c)
+    rows = connection.execute(select(*columns).where(*conditions).order_by(*order).limit(limit + 1)).all()
     return [_stored(row) for row in rows[:limit]], len(rows) > limit
 
 
@@ -123,6 +133,8 @@ def _conditions(wanted: JobFilter) -> list[Any]:
         found.append(jobs.c.created_at > wanted.created_after_ms)
     if wanted.created_before_ms is not None:
         found.append(jobs.c.created_at < wanted.created_before_ms)
+    if wanted.stored_url is not None:
+        found += [jobs.c.url == wanted.stored_url, jobs.c.request.is_not(None)]
     return found + [_labelled(key, value) for key, value in wanted.metadata.items()]
 
 
@@ -131,12 +143,12 @@ def _labelled(key: str, value: str) -> Any:
     return jobs.c.metadata[storable(key)].as_string() == storable(value)
 
 
-def _beyond(connection: Connection, tenant: str, after: str, *, ascending: bool) -> Any:
+def _beyond(connection: Connection, tenant: str, after: str, kind: str, *, ascending: bool) -> Any:
     """Return the condition for rows beyond the job `after`. Raises ApiError (404)."""
     found = select(jobs.c.created_at).where(jobs.c.tenant == tenant, jobs.c.job_id == after)
     at = connection.execute(found).scalar()
     if at is None:
-        raise not_found("job", after)
+        raise not_found(kind, after)
     if ascending:
         return or_(jobs.c.created_at > at, and_(jobs.c.created_at == at, jobs.c.job_id > after))
     return or_(jobs.c.created_at < at, and_(jobs.c.created_at == at, jobs.c.job_id < after))

@@ -8,15 +8,17 @@ query of the store; times are Unix milliseconds.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from sqlalchemy import Connection, Row, func, select
 
 from gateway.store.tables import webhook_endpoints as table
+from schemas.bounded import BoundedModel
 from schemas.outcome import Outcome
 from schemas.result import Result
+from workers.delivery.endpoint_events import MOST_A_SECOND, MOST_HEADERS, is_reserved
 
 BATCH_TYPES: Final = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
 RESPONSE_TYPES: Final = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
@@ -45,18 +47,47 @@ class TooManyEndpoints(Exception):  # noqa: N818 - named after the refusal
     """The tenant has as many endpoints as it may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointTerms:
+def _known(kind: str) -> str:
+    if kind not in EVENT_TYPES:
+        raise ValueError(f"is none of {', '.join(EVENT_TYPES)}")
+    return kind
+
+
+def _once(kinds: list[str]) -> list[str]:
+    return list(dict.fromkeys(kinds))
+
+
+def _own(headers: dict[str, str]) -> dict[str, str]:
+    lowered = {name.lower(): value for name, value in headers.items()}
+    if len(lowered) < len(headers) or any(map(is_reserved, lowered)):
+        raise ValueError("has a header twice, or a header that the sender sets")
+    return lowered
+
+
+EventType = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": list(EVENT_TYPES)})]
+_HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$")]
+_HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?$")]
+
+
+class EndpointTerms(BoundedModel):
     """The members of an endpoint that its tenant sets."""
 
-    name: str
-    url: str
-    events: Sequence[str]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """HTTP headers of each request to the endpoint."""
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    """A name for people."""
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+    """The URL to which events are POSTed."""
+    event_types: Annotated[list[EventType], Field(min_length=1, max_length=64), AfterValidator(_once)]
+    """The types of events that the endpoint takes."""
+    headers: Annotated[dict[_HeaderName, _HeaderValue], Field(max_length=MOST_HEADERS), AfterValidator(_own)] = Field(
+        default={}
+    )
+    """HTTP headers of each request to the endpoint. Answers hide their values."""
     enabled: bool = True
-    rate_limit: int | None = None
-    """The most callbacks a second; None without a limit."""
+    """False for an endpoint to which nothing is sent."""
+    rate_limit: Annotated[int, Field(ge=1, le=MOST_A_SECOND)] | None = None
+    """The most callbacks a second; null removes the limit."""
 
 
 def create(connection: Connection, tenant: str, terms: EndpointTerms, now_ms: int) -> EndpointRow:
@@ -66,7 +97,7 @@ def create(connection: Connection, tenant: str, terms: EndpointTerms, now_ms: in
         raise TooManyEndpoints
     identifier = f"we_{now_ms:012x}{secrets.token_hex(10)}"
     row = {"id": identifier, "tenant": tenant, "secret_version": 1, "created_at": now_ms, "updated_at": now_ms}
-    connection.execute(table.insert().values(**row, **_columns(terms)))
+    connection.execute(table.insert().values(**row, **terms.model_dump()))
     return connection.execute(select(table).where(table.c.id == identifier)).one()
 
 
@@ -87,7 +118,7 @@ def update(connection: Connection, row: EndpointRow, terms: EndpointTerms, now_m
     """Replace an endpoint's terms. Equal terms change nothing."""
     if terms_of(row) == terms:
         return row
-    changed = _changed(connection, row.tenant, row.id, **_columns(terms), updated_at=now_ms)
+    changed = _changed(connection, row.tenant, row.id, **terms.model_dump(), updated_at=now_ms)
     return row if changed is None else changed
 
 
@@ -119,22 +150,11 @@ def versions(row: EndpointRow, now_ms: int) -> tuple[int, ...]:
 
 def terms_of(row: EndpointRow) -> EndpointTerms:
     """Return the members that the tenant set."""
-    return EndpointTerms(row.name, row.url, row.events, row.headers, row.enabled, row.rate_limit)
+    return EndpointTerms.model_construct(**{name: getattr(row, name) for name in EndpointTerms.model_fields})
 
 
 def _this(tenant: str, identifier: str) -> tuple[Any, Any]:
     return table.c.tenant == tenant, table.c.id == identifier
-
-
-def _columns(terms: EndpointTerms) -> dict[str, Any]:
-    return {
-        "name": terms.name,
-        "url": terms.url,
-        "events": list(terms.events),
-        "headers": dict(terms.headers),
-        "enabled": terms.enabled,
-        "rate_limit": terms.rate_limit,
-    }
 
 
 def _changed(connection: Connection, tenant: str, identifier: str, **values: Any) -> EndpointRow | None:

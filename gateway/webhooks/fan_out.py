@@ -122,7 +122,7 @@ def _write(
 ) -> None:
     for event in events:
         for row in endpoints.get(event.tenant, ()):
-            if event.type in row.events:
+            if event.type in row.event_types:
                 key = f"{row.id}/{event.object_id}".encode()
                 put_record(connection, topics.events, key, event.body, event_headers(row, event, now_ms))
 

@@ -17,8 +17,11 @@ from schemas.kinds import BY_REFERENCE, KINDS, QUESTIONS
 from schemas.result import Result
 from schemas.worker import WorkerAnnouncement
 from scripts.publish import asyncapi
+from scripts.publish.client_shapes import client_shapes
 
 FOLDER = Path(__file__).parents[2] / "schemas" / "published"
+CLIENT = Path(__file__).parents[2] / "producers" / "postback_client" / "postback_client" / "wire.py"
+"""The module of the client library that is made from the schemas."""
 
 _MODELS: dict[str, type[WireModel]] = {
     "job": Job,
@@ -82,6 +85,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, text in documents().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    CLIENT.write_text(client_shapes(), encoding="utf-8")
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -94,7 +94,7 @@ def test_a_repeat_sends_the_same_request_with_the_same_key_after_the_pause_that_
     answers = [(429, {"retry-after": "7"}, refusal("rate_limited")), (503, {}, b""), (202, {}, b"{}")]
     with scripted(*answers) as (url, got), HttpClient(url, "secret", clock=clock) as client:
         assert client.submit([Job(prompt="q", job_id="a")]) == ["a"]
-    assert [body for _, _, body in got] == [b'[{"prompt":"q","job_id":"a"}]'] * 3
+    assert [body for _, _, body in got] == [b'[{"job_id":"a","prompt":"q"}]'] * 3
     assert len({headers["idempotency-key"] for _, headers, _ in got}) == 1
     assert {headers["authorization"] for _, headers, _ in got} == {"Bearer secret"}
     assert clock.time() - NOW >= 7
@@ -361,6 +361,15 @@ def file_in(folder: Path) -> Path:
 def data_of(body: bytes) -> bytes:
     """The content of a form's only part."""
     return body.split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n--", 1)[0]
+
+
+def test_a_small_file_goes_in_one_request_whose_repeat_has_the_same_key(tmp_path: Path) -> None:
+    answers = [(503, dict[str, str](), b""), (200, dict[str, str](), json.dumps(FILE).encode())]
+    with scripted(*answers) as (url, got), HttpClient(url, "k", clock=HandClock(NOW)) as client:
+        assert client.files.upload(file_in(tmp_path)).id == "file-1"
+    (first, headers, body), again = got
+    assert (first, headers["idempotency-key"], body) == (again[0], again[1]["idempotency-key"], again[2])
+    assert (CONTENT in body, b'name="purpose"\r\n\r\nbatch' in body) == (True, True)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -21,7 +21,7 @@ from gateway.access import Scope
 from gateway.access.bounded_get import NotRead
 from gateway.door.fleet_frames import FleetFrames
 from gateway.page.fleet import MOST_ALERTS, alerts_of, fetch_alerts
-from gateway.page.routes import page_routes
+from gateway.page.views import page_routes
 from producers.errors import BrokerUnreachable
 from schemas.settings import KafkaSettings, SettingsRefused
 from schemas.worker import WorkerAnnouncement

@@ -34,6 +34,7 @@ from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
 from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, last_attempts
+from gateway.page.desk import Visitor
 from gateway.page.endpoints import EVENT_FIELD
 from gateway.page.letters import (
     DAYS,
@@ -48,10 +49,8 @@ from gateway.page.letters import (
 from gateway.page.letters import (
     MOST_SHOWN as LETTERS_SHOWN,
 )
-from gateway.page.overview import read_figures
 from gateway.page.rendering import duration, link, page, pieces, web_address
-from gateway.page.routes import page_routes
-from gateway.page.visitors import Visitor
+from gateway.page.views import page_routes, read_figures
 from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, files, job_attempts, jobs, webhook_endpoints
 from gateway.webhooks.endpoints import EVENT_TYPES
@@ -192,7 +191,7 @@ def attempt_row(tenant: str, job_id: str, offset: int, error: str | None, **more
 
 
 def endpoint_row(tenant: str, identifier: str, **more: Any) -> dict[str, Any]:
-    terms = {"name": "n", "url": "https://a.example", "events": ["batch.failed"], "headers": {}, "enabled": True}
+    terms = {"name": "n", "url": "https://a.example", "event_types": ["batch.failed"], "headers": {}, "enabled": True}
     versions = {"secret_version": 1, "created_at": NOW_MS, "updated_at": NOW_MS}
     return {"id": identifier, "tenant": tenant, **terms, **versions, **more}
 
@@ -470,6 +469,24 @@ def test_the_live_part_of_a_page_refreshes_itself_until_the_work_is_over(rig: Ri
     assert list(refreshed.values()) == [True, True, False, True, False]
 
 
+@pytest.mark.parametrize("path", ["/job?id=j-{}", "/batch?id=batch_{}"])
+def test_the_attempts_of_an_ended_object_refresh_for_a_while_after_the_last_news(rig: Rig, path: str) -> None:
+    tenant, place = path[1:4], 30_000 if "job" in path else 31_000
+    old, new = NOW_MS - 3_600_000, NOW_MS - 60_000
+    ended = {"quiet": old, "just": new, "tried": old, "settled": old}
+    for kind, at in ended.items():
+        if "job" in path:
+            put(rig.store, jobs, {**finished(tenant, f"j-{kind}"), "finished_at": at})
+        else:
+            put(rig.store, batches, batch_row(tenant, f"batch_{kind}", status="failed", created_at=at, failed_at=at))
+    for kind, at in (("tried", new), ("settled", old)):
+        name = path.rpartition("=")[2].format(kind)
+        put(rig.store, job_attempts, {**attempt_row(tenant, name, place + len(kind), "timeout"), "at": at})
+    browser = signed_in(rig, tenant)
+    live = [kind for kind in ended if browser.page(f"/console{path.format(kind)}").css("#attempts[hx-get]")]
+    assert live == ["just", "tried"]
+
+
 def test_a_batch_shows_the_counts_of_the_api_and_links_to_its_files(rig: Rig) -> None:
     files = {"output_file_id": "file-2", "error_file_id": "file-3", "metadata": {"run": EVIL}}
     put(rig.store, batches, batch_row("batches", "batch_c", **files, in_progress_at=NOW_MS))
@@ -719,11 +736,19 @@ def test_a_callback_is_not_sent_again_to_a_domain_that_the_tenant_may_not_call_a
     assert "may not go to https://a.example any more" in answer.text
 
 
-def test_the_page_of_callbacks_looks_at_the_newest_attempts_only(rig: Rig) -> None:
+def test_the_page_of_callbacks_looks_at_the_newest_attempts_only_and_again_after_a_new_one(rig: Rig) -> None:
     rows = [attempt_row("busy", f"j{n}", 10_000 + n, "timeout") for n in range(MOST_LOOKED_AT + 1)]
     rig.store.write_now(lambda connection: connection.execute(job_attempts.insert(), rows).rowcount)
-    found = rig.store.read_now(lambda connection: last_attempts(connection, "busy", "failed"))
+    found = rig.store.read_now(lambda connection: last_attempts(connection, "busy"))["failed"]
     assert (len(found.shown), found.found, found.is_whole) == (MOST_SHOWN, MOST_LOOKED_AT, False)
+    browser = signed_in(rig, "busy")
+    with patch("gateway.page.callbacks.last_attempts", side_effect=last_attempts) as reading:
+        for show in ("failed", "all", "failed"):
+            assert "j2000" in browser.get(f"/console/callbacks?show={show}").text
+        assert reading.call_count == 1
+        put(rig.store, job_attempts, attempt_row("busy", "newest", 15_000, "timeout"))
+        assert "newest" in browser.get("/console/callbacks").text
+        assert reading.call_count == 2
     assert found.shown[0].job_id == f"j{MOST_LOOKED_AT}"
 
 
@@ -871,12 +896,12 @@ def moved(answer: httpx.Response) -> str:
     ("changed", "said"),
     [
         ({"url": "http://10.0.0.1/"}, "url: must not be called"),
-        ({"url": ""}, "url: is not a text"),
-        ({"name": " "}, "name: is not a text"),
+        ({"url": ""}, "url: String should have at least 1 character"),
+        ({"name": " "}, "name: String should have at least 1 character"),
         ({"headers": "x-a: b\nno colon"}, "headers: line 2 has no colon"),
         ({"headers": "x-a: b\nx-a: c"}, "headers: line 2 repeats a header"),
         ({"headers": "webhook-id: forged"}, "headers: has a header twice, or a header that the sender sets"),
-        (dict.fromkeys(EVERY_EVENT, None), "event_types: is not a list of at least one type"),
+        (dict.fromkeys(EVERY_EVENT, None), "event_types: List should have at least 1 item"),
     ],
 )
 def test_a_refused_registration_keeps_the_visitors_input(
@@ -917,7 +942,7 @@ def test_another_tenants_endpoint_is_out_of_reach(signing: Rig) -> None:
 
 
 def test_an_endpoint_is_shown_with_its_texts_escaped_and_without_forms_for_readers(signing: Rig) -> None:
-    row = endpoint_row("hostile", "we_h", name=EVIL, url=EVIL, events=[EVIL], headers={EVIL: EVIL})
+    row = endpoint_row("hostile", "we_h", name=EVIL, url=EVIL, event_types=[EVIL], headers={EVIL: EVIL})
     put(signing.store, webhook_endpoints, row)
     page = signed_in(signing, "hostile").page("/console/endpoints")
     assert (len(page.css("script")), len(page.css("img")), len(page.css("main form"))) == (2, 1, 5)
@@ -1133,7 +1158,7 @@ def test_both_databases_give_the_same_figures(store: Store) -> None:
     assert (found.jobs, found.lines, found.finished, found.outcomes["failed"]) == (1, 5, 2, 1)
     assert (found.minutes[-1].succeeded, found.minutes[-1].others, found.busiest) == (1, 1, 2)
     assert [row.id for row in found.batches] == ["batch_1"]
-    failed = store.read_now(lambda connection: last_attempts(connection, "acme", "failed"))
+    failed = store.read_now(lambda connection: last_attempts(connection, "acme"))["failed"]
     assert [(each.job_id, each.last.error) for each in failed.shown] == [("a", "timeout")]
 
 

@@ -181,6 +181,14 @@ def test_the_key_of_an_upload_and_the_body_that_a_rotation_may_leave_out_are_des
     assert not rotation["requestBody"]["required"]
 
 
+def test_each_summary_names_its_own_operation() -> None:
+    operations = [each for path in openapi_document()["paths"].values() for each in path.values()]
+    summaries = [each["summary"] for each in operations]
+    assert len(set(summaries)) == len(summaries)
+    hooks = [each["summary"] for each in operations if "Webhook" in each["operationId"]]
+    assert [said for said in hooks if "webhook" not in said or said.startswith("Answer")] == []
+
+
 def test_every_reference_of_the_document_leads_to_a_schema() -> None:
     document = openapi_document()
 

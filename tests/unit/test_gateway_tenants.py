@@ -503,7 +503,7 @@ async def test_a_wrong_field_is_named(admin: Admin) -> None:
         ("POST", "/api_keys", {**acme, "scopes": []}, "scopes"),
         ("POST", "/api_keys", {**acme, "scopes": ["all"]}, "scopes.0"),
         ("POST", "/api_keys", {**acme, "expires_in_seconds": 0}, "expires_in_seconds"),
-        ("POST", "/api_keys", {**acme, "key": "mine"}, None),
+        ("POST", "/api_keys", {**acme, "key": "mine"}, "key"),
         ("PUT", "/tenants/acme", {"models": "echo"}, "models"),
         ("PUT", "/tenants/acme", {"queued_lines": -1}, "queued_lines"),
         ("PUT", "/tenants/acme", {"callback_domains": ["a", "*"]}, "callback_domains.1"),

@@ -16,7 +16,8 @@ from schemas.event import event_body
 from schemas.outcome import Outcome
 from schemas.result import Citation, Result, ResultError, Support, Timings, Usage
 from schemas.topics import Topics
-from scripts.publish.wire_schemas import FOLDER, documents
+from scripts.publish.client_shapes import client_shapes
+from scripts.publish.wire_schemas import CLIENT, FOLDER, documents
 from workers.engines.base import RequestRejected
 from workers.engines.vllm.chat import MAX_PATTERNS, MAX_PROPERTIES, MAX_SCHEMA_CHARS, check_schema
 from workers.enrichment.answering.profile import Profiles
@@ -69,6 +70,7 @@ def resolve(reference: str, document: dict[str, Any]) -> Any:
 
 def test_the_published_files_are_fresh() -> None:
     assert documents() == PUBLISHED, "run `python -m scripts.publish`"
+    assert client_shapes() == CLIENT.read_text(encoding="utf-8"), "run `python -m scripts.publish`"
 
 
 def test_each_json_schema_is_valid_and_has_a_name() -> None:

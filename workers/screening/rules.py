@@ -8,7 +8,7 @@ from phonenumbers import SUPPORTED_REGIONS
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from schemas.job import Tenant
-from schemas.screening import FieldName, Verdict
+from schemas.screening import Category, FieldName, Verdict
 from workers.screening.matchers.pii import PiiKind
 
 RuleName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -35,6 +35,8 @@ class _Rule(BaseModel):
     """The tenants whose jobs the rule reads; by default all tenants."""
     except_tenants: tuple[Tenant, ...] = ()
     """Tenants whose jobs the rule does not read."""
+    categories: tuple[Category, ...] = ()
+    """The categories of `/v1/moderations` that the rule measures."""
 
     @field_validator("verdict")
     @classmethod

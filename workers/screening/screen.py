@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
 from schemas.job import Job
-from schemas.screening import FieldName, ScreeningFinding, Verdict
+from schemas.screening import Category, FieldName, ScreeningFinding, Verdict
 from workers.screening.classifier_process import Classifier, ClassifierAway, ModelRefused, check_folder
-from workers.screening.compiled import CompiledRule, RuleRefused, compiled
+from workers.screening.compiled import CompiledRule, MatchingRule, RuleRefused, compiled
 from workers.screening.loading import RulesRefused
 from workers.screening.plain import plain
 from workers.screening.redaction import Cut, Markers, marker, merged, outside, redacted, redacted_parts
@@ -53,6 +54,20 @@ class Screened:
     def refusals(self) -> list[ScreeningFinding]:
         """The findings of the rules that reject the job."""
         return [finding for finding in self.findings if finding.verdict is Verdict.REJECT]
+
+
+@dataclass(frozen=True, slots=True)
+class Moderated:
+    """The filter's judgement of one text. Its categories are those that a rule has measured."""
+
+    verdict: Verdict
+    """The strictest verdict of the rules that match."""
+    rules: tuple[str, ...]
+    """The names of the rules that match."""
+    matches: dict[Category, bool]
+    """For each measured category, True if a rule of the category matches."""
+    scores: dict[Category, float]
+    """For each measured category, the highest score: a classifier's, or 1 where another rule matches, else 0."""
 
 
 class Screen:
@@ -120,6 +135,31 @@ class Screen:
             findings += [finding for each in classifiers for finding in _judged(*each, screened)]
         verdict = max((finding.verdict for finding in findings), key=_strictness, default=Verdict.PASS)
         return Screened(verdict, tuple(findings), job if verdict is Verdict.REJECT else screened)
+
+    def moderate(self, tenant: str, text: str) -> Moderated:
+        """Judge one text as the tenant's rules judge a prompt. A classifier that gives no answer measures nothing."""
+        rules, classifiers = self._rules_for(tenant)
+        view, found = plain(text).text, list[tuple[MatchingRule | ClassifierRule, bool, float]]()
+        for each in rules:
+            if "prompt" in each.rule.fields:
+                is_match = any(True for _ in each.matcher.matches(view))
+                found.append((each.rule, is_match, float(is_match)))
+        for rule, classifier in classifiers:
+            if "prompt" not in rule.fields:
+                continue
+            with suppress(ClassifierAway):
+                [said] = classifier.scores([text], rule.seconds)
+                is_match = any(said.get(label, 0.0) >= least for label, least in rule.labels.items())
+                found.append((rule, is_match, max(said.get(label, 0.0) for label in rule.labels)))
+        matches: dict[Category, bool] = {}
+        scores: dict[Category, float] = {}
+        for measured, is_match, score in found:
+            for category in measured.categories:
+                matches[category] = matches.get(category, False) or is_match
+                scores[category] = max(scores.get(category, 0.0), score)
+        matching = [measured for measured, is_match, _ in found if is_match]
+        verdict = max((each.verdict for each in matching), key=_strictness, default=Verdict.PASS)
+        return Moderated(verdict, tuple(each.name for each in matching), matches, scores)
 
     def _reading(self, tenant: str) -> tuple[list[CompiledRule], list[tuple[ClassifierRule, Classifier]]]:
         """Return the rules and classifiers for a tenant."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from starlette.responses import Response
 
 from gateway.access import Scope, keys, tenants
 from gateway.access.keys import ApiKey
@@ -13,8 +12,7 @@ from gateway.access.principal import DEFAULT_SCOPES
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.paging import list_body
 from gateway.door import query
-from gateway.door.body import json_response
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.errors import ApiError, not_found
 from schemas.bounded import BoundedModel
@@ -42,7 +40,7 @@ class KeyRequest(BoundedModel):
     """Seconds for which the key is valid; by default without end."""
 
 
-async def create_key(call: Call) -> Response:
+async def create_key(call: Call) -> Answer:
     """Create an API key; the answer shows it once."""
     door = call.door
     asked: KeyRequest = await call.body()
@@ -55,10 +53,10 @@ async def create_key(call: Call) -> Response:
     )
     note_objects(call.request, [made.id])
     row = ApiKey(made.id, asked.tenant, asked.scopes, asked.label, now_ms, expires_at, None, None)
-    return json_response({**_shown(row, door.clock), "key": made.key})
+    return {**_shown(row, door.clock), "key": made.key}
 
 
-async def list_keys(call: Call) -> Response:
+async def list_keys(call: Call) -> Answer:
     """List API keys, the oldest first."""
     limit, said = query.number(call.request, "limit", 100, 1, _MOST), call.request.query_params
     rows = await call.door.store.read(
@@ -67,10 +65,10 @@ async def list_keys(call: Call) -> Response:
     if rows is None:
         raise not_found("api_key", str(said.get("after")))
     shown = [_shown(row, call.door.clock) for row in rows[:limit]]
-    return json_response(list_body(shown, has_more=len(rows) > limit))
+    return list_body(shown, has_more=len(rows) > limit)
 
 
-async def revoke_key(call: Call) -> Response:
+async def revoke_key(call: Call) -> Answer:
     """Revoke an API key."""
     door = call.door
     identifier = call.in_path("key_id")
@@ -78,44 +76,44 @@ async def revoke_key(call: Call) -> Response:
     if revoked is None:
         raise not_found("api_key", identifier)
     door.access.forget_key(identifier)
-    return json_response(_shown(revoked, door.clock))
+    return _shown(revoked, door.clock)
 
 
-async def list_tenants(call: Call) -> Response:
+async def list_tenants(call: Call) -> Answer:
     """List tenants with settings, sorted by name."""
     limit, after = query.number(call.request, "limit", 100, 1, _MOST), call.request.query_params.get("after")
     rows = await call.door.store.read(lambda connection: tenants.listed_tenants(connection, limit + 1, after))
     shown = [_tenant(name, settings) for name, settings in rows[:limit]]
-    return json_response(list_body(shown, has_more=len(rows) > limit))
+    return list_body(shown, has_more=len(rows) > limit)
 
 
-async def get_tenant(call: Call) -> Response:
+async def get_tenant(call: Call) -> Answer:
     """Read a tenant's settings."""
     name = _named(call)
     found = await call.door.store.read(lambda connection: tenants.find_tenant(connection, name))
     if found is None:
         raise not_found("tenant", name)
-    return json_response(_tenant(name, found))
+    return _tenant(name, found)
 
 
-async def put_tenant(call: Call) -> Response:
+async def put_tenant(call: Call) -> Answer:
     """Write a tenant's settings, which replace earlier ones."""
     door = call.door
     name = _named(call)
     settings: TenantSettings = await call.body()
     await door.store.write(lambda connection: tenants.put_tenant(connection, door.clock, name, settings))
     door.access.forget_tenant(name)
-    return json_response(_tenant(name, settings))
+    return _tenant(name, settings)
 
 
-async def delete_tenant(call: Call) -> Response:
+async def delete_tenant(call: Call) -> Answer:
     """Remove a tenant's settings: the defaults apply. Its keys and jobs stay."""
     door = call.door
     name = _named(call)
     if not await door.store.write(lambda connection: tenants.remove_tenant(connection, name)):
         raise not_found("tenant", name)
     door.access.forget_tenant(name)
-    return json_response({"id": name, "object": "tenant", "deleted": True})
+    return {"id": name, "object": "tenant", "deleted": True}
 
 
 def _named(call: Call) -> str:

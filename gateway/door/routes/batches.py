@@ -6,16 +6,15 @@ import json
 
 from pydantic_core import to_json
 from sqlalchemy import Connection
-from starlette.responses import JSONResponse, Response
 
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches import orders
 from gateway.batches.orders import BatchRequest, batch_object
 from gateway.batches.paging import list_body, page_query
-from gateway.door.accepting import response_of, write_once
+from gateway.door.accepting import answered, write_once
 from gateway.door.body import parse_json
 from gateway.door.cancelling import cancel_batch
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.door.submitted import traceparent_of
 from gateway.errors import validated
@@ -25,7 +24,7 @@ from telemetry.clock import unix_ms
 MOST_LISTED, LISTED = 100, 20
 
 
-async def create(call: Call) -> Response:
+async def create(call: Call) -> Answer:
     """Create a batch from an uploaded file."""
     door, content = call.door, await call.content()
     terms, traceparent = validated(BatchRequest, parse_json(content)), traceparent_of(call.request)
@@ -44,24 +43,23 @@ async def create(call: Call) -> Response:
 
     made = await write_once(call, content, work)
     door.batches_changed()
-    note_objects(call.request, [json.loads(made.body)["id"]])
-    return response_of(made)
+    identifier = json.loads(made.body)["id"]
+    note_objects(call.request, [identifier])
+    return await answered(call, content, made, identifier)
 
 
-async def list_batches(call: Call) -> JSONResponse:
+async def list_batches(call: Call) -> Answer:
     """List batches."""
     query = page_query(call.request.query_params, most=MOST_LISTED, default=LISTED, kind="batch")
-    page = await call.door.store.read(lambda connection: orders.page(connection, call.tenant, query))
-    return JSONResponse(list_body([batch_object(row) for row in page.rows], has_more=page.has_more))
+    page = await call.read(orders.page, query)
+    return list_body([batch_object(row) for row in page.rows], has_more=page.has_more)
 
 
-async def retrieve(call: Call) -> JSONResponse:
+async def retrieve(call: Call) -> Answer:
     """Read a batch."""
-    identifier = call.in_path("batch_id")
-    row = await call.door.store.read(lambda connection: orders.find(connection, call.tenant, identifier))
-    return JSONResponse(batch_object(row))
+    return batch_object(await call.read(orders.find, call.in_path("batch_id")))
 
 
-async def cancel(call: Call) -> JSONResponse:
+async def cancel(call: Call) -> Answer:
     """Cancel a batch."""
-    return JSONResponse(batch_object(await cancel_batch(call.door, call.principal, call.in_path("batch_id"))))
+    return batch_object(await cancel_batch(call.door, call.principal, call.in_path("batch_id")))

@@ -37,7 +37,7 @@ async def stream(call: Call) -> EventStream:
     door, tenant, streams = call.door, call.tenant, call.door.streams
     types, after = _types(call.request), _after(call.request)
     if after is None:
-        after = await door.store.read(lambda connection: last_number(connection, tenant))
+        after = await call.read(last_number)
     if streams[tenant] >= door.settings.event_streams:
         message = f"The tenant has {door.settings.event_streams} open streams of events; close one of them."
         raise ApiError(429, "too_many_streams", message, headers={"retry-after": "10"})

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 from sqlalchemy import Connection
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches.files import FileRow, file_object, file_terms
@@ -20,7 +20,7 @@ from gateway.batches.paging import list_body, page_query
 from gateway.batches.uploads import PART_BYTES, PartRow, UploadRow, part_object, upload_object
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.door.receiving import Receiving, file_form
 from gateway.errors import ApiError
@@ -29,7 +29,7 @@ MOST_LISTED = 10_000
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 
 
-async def upload(call: Call) -> Response:
+async def upload(call: Call) -> Answer:
     """Upload a file."""
     shelf = call.door.shelf
     idempotency_key(call.request)
@@ -57,29 +57,29 @@ async def upload(call: Call) -> Response:
     return response_of(stored)
 
 
-async def list_files(call: Call) -> JSONResponse:
+async def list_files(call: Call) -> Answer:
     """List files."""
     said = call.request.query_params
     query = page_query(said, most=MOST_LISTED, default=MOST_LISTED, kind="file")
     page = await call.door.shelf.page(call.tenant, query, said.get("purpose"))
-    return JSONResponse(list_body([file_object(row) for row in page.rows], has_more=page.has_more))
+    return list_body([file_object(row) for row in page.rows], has_more=page.has_more)
 
 
-async def retrieve(call: Call) -> JSONResponse:
+async def retrieve(call: Call) -> Answer:
     """Read a file's description."""
-    return JSONResponse(file_object(await _found(call)))
+    return file_object(await _found(call))
 
 
-async def content(call: Call) -> Response:
+async def content(call: Call) -> Answer:
     """Download a file."""
     return await content_response(call.door, await _found(call), call.request.headers.get("range"))
 
 
-async def delete(call: Call) -> JSONResponse:
+async def delete(call: Call) -> Answer:
     """Delete a file."""
     identifier = call.in_path("file_id")
     await call.door.shelf.delete(call.tenant, identifier)
-    return JSONResponse({"id": identifier, "object": "file", "deleted": True})
+    return {"id": identifier, "object": "file", "deleted": True}
 
 
 async def _found(call: Call) -> FileRow:
@@ -114,7 +114,7 @@ async def _rest(door: Door, first: bytes, pieces: Iterator[bytes]) -> AsyncItera
         first = await door.shelf.storage.run_anyway(next, pieces, b"")
 
 
-async def create_upload(call: Call) -> JSONResponse:
+async def create_upload(call: Call) -> Answer:
     """Begin a file that arrives in parts.
 
     It expires after an hour.
@@ -124,7 +124,7 @@ async def create_upload(call: Call) -> JSONResponse:
     return await _shown_upload(call, row)
 
 
-async def add_part(call: Call) -> JSONResponse:
+async def add_part(call: Call) -> Answer:
     """Upload a part.
 
     A part has 64 MiB at most; parts may arrive at the same time and in any order.
@@ -140,10 +140,10 @@ async def add_part(call: Call) -> JSONResponse:
     received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
     row = await received.kept(call.request, keep, lambda: assembly.drop_part(draft))
     note_objects(call.request, [row.id], [draft.sha256])
-    return JSONResponse(part_object(row))
+    return part_object(row)
 
 
-async def complete_upload(call: Call) -> JSONResponse:
+async def complete_upload(call: Call) -> Answer:
     """Join the parts to a file.
 
     A repeat with the same parts gets the same file.
@@ -153,13 +153,13 @@ async def complete_upload(call: Call) -> JSONResponse:
     row = await assembly.complete(call.tenant, call.in_path("upload_id"), asked, credential)
     file = await assembly.file_of(row)
     note_objects(call.request, [row.file_id], [] if file is None else [file.sha256])
-    return JSONResponse(upload_object(row, file, call.door.shelf.now_ms()))
+    return upload_object(row, file, call.door.shelf.now_ms())
 
 
-async def cancel_upload(call: Call) -> JSONResponse:
+async def cancel_upload(call: Call) -> Answer:
     """Cancel an upload."""
     return await _shown_upload(call, await call.door.assembly.cancel(call.tenant, call.in_path("upload_id")))
 
 
-async def _shown_upload(call: Call, row: UploadRow) -> JSONResponse:
-    return JSONResponse(upload_object(row, await call.door.assembly.file_of(row), call.door.shelf.now_ms()))
+async def _shown_upload(call: Call, row: UploadRow) -> Answer:
+    return upload_object(row, await call.door.assembly.file_of(row), call.door.shelf.now_ms())

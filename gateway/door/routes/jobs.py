@@ -16,9 +16,8 @@ from gateway.accept.jobs import NewJob
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import LANE_HEADER, accept, response_of
-from gateway.door.body import json_response
 from gateway.door.cancelling import cancel as cancel_job
-from gateway.door.endpoint import PAGING, Call, Parameter
+from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
 from gateway.errors import not_found
 from gateway.view.stored_jobs import JobFilter, StoredJob, find_job, list_jobs
@@ -40,10 +39,9 @@ FILTERS = (
     Parameter("created_before", f"Only jobs created before this time, {_TIME}."),
 )
 """The parameters of a list of jobs, beside those that begin with `METADATA`."""
-_MOST_KEYS = 8
 
 
-async def create(call: Call) -> Response:
+async def create(call: Call) -> Answer:
     """Submit one job, or an array of jobs.
 
     An array is accepted whole or not at all. Unknown fields are refused, and a problem names its job's index.
@@ -64,7 +62,7 @@ async def create(call: Call) -> Response:
     return response_of(await accept(call, body, new, answer))
 
 
-async def retrieve(call: Call) -> Response:
+async def retrieve(call: Call) -> Answer:
     """Read a job with its result."""
     job = await _found(call)
     head = to_json(shown(job))
@@ -72,19 +70,17 @@ async def retrieve(call: Call) -> Response:
     return Response(head[:-1] + b',"result":' + result + b"}", media_type="application/json")
 
 
-async def several(call: Call) -> Response:
+async def several(call: Call) -> Answer:
     """List jobs, without their results.
 
     `metadata.KEY=VALUE` chooses jobs with this metadata; up to eight keys may be given.
     """
     page, wanted = query.page(call.request), job_filter(call.request, call.door.clock.time())
-    found, more = await call.door.store.read(
-        lambda connection: list_jobs(connection, call.tenant, wanted, page.limit, page.after, ascending=page.ascending)
-    )
-    return json_response(list_body([shown(job) for job in found], has_more=more))
+    found, more = await call.read(list_jobs, wanted, page.limit, page.after, ascending=page.ascending)
+    return list_body([shown(job) for job in found], has_more=more)
 
 
-async def cancel(call: Call) -> Response:
+async def cancel(call: Call) -> Answer:
     """Cancel a job.
 
     A job that has ended is a 409. A result that is older than the cancellation remains.
@@ -92,12 +88,12 @@ async def cancel(call: Call) -> Response:
     await cancel_job(call.door, call.principal, call.in_path("job_id"))
     found = await _found(call)
     status = found.status if found.status != "queued" else "cancelling"
-    return json_response({**shown(found), "status": status})
+    return {**shown(found), "status": status}
 
 
 async def _found(call: Call) -> StoredJob:
     job_id = call.in_path("job_id")
-    found = await call.door.store.read(lambda connection: find_job(connection, call.tenant, job_id))
+    found = await call.read(find_job, job_id)
     if found is None:
         raise not_found("job", job_id)
     return found
@@ -111,7 +107,7 @@ def job_filter(request: Request, now: float) -> JobFilter:
         model_id=request.query_params.get("model"),
         created_after_ms=query.time_ms(request, "created_after", now),
         created_before_ms=query.time_ms(request, "created_before", now),
-        metadata=_metadata(request),
+        metadata=query.labels(request, METADATA),
     )
 
 
@@ -155,15 +151,3 @@ def _lane(request: Request) -> Lane:
         if said == lane:
             return lane
     raise query.invalid(LANE, f"is none of {', '.join(_LANES)}")
-
-
-def _metadata(request: Request) -> dict[str, str]:
-    found = {
-        name.removeprefix(METADATA): value for name, value in request.query_params.items() if name.startswith(METADATA)
-    }
-    if len(found) > _MOST_KEYS:
-        raise query.invalid("metadata", f"filters by more than {_MOST_KEYS} keys")
-    for key in found:
-        if not 1 <= len(key) <= 64 or '"' in key:
-            raise query.invalid("metadata", "has a key that is not 1 to 64 characters without quotation marks")
-    return found

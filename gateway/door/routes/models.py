@@ -7,26 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.responses import Response
-
-from gateway.door.body import json_response
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.fleet_models import FleetModels
 from gateway.errors import not_found
 
 
-async def list_models(call: Call) -> Response:
+async def list_models(call: Call) -> Answer:
     """List the tenant's models."""
     models = [_model(call.door.models, name) for name in await _names(call)]
-    return json_response({"object": "list", "data": models})
+    return {"object": "list", "data": models}
 
 
-async def retrieve(call: Call) -> Response:
+async def retrieve(call: Call) -> Answer:
     """Read one model."""
     name = call.in_path("model")
     if name not in await _names(call):
         raise not_found("model", name)
-    return json_response(_model(call.door.models, name))
+    return _model(call.door.models, name)
 
 
 async def _names(call: Call) -> list[str]:

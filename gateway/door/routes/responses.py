@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import to_json
-from sqlalchemy import Connection
-from starlette.responses import Response
 
 from gateway.accept.jobs import NewJob
-from gateway.batches.paging import list_body
 from gateway.door import query, submitted
-from gateway.door.accepting import accept, response_of
+from gateway.door.accepting import accept, answered
 from gateway.door.awaiting import answer_of, bounded
-from gateway.door.body import json_response, parse_json
+from gateway.door.body import parse_json
 from gateway.door.cancelling import cancel as cancel_job
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
 from gateway.errors import ApiError, conflict, not_found
@@ -35,8 +33,8 @@ from schemas.responses import (
     ResponseState,
     continued,
     input_items,
-    kept_members,
     response_object,
+    shown_members,
     unstored_members,
 )
 from schemas.result import Result
@@ -44,7 +42,7 @@ from schemas.strict import ignored_members
 from telemetry.clock import unix_ms
 
 
-async def create(call: Call) -> Response | AnswerStream:
+async def create(call: Call) -> Answer:
     """Create a response.
 
     With `background` the answer comes at once, as `queued`. Without `background` the request waits for the answer. When
@@ -65,37 +63,38 @@ async def create(call: Call) -> Response | AnswerStream:
     if not background:
         job = bounded(job, door.settings.await_seconds)
     [let_in] = await screened(call, [job], len(content))
-    kept = _kept(body) if let_in.job == job else None  # the filter redacted the job, so the body is not stored
-    if kept is not None and previous is not None:
-        kept["previous_response_id"] = previous
+    shown = _shown(body, previous)
+    # A body that the filter redacted is not stored either.
+    kept = shown if body.get("store") is not False and let_in.job == job else None
     trace = submitted.traceparent_of(call.request)
     new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
     # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
     state = _queued(new, int(door.clock.time()), kept if kept is not None else unstored_members(body))
     stored = await accept(call, content, [new], to_json(response_object(state)), 200)
-    if background:
-        return response_of(stored)
     job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
-    answer = answer_of(call, job_id)
+    if background:
+        return await answered(call, content, stored, job_id)
+    answer = answer_of(call, content, stored, job_id)
+
+    async def ended(result: Result) -> dict[str, Any]:
+        return response_object(replace(_state(await _found(call, job_id), result), request=shown))
 
     async def events(result: Result) -> list[bytes]:
-        state = _state(await _found(call, job_id), result)
-        return response_events(json.loads(stored.body), response_object(state))
+        return response_events(json.loads(stored.body), await ended(result))
 
     if streams:
         return await AnswerStream.begun(answer, events, response_failed, door.settings.heartbeat_seconds)
-    result = await answer
-    return _answer(_state(await _found(call, job_id), result))
+    return await ended(await answer)
 
 
-async def retrieve(call: Call) -> Response:
+async def retrieve(call: Call) -> Answer:
     """Read a response."""
     if call.request.query_params.get("stream") in ("true", "1"):
         raise query.invalid("stream", "is not supported here; poll the response, or read /v1/events")
-    return _answer(_state(await _found(call, _job_id(call))))
+    return response_object(_state(await _found(call, _job_id(call))))
 
 
-async def cancel(call: Call) -> Response:
+async def cancel(call: Call) -> Answer:
     """Cancel a response.
 
     A response whose end is not known yet is `in_progress`, and `postback.status` is `cancelling`.
@@ -110,12 +109,11 @@ async def cancel(call: Call) -> Response:
         return found if found.result is not None else None
 
     await door.waiting.until((call.tenant, job_id), look, door.settings.cancel_seconds)
-    return _answer(_state(await _found(call, job_id)))
+    return response_object(_state(await _found(call, job_id)))
 
 
-async def delete(call: Call) -> Response:
+async def delete(call: Call) -> Answer:
     """Delete a finished response with its answer and input."""
-    door = call.door
     job_id = _job_id(call)
     if line_of(job_id) is not None:  # its batch needs the result for the output file
         message = "The response is a line of a batch; delete the batch's output file instead."
@@ -123,16 +121,11 @@ async def delete(call: Call) -> Response:
     found = await _found(call, job_id)
     if found.result is None:
         raise conflict("response_unfinished", "The response has not ended; cancel it before you delete it.")
-    now_ms = unix_ms(door.clock)
-
-    def change(connection: Connection) -> None:
-        delete_job(connection, call.tenant, job_id, now_ms)
-
-    await door.store.write(change)
-    return json_response({"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True})
+    await call.write(delete_job, job_id, unix_ms(call.door.clock))
+    return {"id": f"{PREFIX}{job_id}", "object": "response", "deleted": True}
 
 
-async def list_input_items(call: Call) -> Response:
+async def list_input_items(call: Call) -> Answer:
     """List a response's input."""
     job_id, page = _job_id(call), query.page(call.request)
     found = await _found(call, job_id)
@@ -142,20 +135,13 @@ async def list_input_items(call: Call) -> Response:
             "input_not_stored",
             "The response's input was not stored: `store` was false, or the input filter redacted it.",
         )
-    items = input_items(job_id, json.loads(found.request))
-    if not page.ascending:
-        items.reverse()
-    ids = [item["id"] for item in items]
-    if page.after is not None and page.after not in ids:
-        raise not_found("item", page.after)
-    rest = items[ids.index(page.after) + 1 :] if page.after is not None else items
-    return json_response(list_body(rest[: page.limit], has_more=len(rest) > page.limit))
+    return query.page_of(input_items(job_id, json.loads(found.request)), page, "item")
 
 
 async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
     """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
     if isinstance(previous, str) and previous.startswith(PREFIX):
-        found = await _look(call, previous.removeprefix(PREFIX))
+        found = await call.read(find_job, previous.removeprefix(PREFIX))
         if found is not None and found.request is not None:
             answer = response_object(_state(found))
             if answer["status"] in ("completed", "incomplete"):
@@ -165,14 +151,10 @@ async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
 
 
 async def _found(call: Call, job_id: str) -> StoredJob:
-    found = await _look(call, job_id)
+    found = await call.read(find_job, job_id)
     if found is None:
         raise not_found("response", f"{PREFIX}{job_id}")
     return found
-
-
-async def _look(call: Call, job_id: str) -> StoredJob | None:
-    return await call.door.store.read(lambda connection: find_job(connection, call.tenant, job_id))
 
 
 def _job_id(call: Call) -> str:
@@ -183,10 +165,12 @@ def _job_id(call: Call) -> str:
     return identifier.removeprefix(PREFIX)
 
 
-def _kept(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the members of the body that are stored, with a note about members that have no effect."""
-    kept, note = kept_members(body), ignored_members(RESPONSES, dict(body))
-    return {**kept, NOTES: [note]} if kept is not None and note is not None else kept
+def _shown(body: dict[str, Any], previous: object) -> dict[str, Any]:
+    """Return the members of the body that the response shows, with a note about members that have no effect."""
+    shown, note = shown_members(body), ignored_members(RESPONSES, body)
+    if note is not None:
+        shown[NOTES] = [note]
+    return shown if previous is None else {**shown, "previous_response_id": previous}
 
 
 def _queued(new: NewJob, now: int, body: Mapping[str, Any]) -> ResponseState:
@@ -206,7 +190,3 @@ def _state(job: StoredJob, result: Result | None = None) -> ResponseState:
         result=result,
         request=json.loads(job.request) if job.request is not None else {},
     )
-
-
-def _answer(state: ResponseState) -> Response:
-    return json_response(response_object(state))

@@ -7,88 +7,105 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ConfigDict
 from sqlalchemy import Connection
-from starlette.responses import JSONResponse
 
 from gateway.access.allowed import check_callback
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.door import Door
-from gateway.door.endpoint import Call
+from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
-from gateway.door.webhook_terms import changed_terms, event_type_of, keeps_old_secret, new_terms
-from gateway.errors import NO_RETRY, ApiError, conflict, not_found, unavailable
+from gateway.errors import NO_RETRY, ApiError, conflict, not_found, unavailable, validated
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import EVENT_TYPES, MOST_ENDPOINTS, EndpointRow, EndpointTerms, TooManyEndpoints
+from gateway.webhooks.endpoints import (
+    EVENT_TYPES,
+    MOST_ENDPOINTS,
+    EndpointRow,
+    EndpointTerms,
+    EventType,
+    TooManyEndpoints,
+)
 from gateway.webhooks.fan_out import Sending
+from schemas.bounded import BoundedModel
 from telemetry.clock import unix_ms
 from workers.delivery.post import Exhausted
+from workers.egress import EgressPolicy, EgressRefused, check_url
 
 _HINTED = 4
 """The hint of a secret shows this many of its characters."""
 
 
-async def create(call: Call) -> JSONResponse:
-    """Register an endpoint. The answer has its secret."""
+class WebhookRotation(BoundedModel):
+    """The body of a rotation."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    keep_old_secret_active_for_24_hours: bool = False
+    """True if the old secret signs for one more day."""
+
+
+class WebhookTestRequest(BoundedModel):
+    """The body of a test."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    event_type: EventType
+    """The type of the test event."""
+
+
+async def create(call: Call) -> Answer:
+    """Register a webhook endpoint. The answer has its secret."""
     sending = sending_of(call.door)
     row = await register(call.door, call.tenant, await call.body())
     note_objects(call.request, [row.id])
-    return JSONResponse(_with_secret(row, sending))
+    return _with_secret(row, sending)
 
 
-async def list_endpoints(call: Call) -> JSONResponse:
-    """Answer with a page of endpoints."""
+async def list_endpoints(call: Call) -> Answer:
+    """List webhook endpoints."""
     sending, wanted = sending_of(call.door), query.page(call.request)
-    rows, more = await call.door.store.read(
-        lambda open_: endpoints.page(open_, call.tenant, wanted.limit, wanted.after)
-    )
-    return JSONResponse(list_body([_shown(row, sending) for row in rows], has_more=more))
+    rows, more = await call.read(endpoints.page, wanted.limit, wanted.after)
+    return list_body([_shown(row, sending) for row in rows], has_more=more)
 
 
-async def retrieve(call: Call) -> JSONResponse:
-    """Answer with one endpoint."""
+async def retrieve(call: Call) -> Answer:
+    """Read a webhook endpoint."""
     sending = sending_of(call.door)
-    return JSONResponse(_shown(await _found(call.door, call.tenant, _id(call)), sending))
+    return _shown(await _found(call.door, call.tenant, _id(call)), sending)
 
 
-async def update(call: Call) -> JSONResponse:
-    """Change the members that the body has."""
+async def update(call: Call) -> Answer:
+    """Change a webhook endpoint. Members that the body lacks stay as they are."""
     sending = sending_of(call.door)
-    return JSONResponse(_shown(await change(call.door, call.tenant, _id(call), await call.body()), sending))
+    return _shown(await change(call.door, call.tenant, _id(call), await call.body()), sending)
 
 
-async def delete(call: Call) -> JSONResponse:
-    """Remove an endpoint."""
-    identifier = _id(call)
-    await remove(call.door, call.tenant, identifier)
-    return JSONResponse({"id": identifier, "object": "webhook_endpoint.deleted", "deleted": True})
+async def delete(call: Call) -> Answer:
+    """Delete a webhook endpoint. Events that are on their way are still sent."""
+    await remove(call.door, call.tenant, _id(call))
+    return {"id": _id(call), "object": "webhook_endpoint.deleted", "deleted": True}
 
 
-async def rotate(call: Call) -> JSONResponse:
-    """Begin a new secret. The answer has it."""
-    sending, overlap = sending_of(call.door), keeps_old_secret(await call.body())
-    return JSONResponse(_with_secret(await begin_secret(call.door, call.tenant, _id(call), overlap=overlap), sending))
+async def rotate(call: Call) -> Answer:
+    """Give a webhook endpoint a new secret. The answer has it."""
+    asked: WebhookRotation = await call.body()
+    overlap, sending = asked.keep_old_secret_active_for_24_hours, sending_of(call.door)
+    return _with_secret(await begin_secret(call.door, call.tenant, _id(call), overlap=overlap), sending)
 
 
-async def test(call: Call) -> JSONResponse:
-    """Send a sample event."""
-    kind, identifier = event_type_of(await call.body()), _id(call)
-    status = await send_sample(call.door, call.tenant, identifier, kind)
-    return JSONResponse(
-        {
-            "object": "webhook_endpoint.test",
-            "webhook_endpoint_id": identifier,
-            "event_type": kind,
-            "status_code": status,
-            "success": True,
-        }
-    )
+async def test(call: Call) -> Answer:
+    """Send a test event to a webhook endpoint. The answer has the status that it gave."""
+    asked: WebhookTestRequest = await call.body()
+    status = await send_sample(call.door, call.tenant, _id(call), asked.event_type)
+    told = {"webhook_endpoint_id": _id(call), "event_type": asked.event_type, "status_code": status, "success": True}
+    return {"object": "webhook_endpoint.test", **told}
 
 
-async def event_types(_call: Call) -> JSONResponse:
-    """Answer with the types of events."""
-    return JSONResponse({"object": "list", "data": list(EVENT_TYPES)})
+async def event_types(_call: Call) -> Answer:
+    """List the types of events that a webhook endpoint can take."""
+    return {"object": "list", "data": list(EVENT_TYPES)}
 
 
 # -- the work, for the API and the console page ------------------------------------------------------------------------
@@ -103,8 +120,8 @@ def sending_of(door: Door) -> Sending:
 
 async def register(door: Door, tenant: str, body: Any) -> EndpointRow:
     """Write the endpoint that the body describes. Raises ApiError (400, 403, 409) and StoreAway."""
-    terms, now_ms = new_terms(body, door.callbacks), unix_ms(door.clock)
-    _require_allowed(await door.access.tenant(tenant), terms)
+    terms, now_ms = _terms(body, {}, door.callbacks), unix_ms(door.clock)
+    _require_allowed(await door.access.tenant(tenant), terms.url)
     try:
         return await door.store.write(lambda open_: endpoints.create(open_, tenant, terms, now_ms))
     except TooManyEndpoints:
@@ -120,8 +137,8 @@ async def change(door: Door, tenant: str, identifier: str, body: Any) -> Endpoin
         row = endpoints.find(open_, tenant, identifier)
         if row is None:
             return None
-        terms = changed_terms(body, endpoints.terms_of(row), door.callbacks)
-        _require_allowed(settings, terms)
+        terms = _terms(body, endpoints.terms_of(row).model_dump(), door.callbacks)
+        _require_allowed(settings, terms.url)
         return endpoints.update(open_, row, terms, now_ms)
 
     return _present(await door.store.write(change_row), identifier)
@@ -143,10 +160,12 @@ async def remove(door: Door, tenant: str, identifier: str) -> None:
 async def send_sample(door: Door, tenant: str, identifier: str, kind: str) -> int:
     """POST a sample event to the endpoint, and return the status of its answer.
 
-    Raises ApiError: 404, 409 if no HTTP answer came, 503 if no connection is free.
+    Raises ApiError: 403 if the tenant's callbacks may not go there by now, 404, 409 if no HTTP answer came, 503 if no
+    connection is free.
     """
     sending = sending_of(door)
     row = await _found(door, tenant, identifier)
+    _require_allowed(await door.access.tenant(tenant), row.url)
     try:
         outcome = await sending.test(row, kind)
     except Exhausted:
@@ -157,9 +176,23 @@ async def send_sample(door: Door, tenant: str, identifier: str, kind: str) -> in
     return outcome.status
 
 
-def _require_allowed(settings: TenantSettings, terms: EndpointTerms) -> None:
+def _terms(body: Any, before: dict[str, Any], policy: EgressPolicy) -> EndpointTerms:
+    """Return the terms of an endpoint, after replacing the members that the body sets. Raises ApiError (400).
+
+    Null removes a rate limit, and sets no other member. The URL becomes ASCII, as the header of the record needs.
+    """
+    said = body if isinstance(body, dict) else {}
+    said = {name: value for name, value in said.items() if value is not None or name == "rate_limit"}
+    terms = validated(EndpointTerms, before | said if isinstance(body, dict) else body)
+    try:
+        return terms.model_copy(update={"url": str(check_url(terms.url, policy))})
+    except EgressRefused as refused:
+        raise ApiError(400, "invalid_value", f"url: must not be called: {refused}.", param="url") from None
+
+
+def _require_allowed(settings: TenantSettings, url: str) -> None:
     """Refuse an endpoint outside the tenant's callback domains, as a job's callback is refused. Raises ApiError."""
-    for problem in check_callback(settings, terms.url, "url"):
+    for problem in check_callback(settings, url, "url"):
         raise ApiError(403, "not_allowed", f"{problem}.", param="url", headers=NO_RETRY)
 
 
@@ -180,26 +213,12 @@ def _id(call: Call) -> str:
     return call.in_path("webhook_endpoint_id")
 
 
-def _object(row: EndpointRow, secret: str) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "object": "webhook_endpoint",
-        "created_at": row.created_at // 1000,
-        "updated_at": row.updated_at // 1000,
-        "name": row.name,
-        "url": row.url,
-        "event_types": row.events,
-        "signing_secret_hint": f"whsec_…{secret[-_HINTED:]}",
-        "headers": dict.fromkeys(row.headers, "…"),
-        "enabled": row.enabled,
-        "rate_limit": row.rate_limit,
-    }
-
-
 def _shown(row: EndpointRow, sending: Sending) -> dict[str, Any]:
-    return _object(row, sending.secret(row))
+    times = {name: getattr(row, name) // 1000 for name in ("created_at", "updated_at")}
+    hint = f"whsec_…{sending.secret(row)[-_HINTED:]}"
+    terms = {**endpoints.terms_of(row).model_dump(), "headers": dict.fromkeys(row.headers, "…")}
+    return {"id": row.id, "object": "webhook_endpoint", **times, **terms, "signing_secret_hint": hint}
 
 
 def _with_secret(row: EndpointRow, sending: Sending) -> dict[str, Any]:
-    secret = sending.secret(row)
-    return {**_object(row, secret), "signing_secret": secret}
+    return {**_shown(row, sending), "signing_secret": sending.secret(row)}

@@ -16,8 +16,8 @@ from typing import Any
 
 from postback_client.clock import MACHINE, ClientClock
 from postback_client.errors import CallbackRefused, UnreadableAnswer, UnusableKey
-from postback_client.result import Result
 from postback_client.shapes import parsed, read
+from postback_client.wire import Result
 
 TOLERANCE_SECONDS = 300.0
 

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from postback_client.errors import StillWaiting
-from postback_client.job import Job, Lane
-from postback_client.result import Result
+from postback_client.job import Lane
+from postback_client.wire import Job, Result
 
 try:
     from opentelemetry import trace

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from postback_client.batches import Batch
-    from postback_client.result import Result
+    from postback_client.wire import Result
 
 
 class PostbackError(Exception):

@@ -25,7 +25,7 @@ from postback_client.shapes import parsed, read
 
 FILES = "/v1/files"
 _PIECE_BYTES = 256 * 1024
-_UPLOADS, _DOWNLOADS = 3, 8
+_DOWNLOADS = 8
 
 UPLOADS = "/v1/uploads"
 PART_BYTES = 4 * 1024 * 1024
@@ -87,7 +87,12 @@ class Files:
         source, kept = Path(path), None if state is None else Path(state)
         if source.stat().st_size > PART_BYTES:
             return PartedUpload(self._http, source, purpose, on_bytes, kept).run()
-        return self._uploaded(source, purpose, on_bytes)
+        content = source.read_bytes()
+        headers, body = _form("file", source.name, content, purpose)
+        headers["idempotency-key"] = secrets.token_hex(16)  # a repeat leaves no second copy
+        made = read(StoredFile, self._http.json("POST", FILES, body=body, headers=headers))
+        on_bytes(len(content))
+        return made
 
     def retrieve(self, file_id: str) -> StoredFile:
         """Return a file's name and size. Raises NotFound."""
@@ -119,24 +124,6 @@ class Files:
         finally:
             part.unlink(missing_ok=True)
 
-    def _uploaded(self, path: Path, purpose: str, on_bytes: OnBytes) -> StoredFile:
-        """Upload a file in one request.
-
-        If only the answer is lost, the file is uploaded again, and the first copy remains unused.
-        """
-        attempt = 1
-        while True:
-            boundary = secrets.token_hex(16)
-            body = _form(path, purpose, boundary, on_bytes)
-            headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-            try:
-                return read(StoredFile, self._http.json("POST", FILES, body=body, headers=headers))
-            except Unreachable:
-                if attempt == _UPLOADS:
-                    raise
-            attempt += 1
-            self._http.clock.sleep(attempt)
-
     def _fetch(self, file: StoredFile, write: Callable[[bytes], object], on_bytes: OnBytes) -> None:
         done, lost = 0, 0
         while done < file.bytes:
@@ -159,21 +146,14 @@ class Files:
                 raise Unreachable(f"the download of {file.id} stopped after {done} of {file.bytes} bytes")
 
 
-def _form(path: Path, purpose: str, boundary: str, on_bytes: OnBytes) -> Iterator[bytes]:
-    """Yield the form of an upload in pieces. Source: RFC 7578."""
-    name = path.name.encode("ascii", "replace").replace(b'"', b"'").replace(b"\\", b"/").decode()
-    disposition = "content-disposition: form-data; name="
-    with path.open("rb") as content:
-        yield f'--{boundary}\r\n{disposition}"purpose"\r\n\r\n{purpose}\r\n'.encode()
-        yield (
-            f'--{boundary}\r\n{disposition}"file"; filename="{name}"\r\ncontent-type: application/octet-stream\r\n\r\n'
-        ).encode()
-        sent = 0
-        while piece := content.read(_PIECE_BYTES):
-            yield piece
-            sent += len(piece)
-            on_bytes(sent)
-        yield f"\r\n--{boundary}--\r\n".encode()
+def _form(field: str, filename: str, content: bytes, purpose: str | None = None) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body of a form with one file. Source: RFC 7578."""
+    boundary, disposition = secrets.token_hex(16), "content-disposition: form-data; name="
+    name = filename.encode("ascii", "replace").replace(b'"', b"'").replace(b"\\", b"/").decode()
+    asked = "" if purpose is None else f'--{boundary}\r\n{disposition}"purpose"\r\n\r\n{purpose}\r\n'
+    head = f'{asked}--{boundary}\r\n{disposition}"{field}"; filename="{name}"\r\n\r\n'
+    body = b"".join((head.encode(), content, f"\r\n--{boundary}--\r\n".encode()))
+    return {"content-type": f"multipart/form-data; boundary={boundary}"}, body
 
 
 def _place(file_id: str) -> str:
@@ -197,19 +177,17 @@ class UploadState:
 
 
 @dataclass(frozen=True, slots=True)
-class _Created:
+class _Upload:
     id: str
     expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class _Made:
+    """A part, or a completed upload with its file."""
+
     id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Completed:
-    file: StoredFile
+    file: StoredFile | None = None
 
 
 class PartedUpload:
@@ -254,7 +232,7 @@ class PartedUpload:
             "mime_type": "application/octet-stream",
             "purpose": self._purpose,
         }
-        created = read(_Created, self._post(UPLOADS, terms))
+        created = read(_Upload, self._post(UPLOADS, terms))
         part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
         modified_ns = self._path.stat().st_mtime_ns
         state = UploadState(
@@ -272,21 +250,19 @@ class PartedUpload:
             self._on_bytes(sent)
             while piece := content.read(state.part_bytes):
                 digest.update(piece)
-                part = read(_Named, self._part(state.upload_id, piece))
+                headers, body = _form("data", "part", piece)
+                place = f"{_upload_place(state.upload_id)}/parts"
+                part = read(_Made, self._http.json("POST", place, body=body, headers=headers))
                 state = dataclasses.replace(state, part_ids=(*state.part_ids, part.id))
                 self._keep(state)
                 sent += len(piece)
                 self._on_bytes(sent)
         asked = {"part_ids": list(state.part_ids), "md5": digest.hexdigest()}
         done = self._post(f"{_upload_place(state.upload_id)}/complete", asked, silence_seconds=_COMPLETE_SECONDS)
-        return read(_Completed, done).file
-
-    def _part(self, upload_id: str, piece: bytes) -> Any:
-        boundary = secrets.token_hex(16)
-        head = f'--{boundary}\r\ncontent-disposition: form-data; name="data"; filename="part"\r\n\r\n'
-        body = b"".join((head.encode(), piece, f"\r\n--{boundary}--\r\n".encode()))
-        headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-        return self._http.json("POST", f"{_upload_place(upload_id)}/parts", body=body, headers=headers)
+        made = read(_Made, done).file
+        if made is None:
+            raise UnreadableAnswer("the completed upload names no file")
+        return made
 
     def _post(self, path: str, body: dict[str, Any], **arguments: Any) -> Any:
         headers = {"content-type": "application/json"}

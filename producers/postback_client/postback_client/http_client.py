@@ -20,10 +20,10 @@ from postback_client.clock import MACHINE, ClientClock, TimeLimit
 from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
 from postback_client.files import Files
 from postback_client.http_session import HttpSession
-from postback_client.job import Job, JobState, Lane, NamedJob, named_jobs
-from postback_client.result import Result
+from postback_client.job import JobState, Lane, NamedJob, named_jobs
 from postback_client.server_sent import EventFeed
 from postback_client.shapes import parsed, read
+from postback_client.wire import Job, Result
 
 JOBS = "/v1/jobs"
 JOBS_TOGETHER = 500

@@ -8,7 +8,7 @@ long, but at most `MOST_PAUSE_SECONDS`.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,8 +32,6 @@ MOST_PAUSE_SECONDS = 60.0
 _PER_PAGE = "100"
 _FIRST_PAUSE_SECONDS, _GROWN_PAUSE_SECONDS = 0.25, 8.0
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
-
-Body = bytes | Iterable[bytes] | None
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -64,7 +62,7 @@ class HttpSession:
         method: str,
         path: str,
         *,
-        body: Body = None,
+        body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         stream: bool = False,
@@ -74,7 +72,7 @@ class HttpSession:
         """Send a request and return its answer; repeat the request until the client's patience or `limit` ends.
 
         Use this method only for requests that may be repeated, because they have an idempotency key or because a repeat
-        has no effect. A request with an iterable body is sent once. Raises GatewayRefused and Unreachable.
+        has no effect. Raises GatewayRefused and Unreachable.
         """
         patience = TimeLimit(self.clock, self._patience_seconds)
         grown = _FIRST_PAUSE_SECONDS
@@ -84,9 +82,8 @@ class HttpSession:
                 return failure
             wait = grown * random.uniform(0.5, 1.0) if pause is None else pause  # noqa: S311 - spreads repeats
             grown = min(2 * grown, _GROWN_PAUSE_SECONDS)
-            once = body is not None and not isinstance(body, bytes)
             ends = patience.within(wait) < wait or (limit is not None and limit.within(wait) < wait)
-            if once or ends or not _may_repeat(failure):
+            if ends or not _may_repeat(failure):
                 raise failure
             self.clock.sleep(wait)
 
@@ -114,7 +111,7 @@ class HttpSession:
         self,
         method: str,
         path: str,
-        body: Body,
+        body: bytes | None,
         headers: Mapping[str, str] | None,
         params: Mapping[str, str] | None,
         stream: bool,

@@ -22,10 +22,10 @@ from kafka import errors as kafka_errors
 from postback_client.client import PostbackClient, Submitted
 from postback_client.clock import MACHINE, ClientClock, TimeLimit
 from postback_client.errors import KafkaFailed, PostbackError, StillWaiting, SubmitFailed, UnreadableAnswer
-from postback_client.job import Job, Lane, NamedJob, named_jobs
-from postback_client.result import Result
+from postback_client.job import Lane, NamedJob, named_jobs
 from postback_client.shapes import parsed, read
 from postback_client.sharding import DEFAULT_TENANT, Shard, prefix_of
+from postback_client.wire import Job, Result
 
 ACCEPT_SECONDS = 60.0
 """The longest wait for a job's acknowledgement."""
