@@ -7,6 +7,7 @@ go to the partition with the fewest recent jobs.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from pydantic_core import from_json
 
@@ -14,6 +15,8 @@ from schemas import openai
 from schemas.affinity import Shard, prefix_of
 from schemas.problems import UnusableLine
 
+_PREFIXES = (b'"system"', b'"developer"', b'"sources"', b'"payload_url"', b'"instructions"', b"\\u")
+"""A record without any of these bytes has no prefix, and is not parsed. In JSON, `\\u` can write any character."""
 MOST_SHARDS = 10_000
 """Cap on the number of shards whose counts are in memory; the least recently used shard is evicted."""
 
@@ -26,6 +29,10 @@ class Partitioner:
 
     def partition(self, topic: str, tenant: str, partitions: int, value: bytes | None) -> int:
         """Return the partition, out of `partitions`, of a tenant's job with this record value."""
+        return self.partitions(topic, tenant, partitions, (value,))[0]
+
+    def partitions(self, topic: str, tenant: str, partitions: int, values: Iterable[bytes | None]) -> list[int]:
+        """Return the partition of each of a tenant's jobs."""
         name = topic, tenant, partitions
         shard = self._shards.get(name)
         if shard is None:
@@ -34,7 +41,7 @@ class Partitioner:
                 self._shards.popitem(last=False)
         else:
             self._shards.move_to_end(name)
-        return shard.next(prefix_key(value))
+        return [shard.next(prefix_key(value)) for value in values]
 
 
 def prefix_key(value: bytes | None) -> bytes | None:
@@ -45,8 +52,10 @@ def prefix_key(value: bytes | None) -> bytes | None:
     Jobs with equal keys share a prompt prefix. None means that the job has no system message, no sources and no
     `payload_url`.
     """
+    if value is None or not any(map(value.__contains__, _PREFIXES)):
+        return None
     try:
-        document = from_json(value or b"")
+        document = from_json(value)
         job = openai.job_fields(document) if openai.is_batch_line(document) else document
     except (ValueError, UnusableLine):
         return None

@@ -60,12 +60,20 @@ class Checked:
     """The lines that will not run, by their numbers, in a batch that skips its bad lines."""
 
 
-def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob, *, skips: bool = False) -> Checked:
+def check_file(
+    pieces: Iterable[bytes],
+    endpoint: str,
+    check_job: CheckJob,
+    *,
+    expires_ms: int | None = None,
+    skips: bool = False,
+) -> Checked:
     """Check a file's lines. The result has at most MOST_ERRORS errors, in the order of the lines.
 
-    If the batch skips bad lines, they are no errors of the file.
+    `expires_ms` is the time of the batch's expiry in Unix milliseconds, before which each line begins. If the batch
+    skips bad lines, they are no errors of the file.
     """
-    checked, seen = Checked(), _Seen()
+    checked, check = Checked(), _LineCheck(endpoint, check_job, expires_ms)
 
     def usable() -> Iterator[Line]:
         for line in _without_blank_end(lines_of(pieces)):
@@ -73,7 +81,7 @@ def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob, *, s
             if checked.total > MOST_LINES:
                 message = f"The file has more than {MOST_LINES} lines; split it."
                 checked.errors.append(LineError("too_many_lines", message, checked.total))
-            elif found := _line_errors(line, endpoint, seen, check_job):
+            elif found := check.errors_of(line):
                 if skips:
                     checked.skipped[line.number] = found[0].skipped(line.number)
                 else:
@@ -89,19 +97,6 @@ def check_file(pieces: Iterable[bytes], endpoint: str, check_job: CheckJob, *, s
     return checked
 
 
-class _Seen:
-    """The `custom_id`s of the lines so far, kept as hashes because the texts could take 25 MB."""
-
-    def __init__(self) -> None:
-        self._lines: dict[bytes, int] = {}
-
-    def before(self, custom_id: str, number: int) -> int | None:
-        """Return the earlier line with the same id; if there is none, note this line and return None."""
-        digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        earlier = self._lines.setdefault(digest, number)
-        return None if earlier == number else earlier
-
-
 def _without_blank_end(lines: Iterable[Line]) -> Iterator[Line]:
     """Yield all lines except the blank lines at the file's end."""
     blank: list[Line] = []
@@ -114,43 +109,65 @@ def _without_blank_end(lines: Iterable[Line]) -> Iterator[Line]:
         yield line
 
 
-def _line_errors(line: Line, endpoint: str, seen: _Seen, check_job: CheckJob) -> list[LineError]:
-    number = line.number + 1
-    if line.content is None:
-        message = f"Line {number} has more than {MAX_JOB_BYTES} bytes; shorten it."
-        return [LineError("line_too_large", message, number)]
-    try:
-        document = from_json(line.content, allow_inf_nan=False)
-    except ValueError:
-        message = f"Line {number} is {'blank; delete it' if not line.content else 'not a JSON object'}."
-        return [LineError("invalid_json_line", message, number)]
-    if not openai.is_batch_line(document):
-        message = f"Line {number} is not a request: it has `custom_id`, `method`, `url` and `body`, and nothing else."
-        return [LineError("invalid_request_line", message, number)]
-    return _request_errors(document, number, endpoint, seen, check_job)
+class _LineCheck:
+    """The rules for the lines of one file, and the `custom_id`s of the lines so far."""
 
+    def __init__(self, endpoint: str, check_job: CheckJob, expires_ms: int | None) -> None:
+        self._endpoint = endpoint
+        self._check_job = check_job
+        self._expires_ms = expires_ms
+        self._seen: dict[bytes, int] = {}
+        """Hashes of the `custom_id`s, because the texts could take 25 MB."""
 
-def _request_errors(
-    document: dict[str, Any], number: int, endpoint: str, seen: _Seen, check_job: CheckJob
-) -> list[LineError]:
-    errors: list[LineError] = []
-    if document.get("url") != endpoint:
-        message = f"Line {number}: `url` is not the batch's endpoint {endpoint}."
-        errors.append(LineError("invalid_url", message, number, "url"))
-    if "method" not in document:
-        errors.append(LineError("invalid_method", f"Line {number}: `method` is required: POST.", number, "method"))
-    custom_id = document.get("custom_id")
-    if isinstance(custom_id, str) and (earlier := seen.before(custom_id, number)) is not None:
-        message = f"Line {number}: `custom_id` is that of line {earlier} too; each line needs its own."
-        errors.append(LineError("duplicate_custom_id", message, number, "custom_id"))
-    if errors:
+    def errors_of(self, line: Line) -> list[LineError]:
+        """Return the problems of the next line; none for a line that may run."""
+        number = line.number + 1
+        if line.content is None:
+            message = f"Line {number} has more than {MAX_JOB_BYTES} bytes; shorten it."
+            return [LineError("line_too_large", message, number)]
+        try:
+            document = from_json(line.content, allow_inf_nan=False)
+        except ValueError:
+            message = f"Line {number} is {'blank; delete it' if not line.content else 'not a JSON object'}."
+            return [LineError("invalid_json_line", message, number)]
+        if not openai.is_batch_line(document):
+            message = (
+                f"Line {number} is not a request: it has `custom_id`, `method`, `url` and `body`, and nothing else."
+            )
+            return [LineError("invalid_request_line", message, number)]
+        return self._frame_errors(document, number) or self._job_errors(document, number)
+
+    def _frame_errors(self, document: dict[str, Any], number: int) -> list[LineError]:
+        """Return the problems around the body of a request."""
+        errors: list[LineError] = []
+        if document.get("url") != self._endpoint:
+            message = f"Line {number}: `url` is not the batch's endpoint {self._endpoint}."
+            errors.append(LineError("invalid_url", message, number, "url"))
+        if "method" not in document:
+            errors.append(LineError("invalid_method", f"Line {number}: `method` is required: POST.", number, "method"))
+        custom_id = document.get("custom_id")
+        if isinstance(custom_id, str) and (earlier := self._earlier(custom_id, number)) is not None:
+            message = f"Line {number}: `custom_id` is that of line {earlier} too; each line needs its own."
+            errors.append(LineError("duplicate_custom_id", message, number, "custom_id"))
         return errors
-    try:
-        job, _ = read_batch_line(document)
-    except UnusableLine as unusable:
-        return [_unusable(number, str(problem.field), str(problem)) for problem in unusable.problems[:MOST_ERRORS]]
-    refusal = check_job(job)
-    return [] if refusal is None else [LineError("not_allowed", f"Line {number}: {refusal}", number)]
+
+    def _job_errors(self, document: dict[str, Any], number: int) -> list[LineError]:
+        """Return the problems of a request's job."""
+        try:
+            job, _ = read_batch_line(document)
+        except UnusableLine as unusable:
+            return [_unusable(number, str(problem.field), str(problem)) for problem in unusable.problems[:MOST_ERRORS]]
+        if job.not_before is not None and self._expires_ms is not None and job.begins_ms(0) >= self._expires_ms:
+            problem = "body.not_before is past the batch's expiry; choose an earlier time"
+            return [_unusable(number, "body.not_before", problem)]
+        refusal = self._check_job(job)
+        return [] if refusal is None else [LineError("not_allowed", f"Line {number}: {refusal}", number)]
+
+    def _earlier(self, custom_id: str, number: int) -> int | None:
+        """Return the earlier line with the same id; if there is none, note this line and return None."""
+        digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        earlier = self._seen.setdefault(digest, number)
+        return None if earlier == number else earlier
 
 
 def _unusable(number: int, name: str, problem: str) -> LineError:

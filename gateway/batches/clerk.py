@@ -224,7 +224,9 @@ class Clerk(SideTask):
         pieces = self._until_stopped(self._shelf.blobs.read(row.input_file_id))
         allowance = _LineAllowance(self._settings_of(row.tenant))
         try:
-            checked = check_file(pieces, row.endpoint, allowance, skips=orders.skips_invalid(row))
+            checked = check_file(
+                pieces, row.endpoint, allowance, expires_ms=row.expires_at, skips=orders.skips_invalid(row)
+            )
         except BlobMissing:
             message = "The input file's content is missing in the storage of files; upload it again."
             checked = Checked(errors=[LineError("input_file_missing", message, param="input_file_id")])

@@ -119,14 +119,17 @@ class ExpansionHandler:
     def _jobs(
         self, batch: BatchRow, wanted: LineRange, lines: dict[int, bytes], topic: str, partitions: int
     ) -> list[Output]:
-        common: list[Header] = [] if batch.traceparent is None else [(names.TRACEPARENT, batch.traceparent.encode())]
-        expires = str(batch.expires_at).encode()
+        traced: list[Header] = [] if batch.traceparent is None else [(names.TRACEPARENT, batch.traceparent.encode())]
+        common: list[Header] = [(names.DEADLINE, str(batch.expires_at).encode()), *traced]
+        chosen = self._partitioner.partitions(topic, wanted.tenant, partitions, lines.values())
         made = self._skipped(wanted)
-        for number, content in lines.items():
+        for (number, content), partition in zip(lines.items(), chosen, strict=True):
             headers: list[Header] = [*tenant_headers(self._secrets, wanted.tenant, job_id(batch.id, number), content)]
-            deadline = expires if _TTL not in content else self._deadline(content, batch.expires_at)
-            partition = self._partitioner.partition(topic, wanted.tenant, partitions, content)
-            made.append(Output(topic, content, None, [*headers, (names.DEADLINE, deadline), *common], partition))
+            if _TTL in content:
+                headers += [(names.DEADLINE, self._deadline(content, batch.expires_at)), *traced]
+            else:
+                headers += common
+            made.append(Output(topic, content, None, headers, partition))
         return made
 
     def _skipped(self, wanted: LineRange) -> list[Output]:

@@ -273,13 +273,14 @@ BAD_LINES: list[tuple[Any, str, str | None]] = [
     (line(7, body={**line(7)["body"], "n": 17}), "invalid_value", "body.n"),
     (line(7, body={**line(7)["body"], "temperature": 99}), "invalid_value", "body.temperature"),
     (line(7, body="x"), "invalid_value", "body"),
+    (line(7, body={**line(7)["body"], "not_before": 2_000_000_000}), "invalid_value", "body.not_before"),
     (b'{"custom_id": "' + b"x" * 600_000 + b'"}', "line_too_large", None),
 ]
 RECORDS = st.fixed_dictionaries({}, optional=dict.fromkeys(LineRange.model_fields, JSON))
 
 
 def check(content: bytes, endpoint: str = CHAT) -> Checked:
-    return check_file(pieces(content, 1000), endpoint, lambda job: None)
+    return check_file(pieces(content, 1000), endpoint, lambda job: None, expires_ms=2_000_000_000_000)
 
 
 def pieces(content: bytes, size: int) -> Iterator[bytes]:
