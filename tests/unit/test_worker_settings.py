@@ -63,6 +63,7 @@ OPERATORS_FILES: Final = (
     "rules",
     "grounding",
     "certificates",
+    "exporter",
     "families",
     "inside",
     "loading",
