@@ -26,6 +26,13 @@ BY_ENGINE: Final = "engine"
 class EnrichmentConstants(Constants):
     """Bounds on one job's sources that no operator has a reason to change."""
 
+    entailment_classes: str | None = None
+    """The classes of the cross-encoder in their order, such as `contradiction,entailment,neutral`.
+
+    By default, they are those of `id2label` in the model's `config.json`.
+    """
+    search_fresh_seconds: float = 600.0
+    """Time for which a search's results are cached."""
     longest_budget_seconds: float = 30.0
     """Upper bound of the time that a job may set for its sources (`sources.budget_seconds`)."""
     page_bytes: int = 8 * 1024 * 1024
@@ -153,8 +160,6 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
     """
     renderer_secret: SecretStr | None = None
     """The secret that the worker sends to the renderer as `Authorization: Bearer …`."""
-    search_fresh_seconds: float = Field(default=600.0, ge=0)
-    """Time for which a search's results are cached."""
     rewrite: bool = False
     """Let the model rewrite a conversation's last question for the search. A job or a profile may override this."""
     entailment: str | None = Field(default=None, min_length=1, max_length=1000)
@@ -162,11 +167,6 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
 
     The folder has `model.onnx`, `tokenizer.json` and `config.json`, and needs the extra `entailment`. By default, no
     judge reads an answer: sentences are supported by their words alone (`lexical`).
-    """
-    entailment_classes: str | None = Field(default=None, pattern=r"^[a-z]+(,[a-z]+){1,9}$")
-    """The classes of the cross-encoder in their order, such as `contradiction,entailment,neutral`.
-
-    By default, they are those of `id2label` in the model's `config.json`.
     """
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""

@@ -12,6 +12,8 @@ from schemas.settings import Constants, RoomSettings
 class CacheConstants(Constants):
     """Lifetimes and bounds of cached pages."""
 
+    memory_bytes: int = 64 * 1024 * 1024
+    """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
     redis_prefix: str = "postback:cache:"
     """Prefix of each key, so that a Redis can serve other programs, too."""
     entry_bytes: int = 1024 * 1024
@@ -33,8 +35,6 @@ class CacheConstants(Constants):
 class CacheSettings(CacheConstants, RoomSettings, env_prefix="POSTBACK_CACHE__"):
     """The cache's levels, the sizes of the levels, and the lifetimes of cached pages."""
 
-    memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
     redis_url: SecretStr | None = None
     """URL of a Redis with its password (`redis://…`, `rediss://…` or `unix://…`). Without a URL, this level is off."""
     disk_path: Path | None = None

@@ -40,22 +40,25 @@ class WikipediaSettings(_SearchSection):
     per_second: float = 5.0
 
 
-class PubmedSettings(_SearchSection):
+class _PubmedConstants(_SearchSection):
+    base_url: str = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
+
+
+class PubmedSettings(_PubmedConstants):
     """NCBI's E-utilities."""
 
-    base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
-    """The E-utilities' URL."""
     api_key: SecretStr | None = None
     """An API key from NCBI."""
 
 
-class ArxivSettings(_SearchSection):
-    """arXiv's API."""
-
-    base_url: BaseUrl = "https://export.arxiv.org/api/query"
-    """The API's URL."""
+class _ArxivConstants(_SearchSection):
+    base_url: str = "https://export.arxiv.org/api/query"
     per_second: float = 1 / 3
     """arXiv's terms of use allow one request in three seconds."""
+
+
+class ArxivSettings(_ArxivConstants):
+    """arXiv's API."""
 
 
 class _BraveConstants(_SearchSection):
