@@ -65,7 +65,6 @@ _SECTIONS = {
         "cache": "Invalidate pages that workers have cached.",
     },
     "Develop": {
-        "demo": "Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.",
         "broker": "Run an Apache Kafka on this machine, for development.",
         "receive": "Take callbacks, verify them, and show them.",
         "trigger": "Send one signed test event to a URL, and show the answer's status, time and first 1,024 bytes.",
