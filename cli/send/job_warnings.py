@@ -134,10 +134,7 @@ def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, c
             say(f"models were not checked: {announced}")
         return
     _warn("model", models, announced.models)
-    if announced.adapters is not None:
-        _warn("adapter", adapters, announced.adapters)
-    elif checking and adapters:
-        say("adapters were not checked: a worker of an earlier version does not announce its adapters")
+    _warn("adapter", adapters, announced.adapters)
 
 
 def _announced(kafka: KafkaSettings) -> Announced | str:
