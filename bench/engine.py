@@ -37,9 +37,9 @@ from bench.committed import committed_records
 from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, value_of
 from bench.run_batch import BatchRun, run_batch
 from bench.table import table, title, verdict
-from cli.devkit.model import tiny_model
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
+from scripts.play.model import tiny_model
 from telemetry.metrics import Metrics
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment

@@ -19,9 +19,9 @@ import psutil
 import uvloop
 
 from bench.table import table, title, verdict
-from cli.devkit.model import ENGLISH, embedding_model
-from cli.devkit.site import Site, paths
 from schemas.job import DEFAULT_TENANT, Sources
+from scripts.play.model import ENGLISH, embedding_model
+from scripts.play.site import Site, paths
 from telemetry.clock import Deadline, SystemClock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy, Guard

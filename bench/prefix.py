@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import uvloop
 
 from bench.table import table, title, verdict
-from cli.devkit.model import tiny_model
 from producers.sharding import Partitioner
 from schemas.affinity import prefix_of
 from schemas.codec import write_job
 from schemas.job import Job, Message
+from scripts.play.model import tiny_model
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest, request_for
 from workers.engines.vllm import VllmEngine

@@ -134,7 +134,7 @@ async def _model_answers(questions: Sequence[ProfileQuestion], profiles: Profile
 
     A newline ends each of the model's answers, since a base model would continue the text.
     """
-    from cli.devkit.model import small_model
+    from scripts.play.model import small_model
     from telemetry.metrics import Metrics
     from workers.engines.base import request_for
     from workers.engines.vllm import VllmEngine

@@ -21,59 +21,18 @@ if "--multiprocessing-fork" in sys.orig_argv:
     process_log.begin()
 
 _SECTIONS = {
-    "Run a fleet": {
-        "dev": "Run Kafka, a worker, delivery, the gateway with its console, and a receiver of callbacks, until "
-        "Ctrl-C.",
-        "worker": "Answer jobs from model_requests until SIGTERM; then drain and exit with status 0.",
-        "deliver": "Sign results and POST them to their callbacks until SIGTERM; then drain and exit with status 0.",
-        "gateway": "Serve the HTTP API until SIGTERM; then answer the running requests and exit with status 0.",
-        "exporter": "Serve the fleet's figures at /metrics and /backlog until SIGTERM, also while no worker runs.",
-        "topics": "Create and configure the fleet's topics.",
-        "models": "Check the model registry, and show its models.",
-        "keys": "Make, show and rotate the keys that callbacks are signed with.",
-        "api-keys": "Create, list and revoke the API keys of tenants.",
-        "store": "Upgrade the gateway's database, and rebuild its rows from Kafka.",
-        "tenants": "Set the allowed models and callbacks, rates and quotas of tenants.",
-    },
-    "Send work": {
-        "submit": "Submit jobs from a file: each line is a job, or a line of an OpenAI Batch.",
-        "cancel": "Cancel jobs: waiting jobs are not begun, running jobs are aborted, and each ends as `cancelled`.",
-        "batches": "Upload files of requests to a gateway, and download their answers.",
-        "files": "Upload files to a gateway, and list, download and delete them.",
-    },
-    "Take results": {
-        "results": "Collect the results that Kafka keeps for seven days, one line for each job.",
-        "status": "Show the state of jobs, one a line: `queued`, `cancelling`, or the outcome of a job that has ended.",
-        "deliveries": "Show the timeline of a job's callback: each attempt and its answer, each wait and its reason, "
-        "and the end.",
-        "replay": "Send results to their callbacks again.",
-        "verify-answer": "Judge whether the sources of an answer support its sentences.",
-    },
-    "Operate a fleet": {
-        "doctor": "Examine Kafka, the fleet, the settings and this machine.",
-        "top": "Watch lanes, workers, jobs per second, disabled endpoints, and outcomes and failures of the last "
-        "minute.",
-        "tail": "Follow results, callback attempts and dead letters as they are written, until Ctrl-C.",
-        "backlog": "Show the backlog: jobs in the lanes, and results and callbacks for delivery.",
-        "bench-fleet": "Measure a running fleet: jobs a second, and the time from a job's submission to its callback.",
-        "trace": "Show one job from its submission to its callbacks: submitter, hash of the prompt, model, sources, "
-        "attempts.",
-        "dead-letters": "Look at jobs and callbacks that were given up, and put them back.",
-        "endpoints": "List disabled and failing endpoints; enable or disable one.",
-        "rollout": "Try a candidate model, and promote or abort it.",
-        "certs": "Make a private authority; issue, renew, revoke and list its certificates.",
-        "cache": "Invalidate pages that workers have cached.",
-    },
-    "Develop": {
-        "demo": "Run Kafka, a worker, delivery, a web site and a receiver, ask questions, and check every callback.",
-        "broker": "Run an Apache Kafka on this machine, for development.",
-        "receive": "Take callbacks, verify them, and show them.",
-        "trigger": "Send one signed test event to a URL, and show the answer's status, time and first 1,024 bytes.",
-    },
+    "Run a fleet": ("fleet", "dev worker deliver gateway exporter topics models keys api-keys store tenants"),
+    "Send work": ("send", "submit cancel batches files"),
+    "Take results": ("take", "results status deliveries replay verify-answer"),
+    "Operate a fleet": (
+        "operate",
+        "doctor top tail backlog bench-fleet trace dead-letters endpoints rollout certs cache",
+    ),
+    "Develop": ("develop", "broker receive trigger"),
 }
-"""The commands of each section of the help, with the first sentence of their help."""
+"""The sections of the help: the folder in `cli/` that has a module for each command, and the commands."""
 
-COMMANDS = {name: Listed(section, summary) for section, listed in _SECTIONS.items() for name, summary in listed.items()}
+COMMANDS = {name: Listed(section, folder) for section, (folder, names) in _SECTIONS.items() for name in names.split()}
 
 
 class _Commands(Listing):

@@ -20,8 +20,8 @@ class Announced:
     models: tuple[str, ...]
     more: bool
     """True if one of the workers has more models or adapters than it announces."""
-    adapters: tuple[str, ...] | None = None
-    """All workers' adapters; None if a worker of an earlier version does not state its adapters."""
+    adapters: tuple[str, ...] = ()
+    """All workers' adapters; all lanes count, because a job is forwarded to its model's lane."""
 
 
 def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announced | None:
@@ -37,10 +37,9 @@ def announced_models(settings: KafkaSettings, clock: Clock = _CLOCK) -> Announce
     if not shared:
         return None
     models = dict.fromkeys(model for worker in shared for model in worker.models)
-    tuned = [worker.adapters for worker in workers]  # all lanes count, because a job is forwarded to its model's lane
-    adapters = dict.fromkeys(name for each in tuned for name in each or ())
+    adapters = dict.fromkeys(name for worker in workers for name in worker.adapters)
     more = any(worker.more for worker in shared) or any(worker.more for worker in workers if worker.adapters)
-    return Announced(tuple(models), more, tuple(adapters) if None not in tuned else None)
+    return Announced(tuple(models), more, tuple(adapters))
 
 
 def live_workers(records: Iterable[Stored], since_ms: int) -> list[WorkerAnnouncement]:

@@ -32,15 +32,12 @@ class WorkerAnnouncement(WireModel):
     """The engine whose lanes the worker reads; absent for the lanes of the whole fleet."""
     models: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)]
     """Models that a job in these lanes may name in `model_id`: the worker answers for them, or forwards the job."""
-    adapters: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)] | None = None
-    """LoRA adapters that a job may name in `adapter`, if this worker answers it.
-
-    Absent in announcements of versions that did not state them.
-    """
+    adapters: Annotated[tuple[Identifier, ...], Field(max_length=MAX_MODELS)] = ()
+    """LoRA adapters that a job may name in `adapter`, if this worker answers it."""
     more: bool = False
     """True if the worker has more names than `models` or `adapters` may hold."""
     version: str | None = Field(default=None, max_length=64)
-    """The worker's version of Postback; absent in announcements of versions that did not state it."""
+    """The worker's version of Postback."""
     answer_seconds: float | None = Field(default=None, ge=0, le=LONGEST_ANSWER_SECONDS)
     """The 99th percentile of the times of the worker's last answers, in seconds; absent before its first answer."""
     at: int = Field(ge=0, lt=10**15)
@@ -57,7 +54,7 @@ def announcement(
     names: Iterable[str],
     at: int,
     version: str | None = None,
-    adapters: Iterable[str] | None = None,
+    adapters: Iterable[str] = (),
     answer_seconds: float | None = None,
 ) -> WorkerAnnouncement:
     """Return an announcement of at most `MAX_MODELS` models and as many adapters.
@@ -65,12 +62,12 @@ def announcement(
     Names that no job may give are left out.
     """
     models, more_models = _usable(names)
-    tuned, more_adapters = _usable(adapters or ())
+    tuned, more_adapters = _usable(adapters)
     return WorkerAnnouncement(
         replica=replica,
         lane=lane,
         models=models,
-        adapters=tuned if adapters is not None else None,
+        adapters=tuned,
         more=more_models or more_adapters,
         version=version,
         answer_seconds=min(answer_seconds, LONGEST_ANSWER_SECONDS) if answer_seconds is not None else None,

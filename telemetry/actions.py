@@ -71,7 +71,6 @@ PROCESS = {
         "error", "Python ignored an error in a callback or a finalizer.", "Report the stack in the line."
     ),
     "log-line-failed": Action("error", "A library logged a line that cannot be formatted; the line is left out."),
-    "model-build": Action("info", "The demo makes its small model; the next start finds the model in the cache."),
 }
 
 STAGE = {

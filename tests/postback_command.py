@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
+from unittest.mock import patch
 
 from typer.testing import CliRunner
 
@@ -48,10 +49,11 @@ def postback_here(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end in this process: a process start takes one to three seconds of processor time.
 
-    The command has exactly these `POSTBACK_` variables, and these others besides this process's own.
+    The command has exactly these `POSTBACK_` variables, which set constants too, and these others besides this
+    process's own.
     """
     without = {name: None for name in os.environ if name.startswith("POSTBACK_")}
-    with state_kept():
+    with state_kept(), patch("schemas.settings.constants_of", return_value=frozenset()):
         done = CliRunner().invoke(app, list(map(str, arguments)), env={**without, **env}, input=given)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

@@ -1,1 +1,1 @@
-"""Commands for development: a broker, a receiver, the demo."""
+"""Commands for development: a broker, a receiver, a test event."""

@@ -1,1 +1,1 @@
-"""Tools for development, tests and the demo: a real broker, a receiver, pages and a small model."""
+"""Tools for development, tests and the demo: a real broker and a receiver."""

@@ -88,7 +88,7 @@ def revoke(
     identifier: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `create` and `list` print it.")],
     store: StoreUrl = None,
 ) -> None:
-    """Revoke an API key for good. Running gateways refuse the key within POSTBACK_ACCESS__KEY_CACHE_SECONDS."""
+    """Revoke an API key for good. Running gateways refuse the key within five seconds."""
     from telemetry.clock import SystemClock
 
     with opened_store(store) as opened, audited("revokeKey", "deletion", None, [identifier]):

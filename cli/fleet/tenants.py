@@ -32,7 +32,7 @@ def put(
 
     Fields: models, callback_domains (`hooks.example.com`, `*.example.com`), requests_per_second,
     key_requests_per_second, queued_lines, queued_tokens. Running gateways use the settings within
-    POSTBACK_ACCESS__KEY_CACHE_SECONDS.
+    five seconds.
     """
     from telemetry.clock import SystemClock
 

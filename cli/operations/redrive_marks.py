@@ -26,8 +26,7 @@ class RedriveMarks:
 
     `dead_letters` may be deleted and created again, and then old letters' marks have the places of new letters. So a
     mark is used only if it names its letter's time, and if the letter is not younger than the mark. To save memory,
-    only a remainder of the named time is stored. Marks of earlier releases name no time, so for these marks only the
-    letter's age is checked.
+    only a remainder of the named time is stored.
     """
 
     def __init__(self, ranges: list[Range]) -> None:
@@ -36,34 +35,30 @@ class RedriveMarks:
     def add(self, record: Stored) -> None:
         """Add a record of `dead_letters.redriven`; marks outside the ranges are skipped."""
         place = StoredPlace.parse(record.key.decode("latin-1")) if record.key is not None else None
-        if place is not None and place.partition in self._at_ms:
+        letter_ms = _letter_ms(record.value)
+        if place is not None and letter_ms is not None and place.partition in self._at_ms:
             start, at_ms = self._at_ms[place.partition]
             if 0 <= place.offset - start < len(at_ms):
                 marked_ms = min(max(record.at_ms, 0), _LATEST_MS)
-                at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | _named_remainder(record.value)
+                at_ms[place.offset - start] = marked_ms << _REMAINDER_BITS | letter_ms % _NO_MORE
 
     def of(self, letter: Stored) -> int | None:
         """Return the time of the letter's redrive, Unix milliseconds; None if it was not put back."""
         start, at_ms = self._at_ms[letter.place.partition]
         marked = at_ms[letter.place.offset - start]
         marked_ms, remainder = marked >> _REMAINDER_BITS, marked & _NO_MORE
-        is_its_own = remainder in (0, _remainder(letter.at_ms)) and marked_ms >= letter.at_ms - BROKERS_DIFFER_MS
+        is_its_own = remainder == letter.at_ms % _NO_MORE and marked_ms >= letter.at_ms - BROKERS_DIFFER_MS
         return marked_ms if marked and is_its_own else None
 
 
-def _remainder(letter_ms: int) -> int:
-    """Return the remainder of a letter's time, never 0: 0 stands for a mark that names no time."""
-    return 1 + letter_ms % _NO_MORE
-
-
-def _named_remainder(value: bytes | None) -> int:
-    """Return the remainder of the time that a mark names; 0 if it names none."""
+def _letter_ms(value: bytes | None) -> int | None:
+    """Return the time of its letter that a mark names; None if it names none, as no redrive writes it."""
     try:
         said = from_json(value or b"")
     except ValueError:
-        return 0
+        return None
     letter_ms = said.get("letter_at") if isinstance(said, dict) else None
-    return _remainder(letter_ms) if isinstance(letter_ms, int) else 0
+    return letter_ms if isinstance(letter_ms, int) else None
 
 
 def mark(

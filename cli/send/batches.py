@@ -43,6 +43,7 @@ def create(
 
     Exit status: 0 the batch has begun (with --wait: completed, every line succeeded), 1 otherwise, 2 bad input.
     """
+    _check_files(output, errors)
     with files_told(), gateway_client(gateway, key) as client:
         with uploading(file, "batch") as (state, progress):
             batch = client.batches.create(file, state=state, on_bytes=progress)
@@ -70,6 +71,7 @@ def wait(
 
     Exit status: 0 the batch is completed and every line succeeded, 1 otherwise or if the time is up.
     """
+    _check_files(output, errors)
     with files_told(), gateway_client(gateway, key) as client:
         _finish(client, batch_id, timeout, output, errors, as_json=as_json)
 
@@ -109,12 +111,16 @@ def cancel(
         say(f"the batch is {client.batches.cancel(batch_id).status}")
 
 
+def _check_files(output: Path | None, errors: Path | None) -> None:
+    """End the command before its first request if both options name one file."""
+    if output is not None and errors is not None and output.resolve() == errors.resolve():
+        raise fail("--errors must name another file than --output", BAD_INPUT)
+
+
 def _finish(
     client: HttpClient, batch_id: str, timeout: float | None, output: Path | None, errors: Path | None, *, as_json: bool
 ) -> None:
     """Wait until the batch has ended, download its files, and exit with 1 unless every line succeeded."""
-    if output is not None and errors is not None and output.resolve() == errors.resolve():
-        raise fail("--errors must name another file than --output", BAD_INPUT)
     batch = _ended(client, batch_id, timeout)
     for name, file_id, path in (("output", batch.output_file_id, output), ("error", batch.error_file_id, errors)):
         if path is None:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from schemas.job import Job
     from schemas.settings import FleetSettings, KafkaSettings
 
-_LISTS = ("POSTBACK_EGRESS__ALLOW_CALLBACKS", "POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES")
+_ALLOWED = "POSTBACK_EGRESS__ALLOW_CALLBACKS"
 _UNREADABLE = "not a URL that can be read"
 _FIXES = {
     _UNREADABLE: "correct its host, port or brackets",
     "https is required": "use https",
     "this port is not allowed": "use a port of POSTBACK_EGRESS__PORTS",
     "this spelling of an address is not allowed": "write four decimal numbers, or an IPv6 address in brackets",
-    "the address is not public": f"use a public address, or list its network in {_LISTS[0]}",
+    "the address is not public": f"use a public address, or list its network in {_ALLOWED}",
     "the operator denies it": "take it out of POSTBACK_EGRESS__DENY",
 }
 """Maps each reason for which the egress guard refuses a URL to the fix."""
@@ -62,7 +62,7 @@ def warn_of_refused(jobs: Iterable[tuple[int, Job]], fleet: FleetSettings) -> No
         count = sum(map(len, refused.values()))
         say(
             f"workers with the settings of this shell would reject {count} jobs; if the workers' settings differ, "
-            f"give {', '.join(_LISTS)}, POSTBACK_EGRESS__PORTS and POSTBACK_ENV the same values here"
+            f"give {_ALLOWED}, POSTBACK_EGRESS__PORTS and POSTBACK_ENV the same values here"
         )
 
 
@@ -76,7 +76,7 @@ def _judged_by(fleet: FleetSettings) -> Callable[[str], str | None]:
     try:
         from workers.egress import EgressRefused, EgressSettings, check_url
     except ModuleNotFoundError:
-        return _unreadable if development or any(map(os.environ.get, _LISTS)) else _plain_http
+        return _unreadable if development or os.environ.get(_ALLOWED) else _plain_http
     policy = checked_settings(EgressSettings).callback_policy(development=development)
 
     def refusal(url: str) -> str | None:
@@ -134,10 +134,7 @@ def warn_of_unserved(jobs: Iterable[tuple[int, Job]], kafka: KafkaSettings, *, c
             say(f"models were not checked: {announced}")
         return
     _warn("model", models, announced.models)
-    if announced.adapters is not None:
-        _warn("adapter", adapters, announced.adapters)
-    elif checking and adapters:
-        say("adapters were not checked: a worker of an earlier version does not announce its adapters")
+    _warn("adapter", adapters, announced.adapters)
 
 
 def _announced(kafka: KafkaSettings) -> Announced | str:

@@ -119,7 +119,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback cache invalidate https://example.com/page",
         "postback cache invalidate --host example.com",
     ),
-    "demo": ("postback demo --engine echo --jobs 200",),
     "broker start": ("postback broker start", "postback broker start --port 9100 --data ./kafka"),
     "broker stop": ("postback broker stop",),
     "receive": ("postback receive --port 8080 --tenant acme", "postback receive --port 8080 --secret @secret.txt -v"),

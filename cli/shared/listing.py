@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -17,31 +19,34 @@ from cli.shared.help import EXAMPLES
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter, Parameter
 
-_FOLDERS: Final = {
-    "Run a fleet": "fleet",
-    "Send work": "send",
-    "Take results": "take",
-    "Operate a fleet": "operate",
-    "Develop": "develop",
-}
-"""The folder of `cli/` with the commands of each section of the help."""
-
 
 @dataclass(frozen=True)
 class Listed:
-    """A command as the help of `postback` shows it."""
+    """A command in a section of the help of `postback`.
+
+    Its module has an `app`, a group of commands, or else a function with the command's name.
+    """
 
     section: str
-    summary: str
-    """The first sentence of the command's help."""
+    folder: str
+    """The folder in `cli/` of the section's modules."""
+
+    def help(self, name: str) -> str:
+        """Return the help of the command from its module's source: importing all modules would take a second."""
+        function = name.replace("-", "_")
+        module = Path(__file__).parents[1] / self.folder / f"{function}.py"
+        for each in ast.parse(module.read_text(encoding="utf-8")).body:
+            if isinstance(each, ast.FunctionDef) and each.name == function:
+                return ast.get_docstring(each) or ""
+            if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "app":
+                [said] = (one.value for one in cast("ast.Call", each.value).keywords if one.arg == "help")
+                return str(ast.literal_eval(said))
+        raise LookupError(f"{module} has neither an `app` nor a function {function}")
 
     def load(self, name: str) -> Command:
-        """Import the command's module, and return the command or the group of commands.
-
-        The module has an `app`, a group of commands, or else a function with the command's name.
-        """
+        """Import the command's module, and return the command or the group of commands."""
         function = name.replace("-", "_")
-        module = import_module(f"cli.{_FOLDERS[self.section]}.{function}")
+        module = import_module(f"cli.{self.folder}.{function}")
         group: typer.Typer | None = getattr(module, "app", None)
         if group is not None:
             return get_group(_complete(group, f"{name} "))
@@ -76,8 +81,13 @@ class _Unloaded(TyperCommand):
     """Stands in the list for a command whose module is not imported."""
 
     def __init__(self, name: str, listed: Listed) -> None:
-        super().__init__(name, short_help=listed.summary)
-        self.section = listed.section
+        super().__init__(name)
+        self.section, self._listed = listed.section, listed
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first sentence of the command's help."""
+        self.help = self._listed.help(self.name or "")
+        return super().get_short_help_str(limit)
 
 
 class Listing(Group):

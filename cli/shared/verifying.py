@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 
@@ -30,11 +30,12 @@ class JwkSetUnusable(Exception):  # noqa: N818 - named after the fault
     """A JWK set cannot be read. The text names the source and the fault."""
 
 
-class HeldKeys(Protocol):
+class HeldKeys:
     """Keys that may change while callbacks come in."""
 
     def current(self) -> Keys:
         """Return the keys that are valid now. Called at every request."""
+        raise NotImplementedError
 
     async def load(self) -> None:
         """Read the keys for the first time. End the command if the keys cannot be read."""
@@ -43,7 +44,7 @@ class HeldKeys(Protocol):
         """Read the keys again at intervals, until cancelled."""
 
 
-class KeyringKeys:
+class KeyringKeys(HeldKeys):
     """A tenant's keys in a keyring. The constructor ends the command if the file cannot be read."""
 
     def __init__(self, path: Path, tenant: str) -> None:
@@ -64,81 +65,67 @@ class KeyringKeys:
         keyring, tenant, now = self._keyring, self._tenant, self._clock.time()
         return Keys(keyring.secrets(tenant, now), keyring.public_keys(tenant, now), tenant)
 
-    async def load(self) -> None:
-        """Do nothing, because the constructor has read the file."""
 
-    async def follow(self) -> None:
-        """Do nothing, because `current` looks at the file at every request."""
+class GivenKeys(HeldKeys):
+    """Given secrets, and the Ed25519 keys of a JWK set (RFC 7517, RFC 8037) in a file or at a URL.
 
-
-class GivenKeys:
-    """Given secrets and the keys of a JWK set. They verify callbacks of one tenant, or of any tenant."""
+    They verify callbacks of one tenant, or of any tenant.
+    """
 
     def __init__(self, secrets: list[str], jwks: str | None, tenant: str | None) -> None:
         self._secrets = secrets
-        self._set = JwkSet(jwks) if jwks is not None else None
+        self._source = jwks
+        self._public_keys: list[str] = []
         self._tenant = tenant
 
     def current(self) -> Keys:
         """Return the keys that are valid now."""
-        return Keys(self._secrets, self._set.public_keys if self._set is not None else [], self._tenant)
+        return Keys(self._secrets, self._public_keys, self._tenant)
 
     async def load(self) -> None:
         """Read the set. End the command if the set cannot be read."""
-        if self._set is not None:
+        if self._source is not None:
             with telling(JwkSetUnusable):
-                await self._set.load()
-            if not self._set.public_keys and not self._secrets:
+                self._public_keys = await _keys_at(self._source)
+            if not self._public_keys and not self._secrets:
                 say("the JWK set holds no Ed25519 key: every callback will be refused until the set holds one")
 
     async def follow(self) -> None:
-        """Read the set again every minute."""
-        if self._set is not None:
-            await self._set.follow()
-
-
-class JwkSet:
-    """The Ed25519 keys of a JWK set (RFC 7517, RFC 8037) in a file or at a URL."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self.public_keys: list[str] = []
-        """The keys as `whpk_…`."""
-
-    async def load(self) -> None:
-        """Read the set. Raise JwkSetUnusable if the set cannot be read, and keep the earlier keys."""
-        try:
-            text = await self._fetched() if "://" in self._source else await asyncio.to_thread(self._read)
-            self.public_keys = _ed25519_keys(text)
-        except (OSError, aiohttp.ClientError, TimeoutError) as error:
-            raise JwkSetUnusable(f"--jwks {self._source}: {_named(error)}") from None
-        except (ValueError, RecursionError) as error:
-            raise JwkSetUnusable(f"--jwks {self._source}: it holds no JWK set: {error}") from None
-
-    async def follow(self) -> None:
-        """Read the set again every minute, until cancelled."""
-        while True:
+        """Read the set again every minute. If it cannot be read, the earlier keys stay."""
+        while self._source is not None:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                await self.load()
+                self._public_keys = await _keys_at(self._source)
             except JwkSetUnusable as error:
                 say(f"{error}; the keys that were read before stay in use")
 
-    def _read(self) -> bytes:
-        with Path(self._source).open("rb") as opened:
-            return opened.read(_LARGEST_SET + 1)
 
-    async def _fetched(self) -> bytes:
-        async with (
-            aiohttp.ClientSession(connector=bounded_connector(), timeout=_FETCH) as session,
-            session.get(self._source, raise_for_status=True) as response,
-        ):
-            text = b""
-            async for chunk in response.content.iter_any():
-                text += chunk
-                if len(text) > _LARGEST_SET:
-                    break
-            return text
+async def _keys_at(source: str) -> list[str]:
+    """Return the keys of a JWK set as `whpk_…`. Raises JwkSetUnusable."""
+    try:
+        return _ed25519_keys(await _fetched(source) if "://" in source else await asyncio.to_thread(_read, source))
+    except (OSError, aiohttp.ClientError, TimeoutError) as error:
+        raise JwkSetUnusable(f"--jwks {source}: {_named(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise JwkSetUnusable(f"--jwks {source}: it holds no JWK set: {error}") from None
+
+
+def _read(source: str) -> bytes:
+    with Path(source).open("rb") as opened:
+        return opened.read(_LARGEST_SET + 1)
+
+
+async def _fetched(source: str) -> bytes:
+    async with (
+        aiohttp.ClientSession(connector=bounded_connector(), timeout=_FETCH) as session,
+        session.get(source, raise_for_status=True) as response,
+    ):
+        text = b""
+        async for chunk in response.content.iter_any():
+            text += chunk
+            if len(text) > _LARGEST_SET:
+                break
+        return text
 
 
 def _named(error: Exception) -> str:

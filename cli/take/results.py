@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -187,14 +188,18 @@ def _open_ones(asked: ResultsRequest, answers: Answers) -> str:
 
 
 def _through(client: HttpClient, answers: Answers, files: Files, timeout: float | None, *, wait: bool) -> None:
-    """Write the results that a gateway has, and wait for the others if asked to."""
+    """Write the results that a gateway has, and wait for the others if asked to.
+
+    A gateway that refuses the first request, or is away, leaves the files as they are.
+    """
     wanted = list(answers.entries or ())
     to_terminal = answers.out is not None and answers.out.isatty()
+    found = streamed(client, wanted, timeout) if wait else stored(client, wanted)
+    first = list(islice(found, 1))
     with bars(hidden=to_terminal) as progress:
         for out in files:
             begin_anew(out)
-        found = streamed(client, wanted, timeout) if wait else stored(client, wanted)
-        answers.follow(map(answers.add, found), progress)
+        answers.follow(map(answers.add, chain(first, found)), progress)
 
 
 def _refuse_first(*rules: tuple[bool, str]) -> None:

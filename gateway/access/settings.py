@@ -14,6 +14,14 @@ from schemas.settings import Constants, RoomSettings
 class AccessConstants(Constants):
     """Rates that protect the door, and the pace of writes."""
 
+    failures_per_minute: int = 60
+    """The maximum number of requests per minute with a refused credential, from one IPv4 address or one /64 of IPv6.
+
+    Above this rate, refused credentials get status 429. Valid credentials of the same address are still admitted.
+    """
+    key_cache_seconds: float = 5.0
+    """Seconds for which keys and tenants' settings are cached. For at most this time, a gateway still accepts a revoked
+    key, and uses a tenant's former settings."""
     stranger_requests_per_second: int = 50
     """The maximum number of requests per second for pages without a credential, such as `/docs` and the sign-in.
 
@@ -33,19 +41,11 @@ class AccessSettings(AccessConstants, RoomSettings, env_prefix="POSTBACK_ACCESS_
     setting is required. A missing file is made if the store has no key yet. Back the file up with the store: without
     it, every API key is refused.
     """
-    key_cache_seconds: float = Field(default=5.0, ge=0, le=60)
-    """Seconds for which keys and tenants' settings are cached. For at most this time, a gateway still accepts a revoked
-    key, and uses a tenant's former settings."""
     oidc: OidcSettings = Field(default_factory=OidcSettings)
     requests_per_second: int | None = Field(default=None, ge=1, le=1_000_000)
     """The maximum number of admitted requests per second of the whole door; by default as many as the machine takes.
 
     Further requests get status 429. Requests without a valid credential are not counted here.
-    """
-    failures_per_minute: int = Field(default=60, ge=1, le=1_000_000)
-    """The maximum number of requests per minute with a refused credential, from one IPv4 address or one /64 of IPv6.
-
-    Above this rate, refused credentials get status 429. Valid credentials of the same address are still admitted.
     """
     redis_url: SecretStr | None = None
     """Redis in which several gateways count their requests together; without it, each gateway counts in its memory."""

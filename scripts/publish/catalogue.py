@@ -93,7 +93,7 @@ def _sections(model: type[BaseModel], prefix: str, readers: str, *, nested: bool
 def _shown(default: Any) -> str:
     """Return the default as the text of an environment variable, or an empty text if the default is None or empty."""
     match default:
-        case None | () | "":
+        case None | () | "" | BaseModel():
             return ""
         case bool():
             return str(default).lower()

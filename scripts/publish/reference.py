@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import starmap
 from pathlib import Path
 
@@ -82,7 +82,7 @@ _MEASURED_TABLE = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->\
 def documents() -> dict[Path, str]:
     """Map each file's path to its text. The same declarations always give the same texts."""
     return {
-        REFERENCE / "settings.md": _SETTINGS + "".join(map(_section, sections())),
+        REFERENCE / "settings.md": _SETTINGS + "".join(_settings()),
         REFERENCE / "metrics.md": _METRICS + table(("metric", "kind", "labels", "meaning"), _metrics()),
         REFERENCE / "jobs.md": job_reference.page(),
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
@@ -112,13 +112,48 @@ def _measured_table() -> str:
     return table(("promise", "alert", "killed", "stopped"), rows)
 
 
-def _section(section: Section) -> str:
-    rows = (
-        (f"`{each.name}`", f"`{each.default}`" if each.default else "", each.allowed, each.meaning)
-        for each in section.variables
-    )
-    head = f"\n## `{section.prefix}…`\n\n{section.about}\n\n"
-    return head + table(("variable", "default", "allowed", "meaning"), rows)
+def _settings() -> Iterator[str]:
+    """Yield the page's sections. Settings that several parts of a group have alike stand in a section before them."""
+    groups: dict[str, list[Section]] = {}
+    for section in sections():
+        group = section.prefix.removesuffix("__").rpartition("__")[0]
+        groups.setdefault(group if section.is_part and group else section.prefix, []).append(section)
+    for group, parts in groups.items():
+        owners: dict[Row, list[str]] = {}
+        for part in parts:
+            for row in _rows(part):
+                owners.setdefault(row, []).append(part.prefix.removesuffix("__").rpartition("__")[2])
+        for several in sorted({tuple(each) for each in owners.values() if len(each) > 1}, key=len, reverse=True):
+            alike = [row for row, whose in owners.items() if tuple(whose) == several]
+            about = "Settings that each of these has: its name stands in the place of `*`."
+            yield _section(f"{group}__*__", about, alike, f"{group}__{{{','.join(several)}}}__")
+        for part in parts:
+            if own := [row for row in _rows(part) if len(owners[row]) == 1]:
+                yield _section(part.prefix, part.about, own)
+
+
+Row = tuple[str, str, str, str]
+
+
+def _rows(section: Section) -> Iterator[Row]:
+    """Yield the end of each setting's name, its default, the allowed values and the meaning.
+
+    A mapping and its entries, each by its name, are one setting.
+    """
+    names = {each.name for each in section.variables}
+    for each in section.variables:
+        if not each.name.endswith("__*"):
+            entries = f"`, `…{_ENTRY}" if f"{each.name}{_ENTRY}" in names else ""
+            default = f"`{each.default}`" if each.default else ""
+            yield each.name.removeprefix(section.prefix) + entries, default, each.allowed, each.meaning
+
+
+_ENTRY = "__*"
+
+
+def _section(prefix: str, about: str, rows: Iterable[Row], title: str | None = None) -> str:
+    shown = ((f"`{prefix}{name}`", *more) for name, *more in rows)
+    return f"\n## `{title or prefix}…`\n\n{about}\n\n" + table(("variable", "default", "allowed", "meaning"), shown)
 
 
 def _metrics() -> Iterable[tuple[str, ...]]:

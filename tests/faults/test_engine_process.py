@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from workers.engines.vllm.guardian import Guardian, marked
 
 PROGRAM = Path(__file__).with_name("engine_process.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.devkit import model
+from scripts.play import model
 
 
 def test_a_model_that_could_not_be_made_leaves_nothing_behind(tmp_path: Path) -> None:

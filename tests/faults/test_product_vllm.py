@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from tests.engine_processes import engine_of, frozen, gone
 from tests.product import Product, Role, eventually
 

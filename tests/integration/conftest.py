@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from telemetry.metrics import Metrics
 from tests.integration.lora_adapters import write_adapter
 from tests.integration.trapping import hook, named

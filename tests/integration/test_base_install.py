@@ -99,5 +99,5 @@ warn_of_refused(enumerate((Job(prompt="q", callback_url=url) for url in urls), s
     unreadable = "postback: line 3: callback_url: not a URL that can be read; correct its host, port or brackets"
     assert warned[1] == unreadable
     assert without_extras(code, POSTBACK_ENV="development").stderr.splitlines()[0] == unreadable
-    listed = without_extras(code, POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES="a.example").stderr
+    listed = without_extras(code, POSTBACK_EGRESS__ALLOW_CALLBACKS="a.example").stderr
     assert listed.splitlines()[0] == unreadable

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.lora_adapters import write_adapter

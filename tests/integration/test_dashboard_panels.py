@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.devkit.model import embedding_model
 from cli.devkit.receiver import Behaviour
 from scripts.dashboards.__main__ import FOLDER as DASHBOARDS
+from scripts.play.model import embedding_model
 from telemetry.clock import Deadline, SystemClock
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.devkit.site import questions
+from scripts.play.site import questions
 from tests.postback_command import environment_of
 
 DEMO = Path(__file__).parents[2] / "scripts" / "demo"

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cli.devkit.site import HIDDEN_SENTENCE, Site, questions
 from schemas.job import Search, Sources
+from scripts.play.site import HIDDEN_SENTENCE, Site, questions
 from tests.integration.raw_server import FACT, HTML, SLOW, Script, enriching, page, reading_here, saying, speaking
 from workers.enrichment.answering.grounding import TemplateRefused, ground
 from workers.enrichment.choosing.rank import estimated_tokens

@@ -9,8 +9,8 @@ import zlib
 import pytest
 
 from bench.pdf_files import line, pdf, stream
-from cli.devkit.site import Site
 from schemas.job import Sources
+from scripts.play.site import Site
 from tests.integration.raw_server import enriching, saying, speaking
 
 pytestmark = pytest.mark.usefixtures("trapped")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bench.pdf_files import line, pdf
-from cli.devkit.site import Site
 from schemas.job import Job, Sources
 from schemas.outcome import Outcome
+from scripts.play.site import Site
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_server import judging
 from tests.integration.raw_server import FACT, page, reading_here

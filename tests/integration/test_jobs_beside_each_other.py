@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cli.devkit.site import Site
 from schemas.job import Sources
+from scripts.play.site import Site
 from telemetry.clock import Deadline
 from tests.integration.raw_server import CLOCK, FACT, HTML, SLOW, enriching, page, saying, speaking
 from workers.enrichment.enrich import Enricher

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 from workers.engines.vllm.settings import VllmSettings
 

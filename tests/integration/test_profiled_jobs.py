@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.pdf_files import line, pdf
-from cli.devkit.site import Site
 from schemas.topics import Topics
+from scripts.play.site import Site
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from tests.integration.openai_server import judging

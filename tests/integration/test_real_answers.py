@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cli.devkit.model import small_model
-from cli.devkit.site import Question, Site, questions
 from schemas.result import Result, Support
+from scripts.play.model import small_model
+from scripts.play.site import Question, Site, questions
 from telemetry.metrics import Metrics
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.raw_server import PATIENT

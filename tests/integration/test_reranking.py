@@ -13,8 +13,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from cli.devkit.model import embedding_model
 from schemas.job import Sources
+from scripts.play.model import embedding_model
 from telemetry.clock import Deadline
 from telemetry.metrics import Metrics
 from tests.ecs import log_lines

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.devkit.model import embedding_model
+from scripts.play.model import embedding_model
 from tests.fleet_here import FleetHere
 from tests.http_handler import handling
 from tests.postback_command import environment_of, postback_here

@@ -11,8 +11,8 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.devkit.model import embedding_model
 from schemas.rollout.comparison import Comparison
+from scripts.play.model import embedding_model
 from tests.drawn import drawn
 from tests.handlers import CLOCK
 from tests.unit.test_rollout_workers import Shadow, sample_of

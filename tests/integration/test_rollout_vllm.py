@@ -10,8 +10,8 @@ from time import time
 
 import pytest
 
-from cli.devkit.model import tiny_model
 from cli.operations.topics import create_topics
+from scripts.play.model import tiny_model
 from tests.integration.test_new_weights import retrained
 from tests.product import Product, Role, eventually
 from tests.repeating import repeating

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cli.devkit.site import Site
+from scripts.play.site import Site
 from telemetry.hand_clock import HandClock
 from tests.integration.profiled_worker import working
 from tests.integration.search_services import (

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from cli.devkit.site import Site
 from schemas.outcome import Outcome
 from schemas.result import Result
+from scripts.play.site import Site
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_server import judging
 from tests.integration.raw_server import FACT, HTML, page, saying, speaking

@@ -190,7 +190,7 @@ def test_waiting_ends_with_1_and_the_reasons_when_not_every_job_succeeded(
         ),
         ({"POSTBACK_ENV": "development", "POSTBACK_EGRESS__PORTS": "9,8080,443"}, {}),
         (
-            {"POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES": "*.example"},
+            {"POSTBACK_EGRESS__ALLOW_CALLBACKS": "*.example"},
             {},
         ),
         ({"POSTBACK_ENV": "development"}, {"lines 1, 2": "https://hook.example:9: this port is not allowed"}),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from tests.http_handler import handling
 from tests.product import Product, eventually
 from tests.rollout_fleet import Different

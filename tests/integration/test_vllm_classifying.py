@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cli.devkit.model import embedding_model
 from schemas.job import Job
+from scripts.play.model import embedding_model
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, request_for
 from workers.engines.vllm import VllmEngine

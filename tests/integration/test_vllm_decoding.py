@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from tests.drawn import drawn
 from tests.integration.test_engine_contract import request
 from workers.engines.base import GenerationRequest

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
-from cli.devkit.model import tiny_model
 from schemas.job import Message, Reasoning
+from scripts.play.model import tiny_model
 from telemetry.metrics import Metrics
 from tests.integration.json_schemas import SCHEMA, as_schema
 from tests.integration.test_engine_contract import QUESTION, busy, request

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from telemetry.metrics import Metrics
 from tests.integration.test_engine_contract import request
 from workers.engines.base import EngineDied, EngineLost, EngineRefused

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from cli.devkit.model import embedding_model
 from schemas.job import Job
+from scripts.play.model import embedding_model
 from telemetry.metrics import Metrics
 from workers.engines.base import Completion, GenerationRequest, RequestRejected, request_for
 from workers.engines.vllm import VllmEngine

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cli.devkit.model import embedding_model
 from cli.operations.topics import create_topics
+from scripts.play.model import embedding_model
 from tests.integration.test_vllm_classifying import logits, with_head
 from tests.integration.test_vllm_pooling import DOCUMENTS, QUERY
 from tests.product import Product, Role, eventually

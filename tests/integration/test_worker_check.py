@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback, postback_here
 

@@ -27,10 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from typer.main import get_command
 
-from cli.develop.demo_play import DemoJob, DemoTally, percentile
 from cli.develop.received import MAX_SHOWN_CHARACTERS, MAX_SHOWN_IN_LINE, Summary, View
 from cli.devkit.receiver import Received
-from cli.devkit.site import Question
 from cli.main import COMMANDS, app
 from cli.operate import dead_letters
 from cli.operate.dead_letters import ROWS_AT_ONCE, report_counts, write_lines, write_table
@@ -48,6 +46,8 @@ from producers.times import show_time
 from schemas import topics
 from schemas.broker_hint import broker_hint
 from schemas.settings import KafkaSettings
+from scripts.play.demo import DemoJob, DemoTally, percentile
+from scripts.play.site import Question
 from scripts.publish.catalogue import names
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock

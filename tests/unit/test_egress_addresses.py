@@ -262,9 +262,9 @@ def test_the_named_origin_is_the_one_that_is_connected_to(url: str) -> None:
 
 
 def test_the_two_allow_lists_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACKS", "10.0.0.0/8, fd00::/8")
-    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACK_NAMES", "Hooks.corp.example., *.svc.cluster.local")
-    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_FETCH_NAMES", "wiki")
+    listed = "10.0.0.0/8, Hooks.corp.example., fd00::/8, *.svc.cluster.local"
+    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_CALLBACKS", listed)
+    monkeypatch.setenv("POSTBACK_EGRESS__ALLOW_FETCH", "wiki")
     settings = EgressSettings()
     assert settings.callback_policy(development=False) == EgressPolicy(
         allow=(ip_network("10.0.0.0/8"), ip_network("fd00::/8")),
@@ -280,15 +280,15 @@ def test_the_ports_are_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("https://example.com:8443/", policy).reason is Refusal.PORT
 
 
-BAD_NAMES = ("10.0.0.1", "*", "*.", "*.10", "a b", "https://wiki", "wiki:80", "a..b", "*wiki", "-a")
+BAD_NAMES = ("*", "*.", "*.10", "a b", "https://wiki", "wiki:80", "a..b", "*wiki", "-a")
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "problem"),
     [
-        *(("ALLOW_CALLBACK_NAMES", value, "allow_callback_names") for value in BAD_NAMES),
+        *(("ALLOW_CALLBACKS", value, "allow_callbacks") for value in BAD_NAMES),
         *(("PORTS", value, "ports") for value in ("0", "65536", "https", "80-90")),
-        ("ALLOW_FETCH", "10.0.0.0/8,everything", "allow_fetch"),
+        ("ALLOW_FETCH", "10.0.0.0/8,*", "allow_fetch"),
         *(("DENY", value, "neither a network") for value in ("10.0.0.1/8", "10.0.0", "https://wiki", "*", "a b")),
     ],
 )

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bench.pdf_files import line, pdf
-from cli.devkit.site import HIDDEN_SENTENCE
 from schemas.codec import InvalidJob, Origin, read_job
 from schemas.job import MAX_DOCUMENTS, Job
 from schemas.strict import NotAJob, job_in, job_of
+from scripts.play.site import HIDDEN_SENTENCE
 from scripts.publish.wire_schemas import FOLDER
 from tests.any_json import any_json
 from tests.drawn import drawn

@@ -247,7 +247,7 @@ def test_a_variable_sets_a_setting_and_no_constant(monkeypatch: pytest.MonkeyPat
     [
         (FleetSettings, "POSTBACK_ENV", "s3cret"),
         (FleetSettings, "POSTBACK_KAFKA__PARTITIONS", "s3cret"),
-        (CacheSettings, "POSTBACK_CACHE__MEMORY_BYTES", "s3cret"),
+        (CacheSettings, "POSTBACK_CACHE__DISK_BYTES", "s3cret"),
         (engine_settings(), "POSTBACK_ENGINE__OPENAI__ATTEMPTS", "s3cret"),
         (EgressSettings, "POSTBACK_EGRESS__PORTS", "s3cret"),
         (WorkerSettings, "POSTBACK_WORKER__MODELS", '{"a": "s3cret", "b": 7}'),

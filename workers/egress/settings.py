@@ -28,21 +28,6 @@ def _items(value: str) -> list[str]:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _networks(value: object) -> object:
-    return tuple(ip_network(item) for item in _items(value)) if isinstance(value, str) else value
-
-
-def _names(value: object) -> object:
-    return frozenset(_name(item) for item in _items(value)) if isinstance(value, str) else value
-
-
-def _name(item: str) -> str:
-    name = item.lower().removesuffix(".")
-    if not _NAME.fullmatch(name.removeprefix(ANY_SUBDOMAIN)):
-        raise ValueError("neither a name nor *. and a name; to allow addresses, list their networks")
-    return name
-
-
 def _networks_and_names(value: object) -> object:
     return tuple(map(_network_or_name, _items(value))) if isinstance(value, str) else value
 
@@ -51,11 +36,10 @@ def _network_or_name(item: str) -> Network | str:
     try:
         return ip_network(item)
     except ValueError:
-        pass
-    try:
-        return _name(item)
-    except ValueError:
-        raise ValueError("neither a network (10.1.0.0/16), nor a name, nor *. and a name") from None
+        name = item.lower().removesuffix(".")
+    if not _NAME.fullmatch(name.removeprefix(ANY_SUBDOMAIN)):
+        raise ValueError("neither a network (10.1.0.0/16), nor a name, nor *. and a name")
+    return name
 
 
 def _proxy(value: str) -> str:
@@ -71,8 +55,6 @@ def _ports(value: object) -> object:
     return frozenset(_items(value)) if isinstance(value, str) else value
 
 
-Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
-Names = Annotated[frozenset[str], NoDecode, BeforeValidator(_names)]
 NetworksAndNames = Annotated[tuple[Network | str, ...], NoDecode, BeforeValidator(_networks_and_names)]
 Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, BeforeValidator(_ports)]
 
@@ -80,16 +62,11 @@ Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, Be
 class EgressSettings(RoomSettings, env_prefix="POSTBACK_EGRESS__"):
     """Lists of destinations. A destination that is allowed for callbacks is not thereby allowed for fetches."""
 
-    allow_callbacks: Networks = ()
-    """Comma-separated CIDRs that callbacks may reach although they are not public."""
-    allow_callback_names: Names = frozenset()
-    """Comma-separated hosts that callbacks may reach at any address. `*.example.com` means every subdomain, but not
-    `example.com` itself."""
-    allow_fetch: Networks = ()
-    """Comma-separated CIDRs that source fetches may reach although they are not public."""
-    allow_fetch_names: Names = frozenset()
-    """Comma-separated hosts that source fetches may reach at any address. `*.example.com` means every subdomain, but
-    not `example.com` itself."""
+    allow_callbacks: NetworksAndNames = ()
+    """Comma-separated CIDRs that callbacks may reach although they are not public, and hosts that they may reach at any
+    address. `*.example.com` means every subdomain, but not `example.com` itself."""
+    allow_fetch: NetworksAndNames = ()
+    """Comma-separated CIDRs and hosts that source fetches may reach, as in `allow_callbacks`."""
     ports: Ports = DEFAULT_PORTS
     """Comma-separated ports that callbacks and fetches may use at addresses and names outside the allow lists."""
 
@@ -130,14 +107,14 @@ class EgressSettings(RoomSettings, env_prefix="POSTBACK_EGRESS__"):
 
     def callback_policy(self, *, development: bool) -> EgressPolicy:
         """Return the policy for callbacks."""
-        return self._policy(self.allow_callbacks, self.allow_callback_names, development=development)
+        return self._policy(self.allow_callbacks, development=development)
 
     def fetch_policy(self, *, development: bool) -> EgressPolicy:
         """Return the policy for source fetches."""
-        return self._policy(self.allow_fetch, self.allow_fetch_names, development=development)
+        return self._policy(self.allow_fetch, development=development)
 
-    def _policy(self, allow: tuple[Network, ...], names: frozenset[str], *, development: bool) -> EgressPolicy:
-        return EgressPolicy(allow, names, development, self.ports, *_split(self.deny))
+    def _policy(self, allowed: tuple[Network | str, ...], *, development: bool) -> EgressPolicy:
+        return EgressPolicy(*_split(allowed), development, self.ports, *_split(self.deny))
 
 
 def _split(mixed: tuple[Network | str, ...]) -> tuple[tuple[Network, ...], frozenset[str]]:

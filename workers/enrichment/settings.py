@@ -31,6 +31,13 @@ BY_ENGINE: Final = "engine"
 class EnrichmentConstants(Constants):
     """Bounds on one job's sources that no operator has a reason to change."""
 
+    entailment_classes: str | None = None
+    """The classes of the cross-encoder in their order, such as `contradiction,entailment,neutral`.
+
+    By default, they are those of `id2label` in the model's `config.json`.
+    """
+    search_fresh_seconds: float = 600.0
+    """Time for which a search's results are cached."""
     longest_budget_seconds: float = 30.0
     """Upper bound of the time that a job may set for its sources (`sources.budget_seconds`)."""
     page_bytes: int = 8 * 1024 * 1024
@@ -158,8 +165,6 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
     """
     renderer_secret: SecretStr | None = None
     """The secret that the worker sends to the renderer as `Authorization: Bearer …`."""
-    search_fresh_seconds: float = Field(default=600.0, ge=0)
-    """Time for which a search's results are cached."""
     rewrite: bool = False
     """Let the model rewrite a conversation's last question for the search. A job or a profile may override this."""
     entailment: str | None = Field(default=None, min_length=1, max_length=1000)
@@ -167,11 +172,6 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
 
     The folder has `model.onnx`, `tokenizer.json` and `config.json`, and needs the extra `entailment`. By default, no
     judge reads an answer: sentences are supported by their words alone (`lexical`).
-    """
-    entailment_classes: str | None = Field(default=None, pattern=r"^[a-z]+(,[a-z]+){1,9}$")
-    """The classes of the cross-encoder in their order, such as `contradiction,entailment,neutral`.
-
-    By default, they are those of `id2label` in the model's `config.json`.
     """
     profiles_folder: Path | None = None
     """A folder with profiles of your own, see `profiles/default.toml`."""
@@ -208,6 +208,8 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
 class CacheConstants(Constants):
     """Lifetimes and bounds of cached pages."""
 
+    memory_bytes: int = 64 * 1024 * 1024
+    """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
     redis_prefix: str = "postback:cache:"
     """Prefix of each key, so that a Redis can serve other programs, too."""
     entry_bytes: int = 1024 * 1024
@@ -229,8 +231,6 @@ class CacheConstants(Constants):
 class CacheSettings(CacheConstants, RoomSettings, env_prefix="POSTBACK_CACHE__"):
     """The cache's levels, the sizes of the levels, and the lifetimes of cached pages."""
 
-    memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
     redis_url: SecretStr | None = None
     """URL of a Redis with its password (`redis://…`, `rediss://…` or `unix://…`). Without a URL, this level is off."""
     disk_path: Path | None = None
@@ -328,22 +328,25 @@ class WikipediaSettings(_SearchSection):
     per_second: float = 5.0
 
 
-class PubmedSettings(_SearchSection):
+class _PubmedConstants(_SearchSection):
+    base_url: str = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
+
+
+class PubmedSettings(_PubmedConstants):
     """NCBI's E-utilities."""
 
-    base_url: BaseUrl = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
-    """The E-utilities' URL."""
     api_key: SecretStr | None = None
     """An API key from NCBI."""
 
 
-class ArxivSettings(_SearchSection):
-    """arXiv's API."""
-
-    base_url: BaseUrl = "https://export.arxiv.org/api/query"
-    """The API's URL."""
+class _ArxivConstants(_SearchSection):
+    base_url: str = "https://export.arxiv.org/api/query"
     per_second: float = 1 / 3
     """arXiv's terms of use allow one request in three seconds."""
+
+
+class ArxivSettings(_ArxivConstants):
+    """arXiv's API."""
 
 
 class _BraveConstants(_SearchSection):

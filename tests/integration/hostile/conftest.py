@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from cli.devkit.site import Site
+from scripts.play.site import Site
 from tests.integration.raw_server import enriching
 from workers.enrichment.enrich import Enricher
 

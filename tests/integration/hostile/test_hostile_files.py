@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from cli.devkit.site import Site
 from schemas.job import Sources
+from scripts.play.site import Site
 from tests.integration.hostile.reading import GROWTH_BYTES, PEAK_BYTES, QUESTION, enriched, measured
 from tests.integration.raw_server import CLOCK, FACT, HTML, enriching, saying, speaking
 from tests.unit.office_files import document, packed, paragraph, row, workbook

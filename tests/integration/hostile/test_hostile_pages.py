@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from cli.devkit.site import Site
+from scripts.play.site import Site
 from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, measured, moved
 from tests.integration.raw_server import CLOCK, FACT, HTML, Script, enriching, page, saying, speaking
 from workers.egress import EgressPolicy, Guard

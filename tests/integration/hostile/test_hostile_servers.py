@@ -20,8 +20,8 @@ from socket import SO_LINGER, SOL_SOCKET
 import brotli
 import pytest
 
-from cli.devkit.site import Site
 from schemas.outcome import Outcome
+from scripts.play.site import Site
 from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.hostile.reading import GROWTH_BYTES, QUESTION, enriched, measured, moved
 from tests.integration.raw_server import CLOCK, HTML, SLOW, Script, page, saying, speaking

@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from cli.devkit.model import tiny_model
+from scripts.play.model import tiny_model
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.online.scripted import engine_of

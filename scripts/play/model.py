@@ -14,7 +14,7 @@ A base model does not stop after its answer, so it needs a stop text, such as a 
 `POSTBACK_ENGINE__VLLM__STOP='["\n"]'`.
 
 Making a model imports torch and transformers and takes gigabytes of memory, so it runs in a separate process. The
-command `python -m cli.devkit.model (tiny|small)` prints the model's folder.
+command `python -m scripts.play.model (tiny|small)` prints the model's folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cli.devkit.kafka.jars import cache_home
-from telemetry.logs import get_logger
 
 TINY = "tiny-llama-1"
 SMALL = "gemma-3-270m-float32-1"
@@ -74,8 +73,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-log = get_logger()
-
 
 def embedding_model() -> Path:
     """Return the folder of all-MiniLM-L6-v2, a development dependency. Raises ModuleNotFoundError."""
@@ -109,8 +106,10 @@ def _ready(name: str, folder: str) -> Path:
     target = _place(folder)
     if target.is_dir():
         return target
-    log.info("The model is being made; the next start finds it in the cache.", action="model-build", model=folder)
-    made = subprocess.run([sys.executable, "-m", "cli.devkit.model", name], capture_output=True, text=True, check=False)
+    sys.stderr.write(f"Making the model {folder}; the next start finds it in the cache\n")
+    made = subprocess.run(
+        [sys.executable, "-m", "scripts.play.model", name], capture_output=True, text=True, check=False
+    )
     if made.returncode != 0 or not target.is_dir():
         raise RuntimeError(f"the {name} model could not be made:\n{made.stderr[-2000:]}")
     return target

@@ -1,4 +1,4 @@
-"""The command `postback demo`: options, exit status, and an orderly end at a signal."""
+"""The program of `scripts/demo`: options, exit status, and an orderly end at a signal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.shared.errors import FAILED, fail, needing, quiet_clients, say, telling
+from cli.shared.errors import FAILED, fail, quiet_clients, say, telling
+from producers.errors import ProducerError
+from scripts.play.demo import SystemFailed, play
 
 _INTERRUPTED = 130
 
@@ -29,10 +31,6 @@ def demo(
     Exit status: 0 every callback came, with a valid signature and the right answer; 1 some did not.
     """
     quiet_clients()
-    with needing("gateway"):
-        from cli.develop.demo_play import SystemFailed, play
-    from producers.errors import ProducerError
-
     _end_alike_on_all_signals()
     try:
         with telling(ProducerError, SystemFailed):
@@ -52,3 +50,7 @@ def _end_alike_on_all_signals() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+if __name__ == "__main__":
+    typer.run(demo)

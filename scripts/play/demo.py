@@ -28,15 +28,15 @@ from uuid import uuid4
 
 import typer
 
-from cli.devkit.model import GEMMA_NOTE, has_small_model, small_model
 from cli.devkit.receiver import Keys, Received, Receiver
-from cli.devkit.site import Question, Site, questions
 from cli.shared.settings import fleet_settings
 from producers.client import Client
 from producers.connection import admin_client
 from producers.results import ResultsReader
 from schemas.job import DEFAULT_TENANT, Job, Sources
 from schemas.settings import KafkaSettings
+from scripts.play.model import GEMMA_NOTE, has_small_model, small_model
+from scripts.play.site import Question, Site, questions
 from telemetry.clock import Deadline, SystemClock
 from workers.delivery.keyring import Keyring
 
