@@ -124,7 +124,7 @@ async def test_the_model_s_own_sampling_counts_where_a_request_says_nothing(vllm
     own = {"temperature": 0.6, "top_k": 20, "max_tokens": 9}
     assert await params(own, temperature=None) == (0.6, 1.0, 20, 1.0, 8)
     own = {"repetition_penalty": 1.1, "top_p": 0.9}
-    assert await params(own, temperature=None, top_p=0.5) == (0.0, 0.5, 0, 1.1, 8)
+    assert await params(own, temperature=None) == (0.0, 1.0, 0, 1.1, 8)  # greedily, so without `top_p`
     assert await params({"temperature": 0.6, "top_p": 0.9}, temperature=0.7, top_p=0.5) == (0.7, 0.5, 0, 1.0, 8)
 
 

@@ -20,9 +20,16 @@ from pydantic import ValidationError
 from schemas.tools import Tool, ToolCall
 from telemetry.clock import SystemClock
 from tests.drawn import drawn
-from tests.integration.online.responses_service import called, response
-from tests.integration.online.scripted import ANTHROPIC, GEMINI, RESPONSES, OnlineKind, scripted
-from tests.integration.online.services import MODEL
+from tests.integration.online.scripted import (
+    ANTHROPIC,
+    GEMINI,
+    MODEL,
+    RESPONSES,
+    OnlineKind,
+    called,
+    response,
+    scripted,
+)
 from tests.integration.openai_http import servers
 from tests.integration.test_engine_contract import request
 from tests.unit.test_tool_calls import CALL, TOOL

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 
 from schemas.job import Message, Reasoning, ResponseFormat
 from tests.integration.answering_worker import AnsweringWorker
-from tests.integration.online.responses_service import responses_app
 from tests.integration.online.scripted import (
     ANTHROPIC,
     EACH,
     GEMINI,
+    KEY,
+    MODEL,
     RESPONSES,
     OnlineKind,
-    engine_of,
+    completion_of,
     problem,
     says,
     scripted,
 )
-from tests.integration.online.services import (
-    KEY,
-    MODEL,
-    anthropic_app,
-    completion_of,
-    gemini_app,
-)
 from tests.integration.openai_http.servers import Respond, Server, answers, lists
-from tests.integration.openai_server import serving
-from tests.integration.test_engine_contract import EngineContract, request
+from tests.integration.test_engine_contract import request
 from workers.engines.base import (
     Engine,
     EngineError,
@@ -44,8 +35,6 @@ from workers.engines.base import (
     PromptTooLong,
     RequestRejected,
 )
-
-APPS = {"anthropic": anthropic_app, "gemini": gemini_app, "responses": responses_app}
 
 
 @pytest.fixture(autouse=True)
@@ -60,44 +49,21 @@ async def refuses(engine: Engine, name: str, **asked: Any) -> None:
     assert rejected.value.field == name
 
 
-class OnlineContract(EngineContract):
-    kind: str
-
-    @pytest_asyncio.fixture
-    async def engine(self) -> AsyncIterator[Engine]:
-        async with serving(APPS[self.kind]()) as url:
-            engine = engine_of(self.kind, url)
-            await engine.start()
-            yield engine
-            await engine.close()
+@EACH
+async def test_members_that_a_service_lacks_are_left_out_and_named(kind: OnlineKind) -> None:
+    lacking = {"anthropic": ("min_p", "seed"), "gemini": ("min_p",), "responses": ("min_p", "seed")}
+    async with scripted(kind, says(kind, "yes")) as (engine, server):
+        completion = await engine.generate(request(seed=7, min_p=0.1, top_p=0.5))
+    assert completion.left_out == lacking[kind.name]
+    assert not {"min_p", "minP"} & (server.bodies[0] | server.bodies[0].get("generationConfig", {})).keys()
 
 
-class TestAnthropic(OnlineContract):
-    kind = "anthropic"
-
-    async def test_the_confidence_is_a_probability(self, engine: Engine) -> None:
-        """The API gives no log-probabilities."""
-        assert (await engine.generate(request())).confidence is None
-
-    async def test_where_only_the_likeliest_token_may_be_drawn_the_seed_changes_nothing(self, engine: Engine) -> None:
-        """The API takes no seed, which the result names, and temperatures up to 1."""
-        await refuses(engine, "temperature", temperature=1.5)
-        assert (await engine.generate(request(seed=7, min_p=0.1, top_p=0.5))).left_out == (
-            "min_p",
-            "seed",
-        )
-
-    async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
-        """The API gives neither several answers nor log-probabilities, and the result says so."""
+async def test_a_service_with_one_answer_gives_one_and_no_log_probabilities() -> None:
+    async with scripted(ANTHROPIC, says(ANTHROPIC, "yes")) as (engine, server):
         completion = await engine.generate(request(n=2, top_logprobs=0))
-        assert (completion.further, completion.logprobs) == ((), None)
-
-
-class TestGemini(OnlineContract):
-    kind = "gemini"
-
-    async def test_the_window_of_the_model_is_read_at_the_start(self, engine: Engine) -> None:
-        assert engine.context_tokens == 1024
+        await refuses(engine, "temperature", temperature=1.5)
+    assert (completion.further, completion.logprobs, completion.confidence) == ((), None, None)
+    assert not {"n", "logprobs", "top_logprobs"} & server.bodies[0].keys()
 
 
 # -- starts ------------------------------------------------------------------------------------------------------------
@@ -174,17 +140,24 @@ async def test_a_model_that_only_the_first_request_shows_to_be_out_of_reach_ends
     assert KEY not in str(refused.value)
 
 
-@pytest.mark.parametrize("kind", APPS)
-async def test_a_wrong_key_and_an_unknown_model_end_the_start(kind: str) -> None:
-    async with serving(APPS[kind]()) as url:
-        with pytest.raises(EngineRefused, match=f"POSTBACK_ENGINE__{kind.upper()}__API_KEY"):
-            await engine_of(kind, url, api_key="sk-other").start()
-        lack = (
-            r"does not list the model unheard-of, but \S*" if kind == "responses" else r"answered 404 to \S*unheard-of"
-        )
-        mend = f"POSTBACK_ENGINE__{kind.upper()}__BASE_URL .* --model"
-        with pytest.raises(EngineRefused, match=rf"{lack}, and a first request failed \(.*\): {mend}"):
-            await engine_of(kind, url, model="unheard-of").start()
+@pytest.mark.parametrize(
+    ("kind", "description", "window"),
+    [
+        (ANTHROPIC, {"id": MODEL, "max_input_tokens": 1000}, 1000),
+        (GEMINI, {"name": f"models/{MODEL}", "inputTokenLimit": 1000, "outputTokenLimit": 24}, 1024),
+        (GEMINI, {"name": f"models/{MODEL}"}, None),
+    ],
+)
+async def test_the_window_is_read_from_the_model_s_description(
+    kind: OnlineKind, description: dict[str, Any], window: int | None
+) -> None:
+    assert (await started(kind, answers(200, description)))[0] == window
+
+
+@EACH
+async def test_a_wrong_key_ends_the_start_with_the_setting_to_mend(kind: OnlineKind) -> None:
+    with pytest.raises(EngineRefused, match=f"set POSTBACK_ENGINE__{kind.name.upper()}__API_KEY"):
+        await started(kind, problem(kind, 401, "invalid key"))
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -11,52 +11,30 @@ from openai.types.responses.response_create_params import ResponseCreateParamsBa
 
 from schemas.job import Message, Reasoning, ResponseFormat
 from schemas.tools import Tool
-from tests.integration.online.responses_service import (
+from tests.integration.online.scripted import (
+    KEY,
+    MODEL,
+    RESPONSES,
     called,
+    completion_of,
     response,
     response_answer,
-    responses_app,
     said,
+    scripted,
     thought,
     usage,
 )
-from tests.integration.online.scripted import RESPONSES, engine_of, scripted
-from tests.integration.online.services import KEY, MODEL, completion_of
-from tests.integration.online.test_online_engines import CHAT, FORM, OnlineContract
+from tests.integration.online.test_online_engines import CHAT, FORM
 from tests.integration.openai_http.servers import Respond, answers
-from tests.integration.openai_server import serving
 from tests.integration.test_engine_contract import request
 from tests.unit.test_tool_calls import TOOL
 from workers.engines.base import (
     Completion,
-    Engine,
     EngineError,
     EngineFailed,
     EngineUnavailable,
     RequestRejected,
 )
-
-
-class TestResponses(OnlineContract):
-    kind = "responses"
-
-    async def test_the_confidence_is_a_probability(self, engine: Engine) -> None:
-        """Reasoning models refuse log-probabilities, so only jobs that ask for them have a confidence."""
-        assert (await engine.generate(request())).confidence is None
-        confidence = (await engine.generate(request(top_logprobs=0))).confidence
-        assert confidence is not None
-        assert 0.0 < confidence <= 1.0
-
-    async def test_where_only_the_likeliest_token_may_be_drawn_the_seed_changes_nothing(self, engine: Engine) -> None:
-        """The API takes no seed, and the result says so."""
-        assert (await engine.generate(request(seed=7, top_p=0.5))).left_out == ("seed",)
-
-    async def test_each_of_several_answers_has_its_log_probabilities(self, engine: Engine) -> None:
-        """The API gives one answer with its log-probabilities."""
-        completion = await engine.generate(request(temperature=1.0, top_logprobs=2))
-        assert len(completion.logprobs or ()) == completion.completion_tokens
-        assert {1 <= len(each.top_logprobs or ()) <= 2 for each in completion.logprobs or ()} == {True}
-        assert (await engine.generate(request(n=2))).further == ()
 
 
 async def answered(given: Mapping[str, Any], **fields: Any) -> Completion:
@@ -128,24 +106,18 @@ async def test_a_bound_on_the_tokens_of_the_reasoning_is_refused_by_name() -> No
     assert rejected.value.field == "reasoning.max_tokens"
 
 
-@pytest.mark.parametrize(
-    ("service", "refused", "why", "answered"),
-    [
-        ({"takes_temperature": False}, {"temperature": 0.5}, "'temperature' is not", {"temperature_is_default": True}),
-        ({"least": 16}, {"max_tokens": 8}, "Expected a value >= 16, but got 8 instead", {"max_tokens": 16}),
-    ],
-)
-async def test_a_bound_of_the_service_reaches_the_jobs_author(
-    service: dict[str, Any], refused: dict[str, Any], why: str, answered: dict[str, Any]
-) -> None:
-    async with serving(responses_app(**service)) as url:
-        engine = engine_of("responses", url)
-        await engine.start()
-        assert (await engine.complete(request(**answered))).completion_tokens == answered.get("max_tokens", 8)
-        with pytest.raises(RequestRejected, match=why) as rejected:
-            await engine.complete(request(**refused))
-        assert [rejected.value.field] == list(refused)
-        await engine.close()
+async def test_a_bound_of_the_service_reaches_the_job_s_author_unless_no_job_set_the_parameter() -> None:
+    told = "Unsupported parameter: 'temperature' is not supported with this model."
+    refusal = answers(400, {"error": {"message": told, "param": "temperature"}})
+    less = answers(400, {"error": {"message": "Expected a value >= 16, but got 8.", "param": "max_output_tokens"}})
+    responses = [refusal, answers(200, response_answer("so")), refusal, less]
+    async with scripted(RESPONSES, *responses) as (engine, server):
+        assert (await engine.complete(request(temperature_is_default=True))).text == "so"
+        for field, why in (("temperature", "'temperature' is not"), ("max_tokens", "value >= 16")):
+            with pytest.raises(RequestRejected, match=why) as rejected:
+                await engine.complete(request(temperature=0.5))
+            assert rejected.value.field == field
+    assert ["temperature" in body for body in server.bodies] == [True, False, True, True]
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

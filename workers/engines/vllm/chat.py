@@ -143,25 +143,43 @@ class Chats:
             raise RequestRejected("tools", f"vLLM refuses them: {short(str(error))}") from error
 
     def _tokens(self, request: GenerationRequest, asked: Any) -> list[int]:
-        """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages."""
+        """Return the tokens of the uncut prompt. Raises RequestRejected if the chat template refuses the messages.
+
+        A template of the tokenizer is rendered here, in a third of the time of vLLM's renderer. A doubled `<bos>` of a
+        plain text is removed.
+        """
         if request.is_raw or not (self._is_in_code or self._template):
-            return self._plain(request.body["prompt"] if request.is_raw else plain_text(request.messages))
+            text = request.body["prompt"] if request.is_raw else plain_text(request.messages)
+            tokens, bos = self._encoded(text, add_special_tokens=True), self._tokenizer.bos_token_id
+            return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+        messages = _messages(request)
         tools = [tool.model_dump(exclude_none=True) for tool in asked.tools] if asked.tools else None
         try:
-            params = asked.build_chat_params(None, "auto").with_defaults({"tools": tools, "tokenize": self._is_mistral})
-            _, [prompt] = self._renderer.render_chat([asked.messages], params, asked.build_tok_params(None))
+            if self._is_in_code:
+                return self._rendered(messages, asked, tools)
+            options = {"reasoning_effort": asked.reasoning_effort} if asked.reasoning_effort is not None else {}
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
+                tools=tools,
+                **options | (asked.chat_template_kwargs or {}),
+            )
         except Exception as error:  # any error, because the template is a program that comes with the model
             reason = f"the model's chat template refuses it: {short(str(error))}"
             raise RequestRejected(request.asked_in, reason) from error
+        return self._encoded(text, add_special_tokens=False)
+
+    def _rendered(self, messages: list[Body], asked: Any, tools: list[Body] | None) -> list[int]:
+        """Return the tokens of a chat whose template is code of vLLM."""
+        params = asked.build_chat_params(None, "auto").with_defaults({"tools": tools, "tokenize": self._is_mistral})
+        _, [prompt] = self._renderer.render_chat([messages], params, asked.build_tok_params(None))
         return [*prompt["prompt_token_ids"]]
 
-    def _plain(self, text: str) -> list[int]:
-        """Return the text's tokens, after the tokenizer's prefix such as `<bos>`. A doubled `<bos>` is removed."""
-        from vllm.renderers import TokenizeParams
-
-        [prompt] = self._renderer.render_cmpl([{"prompt": text}], TokenizeParams(max_total_tokens=None))
-        tokens, bos = [*prompt["prompt_token_ids"]], self._tokenizer.bos_token_id
-        return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return tokens
 
 
 def vllm_request(request: GenerationRequest, settings: VllmSettings, *, may_call: bool = False) -> Any:
@@ -179,7 +197,8 @@ def vllm_request(request: GenerationRequest, settings: VllmSettings, *, may_call
     if request.reasons is not None:
         body["chat_template_kwargs"] = {"enable_thinking": request.reasons, "thinking": request.reasons}
     try:
-        return _request_class().model_validate({**body, "messages": _messages(request)})
+        # only a parser of calls reads the messages there
+        return _request_class().model_validate({**body, "messages": request.messages if may_call else []})
     except ValueError as error:
         raise RequestRejected("tools" if may_call else request.asked_in, f"vLLM refuses it: {_why(error)}") from error
 
@@ -201,15 +220,24 @@ def _request_class() -> Any:
 
 
 def _messages(request: GenerationRequest) -> list[Body]:
-    """Return the chat, in which an answer of a tool names its function. Raises RequestRejected for bad arguments."""
-    names = {}
-    for call in (call for message in request.messages for call in message.get("tool_calls", ())):
-        arguments_of(call)
-        names[call["id"]] = call["function"]["name"]
-    return [
-        {**each, "name": names.get(each["tool_call_id"], "")} if each["role"] == "tool" else dict(each)
-        for each in request.messages
-    ]
+    """Return messages as chat templates take them: arguments are objects, and a tool's answer names the function.
+
+    Raises RequestRejected for arguments that are no object.
+    """
+    names: dict[str, str] = {}
+    said = []
+    for message in request.messages:
+        if "tool_calls" in message:
+            names |= {call["id"]: call["function"]["name"] for call in message["tool_calls"]}
+            message = {**message, "tool_calls": [*map(_called, message["tool_calls"])]}
+        elif message["role"] == "tool":
+            message = {**message, "name": names.get(message["tool_call_id"], "")}
+        said.append(message)
+    return said
+
+
+def _called(call: Body) -> Body:
+    return {**call, "function": {**call["function"], "arguments": arguments_of(call)}}
 
 
 def _why(error: ValueError) -> str:

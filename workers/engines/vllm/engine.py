@@ -135,6 +135,7 @@ class VllmEngine(AddressEngine):
             with self._adapters.in_use(request.adapter) as lora:
                 return await self._answered(llm, request, lora, aborted)
         finally:
+            request.abort.stop = None  # an abort that comes too late must not end another request of this id
             self._answers -= request.n
 
     def _abort(self, request_id: str, aborted: asyncio.Future[None]) -> None:
