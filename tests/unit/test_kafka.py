@@ -22,7 +22,7 @@ from workers.kafka.compacted import (
     SILENT_SECONDS,
     STALE_SECONDS,
     START_SECONDS,
-    CompactedTopic,
+    Follower,
     FollowingEnded,
     until_caught_up,
 )
@@ -186,7 +186,7 @@ class Reader:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
         return 0, len(self._log.records)
 
-    def assign(self, partitions: list[TopicPartition]) -> None:
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         """Read from the first record on."""
 
     def consume(self, most: int, timeout: float) -> list[Any]:
@@ -201,7 +201,12 @@ class Reader:
 
 def _message(offset: int, key: bytes) -> Any:
     return SimpleNamespace(
-        error=lambda: None, partition=lambda: 0, offset=lambda: offset, key=lambda: key, value=lambda: b"{}"
+        error=lambda: None,
+        topic=lambda: "facts",
+        partition=lambda: 0,
+        offset=lambda: offset,
+        key=lambda: key,
+        value=lambda: b"{}",
     )
 
 
@@ -228,11 +233,11 @@ async def test_a_fact_that_cannot_be_applied_ends_the_process_and_no_later_fact_
             raise ValueError("private detail")
         applied.append(key)
 
-    followed = CompactedTopic(KafkaSettings(), "facts", apply, HandClock())
+    followed = Follower(KafkaSettings(), HandClock())
     log.records = [b"first", *[b"poison", b"second"] * at_the_start]
     with pytest.raises(FollowingEnded, match=r"facts cannot be followed any more \(ValueError\)"):
         async with asyncio.timeout(DEADLINE_SECONDS):
-            await followed.start()
+            await followed.follow("facts", apply)
             log.records += [b"poison", b"second"]
             await followed.ended()
     await followed.close()
@@ -243,9 +248,9 @@ async def test_a_fact_that_cannot_be_applied_ends_the_process_and_no_later_fact_
 async def test_facts_without_news_for_half_a_day_end_the_process_and_no_earlier(log: Log) -> None:
     """Kafka keeps a deletion for a day, so a process that was away for longer may hold deleted facts."""
     clock = HandClock()
-    followed = CompactedTopic(KafkaSettings(), "facts", lambda key, value: None, clock)
+    followed = Follower(KafkaSettings(), clock)
     log.records = [b"first"]
-    await followed.start()
+    await followed.follow("facts", lambda key, value: None)
     began, log.away = clock.now, True
     for seconds, reasons in (
         (SILENT_SECONDS, []),

@@ -13,7 +13,7 @@ from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthPage, HealthServer, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.kafka.compacted import Apply, CompactedTopic
+from workers.kafka.compacted import Apply, Follower
 from workers.roles.supervision import LoopBeat, alive, readiness_of, run_stages, stop_signal, unless_stopped
 from workers.stage.stage import Stage
 from workers.system.errors import ProcessError
@@ -103,6 +103,7 @@ class Process:
         """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
         self.metrics_url = ""
         """The URL of the metrics page, set inside the `observed` block."""
+        self._follower: Follower | None = None
         self.prepared = False
         """True if all parts that the stages and side tasks need are loaded."""
 
@@ -126,14 +127,16 @@ class Process:
         return alive(self.stages, [*self.beside, *self.fronts])
 
     async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
-        """Follow a compacted topic: call `apply` for each record, and return when all present records are applied.
+        """Follow a compacted topic as `Follower.follow` does, with the process's one follower. Raises ProcessError.
 
-        Records older than `kept_ms` are skipped. Raises ProcessError.
+        The follower is closed with the `stack` of the first topic.
         """
-        followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock, kept_ms)
-        stack.push_async_callback(followed.close)
-        await followed.start()
-        self.beside.append(followed)
+        if self._follower is None:
+            self._follower = Follower(self.fleet.kafka, self.clock)
+            stack.push_async_callback(self._follower.close)
+        await self._follower.follow(topic, apply, kept_ms)
+        if self._follower not in self.beside:
+            self.beside.append(self._follower)
 
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:
