@@ -26,7 +26,7 @@ from workers.kafka.compacted import (
     FollowingEnded,
     until_caught_up,
 )
-from workers.kafka.topics import AccessDenied, BrokerAway, KafkaTopicIds, TopicUnanswered, known_ids
+from workers.kafka.topics import AccessDenied, BrokerAway, TopicQuestion, TopicUnanswered, known_ids
 from workers.roles import topic_watch
 from workers.roles.topic_watch import TopicWatch
 from workers.stage.fetching import SILENCE_SECONDS
@@ -60,7 +60,7 @@ class Cluster:
 
 def on_its_thread(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, str]:
     monkeypatch.setattr(topics, "AdminClient", lambda config: cluster)
-    return KafkaTopicIds({})(names, 0.01)
+    return TopicQuestion({}, names, 0.01).result(0.01)
 
 
 def on_its_loop(cluster: Any, *names: str) -> dict[str, str]:
@@ -94,29 +94,17 @@ def test_the_client_of_a_question_lives_exactly_as_long_as_the_question(monkeypa
         return cluster
 
     monkeypatch.setattr(topics, "AdminClient", make)
-    ids = KafkaTopicIds({})
-    question = ids.start(["requests"], 0.01)
-    assert [ids(["requests"], 0.01), question.result()] == [{"requests": "one"}] * 2
-    assert [client() is not None for client in made] == [True, False]
+    question = TopicQuestion({}, ["requests"], 0.01)
+    assert question.result(0) == {"requests": "one"}
+    assert [client() is not None for client in made] == [True]
     del question
-    assert [client() is not None for client in made] == [False, False]
+    assert [client() is not None for client in made] == [False]
 
 
 def test_a_question_is_done_when_each_topic_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topics, "AdminClient", lambda config: Cluster(requests="one"))
-    assert KafkaTopicIds({}).start(["requests"], 0.01).done()
-    assert not KafkaTopicIds({}).start(["requests", "never answered"], 0.01).done()
-
-
-@pytest.mark.parametrize("error", [REFUSED, TIMED_OUT])
-def test_a_question_that_is_not_waited_for_gets_the_same_error(
-    error: KafkaError, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(topics, "AdminClient", lambda config: Cluster(requests="one", results=error))
-    answer = KafkaTopicIds({}).start(["requests", "results"], 0.01)
-    with pytest.raises(TopicUnanswered) as told:
-        answer.result()
-    assert (told.value.topic, told.value.args[0].code()) == ("results", error.code())
+    assert TopicQuestion({}, ["requests"], 0.01).done()
+    assert not TopicQuestion({}, ["requests", "never answered"], 0.01).done()
 
 
 def test_the_kafka_thread_waits_no_longer_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,13 +278,7 @@ class RecreatedCluster:
         """True if a question that is not waited for gets no answer yet."""
         self.unanswered: list[tuple[Future[dict[str, str]], list[str]]] = []
 
-    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        self.asked += 1
-        if self.ids is None:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return {name: self.ids[name] for name in topics if name in self.ids}
-
-    def start(self, topics: Iterable[str], seconds: float) -> Future[dict[str, str]]:
+    def __call__(self, topics: Iterable[str], seconds: float) -> Future[dict[str, str]]:
         self.unanswered.append((Future(), list(topics)))
         future = self.unanswered[-1][0]
         if not self.silent:
@@ -306,10 +288,11 @@ class RecreatedCluster:
     def answer(self) -> None:
         """Answer all open questions."""
         for future, names in self.unanswered:
-            try:
-                future.set_result(self(names, 0.0))
-            except KafkaException as error:
-                future.set_exception(error)
+            self.asked += 1
+            if self.ids is None:
+                future.set_exception(KafkaException(KafkaError(KafkaError._TIMED_OUT)))
+            else:
+                future.set_result({name: self.ids[name] for name in names if name in self.ids})
         self.unanswered.clear()
 
 
