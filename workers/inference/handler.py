@@ -158,7 +158,7 @@ class InferenceHandler:
         Raises EngineDied.
         """
         clock, asked = self._clock, without_evidence(received)
-        queued_ms, began = self._phases.waited(received), clock.monotonic()
+        (_, queued_ms), began = self._phases.queued(received), clock.monotonic()
         try:
             _, completion = await self._generator.generated(received, asked)
         except EngineKeepsFailing as failing:
@@ -336,12 +336,13 @@ class InferenceHandler:
         """
         asked = job.asked
         assert asked is not None, "a job is grounded before it is generated"  # noqa: S101 - an invariant
+        began = self._phases.now()
         try:
-            with self._phases.timed("infer", received) as infer:
+            with self._phases.span("infer", received):
                 asked, completion = await self._generator.generated(received, asked, model_id)
         except EngineKeepsFailing as failing:
             return self._kept_failing(received, failing)
-        job.infer_seconds = (job.infer_seconds or 0.0) + infer.seconds
+        job.infer_seconds = (job.infer_seconds or 0.0) + self._phases.now() - began
         return await self._judged(job, received, asked, completion), None
 
     def _kept_failing(self, received: ReceivedJob, failing: EngineKeepsFailing) -> tuple[Result, Failure]:
