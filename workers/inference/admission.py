@@ -142,9 +142,9 @@ class Admission:
         """True if an engine of this fleet has the job's model now."""
         return self._registry.knows(received.job.model_id)
 
-    def is_own(self, record: Record, received: ReceivedJob) -> bool:
-        """True if this worker's engine answers the job, and no other lane's worker has sent it here."""
-        return self._registry.serves_here(received.job.model_id) and record.header(names.FORWARDED) is None
+    def is_own(self, record: Record, model_id: str | None) -> bool:
+        """True if this worker's engine has the model of the job, and no other lane's worker has sent the job here."""
+        return self._registry.serves_here(model_id) and record.header(names.FORWARDED) is None
 
     async def wait_for_model(self, job: JobContext, lifetimes: Lifetimes) -> None:
         """Wait until an engine serves the job's model, and read the job again, since rollouts may have changed.
