@@ -27,8 +27,8 @@ from workers.kafka.compacted import (
     until_caught_up,
 )
 from workers.kafka.topics import AccessDenied, BrokerAway, TopicQuestion, TopicUnanswered, known_ids
-from workers.roles import topic_watch
-from workers.roles.topic_watch import TopicWatch
+from workers.roles import process
+from workers.roles.process import TopicWatch
 from workers.stage.fetching import SILENCE_SECONDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, topic_mark
@@ -472,7 +472,8 @@ def test_a_partition_waits_unopened_until_kafka_states_the_topics_uuid(ids: dict
 async def test_a_topic_that_is_only_written_to_ends_the_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[dict[str, str] | BrokerAway] = [BrokerAway("away"), {"results": "old"}, {}, {"results": "new"}]
     answers = iter(said)
-    watch = TopicWatch(KafkaSettings(), {"results": "old"}, look_seconds=0)
+    watch = TopicWatch(KafkaSettings(), look_seconds=0)
+    watch.ids["results"] = "old"
     seen: list[list[str]] = []
 
     async def known_ids(*_: object) -> dict[str, str]:
@@ -482,7 +483,7 @@ async def test_a_topic_that_is_only_written_to_ends_the_process_too(monkeypatch:
             raise answer
         return answer
 
-    monkeypatch.setattr(topic_watch, "known_ids", known_ids)
+    monkeypatch.setattr(process, "known_ids", known_ids)
     with pytest.raises(TopicMadeAnew, match="the topic results was deleted and created again"):
         await asyncio.wait_for(watch.ended(), 30)
     gone = ["the topic results does not exist any more; `postback topics create` makes it"]
