@@ -11,7 +11,7 @@ from gateway.view.offsets import TopicPlace
 from schemas.settings import KafkaSettings
 from telemetry.clock import Deadline, SystemClock
 from workers.kafka.clients import asking_config, client_config
-from workers.kafka.topics import KafkaTopicIds
+from workers.kafka.topics import TopicQuestion
 
 ASK_SECONDS = 5.0
 _ASK_AGAIN_SECONDS = 0.2
@@ -26,7 +26,7 @@ class TopicReader:
 
     def __init__(self, kafka: KafkaSettings, topics: Sequence[str]) -> None:
         self._topics = topics
-        self._ids = KafkaTopicIds(asking_config(kafka))
+        self._config = asking_config(kafka)
         self._consumer = Consumer(
             {
                 "fetch.wait.max.ms": 100,
@@ -43,7 +43,7 @@ class TopicReader:
 
     def places(self) -> set[TopicPlace]:
         """Return all partitions of the topics, as Kafka states them now."""
-        ids = self._ids(self._topics, ASK_SECONDS)
+        ids = TopicQuestion(self._config, self._topics, ASK_SECONDS).result(ASK_SECONDS)
         found = set()
         for topic, topic_id in ids.items():
             layout = self._consumer.list_topics(topic, timeout=ASK_SECONDS).topics[topic]

@@ -40,7 +40,7 @@ from workers.inference.handler import InferenceHandler, Parts
 from workers.inference.lifetime import KEPT_MS
 from workers.inference.routing import Registry
 from workers.inference.settings import WorkerSettings
-from workers.kafka.compacted import CompactedTopic
+from workers.kafka.compacted import Follower
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
@@ -82,7 +82,7 @@ class Worker:
         self._engine = engine
         self._enricher = enricher
         self._metrics = metrics
-        self._control: CompactedTopic | None = None
+        self._control: Follower | None = None
         self._running: asyncio.Task[None] | None = None
         self._stage: Stage | None = None
 
@@ -102,8 +102,8 @@ class Worker:
                 metrics=self._metrics,
             )
         )
-        self._control = CompactedTopic(self._kafka, topics.control, handler.cancellations.apply, CLOCK, KEPT_MS)
-        await self._control.start()
+        self._control = Follower(self._kafka, CLOCK)
+        await self._control.follow(topics.control, handler.cancellations.apply, KEPT_MS)
         outputs = [topics.results, topics.dead_letters, *topics.requests_of(LANE)]
         parts = handler, CLOCK, self._metrics, handler.pace, handler.sharing, outputs
         read, replica = topics.requests_of(self._lane), f"r-{self._lane}"

@@ -18,7 +18,7 @@ from telemetry.clock import SystemClock
 from tests.product import Product, eventually
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
-from workers.kafka.compacted import SILENT_SECONDS, STALE_SECONDS, START_SECONDS, CompactedTopic, FollowingEnded
+from workers.kafka.compacted import SILENT_SECONDS, STALE_SECONDS, START_SECONDS, Follower, FollowingEnded
 from workers.kafka.topics import BrokerAway
 from workers.roles.delivery import run_delivery
 from workers.roles.process import Listen
@@ -65,22 +65,22 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 async def test_the_start_waits_longer_for_a_leader_of_a_partition_than_for_an_answer(
     fleet: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, ask, refusals = SkippingClock(), CompactedTopic._ask_ends, [KafkaError.NOT_LEADER_FOR_PARTITION] * 3
+    clock, ask, refusals = SkippingClock(), Follower._ask_ends, [KafkaError.NOT_LEADER_FOR_PARTITION] * 3
 
-    def late(self: CompactedTopic, *more: Any) -> dict[int, int]:
+    def late(self: Follower, *more: Any) -> dict[int, int]:
         if refusals:
             clock.skipped += START_SECONDS / 4
             raise KafkaException(KafkaError(refusals.pop()))
         return ask(self, *more)
 
-    monkeypatch.setattr(CompactedTopic, "_ask_ends", late)
-    followed = CompactedTopic(fleet, fleet.topics.control, lambda key, value: None, clock)
-    await followed.start()
+    monkeypatch.setattr(Follower, "_ask_ends", late)
+    followed = Follower(fleet, clock)
+    await followed.follow(fleet.topics.control, lambda key, value: None)
     await followed.close()
     for code, times in ((KafkaError.NOT_LEADER_FOR_PARTITION, 4), (KafkaError._TRANSPORT, 1)):
         refusals += [code] * times
         with pytest.raises(BrokerAway, match="does not give the end"):
-            await CompactedTopic(fleet, fleet.topics.control, lambda key, value: None, clock).start()
+            await Follower(fleet, clock).follow(fleet.topics.control, lambda key, value: None)
         assert refusals == []
 
 
@@ -89,9 +89,9 @@ async def test_an_absent_broker_is_reported_and_followed_again_and_after_half_a_
 ) -> None:
     fleet, clock = make_fleet(own_broker.bootstrap_servers), SkippingClock()
     known: list[bytes | None] = []
-    followed = CompactedTopic(fleet, fleet.topics.control, lambda key, value: known.append(key), clock)
+    followed = Follower(fleet, clock)
     put(fleet, fleet.topics.control, b"before")
-    await followed.start()
+    await followed.follow(fleet.topics.control, lambda key, value: known.append(key))
     assert (known, followed.reasons(), followed.alive) == ([b"before"], [], True)
 
     await asyncio.to_thread(own_broker.pause)
@@ -116,23 +116,37 @@ async def test_an_absent_broker_is_reported_and_followed_again_and_after_half_a_
     await asyncio.to_thread(own_broker.resume)
 
 
+async def test_topics_are_followed_one_after_the_other_with_one_client(fleet: KafkaSettings) -> None:
+    topics = (fleet.topics.control, fleet.topics.endpoints, fleet.topics.rollouts)
+    known: dict[str, list[bytes | None]] = {topic: [] for topic in topics}
+    followed = Follower(fleet, SystemClock())
+    for topic, keys in known.items():
+        put(fleet, topic, b"before")
+        await followed.follow(topic, lambda key, value, keys=keys: keys.append(key))  # type: ignore[misc]
+        assert keys == [b"before"]
+    for topic in known:
+        put(fleet, topic, b"after")
+    await until(lambda: all(keys == [b"before", b"after"] for keys in known.values()), "a topic is not followed")
+    assert (followed.reasons(), followed.alive) == ([], True)
+    await followed.close()
+
+
 async def test_records_that_are_too_old_are_skipped_at_the_start(fleet: KafkaSettings) -> None:
     put(fleet, fleet.topics.control, b"before")
     hour_ms = 3600 * 1000
     known: list[bytes | None] = []
 
-    def following(kept_ms: int) -> CompactedTopic:
-        later = SkippingClock(hour_ms / 1000)
-        return CompactedTopic(fleet, fleet.topics.control, lambda key, value: known.append(key), later, kept_ms)
+    async def following(kept_ms: int) -> Follower:
+        follower = Follower(fleet, SkippingClock(hour_ms / 1000))
+        await follower.follow(fleet.topics.control, lambda key, value: known.append(key), kept_ms)
+        return follower
 
-    followed = following(2 * hour_ms)
-    await followed.start()
+    followed = await following(2 * hour_ms)
     assert known == [b"before"]
     await followed.close()
     known.clear()
 
-    followed = following(hour_ms // 2)
-    await followed.start()
+    followed = await following(hour_ms // 2)
     assert known == []
     put(fleet, fleet.topics.control, b"after")
     await until(lambda: known == [b"after"], "it is not followed")
@@ -144,9 +158,9 @@ async def test_a_record_that_cannot_be_applied_at_the_start_is_reported_at_once(
         raise ValueError("private detail")
 
     put(fleet, fleet.topics.control, POISON)
-    followed = CompactedTopic(fleet, fleet.topics.control, fail, SystemClock())
+    followed = Follower(fleet, SystemClock())
     with pytest.raises(FollowingEnded, match=r"cannot be followed any more \(ValueError\)"):
-        await followed.start()
+        await followed.follow(fleet.topics.control, fail)
     await followed.close()
 
 

@@ -35,7 +35,7 @@ from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
 from workers.egress import EgressPolicy
-from workers.kafka.compacted import CompactedTopic
+from workers.kafka.compacted import Follower
 from workers.roles.delivery import stages_of
 
 pytestmark = pytest.mark.broker
@@ -101,8 +101,8 @@ class Fleet:
         policy = EgressPolicy(allow=(ip_network("127.0.0.1/32"),), development=True)
         topics = self.kafka.topics
         handler = DeliveryHandler(topics, self.keyring, Poster(chosen, policy, CLOCK), CLOCK, self.metrics, chosen)
-        followed = CompactedTopic(self.kafka, topics.endpoints, handler.states.apply, CLOCK)
-        await followed.start()
+        followed = Follower(self.kafka, CLOCK)
+        await followed.follow(topics.endpoints, handler.states.apply)
         handler.states.show()
         stages = stages_of(handler, chosen, self.kafka, "r1", CLOCK, self.metrics)
         running = [asyncio.ensure_future(stage.run()) for stage in stages]
@@ -344,8 +344,8 @@ async def test_a_topic_is_read_to_its_end_although_a_process_died_with_a_transac
     transaction("first", "before").commit_transaction(20)
     left_open = transaction("dead", "never")
     transaction("second", "behind").commit_transaction(20)
-    followed = CompactedTopic(fleet, fleet.topics.endpoints, lambda key, value: known.append(key), CLOCK)
-    starting = asyncio.ensure_future(followed.start())
+    followed = Follower(fleet, CLOCK)
+    starting = asyncio.ensure_future(followed.follow(fleet.topics.endpoints, lambda key, value: known.append(key)))
     await until(lambda: known == [b"before"], lambda: f"{known} is known")
     assert not starting.done()  # the start waits for records behind the open transaction, which cannot be read yet
     await asyncio.to_thread(left_open.abort_transaction, 20)

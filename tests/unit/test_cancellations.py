@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -141,12 +142,22 @@ async def test_each_run_is_stopped_at_its_own_deadline_unless_it_has_ended() -> 
         assert stopped == late
 
 
+class Prompt:
+    """A request whose method ends it."""
+
+    def stop(self) -> None:
+        raise AssertionError("an ended run is stopped")
+
+
 async def test_the_deadlines_of_jobs_that_have_ended_are_not_kept_until_they_pass() -> None:
     """A job may live for six days, and a worker ends a hundred million jobs meanwhile."""
     lifetimes, received = Lifetimes(Cancellations(CLOCK), CLOCK), read_job(b'{"prompt":"Who?"}', None, PLACE, NOW_MS)
-    for _ in range(5 * lifetime.MOST_ENDED):
-        lifetimes.end(lifetimes.begin(received, lambda: None))
+    prompts = [Prompt() for _ in range(5 * lifetime.MOST_ENDED)]
+    kept = [weakref.ref(prompt) for prompt in prompts]
+    while prompts:
+        lifetimes.end(lifetimes.begin(received, prompts.pop().stop))
     assert len(lifetimes._deadlines._runs) <= lifetime.MOST_ENDED + 1
+    assert not any(prompt() for prompt in kept), "an ended run holds its request"
 
 
 def test_a_cancellation_older_than_any_job_is_forgotten() -> None:

@@ -681,7 +681,7 @@ def reasons(watch: EngineWatch) -> tuple[str, ...]:
 def test_an_engine_that_is_away_for_more_than_ten_seconds_is_a_reason_until_it_answers() -> None:
     clock = HandClock()
     watch = EngineWatch(clock)
-    watch.asking += 1
+    watch.asking = 1
     watch.failed(AWAY)
     clock.now += 10.0
     assert reasons(watch) == ()
@@ -693,35 +693,32 @@ def test_an_engine_that_is_away_for_more_than_ten_seconds_is_a_reason_until_it_a
     assert reasons(watch) == ()
     watch.failed(AWAY)
     assert reasons(watch) == ()
-    watch.asking -= 1
 
 
 def test_an_engine_that_fails_now_and_then_and_answers_in_between_is_no_reason() -> None:
     clock = HandClock()
     watch = EngineWatch(clock)
-    watch.asking += 1
+    watch.asking = 1
     for _ in range(10):
         watch.failed(AWAY)
         clock.now += 6.0
         watch.answered()
         clock.now += 6.0
         assert reasons(watch) == ()
-    watch.asking -= 1
 
 
 def test_an_engine_whose_process_died_is_a_reason_while_jobs_wait_for_it_to_be_loaded() -> None:
     clock = HandClock()
     watch = EngineWatch(clock)
-    watch.asking += 1
+    watch.asking = 1
     watch.failed(EngineDied("the engine's process ended with this request in flight"))
-    watch.asking -= 1
+    watch.asking = 0
     clock.now += 60.0
     assert reasons(watch) == ()
-    watch.asking += 1
+    watch.asking = 1
     assert reasons(watch) == (
         "the engine has not answered for 60 s: the engine's process ended with this request in flight",
     )
-    watch.asking -= 1
 
 
 def test_an_absence_that_the_engine_knows_is_a_reason_at_once_and_without_a_job() -> None:
@@ -738,13 +735,12 @@ def test_many_retries_log_one_line_in_ten_seconds_and_their_end_logs_one_more(
     caplog.set_level("INFO")
     clock = HandClock()
     watch = EngineWatch(clock)
-    watch.asking += 2
+    watch.asking = 2
     for _ in range(250):
         watch.failed(AWAY)
         clock.now += 0.1
     watch.answered()
     watch.answered()
-    watch.asking -= 2
     lines = [cast("dict[str, Any]", record.msg) for record in caplog.records]
     assert [(line["level"], line["action"]) for line in lines] == [
         ("warning", "engine-unavailable"),

@@ -22,13 +22,13 @@ from workers.kafka.compacted import (
     SILENT_SECONDS,
     STALE_SECONDS,
     START_SECONDS,
-    CompactedTopic,
+    Follower,
     FollowingEnded,
     until_caught_up,
 )
-from workers.kafka.topics import AccessDenied, BrokerAway, KafkaTopicIds, TopicUnanswered, known_ids
-from workers.roles import topic_watch
-from workers.roles.topic_watch import TopicWatch
+from workers.kafka.topics import AccessDenied, BrokerAway, TopicQuestion, TopicUnanswered, known_ids
+from workers.roles import process
+from workers.roles.process import TopicWatch
 from workers.stage.fetching import SILENCE_SECONDS
 from workers.stage.partition import Partition, Phase
 from workers.stage.progress import Progress, topic_mark
@@ -60,7 +60,7 @@ class Cluster:
 
 def on_its_thread(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, str]:
     monkeypatch.setattr(topics, "AdminClient", lambda config: cluster)
-    return KafkaTopicIds({})(names, 0.01)
+    return TopicQuestion({}, names, 0.01).result(0.01)
 
 
 def on_its_loop(cluster: Any, *names: str) -> dict[str, str]:
@@ -94,29 +94,17 @@ def test_the_client_of_a_question_lives_exactly_as_long_as_the_question(monkeypa
         return cluster
 
     monkeypatch.setattr(topics, "AdminClient", make)
-    ids = KafkaTopicIds({})
-    question = ids.start(["requests"], 0.01)
-    assert [ids(["requests"], 0.01), question.result()] == [{"requests": "one"}] * 2
-    assert [client() is not None for client in made] == [True, False]
+    question = TopicQuestion({}, ["requests"], 0.01)
+    assert question.result(0) == {"requests": "one"}
+    assert [client() is not None for client in made] == [True]
     del question
-    assert [client() is not None for client in made] == [False, False]
+    assert [client() is not None for client in made] == [False]
 
 
 def test_a_question_is_done_when_each_topic_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topics, "AdminClient", lambda config: Cluster(requests="one"))
-    assert KafkaTopicIds({}).start(["requests"], 0.01).done()
-    assert not KafkaTopicIds({}).start(["requests", "never answered"], 0.01).done()
-
-
-@pytest.mark.parametrize("error", [REFUSED, TIMED_OUT])
-def test_a_question_that_is_not_waited_for_gets_the_same_error(
-    error: KafkaError, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(topics, "AdminClient", lambda config: Cluster(requests="one", results=error))
-    answer = KafkaTopicIds({}).start(["requests", "results"], 0.01)
-    with pytest.raises(TopicUnanswered) as told:
-        answer.result()
-    assert (told.value.topic, told.value.args[0].code()) == ("results", error.code())
+    assert TopicQuestion({}, ["requests"], 0.01).done()
+    assert not TopicQuestion({}, ["requests", "never answered"], 0.01).done()
 
 
 def test_the_kafka_thread_waits_no_longer_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +174,7 @@ class Reader:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
         return 0, len(self._log.records)
 
-    def assign(self, partitions: list[TopicPartition]) -> None:
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         """Read from the first record on."""
 
     def consume(self, most: int, timeout: float) -> list[Any]:
@@ -201,7 +189,12 @@ class Reader:
 
 def _message(offset: int, key: bytes) -> Any:
     return SimpleNamespace(
-        error=lambda: None, partition=lambda: 0, offset=lambda: offset, key=lambda: key, value=lambda: b"{}"
+        error=lambda: None,
+        topic=lambda: "facts",
+        partition=lambda: 0,
+        offset=lambda: offset,
+        key=lambda: key,
+        value=lambda: b"{}",
     )
 
 
@@ -228,11 +221,11 @@ async def test_a_fact_that_cannot_be_applied_ends_the_process_and_no_later_fact_
             raise ValueError("private detail")
         applied.append(key)
 
-    followed = CompactedTopic(KafkaSettings(), "facts", apply, HandClock())
+    followed = Follower(KafkaSettings(), HandClock())
     log.records = [b"first", *[b"poison", b"second"] * at_the_start]
     with pytest.raises(FollowingEnded, match=r"facts cannot be followed any more \(ValueError\)"):
         async with asyncio.timeout(DEADLINE_SECONDS):
-            await followed.start()
+            await followed.follow("facts", apply)
             log.records += [b"poison", b"second"]
             await followed.ended()
     await followed.close()
@@ -243,9 +236,9 @@ async def test_a_fact_that_cannot_be_applied_ends_the_process_and_no_later_fact_
 async def test_facts_without_news_for_half_a_day_end_the_process_and_no_earlier(log: Log) -> None:
     """Kafka keeps a deletion for a day, so a process that was away for longer may hold deleted facts."""
     clock = HandClock()
-    followed = CompactedTopic(KafkaSettings(), "facts", lambda key, value: None, clock)
+    followed = Follower(KafkaSettings(), clock)
     log.records = [b"first"]
-    await followed.start()
+    await followed.follow("facts", lambda key, value: None)
     began, log.away = clock.now, True
     for seconds, reasons in (
         (SILENT_SECONDS, []),
@@ -285,13 +278,7 @@ class RecreatedCluster:
         """True if a question that is not waited for gets no answer yet."""
         self.unanswered: list[tuple[Future[dict[str, str]], list[str]]] = []
 
-    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        self.asked += 1
-        if self.ids is None:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return {name: self.ids[name] for name in topics if name in self.ids}
-
-    def start(self, topics: Iterable[str], seconds: float) -> Future[dict[str, str]]:
+    def __call__(self, topics: Iterable[str], seconds: float) -> Future[dict[str, str]]:
         self.unanswered.append((Future(), list(topics)))
         future = self.unanswered[-1][0]
         if not self.silent:
@@ -301,10 +288,11 @@ class RecreatedCluster:
     def answer(self) -> None:
         """Answer all open questions."""
         for future, names in self.unanswered:
-            try:
-                future.set_result(self(names, 0.0))
-            except KafkaException as error:
-                future.set_exception(error)
+            self.asked += 1
+            if self.ids is None:
+                future.set_exception(KafkaException(KafkaError(KafkaError._TIMED_OUT)))
+            else:
+                future.set_result({name: self.ids[name] for name in names if name in self.ids})
         self.unanswered.clear()
 
 
@@ -484,7 +472,8 @@ def test_a_partition_waits_unopened_until_kafka_states_the_topics_uuid(ids: dict
 async def test_a_topic_that_is_only_written_to_ends_the_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[dict[str, str] | BrokerAway] = [BrokerAway("away"), {"results": "old"}, {}, {"results": "new"}]
     answers = iter(said)
-    watch = TopicWatch(KafkaSettings(), {"results": "old"}, look_seconds=0)
+    watch = TopicWatch(KafkaSettings(), look_seconds=0)
+    watch.ids["results"] = "old"
     seen: list[list[str]] = []
 
     async def known_ids(*_: object) -> dict[str, str]:
@@ -494,7 +483,7 @@ async def test_a_topic_that_is_only_written_to_ends_the_process_too(monkeypatch:
             raise answer
         return answer
 
-    monkeypatch.setattr(topic_watch, "known_ids", known_ids)
+    monkeypatch.setattr(process, "known_ids", known_ids)
     with pytest.raises(TopicMadeAnew, match="the topic results was deleted and created again"):
         await asyncio.wait_for(watch.ended(), 30)
     gone = ["the topic results does not exist any more; `postback topics create` makes it"]

@@ -159,14 +159,22 @@ def test_a_job_with_forged_headers_leaves_the_tiers_after_six_days() -> None:
 
 
 @pytest.mark.parametrize("way", ["handled", "deferred"])
-async def test_a_job_whose_timestamp_lies_days_ahead_is_rejected_by_its_field(way: str) -> None:
+@pytest.mark.parametrize(
+    ("days", "deadline_days", "ahead_days", "is_late"),
+    [(5.9, None, 0, False), (5.9, None, 3, False), (6.1, None, 3, True), (6.5, 6.9, 0, False), (6.5, 7.1, 3, True)],
+)
+async def test_a_job_may_not_end_later_because_its_timestamp_lies_ahead(
+    days: float, deadline_days: float | None, ahead_days: int, is_late: bool, way: str
+) -> None:
     """The codec counts from the record's timestamp, which the producer may set."""
-    given = record(not_before=later_by(8 * DAY), ttl_seconds=60)
-    given.timestamp_ms += 3 * DAY * 1000
+    deadline = [] if deadline_days is None else [("deadline", b"%d" % round(1000 * later_by(deadline_days * DAY)))]
+    given = record(None, *deadline, not_before=later_by(days * DAY), ttl_seconds=60)
+    given.timestamp_ms += ahead_days * DAY * 1000
     async with working() as worker:
         outputs = await worker.outputs(given) if way == "handled" else worker.handler.sharing.defer(given)
-    assert [output.topic for output in outputs] == [TOPICS.results, TOPICS.dead_letters]
-    assert "not_before: is more than 6 days after the worker received the job" in (outputs[0].value or b"").decode()
+    assert [output.topic in DELAYS for output in outputs] == ([False, False] if is_late else [True])
+    if is_late:
+        assert "not_before: the job would end too late" in (outputs[0].value or b"").decode()
 
 
 def test_a_clock_that_is_behind_by_a_year_releases_a_job_after_its_tiers_all_the_same() -> None:

@@ -184,7 +184,7 @@ async def test_an_engine_that_is_lost_ends_the_process_once_the_stage_is_drained
     stage: Any = Draining()
     watch = EngineWatch(HandClock())
     running = asyncio.create_task(run_stages([stage], asyncio.Event(), [watch]))
-    watch.asking += 1
+    watch.asking = 1
     watch.failed(EngineUnavailable("the server answered 503"))
     for _ in range(10):
         await asyncio.sleep(0)
@@ -192,7 +192,7 @@ async def test_an_engine_that_is_lost_ends_the_process_once_the_stage_is_drained
     watch.failed(EngineLost("loading it failed 5 times in a row"))
     with pytest.raises(EngineLost, match="5 times in a row"):
         await running
-    watch.asking -= 1
+    watch.asking = 0
     assert stage.drained
 
 

@@ -214,7 +214,7 @@ async def test_a_worker_returns_the_demanded_call_and_openai_s_answers_have_it()
 async def test_a_call_needs_no_json_and_one_without_tools_is_no_answer() -> None:
     calls = (ToolCall(id="c1", function=CalledFunction(name="clock", arguments="")),)
     asked = GroundedRequest(
-        "a", None, None, 0.0, response_format=job(response_format={"type": "json_object"}).response_format
+        "a", None, None, response_format=job(response_format={"type": "json_object"}).response_format
     )
     [called] = await read_answers(Completion("", "tool_calls", 0, 0, tool_calls=calls), asked, job())
     [without] = await read_answers(Completion("", "tool_calls", 0, 0), asked, job())
@@ -223,7 +223,7 @@ async def test_a_call_needs_no_json_and_one_without_tools_is_no_answer() -> None
 
 
 async def test_an_answer_that_ended_for_a_call_but_has_none_is_unfinished() -> None:
-    [read] = await read_answers(Completion("Let me", "tool_calls", 0, 0), GroundedRequest("a", None, None, 0.0), job())
+    [read] = await read_answers(Completion("Let me", "tool_calls", 0, 0), GroundedRequest("a", None, None), job())
     assert read == ResultError(
         code="unfinished",
         message="the model called a tool instead of answering, and no call of the job's tools was found",
@@ -597,7 +597,7 @@ def test_a_token_that_is_part_of_a_character_has_no_bytes() -> None:
 
 
 async def test_an_answer_of_no_use_is_left_out_with_a_note_and_more_than_the_job_wants_are_dropped() -> None:
-    asked = GroundedRequest("a", None, None, 0.0, response_format=ResponseFormat(type="json_object"))
+    asked = GroundedRequest("a", None, None, response_format=ResponseFormat(type="json_object"))
     cut = Completion("", "content_filter", 0, 0)
     good = Completion("{}", "stop", 0, 0)
     several = replace(Completion("no", "stop", 1, 9), further=(good, cut, good, good))

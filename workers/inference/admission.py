@@ -41,14 +41,11 @@ MOST_WAITING = 64
 
 Each waiting job has a place in the window, and unknown names must not take all places.
 """
-MOST_PUT_OFF_MS = 1000 * (LONGEST_TTL_SECONDS + 3600)
-"""Cap on the wait of a job that starts later, in milliseconds from the worker's receipt of the job.
-
-The codec bounds the wait by the record's timestamp, which the producer may set. An hour is left for clocks that differ.
-"""
+CLOCKS_MS = 3_600_000
+"""The time by which a job that starts later may exceed its bound, since clocks differ."""
 _TOO_LATE = (
-    f"is more than {LONGEST_TTL_SECONDS / 86_400:g} days after the worker received the job, since the record's "
-    "timestamp lies in the future; correct the producer's clock, or choose an earlier time"
+    "the job would end too late, since its record's timestamp lies in the future; correct the producer's clock, or "
+    "choose an earlier time"
 )
 _CHECKED_URLS = 4096
 _WARNED_OF = 1024
@@ -96,7 +93,8 @@ class Admission:
     def put_off(self, record: Record, received: ReceivedJob) -> Output | None:
         """Return the job's record in the tiers of jobs that start later; None if its `not_before` has come.
 
-        Raises InvalidJob for a job that would wait too long from now on: its record's timestamp lies in the future.
+        The codec bounds the job's end by the record's timestamp, which the producer may set. So the same bounds are
+        applied again from now on. Raises InvalidJob for a job that exceeds them.
         """
         if received.job.not_before is None:
             return None  # no clock is asked, since every job comes here
@@ -104,7 +102,9 @@ class Admission:
         begins_ms = received.job.begins_ms(now_ms)
         if begins_ms == now_ms:
             return None
-        if begins_ms - now_ms > MOST_PUT_OFF_MS:
+        has_deadline = record.header(names.DEADLINE) is not None
+        most_ms = names.LANES_KEPT_MS if has_deadline else 1000 * LONGEST_TTL_SECONDS
+        if received.deadline_ms - now_ms > most_ms + CLOCKS_MS:
             raise invalid_job(received, "not_before", _TOO_LATE)
         job = moved(record, received, record.topic, (names.LANE, record.topic.encode()))
         return put_off(job, begins_ms, begins_ms - now_ms, now_ms, self._topics)
@@ -142,9 +142,9 @@ class Admission:
         """True if an engine of this fleet has the job's model now."""
         return self._registry.knows(received.job.model_id)
 
-    def is_own(self, record: Record, received: ReceivedJob) -> bool:
-        """True if this worker's engine answers the job, and no other lane's worker has sent it here."""
-        return self._registry.serves_here(received.job.model_id) and record.header(names.FORWARDED) is None
+    def is_own(self, record: Record, model_id: str | None) -> bool:
+        """True if this worker's engine has the model of the job, and no other lane's worker has sent the job here."""
+        return self._registry.serves_here(model_id) and record.header(names.FORWARDED) is None
 
     async def wait_for_model(self, job: JobContext, lifetimes: Lifetimes) -> None:
         """Wait until an engine serves the job's model, and read the job again, since rollouts may have changed.

@@ -115,9 +115,10 @@ class Attachments:
 
         if self._lifetimes.is_over(job.received):
             raise JobIsOver
-        with self._pace.enriching(), self._phases.timed("enrich", job.received) as phase:
+        began = self._phases.now()
+        with self._pace.enriching(), self._phases.span("enrich", job.received):
             found = await self._lifetimes.while_alive(job.received, begin)
-        job.fetched(phase.seconds)
+        job.fetched(self._phases.now() - began)
         return found
 
 

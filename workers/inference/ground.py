@@ -134,8 +134,6 @@ class GroundedRequest:
     messages: tuple[Message, ...] | None
     evidence: Evidence | None
     """None for a job without sources."""
-    enrich_ms: float
-    """Milliseconds for reading the sources."""
     profile: Profile | None = None
     """None if and only if `evidence` is None."""
     response_format: ResponseFormat | None = None
@@ -202,14 +200,15 @@ class Grounder:
             return Missing("profile_unavailable", f"{needs}: {fix}")
         question = _ends(_question_of(received.job))
         try:
-            with self._pace.enriching(), self._phases.timed("enrich", received) as phase:
+            began = self._phases.now()
+            with self._pace.enriching(), self._phases.span("enrich", received):
                 evidence = await self._evidence(received, sources, profile, spend)
                 said = _ends("\n".join(message.text for message in received.job.messages or ()))
                 evidence = replace(evidence, question=question, conversation=said)
         except NothingFound as nothing:
             return Missing("no_sources", str(nothing))
-        job.fetched(phase.seconds)
-        job.asked = _with_evidence(received, evidence, profile, phase.ms)
+        job.fetched(self._phases.now() - began)
+        job.asked = _with_evidence(received, evidence, profile)
         return None
 
     async def _evidence(self, received: ReceivedJob, sources: Sources, profile: Profile, spend: Spend) -> Evidence:
@@ -251,7 +250,7 @@ def without_evidence(received: ReceivedJob) -> GroundedRequest:
     """Return the request of a job without sources."""
     job = received.job
     messages = tuple(job.messages) if job.messages is not None else None
-    return GroundedRequest(job.prompt, messages, None, 0.0, response_format=job.response_format)
+    return GroundedRequest(job.prompt, messages, None, response_format=job.response_format)
 
 
 def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: PromptTooLong) -> GroundedRequest:
@@ -267,7 +266,7 @@ def with_less_evidence(received: ReceivedJob, asked: GroundedRequest, too_long: 
     wanted = asked.profile.applied(received.job.sources, evidence.question)
     if wanted.required and not evidence.sources:
         raise NothingFound(evidence.notes)
-    return _with_evidence(received, evidence, asked.profile, asked.enrich_ms)
+    return _with_evidence(received, evidence, asked.profile)
 
 
 def _question_of(job: Job) -> str:
@@ -288,10 +287,10 @@ def _ends(text: str) -> str:
     return text if len(text) <= MOST_READ_CHARS else f"{text[:half]}\n\n{text[-half:]}"
 
 
-def _with_evidence(received: ReceivedJob, evidence: Evidence, profile: Profile, enrich_ms: float) -> GroundedRequest:
+def _with_evidence(received: ReceivedJob, evidence: Evidence, profile: Profile) -> GroundedRequest:
     """Return the job's prompt or messages with this evidence before the question."""
     job = received.job
     asked = job.prompt if job.messages is None else tuple(job.messages)
     grounded = profile.instructed(ground(asked, evidence))
     form = job.response_format or profile.answer_format(len(evidence.sources))
-    return GroundedRequest(grounded.prompt, grounded.messages, evidence, enrich_ms, profile, form)
+    return GroundedRequest(grounded.prompt, grounded.messages, evidence, profile, form)

@@ -102,8 +102,8 @@ class InferenceHandler:
         """The times of this worker's answers, which the process announces."""
         self._clock = clock
         self._phases = Phases(clock, metrics)
-        self._is_bare = parts.screen is None and parts.rules.are_none and not self._phases.is_traced
-        """True if this worker does nothing more with a plain job than to answer it."""
+        self._is_bare = parts.screen is None and not self._phases.is_traced
+        """True if this worker, but for a model's rules, does nothing more with a plain job than to answer it."""
         self._filter = InputFilter(parts.screen, self._lifetimes, self.pace, metrics)
         self._rules = parts.rules
         self.rollouts = Rollouts(registry)
@@ -146,7 +146,7 @@ class InferenceHandler:
         except InvalidJob as invalid:
             return self._outputs.rejected(record, invalid)
         try:
-            if self._is_bare and received.is_plain and self._admission.is_own(record, received):
+            if self._is_bare and received.is_plain and self._is_own(record, received.job.model_id):
                 return await self._answered_plainly(record, received)
             return await self._answered_in_steps(JobContext(record, received, received, size=len(record.value)))
         except EngineDied as died:
@@ -158,7 +158,7 @@ class InferenceHandler:
         Raises EngineDied.
         """
         clock, asked = self._clock, without_evidence(received)
-        queued_ms, began = self._phases.waited(received), clock.monotonic()
+        (_, queued_ms), began = self._phases.queued(received), clock.monotonic()
         try:
             _, completion = await self._generator.generated(received, asked)
         except EngineKeepsFailing as failing:
@@ -182,6 +182,10 @@ class InferenceHandler:
         self.pace.answered(0.0)
         self.answer_times.add(seconds)
         return self._outputs.written(received, value, Outcome.SUCCEEDED)
+
+    def _is_own(self, record: Record, model_id: str | None) -> bool:
+        """Return whether this worker's engine answers a job with this model, without rules for the model."""
+        return self._admission.is_own(record, model_id) and self._rules.has_none_for(model_id)
 
     async def _answered_in_steps(self, job: JobContext) -> Sequence[Output]:
         """Take any job through all steps, and free its places in memory. Raises EngineDied."""
@@ -336,12 +340,13 @@ class InferenceHandler:
         """
         asked = job.asked
         assert asked is not None, "a job is grounded before it is generated"  # noqa: S101 - an invariant
+        began = self._phases.now()
         try:
-            with self._phases.timed("infer", received) as infer:
+            with self._phases.span("infer", received):
                 asked, completion = await self._generator.generated(received, asked, model_id)
         except EngineKeepsFailing as failing:
             return self._kept_failing(received, failing)
-        job.infer_seconds = (job.infer_seconds or 0.0) + infer.seconds
+        job.infer_seconds = (job.infer_seconds or 0.0) + self._phases.now() - began
         return await self._judged(job, received, asked, completion), None
 
     def _kept_failing(self, received: ReceivedJob, failing: EngineKeepsFailing) -> tuple[Result, Failure]:

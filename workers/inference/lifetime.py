@@ -44,8 +44,8 @@ class Cancellations:
         """The time of each cancellation in Unix milliseconds, in the order of arrival. No time is in the future."""
         self._latest: int | None = None
         """The time of the last record, not counting records with a time in the future."""
-        self._running: dict[JobKey, list[Run]] = {}
-        """The runs of each job that runs, and of each batch with such jobs."""
+        self._running: dict[JobKey, dict[Run, None]] = {}
+        """The runs of each job that runs, and of each batch with such jobs: thousands for a batch, so a dictionary."""
         self._stopping: deque[Run] = deque()
         """Runs of cancelled jobs and batches."""
 
@@ -84,7 +84,7 @@ class Cancellations:
         began = time.perf_counter()
         while self._stopping:
             run = self._stopping.popleft()
-            if not run.has_ended:
+            if run.stop is not None:
                 run.stop()
             if self._stopping and time.perf_counter() - began > STOPPING_SECONDS:
                 asyncio.get_running_loop().call_soon(self._stop_some)
@@ -93,14 +93,14 @@ class Cancellations:
     def begin(self, run: Run) -> None:
         """Call `run.stop` if the job is cancelled before `end`. A job may have several runs at a time."""
         for key in run.keys:
-            self._running.setdefault(key, []).append(run)
+            self._running.setdefault(key, {})[run] = None
 
     def end(self, run: Run) -> None:
         """Note that the run has ended."""
-        run.has_ended = True
+        run.stop = None
         for key in run.keys:
             if len(runs := self._running[key]) > 1:
-                runs.remove(run)
+                del runs[run]
             else:
                 del self._running[key]
 
@@ -129,12 +129,12 @@ class Cancellations:
 class Run:
     """One run of a job, which ends early when the job is cancelled or expires."""
 
-    __slots__ = ("has_ended", "keys", "stop")
+    __slots__ = ("keys", "stop")
 
     def __init__(self, job: JobKey, stop: Callable[[], object]) -> None:
         self.keys = _keys(job)
-        self.stop = stop
-        self.has_ended = False
+        self.stop: Callable[[], object] | None = stop
+        """Ends the run; None once it has ended, since it may hold the whole request."""
 
 
 def _keys(job: JobKey) -> tuple[JobKey, ...]:
@@ -242,7 +242,7 @@ class _Deadlines:
         """Note that a run has ended."""
         self._ended += 1
         if len(self._runs) > MOST_ENDED + 2 * (self._begun - self._ended):
-            self._runs = [entry for entry in self._runs if not entry[2].has_ended]
+            self._runs = [entry for entry in self._runs if entry[2].stop is not None]
             heapify(self._runs)
 
     def _wait(self) -> None:
@@ -254,9 +254,9 @@ class _Deadlines:
 
     def _stop_late(self) -> None:
         self._timer, now = None, self._clock.time()
-        while self._runs and (self._runs[0][2].has_ended or self._runs[0][0] / 1000 <= now):
+        while self._runs and (self._runs[0][2].stop is None or self._runs[0][0] / 1000 <= now):
             _, _, run = heappop(self._runs)
-            if not run.has_ended:
+            if run.stop is not None:
                 run.stop()
         if self._runs:
             self._wait()

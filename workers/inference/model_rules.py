@@ -29,10 +29,13 @@ class ModelRules:
         self._current = current
         self._lane = lane
 
-    @property
-    def are_none(self) -> bool:
-        """True if there are no rules for any model, now and later."""
-        return self._current is None
+    def has_none_for(self, model_id: str | None) -> bool:
+        """Return whether a job without sources stays as it is, and its first result is final."""
+        model = self._model(model_id)
+        if model is None:
+            return True
+        entry = model.entry
+        return entry.max_tokens is None and entry.temperature is None and entry.escalate is None
 
     def with_defaults(self, received: ReceivedJob) -> ReceivedJob:
         """Return the job with its model's defaults for the options that the job does not set."""

@@ -9,7 +9,6 @@ import math
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from types import TracebackType
 
 from schemas.codec import ReceivedJob
 from telemetry.clock import Clock
@@ -40,7 +39,7 @@ _NO_SPAN = nullcontext()
 
 
 class Phases:
-    """Makes a `TimedPhase` for each step of a job, and observes the time that the job spent in Kafka."""
+    """Observes the times of jobs' phases, and makes the spans of their traces."""
 
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
@@ -49,27 +48,19 @@ class Phases:
         """True if a collector takes spans. Without one no span is made, since spans cost time."""
 
     def queued(self, received: ReceivedJob) -> tuple[ReceivedJob, float]:
-        """Observe the phase `queued` as `waited` does. Return the job, and the phase in ms.
+        """Observe the phase `queued`, from the record's timestamp until now. Return the job, and the phase in ms.
 
         With a collector, a job without a trace gets a new trace, which begins with this phase.
         """
-        queued_ms = self.waited(received)
+        now = self._clock.time()
+        queued_ms = max(0.0, now * 1000 - received.received_ms)
         if self.is_traced:
-            now, parent = self._clock.time(), parse_traceparent(received.traceparent)
+            parent = parse_traceparent(received.traceparent)
             context = past_span("queued", (now - queued_ms / 1000, now), parent, {"job_id": received.job_id})
             if parent is None and context is not None:
                 received = replace(received, traceparent=context.traceparent)
-        return received, queued_ms
-
-    def waited(self, received: ReceivedJob) -> float:
-        """Observe the phase `queued`, from the record's timestamp until now. Return the phase in ms."""
-        queued_ms = max(0.0, self._clock.time() * 1000 - received.received_ms)
         self.observe("queued", queued_ms / 1000, received)
-        return queued_ms
-
-    def timed(self, name: str, received: ReceivedJob) -> TimedPhase:
-        """Return a context manager that times a part of one phase, `enrich` or `infer`."""
-        return TimedPhase(self, name, received)
+        return received, queued_ms
 
     def now(self) -> float:
         """Return the time of the monotonic clock in seconds."""
@@ -87,29 +78,3 @@ class Phases:
         if not self.is_traced:
             return _NO_SPAN
         return span(name, parse_traceparent(received.traceparent), {"job_id": received.job_id})
-
-
-class TimedPhase:
-    """Times one phase of one job, with a span of its trace. `seconds` is set when the block ends."""
-
-    def __init__(self, phases: Phases, name: str, received: ReceivedJob) -> None:
-        self._phases = phases
-        self._span = phases.span(name, received)
-        self._began = 0.0
-        self.seconds = 0.0
-
-    @property
-    def ms(self) -> float:
-        """The length of the phase in milliseconds."""
-        return self.seconds * 1000
-
-    def __enter__(self) -> TimedPhase:
-        self._began = self._phases.now()
-        self._span.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._span.__exit__(kind, error, trace)
-        self.seconds = self._phases.now() - self._began

@@ -1,18 +1,21 @@
-"""A compacted topic that a process reads to its end at the start, and follows from then on.
+"""Compacted topics that a process reads to their ends at the start, and follows from then on, with one client.
 
 The processes of a fleet share a few facts through compacted topics, without a database. The last record of a key is the
-valid one, and a record without a value deletes the fact. Every process reads the whole topic, without a consumer group.
+valid one, and a record without a value deletes the fact. Every process reads each topic whole, without a consumer
+group.
 
 While the broker is away, the process goes on with the known facts, because without Kafka no jobs are settled anyway.
 `reasons` reports the age of the facts. Once the broker is back, reading goes on from the last offset. But Kafka keeps a
 deletion for a day only, so after half a day without reading the process may hold deleted facts. The process then ends,
-and a new process reads the topic from the beginning. The process also ends if `apply` raises.
+and a new process reads the topics from the beginning. The process also ends if an `apply` raises.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -47,8 +50,10 @@ _ANSWER_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 _BATCH = 1_000
 
+Fact = tuple[bytes | None, bytes | None]
+"""A record's key and value; the value None deletes the fact."""
 Apply = Callable[[bytes | None, bytes | None], None]
-"""Applies a record's key and value; the value None deletes the fact. An exception ends the following of the topic."""
+"""Applies a `Fact`. An exception ends the following of all topics."""
 
 log = get_logger()
 
@@ -59,6 +64,28 @@ class FollowingEnded(ProcessError):  # noqa: N818 - it names what happened
 
 class _TooLongAway(Exception):  # noqa: N818 - private, becomes FollowingEnded
     """The broker was away for so long that this process may have missed the deletion of a fact."""
+
+
+@dataclass(slots=True, eq=False)
+class _Topic:
+    """A topic and how far it is read. Only the follower's thread changes it once it is followed."""
+
+    name: str
+    apply: Apply
+    ends: dict[int, int]
+    """The offset to read to, by partition: the topic's end at the last look."""
+    known_at: float
+    """The monotonic time at which all of the topic's facts were known."""
+    looked_at: float
+    caught_up: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set on the event loop once every record that was there at the start is applied."""
+    is_started: bool = False
+    next: dict[int, int] = field(default_factory=dict)
+    """The next offset to read, by partition."""
+
+    @property
+    def has_reached_ends(self) -> bool:
+        return all(self.next.get(number, 0) >= end for number, end in self.ends.items())
 
 
 async def until_caught_up(
@@ -83,86 +110,78 @@ async def until_caught_up(
         each.result()
 
 
-class CompactedTopic(SideTask):
-    """Calls `apply` on the event loop for each committed record: present records, then new ones.
+class Follower(SideTask):
+    """Follows compacted topics on one thread, and applies their committed records on the event loop."""
 
-    Records that were older than `kept_ms` at the start, by their timestamps, are skipped, because these facts have
-    expired.
-    """
-
-    def __init__(
-        self, kafka: KafkaSettings, topic: str, apply: Apply, clock: Clock, kept_ms: int | None = None
-    ) -> None:
+    def __init__(self, kafka: KafkaSettings, clock: Clock) -> None:
         self._kafka = kafka
-        self._topic = topic
-        self._apply = apply
         self._clock = clock
-        self._kept_ms = kept_ms
         self._stopping = Event()
         self._thread: Thread | None = None
         self._ended: asyncio.Future[None] | None = None
-        self._next: dict[int, int] = {}
-        """Maps each partition to the next offset to read."""
-        self._known_at = self._looked_at = self._beat_at = clock.monotonic()
+        self._topics: dict[str, _Topic] = {}
+        self._new: SimpleQueue[tuple[_Topic, dict[int, int]]] = SimpleQueue()
+        """Topics for the thread to begin with, each with the offset of its first record to read, by partition."""
+        self._beat_at = clock.monotonic()
 
-    async def start(self) -> None:
-        """Start following, and return when every record that was in the topic at the time of the call is applied.
+    async def follow(self, topic: str, apply: Apply, kept_ms: int | None = None) -> None:
+        """Follow a topic: call `apply` for each record, and return when all present records are applied.
 
-        Raises ProcessError: NoSuchTopic, BrokerAway if no record came for START_SECONDS, or FollowingEnded.
+        Records that were older than `kept_ms` at the start, by their timestamps, are skipped, because these facts have
+        expired. Raises ProcessError: NoSuchTopic, BrokerAway if no record came for START_SECONDS, or FollowingEnded.
         """
-        await topic_ids(self._kafka, [self._topic])
-        log.info("Reading a topic to its end.", action="topic-reading", topic=self._topic)
-        self._looked_at = self._clock.monotonic()
-        ends, starts = await asyncio.to_thread(self._ends)
-        loop = asyncio.get_running_loop()
-        self._ended = loop.create_future()
-        caught_up = asyncio.Event()
-        self._thread = Thread(
-            target=self._follow, args=(loop, starts, ends, caught_up.set), name=f"follow-{self._topic}", daemon=True
-        )
-        self._beat()
-        self._thread.start()
+        await topic_ids(self._kafka, [topic])
+        log.info("Reading a topic to its end.", action="topic-reading", topic=topic)
+        began, loop = self._clock.monotonic(), asyncio.get_running_loop()
+        ends, starts = await asyncio.to_thread(self._ends, topic, kept_ms)
+        followed = self._topics[topic] = _Topic(topic, apply, ends, began, began)
+        self._new.put((followed, starts))
+        if self._thread is None:
+            self._ended, self._beat_at = loop.create_future(), self._clock.monotonic()
+            self._thread = Thread(target=self._work, args=(loop,), name="follow-topics", daemon=True)
+            self._thread.start()
         try:
-            await until_caught_up(self._topic, caught_up.wait(), self.ended(), lambda: sum(self._next.values()))
+            await until_caught_up(topic, followed.caught_up.wait(), self.ended(), lambda: sum(followed.next.values()))
         except BrokerAway:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Stop following."""
+        """Stop following all topics."""
         self._stopping.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
     async def ended(self) -> None:
-        """Wait until the topic cannot be followed any more, see `SideTask.ended`. Raises FollowingEnded."""
+        """Wait until a topic cannot be followed any more, see `SideTask.ended`. Raises FollowingEnded."""
         if self._ended is not None:
             await asyncio.shield(self._ended)
 
     @property
     def alive(self) -> bool:
-        """True if the topic is still followed, and the thread made a round within a minute."""
+        """True if the topics are still followed, and the thread made a round within a minute."""
         return not self._has_failed and self._clock.monotonic() - self._beat_at < STUCK_SECONDS
 
     def reasons(self) -> list[str]:
         """Return the reasons why the known facts may be stale; an empty list if the facts are fresh."""
         if self._has_failed:
-            return [f"the topic {self._topic} is not followed any more"]
-        age = self._clock.monotonic() - self._known_at
-        return [f"the topic {self._topic} could not be read for {age:.0f} s"] if age > SILENT_SECONDS else []
+            return [f"the topic {name} is not followed any more" for name in self._topics]
+        ages = {topic.name: self._clock.monotonic() - topic.known_at for topic in self._topics.values()}
+        old = {name: age for name, age in ages.items() if age > SILENT_SECONDS}
+        return [f"the topic {name} could not be read for {age:.0f} s" for name, age in old.items()]
 
     # -- on the event loop ---------------------------------------------------------------------------------------------
 
-    def _take_in(self, facts: Sequence[tuple[bytes | None, bytes | None]]) -> None:
+    def _take_in(self, topic: _Topic, facts: Sequence[Fact]) -> None:
         if self._has_failed:
             return
         try:
             for key, value in facts:
-                self._apply(key, value)
+                topic.apply(key, value)
         except Exception as error:
-            self._end_with(error)
+            self._end_with(error, topic.name)
 
-    def _end_with(self, error: BaseException) -> None:
+    def _end_with(self, error: BaseException, topic: str) -> None:
         """Stop following, and make `ended` raise, because a process must not act on stale facts."""
         self._stopping.set()
         if self._ended is None or self._ended.done():
@@ -171,12 +190,12 @@ class CompactedTopic(SideTask):
         log.error(
             "A topic cannot be followed any more; ending the process.",
             action="following-ended",
-            topic=self._topic,
+            topic=topic,
             exc_info=None if away else error,
         )
         why = f"no news for more than {STALE_SECONDS / 3600:.0f} hours" if away else type(error).__name__
         self._ended.set_exception(
-            FollowingEnded(f"the topic {self._topic} cannot be followed any more ({why}); restart this process")
+            FollowingEnded(f"the topic {topic} cannot be followed any more ({why}); restart this process")
         )
         self._ended.exception()  # avoids asyncio's warning "exception was never retrieved" during the start
 
@@ -186,7 +205,7 @@ class CompactedTopic(SideTask):
 
     # -- on threads of its own -----------------------------------------------------------------------------------------
 
-    def _ends(self) -> tuple[dict[int, int], dict[int, int]]:
+    def _ends(self, topic: str, kept_ms: int | None) -> tuple[dict[int, int], dict[int, int]]:
         """Return two offsets for each partition: the end to read to, and the start of reading.
 
         The end is behind uncommitted records too, so records that were committed behind an open transaction are also
@@ -197,29 +216,29 @@ class CompactedTopic(SideTask):
         try:
             while True:
                 try:
-                    numbers = consumer.list_topics(self._topic, timeout=_ASK_SECONDS).topics[self._topic].partitions
-                    ends = self._ask_ends(consumer, numbers, _ASK_SECONDS)
-                    return ends, self._ask_starts(consumer, ends)
+                    numbers = consumer.list_topics(topic, timeout=_ASK_SECONDS).topics[topic].partitions
+                    ends = self._ask_ends(consumer, topic, numbers, _ASK_SECONDS)
+                    return ends, self._ask_starts(consumer, topic, ends, kept_ms)
                 except KafkaException as error:
                     # A busy broker may take longer than an answer to lead a partition that is new or moves.
                     deadline = leader if error.args[0].code() in _WITHOUT_LEADER else answer
                     if deadline.passed or self._stopping.is_set():
-                        why = f"Kafka does not give the end of the topic {self._topic} ({error.args[0].name()})"
+                        why = f"Kafka does not give the end of the topic {topic} ({error.args[0].name()})"
                         raise BrokerAway(why) from None
                     self._clock.sleep(_ASK_AGAIN_SECONDS)
         finally:
             consumer.close()
 
-    def _ask_ends(self, consumer: Consumer, numbers: Iterable[int], seconds: float) -> dict[int, int]:
-        asked = [TopicPartition(self._topic, number) for number in numbers]
+    def _ask_ends(self, consumer: Consumer, topic: str, numbers: Iterable[int], seconds: float) -> dict[int, int]:
+        asked = [TopicPartition(topic, number) for number in numbers]
         return {each.partition: consumer.get_watermark_offsets(each, timeout=seconds)[1] for each in asked}
 
-    def _ask_starts(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
+    def _ask_starts(self, consumer: Consumer, topic: str, ends: dict[int, int], kept_ms: int | None) -> dict[int, int]:
         """Map each partition to the offset of its first record younger than `kept_ms`. Raises KafkaException."""
-        if self._kept_ms is None:
+        if kept_ms is None:
             return dict.fromkeys(ends, OFFSET_BEGINNING)
-        since_ms = max(0, round(self._clock.time() * 1000) - self._kept_ms)
-        asked = [TopicPartition(self._topic, number, since_ms) for number in ends]
+        since_ms = max(0, round(self._clock.time() * 1000) - kept_ms)
+        asked = [TopicPartition(topic, number, since_ms) for number in ends]
         found = consumer.offsets_for_times(asked, timeout=_ASK_SECONDS)
         for each in found:
             if each.error is not None:
@@ -239,77 +258,64 @@ class CompactedTopic(SideTask):
             }
         )
 
-    def _follow(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        starts: dict[int, int],
-        ends: dict[int, int],
-        caught_up: Callable[[], None],
-    ) -> None:
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        topic = next(iter(self._topics))
         try:
             consumer = self._consumer("read_committed")
             try:
-                consumer.assign([TopicPartition(self._topic, number, start) for number, start in starts.items()])
-                self._read_on(consumer, loop, ends, caught_up)
+                while not self._stopping.is_set():
+                    self._begin_new(consumer)
+                    self._read_some(consumer, loop)
+                    for followed in list(self._topics.values()):
+                        topic, self._beat_at = followed.name, self._clock.monotonic()
+                        self._look(consumer, followed)
             finally:
                 consumer.close()
         except BaseException as error:
-            self._on_loop(loop, self._end_with, error)
+            self._on_loop(loop, self._end_with, error, topic)
 
-    def _read_on(
-        self, consumer: Consumer, loop: asyncio.AbstractEventLoop, ends: dict[int, int], caught_up: Callable[[], None]
-    ) -> None:
-        started = False
-        while not self._stopping.is_set():
-            facts = self._some(consumer)
-            if facts:
-                self._on_loop(loop, self._take_in, facts)
-            if not started and self._has_reached(ends):
-                started = True
-                self._on_loop(loop, caught_up)
-            self._beat()
-            ends = self._look(consumer, ends)
+    def _begin_new(self, consumer: Consumer) -> None:
+        while True:
+            try:
+                followed, starts = self._new.get_nowait()
+            except Empty:
+                return
+            consumer.incremental_assign([TopicPartition(followed.name, *start) for start in starts.items()])
 
-    def _some(self, consumer: Consumer) -> list[tuple[bytes | None, bytes | None]]:
-        """Return the keys and values of new records."""
-        facts: list[tuple[bytes | None, bytes | None]] = []
+    def _read_some(self, consumer: Consumer, loop: asyncio.AbstractEventLoop) -> None:
+        """Read new records, hand them to the event loop, and tell it which topics are read to their ends."""
+        facts: dict[str, list[Fact]] = {}
         for message in consumer.consume(_BATCH, _POLL_SECONDS):
-            error = message.error()
+            error, name = message.error(), message.topic() or ""
             number, offset = message.partition() or 0, message.offset() or 0
             if error is None:
-                facts.append((message.key(), message.value()))
-                self._next[number] = offset + 1
+                facts.setdefault(name, []).append((message.key(), message.value()))
+                self._topics[name].next[number] = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._next[number] = offset  # the end also lies behind markers and aborted records
+                self._topics[name].next[number] = offset  # the end also lies behind markers and aborted records
             elif error.fatal():
                 raise KafkaException(error)
             # Other errors mean that the broker is away; the client reconnects by itself.
-        return facts
+        for name, several in facts.items():
+            self._on_loop(loop, self._take_in, self._topics[name], several)
+        for followed in list(self._topics.values()):
+            if not followed.is_started and followed.has_reached_ends:
+                followed.is_started = True
+                self._on_loop(loop, followed.caught_up.set)
 
-    def _has_reached(self, ends: dict[int, int]) -> bool:
-        return all(self._next.get(number, 0) >= end for number, end in ends.items())
-
-    def _look(self, consumer: Consumer, ends: dict[int, int]) -> dict[int, int]:
-        """Update the time at which all facts were known, and return the ends to read to.
-
-        If the former ends are reached, the method asks Kafka for new ends.
-        """
-        now = self._clock.monotonic()
-        if self._has_reached(ends):
-            self._known_at = max(self._known_at, self._looked_at)
-        if now - self._known_at > STALE_SECONDS:
+    def _look(self, consumer: Consumer, topic: _Topic) -> None:
+        """Update the time at which all facts were known. If the former ends are reached, ask Kafka for new ends."""
+        now, is_current = self._clock.monotonic(), topic.has_reached_ends
+        if is_current:
+            topic.known_at = max(topic.known_at, topic.looked_at)
+        if now - topic.known_at > STALE_SECONDS:
             raise _TooLongAway
-        if now - self._looked_at < _LOOK_SECONDS or not self._has_reached(ends):
-            return ends
-        try:
-            found = self._ask_ends(consumer, ends, _ANSWER_SECONDS)
-        except KafkaException:
-            return ends
-        self._looked_at = now
-        return found
-
-    def _beat(self) -> None:
-        self._beat_at = self._clock.monotonic()
+        if is_current and now - topic.looked_at >= _LOOK_SECONDS:
+            try:
+                topic.ends = self._ask_ends(consumer, topic.name, topic.ends, _ANSWER_SECONDS)
+            except KafkaException:
+                return
+            topic.looked_at = now
 
     def _on_loop(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
         if not loop.is_closed():

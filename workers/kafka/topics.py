@@ -74,25 +74,6 @@ async def known_ids(client: AdminClient, kafka: KafkaSettings, topics: Sequence[
         raise unanswered(kafka, error.args[0], f" to the topic {error.topic}") from None
 
 
-class KafkaTopicIds:
-    """A callable that asks one cluster for UUIDs and waits for the answer."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        """`config`: librdkafka properties, as `asking_config` makes them."""
-        self._config = config
-
-    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        """Return, within `seconds`, the UUIDs of all topics among `topics` that the broker knows.
-
-        Raises TopicUnanswered.
-        """
-        return self.start(topics, seconds).wait(seconds)
-
-    def start(self, topics: Iterable[str], seconds: float) -> TopicQuestion:
-        """Ask without waiting."""
-        return TopicQuestion(self._config, topics, seconds)
-
-
 class TopicQuestion:
     """A question for topics' UUIDs. Its client lives exactly as long as the question.
 
@@ -102,6 +83,7 @@ class TopicQuestion:
     """
 
     def __init__(self, config: dict[str, Any], topics: Iterable[str], seconds: float) -> None:
+        """`config`: librdkafka properties, as `asking_config` makes them."""
         self._client = AdminClient(config)
         self._asked = _ask_ids(self._client, topics, seconds)
 
@@ -109,14 +91,10 @@ class TopicQuestion:
         """Say whether the answer is there, or the question has failed."""
         return all(each.done() for each in self._asked.values())
 
-    def result(self) -> dict[str, str]:
-        """Return the UUIDs of the topics that the broker knows. Raises TopicUnanswered."""
+    def result(self, timeout: float) -> dict[str, str]:
+        """Return, within `timeout` seconds, the UUIDs of the topics that the broker knows. Raises TopicUnanswered."""
+        wait(self._asked.values(), timeout)
         return _ids(self._asked)
-
-    def wait(self, seconds: float) -> dict[str, str]:
-        """Return the result within `seconds`. Raises TopicUnanswered."""
-        wait(self._asked.values(), seconds)
-        return self.result()
 
 
 class PartitionCounts:

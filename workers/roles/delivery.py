@@ -21,7 +21,6 @@ from workers.egress import EgressSettings
 from workers.kafka.topics import topic_ids, topic_names
 from workers.roles import last_resort
 from workers.roles.process import Listen, Process, run
-from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.sharing import Backpressure
@@ -79,7 +78,7 @@ async def delivery_stages(process: Process, stack: AsyncExitStack, *, reserved_b
     read = [kafka.topics.results, kafka.topics.events, *tiers, *former_tiers]
     others = [kafka.topics.attempts, kafka.topics.endpoints, kafka.topics.dead_letters]
     ids = await topic_ids(kafka, [*read, *others])
-    process.beside.append(TopicWatch(kafka, ids))
+    process.watch(ids)
     handler = DeliveryHandler(
         kafka.topics,
         keyring,

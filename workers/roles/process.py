@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
-from schemas.settings import FleetSettings
+from confluent_kafka.admin import AdminClient
+
+from schemas.settings import FleetSettings, KafkaSettings
 from telemetry.clock import Clock, SystemClock
 from telemetry.health import HealthPage, HealthServer, Readiness
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
-from workers.kafka.compacted import Apply, CompactedTopic
+from workers.kafka.clients import asking_config
+from workers.kafka.compacted import Apply, Follower
+from workers.kafka.topics import AccessDenied, BrokerAway, known_ids
 from workers.roles.supervision import LoopBeat, alive, readiness_of, run_stages, stop_signal, unless_stopped
 from workers.stage.stage import Stage
+from workers.stage.topic_ids import TopicMadeAnew, require_same
 from workers.system.errors import ProcessError
 from workers.system.side_task import SideTask
 from workers.system.tuning import allow_open_files
 
 LOOK_SECONDS = 0.1
+TOPICS_LOOK_SECONDS = 15.0
 
 log = get_logger()
 
@@ -63,6 +69,48 @@ class ReadyLine(WhenReady):
         )
 
 
+class TopicWatch(SideTask):
+    """Ends the process when one of its topics was deleted and created again under the same name.
+
+    A stage checks only the topics that it reads, before the first record of each assignment. A TopicWatch also checks
+    topics that the process only writes to. It checks compacted topics too, because facts read from a deleted topic are
+    stale.
+    """
+
+    def __init__(self, kafka: KafkaSettings, look_seconds: float = TOPICS_LOOK_SECONDS) -> None:
+        self._kafka = kafka
+        self._look_seconds = look_seconds
+        self.ids: dict[str, str] = {}
+        """The UUIDs by which the process knows its topics."""
+        self._missing: list[str] = []
+
+    def reasons(self) -> list[str]:
+        """Return one reason for each topic that is gone."""
+        return [
+            f"the topic {name} does not exist any more; `postback topics create` makes it" for name in self._missing
+        ]
+
+    async def ended(self) -> None:
+        """Check the topics every `look_seconds` until cancelled. Raises TopicMadeAnew."""
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            try:
+                # A client between two looks may not stay, see `TopicQuestion`.
+                found = await known_ids(AdminClient(asking_config(self._kafka)), self._kafka, list(self.ids))
+            except (BrokerAway, AccessDenied):
+                continue  # the stages report that Kafka is away
+            self._missing = [name for name in self.ids if name not in found]
+            try:
+                require_same(self.ids, found)
+            except TopicMadeAnew as anew:
+                log.error(
+                    f"Topic {anew.topic} was deleted and created again; draining and ending.",
+                    action="topic-replaced",
+                    topic=anew.topic,
+                )
+                raise
+
+
 class CannotListen(ProcessError):  # noqa: N818 - it names what is wrong
     """The process cannot listen on the address for metrics and health."""
 
@@ -103,6 +151,8 @@ class Process:
         """Phrases for the log's ready line, such as `delivers results from topic model_results`."""
         self.metrics_url = ""
         """The URL of the metrics page, set inside the `observed` block."""
+        self._follower: Follower | None = None
+        self._topic_watch: TopicWatch | None = None
         self.prepared = False
         """True if all parts that the stages and side tasks need are loaded."""
 
@@ -125,15 +175,24 @@ class Process:
         """Return whether the Kafka threads, the event loop and the side tasks still run their loops."""
         return alive(self.stages, [*self.beside, *self.fronts])
 
-    async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
-        """Follow a compacted topic: call `apply` for each record, and return when all present records are applied.
+    def watch(self, ids: Mapping[str, str]) -> None:
+        """End the process if one of these topics, given with their UUIDs, is deleted and created again."""
+        if self._topic_watch is None:
+            self._topic_watch = TopicWatch(self.fleet.kafka)
+            self.beside.append(self._topic_watch)
+        self._topic_watch.ids.update(ids)
 
-        Records older than `kept_ms` are skipped. Raises ProcessError.
+    async def follow(self, topic: str, apply: Apply, stack: AsyncExitStack, kept_ms: int | None = None) -> None:
+        """Follow a compacted topic as `Follower.follow` does, with the process's one follower. Raises ProcessError.
+
+        The follower is closed with the `stack` of the first topic.
         """
-        followed = CompactedTopic(self.fleet.kafka, topic, apply, self.clock, kept_ms)
-        stack.push_async_callback(followed.close)
-        await followed.start()
-        self.beside.append(followed)
+        if self._follower is None:
+            self._follower = Follower(self.fleet.kafka, self.clock)
+            stack.push_async_callback(self._follower.close)
+        await self._follower.follow(topic, apply, kept_ms)
+        if self._follower not in self.beside:
+            self.beside.append(self._follower)
 
     @asynccontextmanager
     async def observed(self, listen: Listen, announce: Callable[[int], None]) -> AsyncIterator[None]:

@@ -21,7 +21,6 @@ from workers.inference.routing import Registry, listed
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles.process import Process
-from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
@@ -56,7 +55,7 @@ async def shadow_stage(process: Process, engine: Engine, stack: AsyncExitStack) 
     """
     settings, kafka = read_settings(WorkerSettings), process.fleet.kafka
     ids = await topic_ids(kafka, [kafka.topics.shadow, kafka.topics.comparisons, kafka.topics.rollouts])
-    process.beside.append(TopicWatch(kafka, ids))
+    process.watch(ids)
     registry = registry_of(engine, settings)
     rollouts = Rollouts(registry)
     meaning = await _meaning(settings, process, stack)

@@ -37,7 +37,6 @@ from workers.roles.input_filter import open_screen
 from workers.roles.model_registry import RegistryWatch, engine_of, model_servers, read_file
 from workers.roles.process import Listen, Process, run
 from workers.roles.rollout import follow_rollouts, registry_of, shadow_stage, watch_lanes
-from workers.roles.topic_watch import TopicWatch
 from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
@@ -120,7 +119,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
     outputs = [bulk_lane, *others, kafka.topics.results, kafka.topics.dead_letters]
     outputs += [kafka.topics.shadow, kafka.topics.comparisons, *kafka.topics.later.values()]
     ids = await topic_ids(kafka, [lane, spare_lane, *outputs, kafka.topics.control])
-    process.beside.append(TopicWatch(kafka, ids))
+    process.watch(ids)
     signing = process.fleet.trust.secrets
     secret = signing.secrets[0] if signing is not None else None
     enricher.mark_secret = fleet_secret(secret, ids[kafka.topics.results])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from confluent_kafka import KafkaError
 
@@ -10,7 +11,7 @@ from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.kafka.clients import asking_config, client_config
-from workers.kafka.topics import KafkaTopicIds
+from workers.kafka.topics import TopicQuestion
 from workers.stage.defects import LastResort
 from workers.stage.record import Handler
 from workers.stage.settings import StageSettings
@@ -60,7 +61,7 @@ def group_stage(
     source = GroupSource(client_config(kafka), group, topics, on_error=on_error, prefetch_records=prefetch)
     identity = f"{group}.{replica}{settings.suffix}"
     settler = Settler(client_config(kafka), identity, source.group_metadata, clock, metrics, outputs)
-    identities = Identities(KafkaTopicIds(asking_config(kafka)), topic_ids or {})
+    identities = Identities(partial(TopicQuestion, asking_config(kafka)), topic_ids or {})
     stage = Stage(settings, handler, source, settler, clock, metrics, pace, sharing, last_resort, identities)
     errors.append(stage)
     return stage

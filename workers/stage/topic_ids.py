@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException
@@ -25,33 +25,25 @@ class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
 
 
 class Question(Protocol):
-    """A question to Kafka that is not waited for, such as `TopicQuestion`."""
+    """A question to Kafka for the UUIDs of topics, such as `TopicQuestion`."""
 
     def done(self) -> bool:
         """Say whether the answer is there, or the question has failed."""
         ...
 
-    def result(self) -> dict[str, str]:
-        """Return the UUIDs of all existing topics. Raises KafkaException."""
+    def result(self, timeout: float) -> dict[str, str]:
+        """Return, within `timeout` seconds, the UUIDs of all existing topics. Raises KafkaException."""
         ...
 
 
-class TopicIds(Protocol):
-    """A function that asks Kafka for the UUIDs of topics, such as `KafkaTopicIds`. A call waits for the answer."""
-
-    def __call__(self, topics: Iterable[str], seconds: float) -> dict[str, str]:
-        """Return, within `seconds`, the UUIDs of all existing topics among `topics`. Raises KafkaException."""
-        ...
-
-    def start(self, topics: Iterable[str], seconds: float) -> Question:
-        """Ask without waiting."""
-        ...
+Ask = Callable[[Iterable[str], float], Question]
+"""Asks for the UUIDs of these topics, to be answered within these seconds, and does not wait."""
 
 
 class Identities:
     """The UUIDs of a stage's topics: given in `began_with`, or else the first UUIDs that Kafka returned."""
 
-    def __init__(self, ask: TopicIds, began_with: Mapping[str, str]) -> None:
+    def __init__(self, ask: Ask, began_with: Mapping[str, str]) -> None:
         self._ask = ask
         self._ids = dict(began_with)
         self._question: tuple[frozenset[str], Question] | None = None
@@ -66,7 +58,7 @@ class Identities:
         soon.
         """
         asked = list(topics)
-        return self._adopted(asked, self._ask(asked, seconds))
+        return self._adopted(asked, self._ask(asked, seconds).result(seconds))
 
     def look(self, now: float) -> None:
         """Ask about the doubted topics without waiting, or read the answer. `now`: monotonic seconds.
@@ -76,11 +68,11 @@ class Identities:
         if self._question is None:
             if not self.doubted or now < self._ask_again_at:
                 return
-            self._question = frozenset(self.doubted), self._ask.start(self.doubted, ASK_SECONDS)
+            self._question = frozenset(self.doubted), self._ask(self.doubted, ASK_SECONDS)
         asked, answer = self._question
         if answer.done():
             self._question, self._ask_again_at = None, now + ASK_AGAIN_SECONDS
-            self._adopted(asked, answer.result())
+            self._adopted(asked, answer.result(0))
             self.doubted -= asked
             self._ask_again_at = now
 

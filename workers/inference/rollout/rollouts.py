@@ -19,7 +19,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.throttle import LogThrottle
 from workers.inference.routing import Registry, times_in
-from workers.kafka.compacted import CompactedTopic
+from workers.kafka.compacted import Follower
 from workers.stage.record import Output
 from workers.system.errors import ProcessError
 from workers.system.side_task import SideTask
@@ -68,17 +68,18 @@ class LaneWatch(SideTask):
         self._kafka = kafka
         self._clock = clock
         self._readers = LaneReaders(clock)
-        self._topic = self._followed()
+        self._follower = Follower(kafka, clock)
         self._is_known = False
 
     def is_read(self, lane: str | None) -> bool:
         """True if a running worker reads the lane, or if the announcements are not known now."""
-        return not self._is_known or bool(self._topic.reasons()) or self._readers.has(lane)
+        return not self._is_known or bool(self._follower.reasons()) or self._readers.has(lane)
 
     async def start(self) -> None:
         """Read the present announcements. A failure is logged, and `ended` tries again."""
         try:
-            await self._topic.start()
+            kept_ms = round(1000 * LIVE_SECONDS)
+            await self._follower.follow(self._kafka.topics.workers, self._readers.apply, kept_ms)
             self._is_known = True
         except ProcessError as error:
             _report(error)
@@ -88,22 +89,18 @@ class LaneWatch(SideTask):
         while True:
             try:
                 if self._is_known:
-                    await self._topic.ended()
+                    await self._follower.ended()
             except ProcessError as error:
                 self._is_known = False
                 _report(error)
-            await self._topic.close()
+            await self._follower.close()
             await asyncio.sleep(_AGAIN_SECONDS)
-            self._topic = self._followed()
+            self._follower = Follower(self._kafka, self._clock)
             await self.start()
 
     async def close(self) -> None:
         """Stop following."""
-        await self._topic.close()
-
-    def _followed(self) -> CompactedTopic:
-        kept_ms = round(1000 * LIVE_SECONDS)
-        return CompactedTopic(self._kafka, self._kafka.topics.workers, self._readers.apply, self._clock, kept_ms)
+        await self._follower.close()
 
 
 def _report(error: ProcessError) -> None:

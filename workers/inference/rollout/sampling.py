@@ -116,7 +116,7 @@ class ShadowSample(WireModel):
         """Return the sample's grounded request, with this profile."""
         messages = tuple(self.job.messages) if self.job.messages is not None else None
         evidence = self.evidence.evidence() if self.evidence is not None and profile is not None else None
-        return GroundedRequest(self.job.prompt, messages, evidence, 0.0, profile, self.job.response_format)
+        return GroundedRequest(self.job.prompt, messages, evidence, profile, self.job.response_format)
 
 
 class InvalidSample(Exception):  # noqa: N818 - named after the record
