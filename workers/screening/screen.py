@@ -22,7 +22,7 @@ from workers.screening.plain import plain
 from workers.screening.redaction import Cut, Markers, marker, merged, outside, redacted, redacted_parts
 from workers.screening.rules import ClassifierRule
 from workers.screening.rules_file import PlacedRule, read_rules
-from workers.screening.texts import JobText, Place, texts_of, with_texts
+from workers.screening.texts import JobText, rewritten, texts_of
 
 _MOST_PASSES = 4
 """The maximum number of passes over a text. After a pass has inserted a marker, the text beside the marker may match
@@ -108,14 +108,13 @@ class Screen:
         """
         rules, classifiers = self._rules_for(tenant)
         counts: _Counts = Counter()
-        changed: dict[Place, str | tuple[str, ...]] = {}
-        for text in texts_of(job) if rules else ():
+
+        def read(text: JobText) -> str | tuple[str, ...] | None:
             reading = [rule for rule in rules if text.field in rule.rule.fields]
-            new = self._read(text, reading, counts) if reading else None
-            if new is not None:
-                changed[text.place] = new
+            return self._read(text, reading, counts) if reading else None
+
+        screened = rewritten(job, read) if rules else job
         findings = [finding for rule in rules for finding in _findings(rule, counts)]
-        screened = with_texts(job, changed) if changed else job
         if not any(finding.verdict is Verdict.REJECT for finding in findings):
             findings += [finding for each in classifiers for finding in _judged(*each, screened)]
         verdict = max((finding.verdict for finding in findings), key=_strictness, default=Verdict.PASS)
