@@ -25,6 +25,18 @@ _FIELD = re.compile(r'for field "(\w+)"')
 
 _SENTENCE_END = re.compile(r"(?<=\.)\s")
 
+
+def read_from(prefix: str, *, between: str | None = None) -> SettingsConfigDict:
+    """Return the configuration of settings that are read from variables with this prefix, such as `POSTBACK_CACHE__`.
+
+    `between` stands between the names of a section and its setting. A rejected value is never shown, since it may be a
+    secret.
+    """
+    return SettingsConfigDict(
+        env_prefix=prefix, env_nested_delimiter=between, extra="ignore", hide_input_in_errors=True, frozen=True
+    )
+
+
 TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
 """Seconds; at most five days, which is shorter than the week for which a tier keeps records."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, FilePath
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
+from schemas.settings import read_from
 from telemetry.logs import origin_of
 from workers.delivery.endpoint_events import MOST_A_SECOND
 
@@ -25,12 +26,7 @@ Origin = Annotated[str, AfterValidator(_origin)]
 class DeliverySettings(BaseSettings):
     """Sending of callbacks. `POSTBACK_KAFKA__TIER_DELAYS_SECONDS` sets the fleet's waits between attempts."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_DELIVERY__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = read_from("POSTBACK_DELIVERY__")
 
     deadline_seconds: float = Field(default=20.0, gt=0, le=25)
     """Timeout of a whole attempt; shorter than `drain_seconds`, so that a stop does not cut attempts off."""

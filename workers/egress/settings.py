@@ -7,8 +7,9 @@ from ipaddress import ip_address, ip_network
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode
 
+from schemas.settings import read_from
 from workers.egress.addresses import Network
 from workers.egress.policy import ANY_SUBDOMAIN, DEFAULT_PORTS, EgressPolicy
 from workers.egress.proxy import Proxy, ProxyFailed, read_credentials
@@ -79,12 +80,7 @@ Ports = Annotated[frozenset[Annotated[int, Field(ge=1, le=65535)]], NoDecode, Be
 class EgressSettings(BaseSettings):
     """Lists of destinations. A destination that is allowed for callbacks is not thereby allowed for fetches."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_EGRESS__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = read_from("POSTBACK_EGRESS__")
 
     allow_callbacks: Networks = ()
     """Comma-separated CIDRs that callbacks may reach although they are not public."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Final, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode
 
+from schemas.settings import read_from
 from workers.enrichment.evidence import Extractor
 
 _PLAIN: Final = r"[!-'*-;=?-~]"
@@ -30,12 +31,7 @@ BY_ENGINE: Final = "engine"
 class EnrichmentSettings(BaseSettings):
     """Limits of one job's sources in time, bytes and processes, and rules for fetching and choosing sources."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_ENRICHMENT__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = read_from("POSTBACK_ENRICHMENT__")
 
     budget_seconds: float = Field(default=5.0, gt=0, le=120)
     """Time for finding, reading and ranking all sources of a job. Sources that are late are left out, with a note.
@@ -220,12 +216,7 @@ class EnrichmentSettings(BaseSettings):
 class CacheSettings(BaseSettings):
     """The cache's levels, the sizes of the levels, and the lifetimes of cached pages."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_CACHE__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = read_from("POSTBACK_CACHE__")
 
     memory_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """Maximum size of the unpacked pages in each worker's memory; 0 turns this level off."""
@@ -285,12 +276,7 @@ def _folder(item: str) -> ObjectFolder:
 class PayloadSettings(BaseSettings):
     """Limits on the documents at the `payload_url` of jobs, and the buckets that jobs may name."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_PAYLOADS__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = read_from("POSTBACK_PAYLOADS__")
 
     most_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, le=100_000_000)
     """Maximum size of a payload after decompression."""
@@ -393,13 +379,7 @@ def _names(value: object) -> object:
 class SearchSettings(BaseSettings):
     """The services that jobs may search, and the keys for these services."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_SEARCH__",
-        env_nested_delimiter="__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = read_from("POSTBACK_SEARCH__", between="__")
 
     providers: Path | None = None
     """A folder with a `.toml` file for each source of your own: an HTTP API, a database or an MCP server."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
+
+from schemas.settings import read_from
 
 if TYPE_CHECKING:
     from workers.screening.screen import Screen
@@ -15,12 +17,7 @@ if TYPE_CHECKING:
 class ScreeningSettings(BaseSettings):
     """The input filter for jobs."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POSTBACK_SCREENING__",
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
-    )
+    model_config = read_from("POSTBACK_SCREENING__")
 
     rules: Path | None = None
     """Path of a TOML file with the filter's rules; no job is screened without this path. A process reads the file at
