@@ -126,7 +126,7 @@ def _assessed(summary: str, *items: tuple[str, int, str]) -> str:
 
 def prompted(question: ProfileQuestion, profile: Profile) -> GroundedPrompt:
     """Return the prompt that a worker would give its engine for this question."""
-    return profile.instructed(ground(question.ask, question.evidence))
+    return ground(question.ask, question.evidence, instructions=profile.instructions)
 
 
 async def _model_answers(questions: Sequence[ProfileQuestion], profiles: Profiles) -> list[str]:

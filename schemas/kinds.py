@@ -6,9 +6,8 @@ Each layer has one table with a row for each kind: `kind_bodies` (requests and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -87,31 +86,3 @@ BY_REFERENCE: Final = "payload_url"
 """The job's field with the URL of a document that has one of ASKED."""
 QUESTIONS: Final = (*ASKED, BY_REFERENCE)
 """Each job has exactly one of these fields."""
-
-TextKey = str | int
-"""A text's place in a kind's field: an index of a list, else a member such as `query` or `documents.3`."""
-
-
-def texts_in(asked: Sequence[str] | WireModel) -> Iterator[tuple[TextKey, str]]:
-    """Yield each text of a kind's field, with its place."""
-    if not isinstance(asked, WireModel):
-        yield from enumerate(asked)
-        return
-    for name, value in asked:
-        if isinstance(value, str):
-            yield name, value
-        elif isinstance(value, list):
-            yield from ((f"{name}.{number}", text) for number, text in enumerate(value))
-
-
-def with_texts_in(asked: Any, changed: Mapping[TextKey, str]) -> Any:
-    """Return a kind's field with the changed texts at their places."""
-    if not isinstance(asked, WireModel):
-        return [changed.get(number, text) for number, text in enumerate(asked)]
-    update: dict[str, object] = {}
-    for name, value in asked:
-        if isinstance(value, str):
-            update[name] = changed.get(name, value)
-        elif isinstance(value, list):
-            update[name] = [changed.get(f"{name}.{number}", text) for number, text in enumerate(value)]
-    return asked.model_copy(update=update)

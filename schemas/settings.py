@@ -31,6 +31,7 @@ _FIELD = re.compile(r'for field "(\w+)"')
 
 _SENTENCE_END = re.compile(r"(?<=\.)\s")
 
+
 TierDelay = Annotated[float, Field(ge=0.001, le=5 * 86_400)]
 """Seconds; at most five days, which is shorter than the week for which a tier keeps records."""
 

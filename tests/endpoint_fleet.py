@@ -11,7 +11,7 @@ from schemas.endpoint import (
     write_endpoint,
 )
 from telemetry.metrics import Metrics
-from workers.delivery.endpoint_states import EndpointStates, Forget
+from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.outputs import PendingDelivery
 from workers.delivery.post import Delivered, FailedDelivery, FailureReason
 from workers.delivery.settings import DeliverySettings
@@ -46,8 +46,8 @@ class Fleet:
     ) -> None:
         """Report an attempt at this event, or alternately at one of two events if none is given."""
         pending = pending or next(self.events)
-        for change in self.processes[process].learn(pending, outcome, self.now_ms):
-            self.put(key_bytes(change.key), None if isinstance(change, Forget) else write_endpoint(change))
+        for key, state in self.processes[process].learn(pending, outcome, self.now_ms):
+            self.put(key_bytes(key), None if state is None else write_endpoint(state))
 
     def put(self, key: bytes, value: bytes | None) -> None:
         self.written.append((key, value))

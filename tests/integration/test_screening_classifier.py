@@ -17,9 +17,9 @@ from schemas.job import Job, Message
 from schemas.screening import ScreeningFinding, Verdict
 from tests.screening_rules import found_in, screen_of
 from workers.screening.classifier_process import Classifier, ClassifierAway
-from workers.screening.compiled import compiled
 from workers.screening.loading import RulesRefused
 from workers.screening.rules import ClassifierRule, RegexRule
+from workers.screening.rules_file import compiled
 from workers.screening.screen import Screen
 
 pytestmark = pytest.mark.usefixtures("trapped")

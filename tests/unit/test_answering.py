@@ -27,7 +27,7 @@ from tests.drawn import drawn
 from tests.renderers import rendered, urls_in_text
 from workers.enrichment.answering import profile as profile_module
 from workers.enrichment.answering.citations import BEARING, Answer, Draft, Reading, Unsupported, contradict, judged
-from workers.enrichment.answering.grounding import GroundedPrompt, visible
+from workers.enrichment.answering.grounding import ground, visible
 from workers.enrichment.answering.judging import JudgeAway, Verdict
 from workers.enrichment.answering.links import LINK_REMOVED, _Given, without_unknown_links
 from workers.enrichment.answering.profile import Profile, ProfileRefused, Profiles, UnknownProfile
@@ -842,7 +842,7 @@ def test_the_three_built_in_profiles_fit_their_names() -> None:
     ours = Profiles.load()
     default, medical, finance = ours["default"], ours["medical"], ours["finance"]
     assert default.applied(Sources(), "Why?") == Sources()
-    assert default.instructed(GroundedPrompt("Why?", None)) == GroundedPrompt("Why?", None)
+    assert default.instructions == ""
     assert medical.search is not None
     assert (medical.search.provider, medical.required, medical.accepts) == ("pubmed", True, ["all", "some"])
     assert finance.response_format is not None
@@ -888,16 +888,15 @@ def test_a_question_that_no_profile_searches_for_is_not_read(monkeypatch: pytest
 
 
 def test_instructions_stand_ahead_of_the_sources_in_a_prompt_and_in_a_chat(tmp_path: Path) -> None:
-    profile = load(tmp_path, brief='instructions = """\nBe brief.\n"""')["brief"]
-    assert profile.instructed(GroundedPrompt("Sources. Why?", None)).prompt == "Be brief.\n\nSources. Why?"
+    brief = load(tmp_path, brief='instructions = """\nBe brief.\n"""')["brief"].instructions
+    plain, told = ground("Why?", EVIDENCE), ground("Why?", EVIDENCE, instructions=brief)
+    assert told.prompt == f"Be brief.\n\n{plain.prompt}"
     system, answer = Message(role="system", content="S"), Message(role="assistant", content="A")
-    chat = (system, Message(role="user", content="Sources. Why?"), answer)
-    assert profile.instructed(GroundedPrompt(None, chat)).messages == (
-        system, Message(role="user", content="Be brief.\n\nSources. Why?"), answer,
-    )  # fmt: skip
-    parts = [TextPart(type="text", text="Why?")]
-    (message,) = profile.instructed(GroundedPrompt(None, (Message(role="user", content=parts),))).messages or ()
-    assert message.text == "Be brief.\nWhy?"
+    for content in ("Why?", [TextPart(type="text", text="Why?")]):
+        chat = (system, Message(role="user", content=content), answer)
+        asked = (ground(chat, EVIDENCE).messages or ())[1]
+        first, question, last = ground(chat, EVIDENCE, instructions=brief).messages or ()
+        assert (first, question.text, last) == (system, f"Be brief.\n\n{asked.text}", answer)
 
 
 def test_an_unknown_profile_is_refused_with_the_names_of_the_known_ones() -> None:

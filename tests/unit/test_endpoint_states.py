@@ -8,6 +8,7 @@ import pytest
 
 from schemas.endpoint import (
     DisabledBecause,
+    EndpointKey,
     EndpointRecord,
     EndpointState,
     key_bytes,
@@ -32,7 +33,7 @@ from tests.endpoint_fleet import (
     Fleet,
     url_of_its_own,
 )
-from workers.delivery.endpoint_states import IDLE_MS, MOST_DISABLED, MOST_FAILING, EndpointStates, Forget
+from workers.delivery.endpoint_states import IDLE_MS, MOST_DISABLED, MOST_FAILING, EndpointStates
 from workers.delivery.post import Delivered, FailedDelivery
 from workers.delivery.settings import DeliverySettings
 
@@ -173,9 +174,9 @@ def test_after_an_operator_enables_an_endpoint_the_days_start_again(fleet: Fleet
 @pytest.mark.parametrize("reason", [DisabledBecause.OPERATOR, DisabledBecause.GONE])
 def test_a_tombstone_does_not_undo_a_later_disabling(fleet: Fleet, reason: DisabledBecause) -> None:
     fleet.fail_for(10 * MINUTE)
-    [forget] = fleet.processes[0].learn(PENDING, OK, fleet.now_ms)
+    [(forgotten, _)] = fleet.processes[0].learn(PENDING, OK, fleet.now_ms)
     disabled = put(fleet, EndpointState.DISABLED, fleet.now_ms, reason)
-    fleet.put(key_bytes(forget.key), None)
+    fleet.put(key_bytes(forgotten), None)
     assert (fleet.disabled, fleet.kept) == ([True, True], {})
     fleet.attempt(OK, pending=url_of_its_own(1))
     fleet.attempt(OK, pending=url_of_its_own(1))
@@ -186,12 +187,12 @@ def test_a_tombstone_does_not_undo_a_later_disabling(fleet: Fleet, reason: Disab
 
 def test_a_failing_state_does_not_undo_an_operators_disabling(fleet: Fleet) -> None:
     fleet.now_ms += 10 * MINUTE
-    late: list[EndpointRecord | Forget] = []
+    late: list[tuple[EndpointKey, EndpointRecord | None]] = []
     while not late:
         late += fleet.processes[0].learn(next(fleet.events), DOWN, fleet.now_ms)
         fleet.now_ms += MINUTE
-    [failing] = late
-    assert isinstance(failing, EndpointRecord)
+    [(_, failing)] = late
+    assert failing is not None
     assert failing.state is EndpointState.FAILING
     disabled = put(fleet, EndpointState.DISABLED, fleet.now_ms, DisabledBecause.OPERATOR)
     fleet.put(key_bytes(KEY), write_endpoint(failing))

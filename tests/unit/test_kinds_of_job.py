@@ -8,6 +8,7 @@ import math
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -46,7 +47,7 @@ from workers.enrichment.choosing.rank import room_for_sources
 from workers.inference.results import answer_of
 from workers.inference.tenants import prompt_tokens
 from workers.screening.rules import RegexRule
-from workers.screening.texts import JobText, texts_of, with_texts
+from workers.screening.texts import rewritten, texts_of
 
 # -- kinds of job ----------------------------------------------------------------------------------------------------
 FEWER = settings(max_examples=drawn(60))
@@ -179,13 +180,13 @@ def test_the_published_schema_and_the_reader_agree_about_any_job(document: dict[
 def test_any_texts_survive_the_record_and_the_filter_reads_and_redacts_each(fields: dict[str, Any]) -> None:
     job = read(write_job(Job.model_validate(fields)))
     assert job == Job.model_validate(fields)
-    found = [*texts_of(job)]
+    found = texts_of(job)
     [(field, asked)] = fields.items()
     assert sorted(each.text for each in found) == sorted(texts(asked))
     assert {each.field for each in found} == {field}
     for each in found:
-        changed = [*texts_of(with_texts(job, {each.place: "[redacted:card]"}))]
-        assert changed == [JobText(other.place, "[redacted:card]") if other == each else other for other in found]
+        changed = texts_of(rewritten(job, {each: "[redacted:card]"}.get))
+        assert changed == [replace(other, text="[redacted:card]") if other == each else other for other in found]
     ScreeningFinding.model_validate({"rule": "r", "kind": "words", "verdict": "flag", "field": field, "count": 1})
 
 
@@ -517,7 +518,7 @@ def test_the_input_filter_reads_only_the_texts_and_keeps_the_images_in_their_pla
     job = Job.model_validate(chat({"type": "text", "text": "a"}, image_part(ADDRESS), {"type": "text", "text": "b"}))
     [text] = texts_of(job)
     assert (text.text, text.parts) == ("a\nb", ("a", "b"))
-    changed = with_texts(job, {text.place: ("A", "B")})
+    changed = rewritten(job, lambda _: ("A", "B"))
     said = [part.model_dump(exclude_none=True) for part in (changed.messages or [])[0].parts]
     assert said == [{"type": "text", "text": "A"}, image_part(ADDRESS), {"type": "text", "text": "B"}]
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, hop
-from workers.delivery.post import Delivered, FailedDelivery, FailureReason, PostOutcome
+from workers.delivery.post import FailedDelivery, FailureReason
 from workers.delivery.retries import (
-    Done,
     GiveUp,
     Retry,
     RetryDecision,
@@ -38,14 +37,12 @@ def failed(reason: FailureReason = FailureReason.SERVER_ERROR, retry_after: floa
 @dataclass(frozen=True)
 class Row:
     attempt: int
-    outcome: PostOutcome
+    outcome: FailedDelivery
     decision: RetryDecision
 
 
 THROTTLED, REFUSED, GONE = FailureReason.THROTTLED, FailureReason.REFUSED, FailureReason.GONE
 TABLE = [
-    Row(1, Delivered(200, 0.1), Done()),
-    Row(10, Delivered(204, 0.1), Done()),
     # These rows are all waits of the schedule, and the end of the schedule.
     *(
         Row(attempt, failed(), Retry(seconds, NOW + 1000 * seconds))

@@ -54,7 +54,7 @@ from workers.inference.answer_form import UNCHECKED, NotJson, require_form, requ
 from workers.inference.ground import GroundedRequest
 from workers.inference.model_rules import Escalate
 from workers.inference.results import ReadAnswer, notes_on, read_answers
-from workers.screening.texts import texts_of, with_texts
+from workers.screening.texts import rewritten, texts_of
 
 CLOCK = SystemClock()
 ANTHROPIC_API = AnthropicServer(AnthropicSettings(model="m"), CLOCK)
@@ -117,22 +117,23 @@ def test_tools_and_messages_of_calls_have_bounds_that_name_the_field(fields: dic
 def test_a_job_with_tools_survives_its_record_and_the_filter_reads_and_redacts_what_people_wrote() -> None:
     read = job(tool_choice=NAMED)
     assert read_job(write_job(read), [], PLACE, 0).job == read
-    assert [(text.place, text.text) for text in texts_of(read)] == [
-        (("messages", 0), "When?"),
-        (("messages", 1), "Let me see."),
-        (("messages", "1.0"), '{"day": "Monday"}'),
-        (("messages", 2), "9:41"),
-        (("messages", 3), "So?"),
-        (("tools", 0), "The time."),
-        (("tools", "0.3"), "day"),
+    assert [(text.field, text.text) for text in texts_of(read)] == [
+        ("messages", "When?"),
+        ("messages", "Let me see."),
+        ("messages", '{"day": "Monday"}'),
+        ("messages", "9:41"),
+        ("messages", "So?"),
+        ("tools", "The time."),
+        ("tools", "day"),
     ]
-    changed = with_texts(read, {("messages", "1.0"): '{"day": "[redacted:day]"}', ("tools", 0): "[redacted:a]"})
+    new = {'{"day": "Monday"}': '{"day": "[redacted:day]"}', "The time.": "[redacted:a]"}
+    changed = rewritten(read, lambda text: new.get(text.text))
     assert changed.messages is not None
     assert changed.tools is not None
     [call] = changed.messages[1].tool_calls or []
     assert call.function.arguments == '{"day": "[redacted:day]"}'
     assert changed.tools[0].function.description == "[redacted:a]"
-    assert with_texts(read, {}) == read
+    assert rewritten(read, lambda text: None) is read
 
 
 @given(

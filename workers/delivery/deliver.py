@@ -42,13 +42,12 @@ from workers.delivery.destinations import (
     RateLimited,
 )
 from workers.delivery.endpoint_events import UnusableRecord
-from workers.delivery.endpoint_states import EndpointStates, Forget
+from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
 from workers.delivery.outputs import DeferralReason, PendingDelivery, read_pending
 from workers.delivery.post import Delivered, Exhausted, FailedDelivery, Poster, PostOutcome
 from workers.delivery.retries import (
     EXHAUSTED,
-    Done,
     GiveUp,
     Retry,
     Schedule,
@@ -238,12 +237,8 @@ class DeliveryHandler(TierPace):
         else:
             self._callbacks[outcome.reason].inc()
             written += self._after_failure(record, pending, outcome, now_ms)
-        for change in self.states.learn(pending, outcome, self.steady_ms()):
-            if isinstance(change, Forget):
-                written.append(outputs.endpoint_forgotten(change.key, self._topics))
-            else:
-                written.append(outputs.endpoint_state(change, self._topics))
-        return written
+        changes = self.states.learn(pending, outcome, self.steady_ms())
+        return written + [outputs.endpoint_state(key, state, self._topics) for key, state in changes]
 
     def _after_failure(
         self, record: Record, pending: PendingDelivery, outcome: FailedDelivery, now_ms: int
@@ -265,8 +260,6 @@ class DeliveryHandler(TierPace):
             case GiveUp(reason):
                 self._say_given_up(pending, outcome, reason)
                 return [self._dead_letter(record, reason, _detail(outcome), attempts)]
-            case Done():
-                return []
 
     def _headers(self, pending: PendingDelivery, body: bytes, now: float) -> dict[str, str]:
         """Return the request's headers, signed with the attempt's timestamp and the callback's id."""

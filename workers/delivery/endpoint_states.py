@@ -84,14 +84,8 @@ class _Streak:
     count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """A tombstone to write for this endpoint."""
-
-    key: EndpointKey
-
-
-Change = EndpointRecord | Forget
+Change = tuple[EndpointKey, EndpointRecord | None]
+"""A record to write for an endpoint: its new state, or a tombstone."""
 
 
 class EndpointStates:
@@ -176,7 +170,7 @@ class EndpointStates:
             return None  # the attempt began before the endpoint was disabled, and must not enable the endpoint
         if isinstance(outcome, Delivered):
             self._streaks.pop(endpoint)
-            return Forget(endpoint) if self._failing_since(endpoint) is not None else None
+            return (endpoint, None) if self._failing_since(endpoint) is not None else None
         if outcome.reason is FailureReason.REFUSED:
             return None  # the egress guard refused the attempt, so no request reached the endpoint
         if outcome.reason is FailureReason.GONE:
@@ -199,13 +193,7 @@ class EndpointStates:
             return None
         # The state starts now, not at the first failure, because other processes may have seen successes in between.
         streak.since_ms = now_ms
-        return EndpointRecord(
-            tenant=pending.tenant,
-            url=pending.url,
-            state=EndpointState.FAILING,
-            at=now_ms,
-            webhook_id=pending.webhook_id,
-        )
+        return self._change(pending, EndpointState.FAILING, now_ms)
 
     def _count(self, pending: PendingDelivery, endpoint: EndpointKey, now_ms: int) -> _Streak:
         streak = self._streaks.get(endpoint)
@@ -216,21 +204,23 @@ class EndpointStates:
         streak.several |= pending.webhook_id != streak.webhook_id
         return streak
 
-    def _disable(self, pending: PendingDelivery, reason: DisabledBecause, now_ms: int) -> EndpointRecord | None:
+    def _change(
+        self, pending: PendingDelivery, state: EndpointState, now_ms: int, reason: DisabledBecause | None = None
+    ) -> Change:
+        tenant, url = pending.tenant, pending.url
+        event = pending.webhook_id
+        return (tenant, url), EndpointRecord(
+            tenant=tenant, url=url, state=state, at=now_ms, reason=reason, webhook_id=event
+        )
+
+    def _disable(self, pending: PendingDelivery, reason: DisabledBecause, now_ms: int) -> Change | None:
         self._unsay_old(now_ms)
         if self._is_full(pending):
             self._say_full(pending, now_ms)
             return None
         if self._is_new((pending.tenant, pending.url), now_ms):
             self._say_disabled(pending, reason)
-        return EndpointRecord(
-            tenant=pending.tenant,
-            url=pending.url,
-            state=EndpointState.DISABLED,
-            at=now_ms,
-            reason=reason,
-            webhook_id=pending.webhook_id,
-        )
+        return self._change(pending, EndpointState.DISABLED, now_ms, reason)
 
     # -- known states --------------------------------------------------------------------------------------------------
 
@@ -262,7 +252,7 @@ class EndpointStates:
         if self._disabled.pop(endpoint, None) is not None:
             _one_less(self._disabled_of, endpoint[0])
 
-    def _overdue(self, now_ms: int) -> Sequence[Forget]:
+    def _overdue(self, now_ms: int) -> Sequence[Change]:
         """Forget the oldest failing or enabled endpoint if it is overdue, and return its tombstone.
 
         One tombstone per attempt is enough, since an attempt also creates at most one failing state. If the tombstone
@@ -274,14 +264,14 @@ class EndpointStates:
         if now_ms - since_ms < self._disable_after_ms + IDLE_MS:
             return ()
         self._forget(endpoint)
-        return (Forget(endpoint),)
+        return ((endpoint, None),)
 
     def _written_again(self) -> list[Change]:
         again = [(endpoint, self._disabled[endpoint]) for endpoint in self._again if endpoint in self._disabled]
         self._again.clear()
         return [
-            EndpointRecord(tenant=tenant, url=url, state=EndpointState.DISABLED, at=at, reason=reason)
-            for (tenant, url), (at, reason) in again
+            (one, EndpointRecord(tenant=one[0], url=one[1], state=EndpointState.DISABLED, at=at, reason=reason))
+            for one, (at, reason) in again
         ]
 
     # -- decisions and their logs --------------------------------------------------------------------------------------

@@ -256,14 +256,9 @@ def attempt(pending: PendingDelivery, topics: Topics, outcome: PostOutcome, at_m
     return Output(topics.attempts, to_json(said), pending.job_id.encode(), headers)
 
 
-def endpoint_state(change: EndpointRecord, topics: Topics) -> Output:
-    """Return the record of an endpoint's new state, for the only partition of a compacted topic."""
-    return Output(topics.endpoints, write_endpoint(change), key_bytes(change.key), partition=0)
-
-
-def endpoint_forgotten(key: EndpointKey, topics: Topics) -> Output:
-    """Return the tombstone of an endpoint's state."""
-    return Output(topics.endpoints, None, key_bytes(key), partition=0)
+def endpoint_state(key: EndpointKey, state: EndpointRecord | None, topics: Topics) -> Output:
+    """Return the record of an endpoint's new state, or its tombstone, for the only partition of a compacted topic."""
+    return Output(topics.endpoints, None if state is None else write_endpoint(state), key_bytes(key), partition=0)
 
 
 def _deferral(pending: PendingDelivery, reason: DeferralReason) -> list[Header]:

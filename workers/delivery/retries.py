@@ -18,7 +18,7 @@ import random
 from dataclasses import dataclass, field
 
 from schemas.topics import TIER_DELAYS_SECONDS, hop, tiers_of
-from workers.delivery.post import Delivered, FailureReason, PostOutcome
+from workers.delivery.post import FailedDelivery, FailureReason
 from workers.egress.answers import MAX_RETRY_AFTER_SECONDS
 
 EXHAUSTED = "callback_exhausted"
@@ -101,18 +101,11 @@ class GiveUp:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The event is delivered."""
+RetryDecision = Retry | GiveUp
 
 
-RetryDecision = Retry | GiveUp | Done
-
-
-def decide(attempt: int, outcome: PostOutcome, now_ms: int, rng: random.Random, schedule: Schedule) -> RetryDecision:
-    """Return the decision after attempt number `attempt`, which just ended; the first attempt is 1."""
-    if isinstance(outcome, Delivered):
-        return Done()
+def decide(attempt: int, outcome: FailedDelivery, now_ms: int, rng: random.Random, schedule: Schedule) -> RetryDecision:
+    """Return the decision after attempt number `attempt`, which just failed; the first attempt is 1."""
     if outcome.reason is FailureReason.REFUSED:
         return GiveUp(REFUSED)
     if outcome.reason is FailureReason.GONE:

@@ -291,6 +291,6 @@ def _with_evidence(received: ReceivedJob, evidence: Evidence, profile: Profile) 
     """Return the job's prompt or messages with this evidence before the question."""
     job = received.job
     asked = job.prompt if job.messages is None else tuple(job.messages)
-    grounded = profile.instructed(ground(asked, evidence))
+    grounded = ground(asked, evidence, instructions=profile.instructions)
     form = job.response_format or profile.answer_format(len(evidence.sources))
     return GroundedRequest(grounded.prompt, grounded.messages, evidence, profile, form)

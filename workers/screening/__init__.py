@@ -4,5 +4,5 @@
 
 Gateway and workers share the one `Screen` of `screening.screen`. The operator's file is read by `rules_file` into the
 models of `rules`. A check reads the texts of a job (`texts`), folds them (`plain`), asks the `matchers`, and puts
-markers in place of redacted matches (`redaction`). `classifier` runs an operator's model in a process of its own.
+markers in place of redacted matches. `classifier_process` runs an operator's model in a process of its own.
 """

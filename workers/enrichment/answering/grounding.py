@@ -151,13 +151,15 @@ class GroundedPrompt:
     messages: tuple[Message, ...] | None
 
 
-def ground(asked: str | Sequence[Message] | None, evidence: Evidence, *, mark: str | None = None) -> GroundedPrompt:
+def ground(
+    asked: str | Sequence[Message] | None, evidence: Evidence, *, instructions: str = "", mark: str | None = None
+) -> GroundedPrompt:
     """Put the evidence before the question in the job's prompt or messages, in the words of the template.
 
-    By default, `mark` is derived from the evidence. Raises TemplateRefused.
+    `instructions` stand before the evidence. By default, `mark` is derived from the evidence. Raises TemplateRefused.
     """
     template = load_template(evidence.template)
-    preface = _preface(evidence, template, mark)
+    preface = "\n\n".join(filter(None, (instructions, _preface(evidence, template, mark))))
     if asked is None or isinstance(asked, str):
         return GroundedPrompt(f"{preface}\n\n{template.question.format(question=asked or '')}", None)
     return GroundedPrompt(None, _into_messages(asked, preface, template.question_in_chat))

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from schemas.job import Identifier, ImagePart, JsonSchemaFormat, Message, ResponseFormat, Search, Sources, TextPart
-from workers.enrichment.answering.grounding import GroundedPrompt
+from schemas.job import Identifier, JsonSchemaFormat, ResponseFormat, Search, Sources
 from workers.enrichment.search.words import question_in
 
 FOLDER: Final = Path(__file__).with_name("profiles")
@@ -89,22 +88,6 @@ class Profile(_ProfileSection):
             number.update(minimum=1, maximum=max(1, sources))
         narrowed = self.response_format.json_schema.model_copy(update={"schema_": schema})
         return self.response_format.model_copy(update={"json_schema": narrowed})
-
-    def instructed(self, grounded: GroundedPrompt) -> GroundedPrompt:
-        """Put the profile's instructions before the sources in the prompt."""
-        if not self.instructions:
-            return grounded
-        if grounded.messages is None:
-            return GroundedPrompt(f"{self.instructions}\n\n{grounded.prompt or ''}", None)
-        at = max(at for at, message in enumerate(grounded.messages) if message.role == "user")
-        said = grounded.messages[at].content or ""
-        content: str | list[ImagePart | TextPart] = (
-            f"{self.instructions}\n\n{said}"
-            if isinstance(said, str)
-            else [TextPart(type="text", text=self.instructions), *said]
-        )
-        message = Message(role="user", content=content)
-        return GroundedPrompt(None, (*grounded.messages[:at], message, *grounded.messages[at + 1 :]))
 
 
 def profile_names(folder: Path | None = None) -> frozenset[str]:

@@ -6,13 +6,11 @@ The services, each with a `SearchProvider`:
     pubmed         biomedical literature                                             abstracts, as `pmid:…`
     arxiv          preprints                                                         abstracts, as `arxiv:…`
 
-One module for each kind of an operator's own source, with a subclass of `inside.InsideSource`:
+The kinds of an operator's own source, each with a subclass of `inside.InsideSource`:
 
-    http_json   an HTTP API with answers in JSON, such as a FHIR server
+    inside      the TOML files that describe such sources, and an HTTP API with answers in JSON, such as a FHIR server
     sql         a database, read by one statement
     mcp_tool    a tool of an MCP server
-
-`inside` reads the TOML files that describe an operator's own sources.
 
 A link is read like any other source, behind the egress guard; an abstract is itself the source. The operator chooses
 the services, so requests to them bypass the guard. A `Service` paces these requests, and raises an `Unreadable` with a

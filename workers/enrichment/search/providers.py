@@ -18,8 +18,14 @@ from typing import Final
 
 from workers.enrichment.search import arxiv, pubmed
 from workers.enrichment.search.base import SearchMisconfigured, SearchProvider
-from workers.enrichment.search.http_json import HttpJsonSource
-from workers.enrichment.search.inside import HttpJsonFile, InsideSource, McpFile, SqlFile, read_source_file
+from workers.enrichment.search.inside import (
+    HttpJsonFile,
+    HttpJsonSource,
+    InsideSource,
+    McpFile,
+    SqlFile,
+    read_source_file,
+)
 from workers.enrichment.search.json_services import json_service
 from workers.enrichment.search.service import Web
 from workers.enrichment.settings import SearchSettings
