@@ -115,7 +115,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bytes", "created_at", "updated_at", "status_code", "created", "total", "completed"), _WHOLE),
     **dict.fromkeys(("finished_at", "completed_at", "expires_at", "revoked_at", "last_used_at"), _TIME),
     **dict.fromkeys(("model_id", "custom_id", "batch_id", "submitted_by", "prompt_sha256", "label", "param"), _MAYBE),
-    **dict.fromkeys(("output_file_id", "error_file_id", "first_id", "last_id", "code"), _MAYBE),
+    **dict.fromkeys(("output_file_id", "error_file_id", "first_id", "last_id", "code", "signing_secret_hint"), _MAYBE),
     **dict.fromkeys(("enabled", "background", "store", "parallel_tool_calls", "has_more"), _YES),
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), _TOKENS),
     **dict.fromkeys(("choices", "output", "content"), _LIST),

@@ -11,15 +11,15 @@ from gateway.access import Scope
 from gateway.batches.paging import DEFAULT_LIMIT
 from gateway.door import query
 from gateway.door.door import Door
-from gateway.door.noted import note_objects, note_reason
-from gateway.door.routes.webhook_endpoints import begin_secret, change, register, remove, send_sample, sending_of
+from gateway.door.endpoint import Body, Call
+from gateway.door.noted import note_reason
+from gateway.door.routes import webhook_endpoints as hooks
 from gateway.errors import ApiError
 from gateway.page.desk import Desk, Form, ShownPage, Visitor, asked, named
 from gateway.page.rendering import link
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import EVENT_TYPES, EndpointRow
+from gateway.webhooks.endpoints import EVENT_TYPES
 
-_KIND: Final = "webhook_endpoint"
 EVENT_FIELD: Final = "event:"
 """The name of an event type's checkbox is this text and the type."""
 _SAID: Final = {
@@ -46,20 +46,17 @@ class EndpointPages:
     async def register(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
         """Write a new endpoint and show its secret; an error is shown on the form, with the visitor's input."""
         try:
-            sending_of(self._door)
-            row = await register(self._door, visitor.principal.tenant, terms_of_form(form))
+            made = await hooks.create(Call(self._door, request, visitor.principal, given=terms_of_form(form)))
         except ApiError as error:
             return await self._refused(request, visitor, error, kept=form)
-        note_objects(request, [row.id])
-        return self._secret(row)
+        return ShownPage("secret", {"made": made, "overlap": False})
 
     async def test(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
         """Send a sample event, and show the status of the endpoint's answer."""
-        identifier, kind = named(request, form, _KIND), form.get("event_type", "")
+        kind = form.get("event_type", "")
+        body = Body(hooks.WebhookTestRequest), {"event_type": kind}
         try:
-            if kind not in EVENT_TYPES:
-                raise ApiError(400, "invalid_parameter", "event_type: choose a type of the list.", param="event_type")
-            status = await send_sample(self._door, visitor.principal.tenant, identifier, kind)
+            status = (await hooks.test(self._call(request, visitor, form, *body)))["status_code"]
         except ApiError as error:
             return await self._refused(request, visitor, error)
         answered = f"The endpoint answered the test event {kind} with status {status}"
@@ -69,27 +66,29 @@ class EndpointPages:
 
     async def switch(self, request: Request, visitor: Visitor, form: Form) -> str:
         """Enable or disable an endpoint."""
-        identifier, wanted = named(request, form, _KIND), form.get("enabled")
-        if wanted not in ("true", "false"):
-            raise ApiError(400, "invalid_parameter", "enabled: is neither `true` nor `false`.", param="enabled")
-        row = await change(self._door, visitor.principal.tenant, identifier, {"enabled": wanted == "true"})
-        return link("/endpoints", done="enabled" if row.enabled else "disabled")
+        wanted = {"true": True, "false": False}.get(form.get("enabled", ""), form.get("enabled", ""))
+        made = await hooks.update(self._call(request, visitor, form, None, {"enabled": wanted}))
+        return link("/endpoints", done="enabled" if made["enabled"] else "disabled")
 
     async def rotate(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
         """Begin a new secret, and show it."""
-        identifier, overlap = named(request, form, _KIND), "overlap" in form
-        sending_of(self._door)
-        return self._secret(
-            await begin_secret(self._door, visitor.principal.tenant, identifier, overlap=overlap), overlap=overlap
+        overlap = "overlap" in form
+        body = Body(hooks.WebhookRotation), {"keep_old_secret_active_for_24_hours": overlap}
+        return ShownPage(
+            "secret", {"made": await hooks.rotate(self._call(request, visitor, form, *body)), "overlap": overlap}
         )
 
     async def delete(self, request: Request, visitor: Visitor, form: Form) -> str:
         """Delete an endpoint."""
-        await remove(self._door, visitor.principal.tenant, named(request, form, _KIND))
+        await hooks.delete(self._call(request, visitor, form))
         return link("/endpoints", done="deleted")
 
-    def _secret(self, row: EndpointRow, *, overlap: bool = False) -> ShownPage:
-        return ShownPage("secret", {"row": row, "secret": sending_of(self._door).secret(row), "overlap": overlap})
+    def _call(
+        self, request: Request, visitor: Visitor, form: Form, body: Body | None = None, given: Any = None
+    ) -> Call:
+        """Return the call of the API that the form stands for."""
+        path = {"webhook_endpoint_id": named(request, form, "webhook_endpoint")}
+        return Call(self._door, request, visitor.principal, body, path, given)
 
     async def _refused(
         self, request: Request, visitor: Visitor, error: ApiError, kept: Form | None = None
