@@ -31,7 +31,7 @@ from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
 from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, last_attempts
-from gateway.page.desk import Visitor
+from gateway.page.desk import Visit
 from gateway.page.endpoints import EVENT_FIELD
 from gateway.page.letters import (
     DAYS,
@@ -965,7 +965,8 @@ def test_without_a_keyring_endpoints_are_listed_and_the_page_says_why_there_is_n
 
 
 NAMES = Topics("")
-VISITOR = Visitor(Principal("acme", "key:1", "api_key", DEFAULT_SCOPES), "token", can_leave=True)
+PRINCIPAL = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
+VISITOR = Visit(door=MagicMock(), request=MagicMock(), principal=PRINCIPAL, form_token="token", can_leave=True)
 HEADERS = (
     *(topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID, topics.CALLBACK_URL, topics.REASON, topics.REASON_DETAIL),
     *(topics.ATTEMPTS, topics.ABRIDGED, topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),

@@ -18,8 +18,8 @@ from gateway.door import query, submitted
 from gateway.door.accepting import accept, answered
 from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json
-from gateway.door.cancelling import cancel as cancel_job
 from gateway.door.endpoint import Answer, Call
+from gateway.door.routes.jobs import end_job
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
 from gateway.errors import ApiError, conflict, not_found
@@ -102,7 +102,7 @@ async def cancel(call: Call) -> Answer:
     door = call.door
     job_id = _job_id(call)
     if (await _found(call, job_id)).status != Outcome.CANCELLED:
-        await cancel_job(door, call.principal, job_id)
+        await end_job(call, job_id)
 
     async def look() -> StoredJob | None:
         found = await _found(call, job_id)
