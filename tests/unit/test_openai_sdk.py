@@ -315,13 +315,15 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @asynccontextmanager
-async def hasty(rig: Rig, key: str, authority: Authority) -> AsyncIterator[AsyncOpenAI]:
-    """The package with little patience, which calls a server with the rig's application over TLS."""
+async def hasty(rig: Rig, key: str, authority: Authority | None) -> AsyncIterator[AsyncOpenAI]:
+    """The package with little patience, which calls a server with the rig's application, over TLS by an authority."""
     bound = socket.create_server(("127.0.0.1", 0))
-    server = DoorServer(rig.app, bound, authority.server(), GatewaySettings(), SystemClock(), rig.door.metrics)
+    context = None if authority is None else authority.server()
+    server = DoorServer(rig.app, bound, context, GatewaySettings(), SystemClock(), rig.door.metrics)
     task = asyncio.create_task(server.ended())
-    trusting = httpx2.AsyncClient(verify=ssl.create_default_context(cafile=str(authority.ca_file)))
-    address = f"https://127.0.0.1:{bound.getsockname()[1]}/v1"
+    trusted = ssl.create_default_context(cafile=None if authority is None else str(authority.ca_file))
+    trusting = httpx2.AsyncClient(verify=trusted)
+    address = f"http{'s' if authority else ''}://127.0.0.1:{bound.getsockname()[1]}/v1"
     try:
         async with AsyncOpenAI(api_key=key, base_url=address, timeout=0.5, http_client=trusting) as client:
             yield client
@@ -350,9 +352,12 @@ def cancelled(rig: Rig) -> list[str]:
     return [each["job_id"] for each in records_of(rig, rig.door.fleet.kafka.topics.control)]
 
 
-async def test_the_repeat_of_a_cut_request_joins_its_job(rig: Rig, key: str, authority: Authority) -> None:
+@pytest.mark.parametrize("is_secure", [True, False])
+async def test_the_repeat_of_a_cut_request_joins_its_job(
+    rig: Rig, key: str, authority: Authority, is_secure: bool
+) -> None:
     before = known(rig)
-    async with hasty(rig, key, authority) as client:
+    async with hasty(rig, key, authority if is_secure else None) as client:
         asking = asyncio.ensure_future(client.chat.completions.create(model="small", messages=WHY))
         [job] = await jobs_of(rig, before, 1)
         await left(rig, 1)  # the first request's time is over
