@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import MagicMock
 
 import httpx2
 import openai
@@ -29,14 +30,16 @@ from gateway.view.retention import Retention
 from gateway.view.stored_jobs import JobFilter, list_jobs
 from schemas.openai import CHAT_COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
-from schemas.screening import CATEGORIES
+from schemas.screening import CATEGORIES, Verdict
 from telemetry.clock import SystemClock
 from tests.drawn import JSON, drawn
 from tests.integration.certificates import Authority
 from tests.unit.door_rig import changed
 from tests.unit.gateway_rig import Rig, gateway_rig
 from tests.unit.test_gateway_jobs import TENANT, finish, known, records_of
-from workers.screening.screen import Screen
+from workers.screening.classifier_process import ClassifierAway
+from workers.screening.rules import ClassifierRule
+from workers.screening.screen import Moderated, Screen
 
 T = TypeVar("T")
 SEVERAL = settings(max_examples=drawn(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -232,6 +235,21 @@ async def test_moderations_are_the_filters_and_an_unmeasured_category_is_null(tm
         with pytest.raises(openai.BadRequestError) as refused:
             await client.moderations.create(input=image)
         assert (refused.value.code, refused.value.param) == ("unsupported_input", "input.1")
+
+
+def test_a_classifiers_score_is_shown_and_without_its_answer_nothing_is_measured() -> None:
+    rule = ClassifierRule(
+        name="harm", kind="classifier", verdict=Verdict.FLAG, folder="m", labels={"toxic": 0.5}, categories=("hate",)
+    )
+    classifier = MagicMock()
+    screen = Screen([], [(rule, classifier)])
+    classifier.scores.return_value = [{"toxic": 0.75, "calm": 0.25}, {"toxic": 0.25}]
+    first, second = screen.moderate(TENANT, ["a", "b"])
+    assert (first.verdict, first.matches, first.scores) == (Verdict.FLAG, {"hate": True}, {"hate": 0.75})
+    assert (second.verdict, second.matches, second.scores) == (Verdict.PASS, {"hate": False}, {"hate": 0.25})
+    classifier.scores.assert_called_once_with(["a", "b"], rule.seconds)
+    classifier.scores.side_effect = ClassifierAway
+    assert screen.moderate(TENANT, ["a"]) == [Moderated(Verdict.PASS, (), {}, {})]
 
 
 async def test_moderations_without_a_filter_name_the_setting(rig: Rig, key: str) -> None:
