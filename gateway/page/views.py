@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, func, or_, select
 from starlette.requests import Request
@@ -158,19 +158,6 @@ class TimelineStep:
     is_bad: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ShownSource:
-    """One source of an answer."""
-
-    name: str
-    address: str | None
-    """The address of the source's link; None without a link."""
-    title: str | None = None
-    published: str | None = None
-    doi: str | None = None
-    read_by: str | None = None
-
-
 async def _jobs_page(visit: Visit) -> ShownPage:
     said = asked(visit.request)
     query.only(said, [each.name for each in FILTERS], METADATA)
@@ -228,19 +215,13 @@ def steps_of(one: Trace) -> list[TimelineStep]:
     return steps
 
 
-def sources_of(result: Result | None) -> list[ShownSource]:
-    """Return the sources of an answer, in the order of `sources`."""
+def sources_of(result: Result | None) -> list[dict[str, Any]]:
+    """Return the sources of an answer in the order of `sources`: `name`, `address` for a link or None, and details."""
     if result is None:
         return []
     details = {each.id: each for each in result.source_details}
-    return [_source(name, details.get(name)) for name in result.sources]
-
-
-def _source(name: str, details: SourceDetails | None) -> ShownSource:
-    if details is None:
-        return ShownSource(name, web_address(name))
-    address = web_address(details.url)
-    return ShownSource(name, address, details.title, details.published, details.doi, details.read_by)
+    found = [(name, details.get(name) or SourceDetails(id=name, url=name)) for name in result.sources]
+    return [{**each.model_dump(), "name": name, "address": web_address(each.url)} for name, each in found]
 
 
 MOST_OF_A_KIND: Final = 20
