@@ -452,6 +452,18 @@ def test_stored_chats_are_found_by_an_index_and_without_other_jobs(store: Store)
         assert "ix_jobs_tenant_kept" in plan[0][3]
 
 
+async def test_a_first_request_joins_no_other(rig: Rig, key: str, authority: Authority) -> None:
+    before = known(rig)
+    async with hasty(rig, key, authority) as patient:
+        client = patient.with_options(max_retries=0)
+        for count in (1, 2):
+            with pytest.raises(openai.APITimeoutError):
+                await client.completions.create(model="small", prompt="Why?")
+            await left(rig, count)
+    assert len(known(rig) - before) == 2
+    rig.store.write_now(lambda at: at.execute(left_requests.delete()) and None)
+
+
 async def test_a_left_request_that_its_gateway_forgot_is_removed(rig: Rig, key: str) -> None:
     row = {"tenant": "t", "object_id": "job_1", "digest": b"", "status": 200, "response": b"", "created_at": 1}
     rig.store.write_now(lambda at: at.execute(left_requests.insert(), [row]) and None)
