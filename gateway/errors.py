@@ -69,6 +69,8 @@ def unavailable(code: str, message: str, seconds: int = 5) -> ApiError:
 
 NO_RETRY = MappingProxyType({"x-should-retry": "false"})
 """OpenAI's clients repeat 408, 409, 429 and 5xx unless this header forbids it."""
+RETRY_HEADER = "x-stainless-retry-count"
+"""OpenAI's SDKs number the repeats of a request in this header; the first request has 0."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 

@@ -6,7 +6,6 @@ Source: OpenAI API reference, "The response object", and `openai-python`'s `type
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from schemas.openai import RESPONSES
@@ -57,24 +56,6 @@ _STATUSES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseState:
-    """A job in the form in which the gateway's store has it."""
-
-    job_id: str
-    status: str
-    """`queued`, CANCELLING or an outcome."""
-    created_at: int
-    """Unix seconds."""
-    finished_at: int | None = None
-    """Unix seconds."""
-    model_id: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    result: Result | None = None
-    request: Mapping[str, Any] = field(default_factory=dict)
-    """Members of the request's body, see `shown_members`, and NOTES; empty where they are not stored."""
-
-
 def response_status(result: Result) -> str:
     """Return the status of a finished response: `completed`, `incomplete`, `failed` or `cancelled`."""
     if result.outcome is Outcome.SUCCEEDED and result.finish_reason == "length":
@@ -82,36 +63,47 @@ def response_status(result: Result) -> str:
     return _STATUSES[result.outcome]
 
 
-def response_object(state: ResponseState) -> dict[str, Any]:
-    """Return the Response object. A job that is to be cancelled is `in_progress` until its result comes."""
-    result = state.result
+def response_object(
+    job_id: str,
+    status: str,
+    created_at: int,
+    request: Mapping[str, Any],
+    *,
+    model_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    result: Result | None = None,
+    finished_at: int | None = None,
+) -> dict[str, Any]:
+    """Return the Response object of a job. One that is to be cancelled is `in_progress` until its result comes.
+
+    `status` is `queued`, CANCELLING or an outcome. `request` has the members of the body, see `shown_members`, and
+    NOTES; it is empty where they are not stored. Times are Unix seconds.
+    """
     made: dict[str, Any] = {
-        "id": f"{PREFIX}{state.job_id}",
+        "id": f"{PREFIX}{job_id}",
         "object": "response",
-        "created_at": state.created_at,
-        "status": "in_progress" if state.status == CANCELLING else "queued",
-        "background": state.request.get("background") is True,
+        "created_at": created_at,
+        "status": "in_progress" if status == CANCELLING else "queued",
+        "background": request.get("background") is True,
         "completed_at": None,
         "error": None,
         "incomplete_details": None,
-        "metadata": dict(state.metadata),
-        "model": state.model_id or "",
+        "metadata": dict(metadata or {}),
+        "model": model_id or "",
         "output": [],
         "output_text": "",
-        "store": state.request.get("store") is not False,
+        "store": request.get("store") is not False,
         "usage": None,
-        **{name: state.request.get(name) for name in _ECHOED},
+        **{name: request.get(name) for name in _ECHOED},
     }
-    made |= {
-        name: default if (said := state.request.get(name)) is None else said for name, default in _DEFAULTS.items()
-    }
-    made |= _finished(state, result) if result is not None else {"postback": {"status": state.status}}
-    if notes := state.request.get(NOTES):
+    made |= {name: default if (said := request.get(name)) is None else said for name, default in _DEFAULTS.items()}
+    made |= _finished(result, finished_at) if result is not None else {"postback": {"status": status}}
+    if notes := request.get(NOTES):
         made["postback"]["notes"] = [*made["postback"].get("notes", ()), *notes]
     return made
 
 
-def _finished(state: ResponseState, result: Result) -> dict[str, Any]:
+def _finished(result: Result, finished_at: int | None) -> dict[str, Any]:
     """Return the members of a finished response that differ from those of a queued one."""
     made: dict[str, Any] = {"status": response_status(result), "postback": {"status": str(result.outcome)}}
     if result.model_id is not None:
@@ -120,7 +112,7 @@ def _finished(state: ResponseState, result: Result) -> dict[str, Any]:
         answer = answer_body(result, RESPONSES)
         made |= {name: answer[name] for name in ("output", "incomplete_details", "usage")}
         made["output_text"] = result.text or ""
-        made["completed_at"] = state.finished_at if made["status"] == "completed" else None
+        made["completed_at"] = finished_at if made["status"] == "completed" else None
         made["postback"] |= answer["postback"]
     elif result.outcome is not Outcome.CANCELLED:
         code, message = told(result)

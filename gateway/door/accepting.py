@@ -18,9 +18,9 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
 from gateway.door.noted import note_objects
-from gateway.door.retries import KEY_HEADER, RETRY_HEADER, leave, may_return, rejoined
+from gateway.door.retries import KEY_HEADER, leave, may_return, rejoined
 from gateway.door.submitted import JOBS
-from gateway.errors import NO_RETRY, ApiError
+from gateway.errors import NO_RETRY, RETRY_HEADER, ApiError
 from telemetry.logs import get_logger, is_debugging
 from telemetry.traces import annotate
 

@@ -13,7 +13,7 @@ from gateway.door.body import BodyBudget
 from gateway.door.door import Door
 from gateway.door.handlers import add_handlers
 from gateway.door.observed import Observed, Traced
-from gateway.door.routes import docs
+from gateway.door.openapi import document_routes
 from telemetry.traces import collecting
 
 MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
@@ -21,7 +21,7 @@ MakeRoutes = Callable[[Door], Sequence[BaseRoute]]
 
 def routes(door: Door) -> list[Route]:
     """Return the routes of the API and of its description."""
-    return [*(endpoint.route(door) for endpoint in API), *docs.routes(door)]
+    return [*(endpoint.route(door) for endpoint in API), *document_routes(door)]
 
 
 def create_app(door: Door, beside: Iterable[MakeRoutes] = ()) -> ASGIApp:

@@ -33,7 +33,7 @@ from uvicorn.server import ServerState
 from gateway.door.door import PEER, REQUEST_ID, SECURITY, new_request_id
 from gateway.door.proxies import TrustedProxies
 from gateway.door.settings import GatewaySettings
-from gateway.errors import ApiError
+from gateway.errors import RETRY_HEADER, ApiError
 
 MOST_PIPELINED = 16
 """The maximum number of requests that may wait behind the running one.
@@ -44,6 +44,7 @@ MOST_FIELDS = 256
 GOODBYE_SECONDS = 1.0
 MOST_READ_BYTES = 256 * 1024
 """The maximum number of bytes that uvloop hands over at once."""
+_SDK_HEADER = RETRY_HEADER.encode()
 _MALFORMED = ApiError(400, "malformed_request", "The request is not HTTP/1.1 as RFC 9112 defines it.")
 _SLOW_HEAD = ApiError(408, "request_timeout", "The request's header fields took too long to arrive; repeat it.")
 _SLOW_BODY = ApiError(408, "request_timeout", "The request's body arrives too slowly; repeat it over a faster link.")
@@ -131,9 +132,14 @@ class DoorConnection(HttpToolsProtocol):
         self._lost()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer a client that has ended its side after a whole request; end any other client's connection."""
+        """Answer a client that has ended its side after a whole request; end any other client's connection.
+
+        TLS has no half-closed connections, and OpenAI's SDKs end their side only when they leave.
+        """
         working = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        if not working or self._linger is not None or self.scheme == "https":  # TLS has no half-closed connections
+        if not working or self._linger is not None or self.scheme == "https":
+            return False
+        if any(name == _SDK_HEADER for name, _ in self.cycle.scope["headers"]):
             return False
         self._deaf = self._peer_ended = True
         self.cycle.keep_alive = False

@@ -53,12 +53,17 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request to an endpoint, from a principal that has the endpoint's scope."""
+    """A request to an endpoint, from a principal that has the endpoint's scope.
+
+    A form of the console page is a call too: its fields are given in place of a path and a body.
+    """
 
     door: Door
     request: Request
     principal: Principal
-    _body: Body | None
+    _body: Body | None = None
+    path: Mapping[str, Any] | None = None
+    given: Any = None
 
     @property
     def tenant(self) -> str:
@@ -67,7 +72,7 @@ class Call:
 
     def in_path(self, name: str) -> str:
         """Return a parameter of the path."""
-        return str(self.request.path_params[name])
+        return str((self.request.path_params if self.path is None else self.path)[name])
 
     async def read(self, query: Callable[Concatenate[Connection, str, P], T], *of: P.args, **named: P.kwargs) -> T:
         """Run a query of the tenant's rows. Raises the query's own error, and StoreAway."""
@@ -87,8 +92,10 @@ class Call:
 
         Raises what `content` raises, and ApiError (400), which names the field and repeats no input.
         """
-        content, body = await self.content(), self._body
-        document = {} if body is not None and not body.required and not content else parse_json(content)
+        document, body = self.given, self._body
+        if document is None:
+            content = await self.content()
+            document = {} if body is not None and not body.required and not content else parse_json(content)
         if body is None or isinstance(body.schema, str):
             return document
         return validated(body.schema, document)

@@ -17,13 +17,12 @@ from sqlalchemy import Connection, select
 
 from gateway.accept.idempotency import StoredAnswer
 from gateway.door.endpoint import Call
-from gateway.errors import StoreAway
+from gateway.errors import RETRY_HEADER, StoreAway
 from gateway.store.dialects import insert_new
 from gateway.store.tables import left_requests
 from telemetry.clock import unix_ms
 
 KEY_HEADER = "idempotency-key"
-RETRY_HEADER = "x-stainless-retry-count"
 RETURN_SECONDS = 15.0
 """The time within which an SDK repeats a request. Its pauses are 8 s at most."""
 _COUNT = re.compile(r"[0-9]{1,4}")

@@ -16,7 +16,7 @@ from gateway.access.allowed import may_call
 from gateway.door import query
 from gateway.door.door import Door
 from gateway.errors import ApiError
-from gateway.page.desk import Desk, Form, ShownPage, Visitor, answered, asked, named
+from gateway.page.desk import Desk, ShownPage, Visit, answered, asked
 from gateway.page.rendering import link, link_of
 from gateway.store.tables import job_attempts
 from gateway.view.trace import Attempt, attempt_of
@@ -58,9 +58,9 @@ def newest_first(attempts: Sequence[Attempt]) -> list[tuple[Attempt, bool]]:
     return shown
 
 
-def callback_routes(door: Door, desk: Desk) -> list[Route]:
+def callback_routes(desk: Desk) -> list[Route]:
     """Return the routes of callbacks."""
-    kafka = door.fleet.kafka
+    door, kafka = desk.door, desk.door.fleet.kafka
     kept: dict[str, tuple[object, Mapping[str, ShownCallbacks]]] = {}
 
     async def read(tenant: str) -> Mapping[str, ShownCallbacks]:
@@ -75,27 +75,25 @@ def callback_routes(door: Door, desk: Desk) -> list[Route]:
             kept.pop(next(iter(kept)), None)
         return found[1]
 
-    async def several(request: Request, visitor: Visitor) -> ShownPage:
-        said = asked(request)
+    async def several(visit: Visit) -> ShownPage:
+        said = asked(visit.request)
         query.only(said, ("show", "done"))
         show = query.one_of(said, "show", TABS) or next(iter(TABS))
-        found = (await read(visitor.principal.tenant))[show]
-        values = {"found": found, "most": MOST_LOOKED_AT, "said": resent(request), "show": show, "tabs": TABS}
+        found = (await read(visit.tenant))[show]
+        values = {"found": found, "most": MOST_LOOKED_AT, "said": resent(visit.request), "show": show, "tabs": TABS}
         return ShownPage("callbacks", values)
 
-    async def again(request: Request, visitor: Visitor, form: Form) -> str:
-        identifier, tenant = named(request, form, "callback"), visitor.principal.tenant
-        webhook_id, origin = form.get("webhook_id", ""), form.get("origin", "")
+    async def again(visit: Visit) -> str:
+        identifier, tenant = visit.named("callback"), visit.tenant
+        webhook_id, origin = visit.form.get("webhook_id", ""), visit.form.get("origin", "")
         try:
-            tried = await door.store.read(
-                lambda connection: find_tried(connection, tenant, identifier, webhook_id, origin)
-            )
+            tried = await visit.read(find_tried, identifier, webhook_id, origin)
             await require_may_call(door, tenant, tried.origin)
             records = await answered(door.searches.run(partial(find_records, kafka, tried, door.clock)))
         except NoSuchCallback:
             raise ApiError(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.") from None
         await door.store.write(lambda connection: resend(connection, kafka, records, door.clock))
-        return link_of(identifier, done="resent") if "from_object" in form else link("/callbacks", done="resent")
+        return link_of(identifier, done="resent") if "from_object" in visit.form else link("/callbacks", done="resent")
 
     return [
         desk.shows("/callbacks", Scope.READ, "listCallbacks", several),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -31,6 +31,7 @@ from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
 from gateway.door.body import read_body
 from gateway.door.door import PEER, PRINCIPAL, Door, address_of
+from gateway.door.endpoint import Body, Call
 from gateway.door.noted import note_action, note_objects, note_reason
 from gateway.door.routes.jobs import METADATA
 from gateway.errors import ApiError, unavailable
@@ -50,19 +51,32 @@ class NotSignedIn(Exception):  # noqa: N818 - it names what is missing
     """The request has neither a session nor a certificate. The error's text is for the visitor, and may be empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """An admitted person."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit(Call):
+    """A request of an admitted person to a page."""
 
-    principal: Principal
     form_token: str
     """The token that each form repeats."""
     can_leave: bool
     """True for a session, which can be ended."""
+    form: Mapping[str, str] = field(default_factory=dict)
+    """The fields of the form that was sent; empty for a page."""
 
     def may(self, scope: str) -> bool:
         """Return whether the visitor has the scope of this name."""
         return self.principal.may(Scope(scope))
+
+    def named(self, kind: str) -> str:
+        """Return the field `id`, which the audit line has too. Raises ApiError (404) if it is absent or empty."""
+        identifier = self.form.get("id") or self.request.query_params.get("id")
+        if not identifier:
+            raise ApiError(404, f"{kind}_not_found", f"The address names no {kind}.")
+        note_objects(self.request, [identifier])
+        return identifier
+
+    def call(self, kind: str, body: Body | None = None, given: Any = None) -> Call:
+        """Return the call of the API that the form stands for, to the object that the form names."""
+        return Call(self.door, self.request, self.principal, body, {f"{kind}_id": self.named(kind)}, given)
 
 
 async def read_form(request: Request) -> dict[str, str]:
@@ -130,9 +144,8 @@ class ShownPage(NamedTuple):
     status: int = 200
 
 
-Form = Mapping[str, str]
-Show = Callable[[Request, Visitor], Awaitable[ShownPage | Response]]
-Act = Callable[[Request, Visitor, Form], Awaitable[str | ShownPage]]
+Show = Callable[[Visit], Awaitable[ShownPage | Response]]
+Act = Callable[[Visit], Awaitable[str | ShownPage]]
 
 
 class Desk:
@@ -142,50 +155,51 @@ class Desk:
         self.door = door
         self._sessions = Sessions(door.store, door.clock, door.settings.session_seconds)
 
-    async def visitor(self, request: Request, scope: Scope) -> Visitor:
-        """Return the visitor. Raises NotSignedIn, ApiError (403, 429) and StoreAway."""
-        token = request.cookies.get(cookie_name(request))
-        peer = request.scope.get(PEER)
+    async def visit(self, request: Request, scope: Scope) -> Visit:
+        """Return the visit of an admitted person. Raises NotSignedIn, ApiError (403, 429) and StoreAway."""
+        token, peer = request.cookies.get(cookie_name(request)), request.scope.get(PEER)
         if token is None and peer is None:
             raise NotSignedIn
         try:
             if token is not None:
                 known = self.door.access.beside(peer, await self._sessions.find(token))
-                return Visitor(await self.door.known(request, known, scope), self._form_token(token), can_leave=True)
+                return self._visit(request, await self.door.known(request, known, scope), token)
         except CredentialRefused as error:
             if peer is None:
                 await self.door.visit(request)
                 raise NotSignedIn(f"{error}; sign in again") from None
         try:
-            principal = await self.door.principal(request, scope)
+            return self._visit(request, await self.door.principal(request, scope))
         except ApiError as error:
             if error.status == 401:
                 raise NotSignedIn(error.message) from None
             raise
-        return Visitor(principal, self._form_token(principal.credential), can_leave=False)
 
-    def _require_token(self, visitor: Visitor, form: Mapping[str, str]) -> None:
-        """Refuse a form without the visitor's token. Raises ApiError (403)."""
-        if not hmac.compare_digest(form.get(TOKEN_FIELD, "").encode("utf-8", "replace"), visitor.form_token.encode()):
-            raise ApiError(403, "form_refused", "The form is of another session; load its page again, and repeat it.")
+    def _visit(self, request: Request, principal: Principal, session: str | None = None) -> Visit:
+        """Return the visit, by a session or a certificate.
 
-    def _form_token(self, session: str) -> str:
-        """Return the token of a session's forms.
-
-        The digested text cannot be an API key, so the token is no key's digest.
+        The digested text of the forms' token cannot be an API key, so the token is no key's digest.
         """
-        return self.door.access.digests.of(f"form token of {session}").hex()
+        named = f"form token of {principal.credential if session is None else session}"
+        token, can_leave = self.door.access.digests.of(named).hex(), session is not None
+        return Visit(door=self.door, request=request, principal=principal, form_token=token, can_leave=can_leave)
+
+    async def _with_form(self, request: Request, scope: Scope) -> Visit:
+        """Return the visit with its form. Raises what `visit` raises, and ApiError for another site's form."""
+        visit = await self.visit(request, scope)
+        form = await read_form(request)
+        if not hmac.compare_digest(form.get(TOKEN_FIELD, "").encode("utf-8", "replace"), visit.form_token.encode()):
+            raise ApiError(403, "form_refused", "The form is of another session; load its page again, and repeat it.")
+        return replace(visit, form=form)
 
     def shows(self, path: str, scope: Scope, action: str, show: Show) -> Route:
         """Return the route of a page. `action` is the page's name in the audit."""
 
         async def serve(request: Request) -> Response:
             note_action(request, action)
-            visitor = await self.visitor(request, scope)
-            shown = await show(request, visitor)
-            if isinstance(shown, Response):
-                return shown
-            return _page(shown, visitor, path, _asked(request))
+            visit = await self.visit(request, scope)
+            shown = await show(visit)
+            return shown if isinstance(shown, Response) else _page(shown, visit, path, _asked(request))
 
         return Route(link(path), guarded(serve), methods=["GET"])
 
@@ -197,11 +211,9 @@ class Desk:
 
         async def serve(request: Request) -> Response:
             note_action(request, action)
-            visitor = await self.visitor(request, scope)
-            form = await read_form(request)
-            self._require_token(visitor, form)
-            done = await act(request, visitor, form)
-            return _page(done, visitor, path) if isinstance(done, ShownPage) else going_to(done)
+            visit = await self._with_form(request, scope)
+            done = await act(visit)
+            return _page(done, visit, path) if isinstance(done, ShownPage) else going_to(done)
 
         return Route(link(path), guarded(serve), methods=["POST"])
 
@@ -217,7 +229,7 @@ class Desk:
         """Show the form; a visitor who is signed in already gets the console."""
         await self.door.visit(request)
         try:
-            await self.visitor(request, Scope.READ)
+            await self.visit(request, Scope.READ)
         except NotSignedIn:
             reason = _ENDED if request.query_params.get("reason") == "ended" else ""
             return _form(200, reason, request.query_params.get("next", ""))
@@ -251,17 +263,16 @@ class Desk:
     async def _leave(self, request: Request) -> Response:
         """End the session."""
         note_action(request, "signOut")
-        visitor = await self.visitor(request, Scope.READ)
-        self._require_token(visitor, await read_form(request))
+        await self._with_form(request, Scope.READ)
         await self._sessions.end(request.cookies.get(cookie_name(request), ""))
         response = going_to(link(SIGN_IN))
         set_cookie(request, response, "", 0)
         return response
 
 
-def _page(shown: ShownPage, visitor: Visitor, path: str, here: str = "") -> Response:
+def _page(shown: ShownPage, visit: Visit, path: str, here: str = "") -> Response:
     """Return the response with a page. `here` is the address by which the page can be requested again."""
-    return page(shown.template, shown.status, visitor=visitor, path=path, here=here, **shown.values)
+    return page(shown.template, shown.status, visitor=visit, path=path, here=here, **shown.values)
 
 
 def _asked(request: Request) -> str:
@@ -345,15 +356,6 @@ def asked(request: Request) -> Request:
             name, value = f"{METADATA}{key}", wanted
         said.append((name, value))
     return Request({**request.scope, "query_string": urlencode(said).encode()})
-
-
-def named(request: Request, said: Mapping[str, str], kind: str) -> str:
-    """Return the field `id`, which the audit line has too. Raises ApiError (404) if the field is absent or empty."""
-    identifier = said.get("id")
-    if not identifier:
-        raise ApiError(404, f"{kind}_not_found", f"The address names no {kind}.")
-    note_objects(request, [identifier])
-    return identifier
 
 
 T = TypeVar("T")

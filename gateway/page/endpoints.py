@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
 from gateway.batches.paging import DEFAULT_LIMIT
 from gateway.door import query
-from gateway.door.door import Door
-from gateway.door.noted import note_objects, note_reason
-from gateway.door.routes.webhook_endpoints import begin_secret, change, register, remove, send_sample, sending_of
+from gateway.door.endpoint import Body, Call
+from gateway.door.noted import note_reason
+from gateway.door.routes import webhook_endpoints as hooks
 from gateway.errors import ApiError
-from gateway.page.desk import Desk, Form, ShownPage, Visitor, asked, named
+from gateway.page.desk import Desk, ShownPage, Visit, asked
 from gateway.page.rendering import link
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import EVENT_TYPES, EndpointRow
+from gateway.webhooks.endpoints import EVENT_TYPES
 
 _KIND: Final = "webhook_endpoint"
 EVENT_FIELD: Final = "event:"
@@ -29,127 +29,105 @@ _SAID: Final = {
 }
 
 
-class EndpointPages:
-    """The handlers of the page of endpoints, and of its forms."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def several(self, request: Request, visitor: Visitor) -> ShownPage:
-        """Show the tenant's endpoints."""
-        said = asked(request)
-        query.only(said, ("after", "limit", "done"))
-        wanted = query.page(said)
-        done = _SAID.get(said.query_params.get("done", ""), "")
-        return await self._list(visitor, wanted.limit, wanted.after, said=done)
-
-    async def register(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
-        """Write a new endpoint and show its secret; an error is shown on the form, with the visitor's input."""
-        try:
-            sending_of(self._door)
-            row = await register(self._door, visitor.principal.tenant, terms_of_form(form))
-        except ApiError as error:
-            return await self._refused(request, visitor, error, kept=form)
-        note_objects(request, [row.id])
-        return self._secret(row)
-
-    async def test(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
-        """Send a sample event, and show the status of the endpoint's answer."""
-        identifier, kind = named(request, form, _KIND), form.get("event_type", "")
-        try:
-            if kind not in EVENT_TYPES:
-                raise ApiError(400, "invalid_parameter", "event_type: choose a type of the list.", param="event_type")
-            status = await send_sample(self._door, visitor.principal.tenant, identifier, kind)
-        except ApiError as error:
-            return await self._refused(request, visitor, error)
-        answered = f"The endpoint answered the test event {kind} with status {status}"
-        if 200 <= status < 300:
-            return await self._list(visitor, said=f"{answered}.")
-        return await self._list(visitor, problem=f"{answered}; delivery would try such an event again, or give it up.")
-
-    async def switch(self, request: Request, visitor: Visitor, form: Form) -> str:
-        """Enable or disable an endpoint."""
-        identifier, wanted = named(request, form, _KIND), form.get("enabled")
-        if wanted not in ("true", "false"):
-            raise ApiError(400, "invalid_parameter", "enabled: is neither `true` nor `false`.", param="enabled")
-        row = await change(self._door, visitor.principal.tenant, identifier, {"enabled": wanted == "true"})
-        return link("/endpoints", done="enabled" if row.enabled else "disabled")
-
-    async def rotate(self, request: Request, visitor: Visitor, form: Form) -> ShownPage:
-        """Begin a new secret, and show it."""
-        identifier, overlap = named(request, form, _KIND), "overlap" in form
-        sending_of(self._door)
-        return self._secret(
-            await begin_secret(self._door, visitor.principal.tenant, identifier, overlap=overlap), overlap=overlap
-        )
-
-    async def delete(self, request: Request, visitor: Visitor, form: Form) -> str:
-        """Delete an endpoint."""
-        await remove(self._door, visitor.principal.tenant, named(request, form, _KIND))
-        return link("/endpoints", done="deleted")
-
-    def _secret(self, row: EndpointRow, *, overlap: bool = False) -> ShownPage:
-        return ShownPage("secret", {"row": row, "secret": sending_of(self._door).secret(row), "overlap": overlap})
-
-    async def _refused(
-        self, request: Request, visitor: Visitor, error: ApiError, kept: Form | None = None
-    ) -> ShownPage:
-        """Show the error above the form or the list. An endpoint that does not exist has the error's own page."""
-        if error.status == 404:
-            raise error
-        note_reason(request, error.code)
-        return await self._list(visitor, problem=error.message, kept=kept, status=error.status)
-
-    async def _list(
-        self,
-        visitor: Visitor,
-        limit: int = DEFAULT_LIMIT,
-        after: str | None = None,
-        *,
-        said: str = "",
-        problem: str = "",
-        kept: Form | None = None,
-        status: int = 200,
-    ) -> ShownPage:
-        tenant = visitor.principal.tenant
-        rows, more = await self._door.store.read(lambda open_: endpoints.page(open_, tenant, limit, after))
-        values = {"rows": rows, "has_more": more, "after": after, "said": said, "problem": problem, "kept": kept}
-        can_sign = self._door.webhooks is not None
-        kinds = {"kinds": EVENT_TYPES, "event_field": EVENT_FIELD}
-        return ShownPage("endpoints", {**values, **kinds, "can_sign": can_sign}, status)
+def endpoint_routes(desk: Desk) -> list[Route]:
+    """Return the routes of webhook endpoints."""
+    return [
+        desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", _several),
+        desk.acts("/endpoints/register", Scope.WEBHOOKS, "createWebhookEndpoint", _register),
+        desk.acts("/endpoints/test", Scope.WEBHOOKS, "testWebhookEndpoint", _test),
+        desk.acts("/endpoints/switch", Scope.WEBHOOKS, "updateWebhookEndpoint", _switch),
+        desk.acts("/endpoints/rotate", Scope.WEBHOOKS, "rotateWebhookSecret", _rotate),
+        desk.acts("/endpoints/delete", Scope.WEBHOOKS, "deleteWebhookEndpoint", _delete),
+    ]
 
 
-def terms_of_form(form: Form) -> dict[str, Any]:
+async def _several(visit: Visit) -> ShownPage:
+    said = asked(visit.request)
+    query.only(said, ("after", "limit", "done"))
+    wanted = query.page(said)
+    return await _list(visit, wanted.limit, wanted.after, said=_SAID.get(said.query_params.get("done", ""), ""))
+
+
+async def _register(visit: Visit) -> ShownPage:
+    """Write a new endpoint and show its secret; an error is shown on the form, with the visitor's input."""
+    try:
+        made = await hooks.create(Call(visit.door, visit.request, visit.principal, given=terms_of_form(visit.form)))
+    except ApiError as error:
+        return await _refused(visit, error, kept=visit.form)
+    return ShownPage("secret", {"made": made, "overlap": False})
+
+
+async def _test(visit: Visit) -> ShownPage:
+    """Send a sample event, and show the status of the endpoint's answer."""
+    kind = visit.form.get("event_type", "")
+    call = visit.call(_KIND, Body(hooks.WebhookTestRequest), {"event_type": kind})
+    try:
+        status = (await hooks.test(call))["status_code"]
+    except ApiError as error:
+        return await _refused(visit, error)
+    answered = f"The endpoint answered the test event {kind} with status {status}"
+    if 200 <= status < 300:
+        return await _list(visit, said=f"{answered}.")
+    return await _list(visit, problem=f"{answered}; delivery would try such an event again, or give it up.")
+
+
+async def _switch(visit: Visit) -> str:
+    """Enable or disable an endpoint."""
+    wanted = visit.form.get("enabled", "")
+    given = {"enabled": {"true": True, "false": False}.get(wanted, wanted)}
+    made = await hooks.update(visit.call(_KIND, given=given))
+    return link("/endpoints", done="enabled" if made["enabled"] else "disabled")
+
+
+async def _rotate(visit: Visit) -> ShownPage:
+    """Begin a new secret, and show it."""
+    overlap = "overlap" in visit.form
+    given = {"keep_old_secret_active_for_24_hours": overlap}
+    made = await hooks.rotate(visit.call(_KIND, Body(hooks.WebhookRotation), given))
+    return ShownPage("secret", {"made": made, "overlap": overlap})
+
+
+async def _delete(visit: Visit) -> str:
+    await hooks.delete(visit.call(_KIND))
+    return link("/endpoints", done="deleted")
+
+
+async def _refused(visit: Visit, error: ApiError, kept: Mapping[str, str] | None = None) -> ShownPage:
+    """Show the error above the form or the list. An endpoint that does not exist has the error's own page."""
+    if error.status == 404:
+        raise error
+    note_reason(visit.request, error.code)
+    return await _list(visit, problem=error.message, kept=kept, status=error.status)
+
+
+async def _list(
+    visit: Visit,
+    limit: int = DEFAULT_LIMIT,
+    after: str | None = None,
+    *,
+    said: str = "",
+    problem: str = "",
+    kept: Mapping[str, str] | None = None,
+    status: int = 200,
+) -> ShownPage:
+    rows, more = await visit.read(endpoints.page, limit, after)
+    values = {"rows": rows, "has_more": more, "after": after, "said": said, "problem": problem, "kept": kept}
+    kinds = {"kinds": EVENT_TYPES, "event_field": EVENT_FIELD}
+    return ShownPage("endpoints", {**values, **kinds, "can_sign": visit.door.webhooks is not None}, status)
+
+
+def terms_of_form(form: Mapping[str, str]) -> dict[str, Any]:
     """Return the API's body for the form's fields. Raises ApiError (400) for a header line without a colon."""
-    headers = {}
+    headers = dict[str, str]()
     for number, line in enumerate(form.get("headers", "").splitlines(), 1):
         if not line.strip():
             continue
         name, colon, value = line.partition(":")
-        if not colon:
-            message = f"headers: line {number} has no colon; write each header as `name: value`."
-            raise ApiError(400, "invalid_value", message, param="headers")
-        if name.strip() in headers:
-            message = f"headers: line {number} repeats a header; write each header once."
+        problem = "has no colon; write each header as `name: value`" if not colon else ""
+        if problem or name.strip() in headers:
+            message = f"headers: line {number} {problem or 'repeats a header; write each header once'}."
             raise ApiError(400, "invalid_value", message, param="headers")
         headers[name.strip()] = value.strip()
     events = [kind for kind in EVENT_TYPES if f"{EVENT_FIELD}{kind}" in form]
-    return {
-        "name": form.get("name", "").strip(),
-        "url": form.get("url", "").strip(),
-        "event_types": events,
-        "headers": headers,
-    }
-
-
-def endpoint_routes(door: Door, desk: Desk) -> list[Route]:
-    """Return the routes of webhook endpoints."""
-    pages = EndpointPages(door)
-    return [
-        desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", pages.several),
-        desk.acts("/endpoints/register", Scope.WEBHOOKS, "createWebhookEndpoint", pages.register),
-        desk.acts("/endpoints/test", Scope.WEBHOOKS, "testWebhookEndpoint", pages.test),
-        desk.acts("/endpoints/switch", Scope.WEBHOOKS, "updateWebhookEndpoint", pages.switch),
-        desk.acts("/endpoints/rotate", Scope.WEBHOOKS, "rotateWebhookSecret", pages.rotate),
-        desk.acts("/endpoints/delete", Scope.WEBHOOKS, "deleteWebhookEndpoint", pages.delete),
-    ]
+    texts = {name: form.get(name, "").strip() for name in ("name", "url")}
+    return {**texts, "event_types": events, "headers": headers}

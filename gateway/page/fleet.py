@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
 from gateway.access.bounded_get import NotRead, get_json
 from gateway.access.recent import Recent
 from gateway.dependency import DependencyBusy
-from gateway.door.door import Door
-from gateway.page.desk import Desk, ShownPage, Visitor, answered
+from gateway.page.desk import Desk, ShownPage, Visit, answered
 from telemetry.clock import Clock, unix_ms
 from telemetry.logs import get_logger
 
@@ -44,9 +42,9 @@ class Alert:
     since_ms: int | None
 
 
-def fleet_routes(door: Door, desk: Desk) -> list[Route]:
+def fleet_route(desk: Desk) -> Route:
     """Return the route of the fleet."""
-    url, clock = door.settings.prometheus_url, door.clock
+    door, url, clock = desk.door, desk.door.settings.prometheus_url, desk.door.clock
 
     async def read_frame(_: None) -> Frame:
         return await door.frames.read()
@@ -65,14 +63,14 @@ def fleet_routes(door: Door, desk: Desk) -> list[Route]:
 
     frames, alerts = Recent(read_frame, FRESH_SECONDS, clock), Recent(read_alerts, FRESH_SECONDS, clock)
 
-    async def show(_request: Request, _visitor: Visitor) -> ShownPage:
+    async def show(visit: Visit) -> ShownPage:
         frame, told = await answered(frames.get(None)), await alerts.get(None)
         recent = [(what, name, count) for (what, name), count in frame.recent.most_common(MOST_ROWS)]
         values = {"figures": frame.figures, "workers": frame.workers[:MOST_ROWS], "recent": recent}
         rates = {pool["lane"]: pool["jobs_per_second"] for pool in frame.figures["lanes"]}
         return ShownPage("fleet", {**values, "rates": rates, "alerts": told, "now_ms": unix_ms(clock)})
 
-    return [desk.shows("/fleet", Scope.ADMIN, "readFleet", show)]
+    return desk.shows("/fleet", Scope.ADMIN, "readFleet", show)
 
 
 def fetch_alerts(url: str, clock: Clock) -> list[Alert]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.requests import Request
 from starlette.routing import Route
 
 from gateway.access import Scope
@@ -22,7 +21,7 @@ from gateway.access.recent import Recent
 from gateway.door.door import Door
 from gateway.errors import conflict, not_found
 from gateway.page.callbacks import require_may_call
-from gateway.page.desk import Desk, Form, ShownPage, Visitor, answered, named
+from gateway.page.desk import Desk, ShownPage, Visit, answered
 from gateway.page.rendering import link
 from producers.errors import RequestRefused
 from schemas import topics
@@ -90,9 +89,9 @@ class NewestLetters:
         (self.clients if letter.reason in CLIENTS_MISTAKES else self.fleets).add(letter)
 
 
-def letter_routes(door: Door, desk: Desk) -> list[Route]:
+def letter_routes(desk: Desk) -> list[Route]:
     """Return the routes of dead letters."""
-    kafka, clock = door.fleet.kafka, door.clock
+    door, kafka, clock = desk.door, desk.door.fleet.kafka, desk.door.clock
 
     async def read_newest(tenant: str | None) -> NewestLetters:
         return await answered(door.searches.run(partial(newest_letters, kafka, clock, tenant)))
@@ -100,22 +99,20 @@ def letter_routes(door: Door, desk: Desk) -> list[Route]:
     # A reading may take a minute, and every open page asks each half minute: they share one.
     recent = Recent(read_newest, FRESH_SECONDS, clock)
 
-    async def several(request: Request, visitor: Visitor) -> ShownPage:
-        found = await recent.get(_whose(visitor))
-        said = _PUT_BACK if request.query_params.get("done") == "redriven" else ""
+    async def several(visit: Visit) -> ShownPage:
+        found = await recent.get(_whose(visit))
+        said = _PUT_BACK if visit.request.query_params.get("done") == "redriven" else ""
         values = {"found": found, "days": DAYS, "said": said, "obstacles": OBSTACLES}
-        return ShownPage("letters", {**values, "all_tenants": _whose(visitor) is None})
+        return ShownPage("letters", {**values, "all_tenants": _whose(visit) is None})
 
-    async def redrive(request: Request, visitor: Visitor, form: Form) -> str:
+    async def redrive(visit: Visit) -> str:
         from producers.scan import StoredPlace
 
-        identifier = named(request, form, "letter")
-        place, tenant = StoredPlace.parse(identifier), _whose(visitor)
-        letter = (
-            None
-            if place is None
-            else await answered(door.searches.run(partial(find_letter, kafka, clock, tenant, place)))
-        )
+        identifier = visit.named("letter")
+        place, tenant = StoredPlace.parse(identifier), _whose(visit)
+        if place is None:
+            raise not_found("letter", identifier)
+        letter = await answered(door.searches.run(partial(find_letter, kafka, clock, tenant, place)))
         if letter is None:
             raise not_found("letter", identifier)
         await _require_possible(door, letter)
@@ -201,6 +198,6 @@ async def _require_possible(door: Door, letter: Letter) -> None:
         await require_may_call(door, letter.record.tenant, url)
 
 
-def _whose(visitor: Visitor) -> str | None:
+def _whose(visit: Visit) -> str | None:
     """Return the tenant whose letters the visitor sees; None for all tenants."""
-    return None if visitor.principal.may(Scope.ADMIN) else visitor.principal.tenant
+    return None if visit.principal.may(Scope.ADMIN) else visit.tenant

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, func, or_, select
 from starlette.requests import Request
@@ -18,34 +18,26 @@ from gateway.access.recent import Recent
 from gateway.batches import files, orders
 from gateway.batches.files import names_of
 from gateway.batches.orders import BatchRow
-from gateway.batches.paging import RowPage, page_query
+from gateway.batches.paging import page_query
 from gateway.batches.states import CANCELLABLE, COUNTING, ENDED, LIVE
 from gateway.door import query
-from gateway.door.cancelling import cancel, cancel_batch
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
 from gateway.door.routes.batches import LISTED, MOST_LISTED
+from gateway.door.routes.batches import cancel as cancel_batch
 from gateway.door.routes.files import content_response
 from gateway.door.routes.jobs import FILTERS, METADATA, STATUSES, job_filter
+from gateway.door.routes.jobs import cancel as cancel_job
 from gateway.errors import not_found
 from gateway.page.callbacks import callback_routes, may_have_news, newest_first, resent
-from gateway.page.desk import (
-    Desk,
-    Form,
-    ShownPage,
-    Visitor,
-    asked,
-    going_to,
-    guarded,
-    named,
-)
+from gateway.page.desk import Desk, ShownPage, Visit, asked, going_to, guarded
 from gateway.page.endpoints import endpoint_routes
-from gateway.page.fleet import fleet_routes
+from gateway.page.fleet import fleet_route
 from gateway.page.letters import letter_routes
 from gateway.page.rendering import CONSOLE, duration, link, page, static_routes, web_address
 from gateway.store.tables import batches, jobs
 from gateway.view.stored_jobs import StoredJob, find_job, jobs_by_custom_id, list_jobs
-from gateway.view.trace import Attempt, Trace, attempts_of, trace
+from gateway.view.trace import Trace, attempts_of, trace
 from schemas.outcome import Outcome
 from schemas.result import Result, SourceDetails
 from telemetry.clock import unix_ms
@@ -58,19 +50,20 @@ FRESH_SECONDS: Final = 1.5
 _MINUTE_MS: Final = 60_000
 
 
-def overview_routes(door: Door, desk: Desk) -> list[Route]:
+def overview_route(desk: Desk) -> Route:
     """Return the route of the first page."""
+    door = desk.door
 
     async def read(tenant: str) -> TenantFigures:
         return await door.store.read(lambda connection: read_figures(connection, tenant, unix_ms(door.clock)))
 
     recent = Recent(read, FRESH_SECONDS, door.clock)
 
-    async def show(_request: Request, visitor: Visitor) -> ShownPage:
-        figures = await recent.get(visitor.principal.tenant)
+    async def show(visit: Visit) -> ShownPage:
+        figures = await recent.get(visit.tenant)
         return ShownPage("overview", {"figures": figures, "minutes": MINUTES, "now_ms": unix_ms(door.clock)})
 
-    return [desk.shows("", Scope.READ, "readOverview", show)]
+    return desk.shows("", Scope.READ, "readOverview", show)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,52 +158,28 @@ class TimelineStep:
     is_bad: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ShownSource:
-    """One source of an answer."""
-
-    name: str
-    address: str | None
-    """The address of the source's link; None without a link."""
-    title: str | None = None
-    published: str | None = None
-    doi: str | None = None
-    read_by: str | None = None
+async def _jobs_page(visit: Visit) -> ShownPage:
+    said = asked(visit.request)
+    query.only(said, [each.name for each in FILTERS], METADATA)
+    paging, wanted = query.page(said), job_filter(said, visit.door.clock.time())
+    found, more = await visit.read(list_jobs, wanted, paging.limit, paging.after, ascending=paging.ascending)
+    fields = {name: value for name in _FIELDS if (value := visit.request.query_params.get(name, ""))}
+    values = {"rows": found, "has_more": more, "after": paging.after, "fields": fields, "statuses": STATUSES}
+    return ShownPage("jobs", values)
 
 
-def job_routes(door: Door, desk: Desk) -> list[Route]:
-    """Return the routes of jobs."""
+async def _job_page(visit: Visit) -> ShownPage:
+    identifier = visit.named("job")
+    found = await visit.door.store.read(lambda connection: trace(connection, identifier, visit.tenant))
+    if not found:
+        raise not_found("job", identifier)
+    return _page_of(found[0], resent(visit.request), unix_ms(visit.door.clock))
 
-    async def several(request: Request, visitor: Visitor) -> ShownPage:
-        said = asked(request)
-        query.only(said, [each.name for each in FILTERS], METADATA)
-        paging, wanted = query.page(said), job_filter(said, door.clock.time())
-        found, more = await door.store.read(
-            lambda connection: list_jobs(
-                connection, visitor.principal.tenant, wanted, paging.limit, paging.after, ascending=paging.ascending
-            )
-        )
-        fields = {name: value for name in _FIELDS if (value := request.query_params.get(name, ""))}
-        values = {"rows": found, "has_more": more, "after": paging.after, "fields": fields, "statuses": STATUSES}
-        return ShownPage("jobs", values)
 
-    async def one(request: Request, visitor: Visitor) -> ShownPage:
-        identifier = named(request, request.query_params, "job")
-        found = await door.store.read(lambda connection: trace(connection, identifier, visitor.principal.tenant))
-        if not found:
-            raise not_found("job", identifier)
-        return _page_of(found[0], resent(request), unix_ms(door.clock))
-
-    async def end(request: Request, visitor: Visitor, form: Form) -> str:
-        identifier = named(request, form, "job")
-        await cancel(door, visitor.principal, identifier)
-        return link("/job", id=identifier)
-
-    return [
-        desk.shows("/jobs", Scope.READ, "listJobs", several),
-        desk.shows("/job", Scope.READ, "getJob", one),
-        desk.acts("/job/cancel", Scope.CANCEL, "cancelJob", end),
-    ]
+async def _end_job(visit: Visit) -> str:
+    call = visit.call("job")
+    await cancel_job(call)
+    return link("/job", id=call.in_path("job_id"))
 
 
 def _page_of(one: Trace, said: str, now_ms: int) -> ShownPage:
@@ -246,19 +215,13 @@ def steps_of(one: Trace) -> list[TimelineStep]:
     return steps
 
 
-def sources_of(result: Result | None) -> list[ShownSource]:
-    """Return the sources of an answer, in the order of `sources`."""
+def sources_of(result: Result | None) -> list[dict[str, Any]]:
+    """Return the sources of an answer in the order of `sources`: `name`, `address` for a link or None, and details."""
     if result is None:
         return []
     details = {each.id: each for each in result.source_details}
-    return [_source(name, details.get(name)) for name in result.sources]
-
-
-def _source(name: str, details: SourceDetails | None) -> ShownSource:
-    if details is None:
-        return ShownSource(name, web_address(name))
-    address = web_address(details.url)
-    return ShownSource(name, address, details.title, details.published, details.doi, details.read_by)
+    found = [(name, details.get(name) or SourceDetails(id=name, url=name)) for name in result.sources]
+    return [{**each.model_dump(), "name": name, "address": web_address(each.url)} for name, each in found]
 
 
 MOST_OF_A_KIND: Final = 20
@@ -281,20 +244,15 @@ class Hit:
     created_ms: int
 
 
-def search_routes(door: Door, desk: Desk) -> list[Route]:
-    """Return the route of the search."""
-
-    async def search(request: Request, visitor: Visitor) -> ShownPage | Response:
-        said = asked(request)
-        query.only(said, ("q",))
-        text, tenant, now_ms = said.query_params.get("q", "").strip(), visitor.principal.tenant, unix_ms(door.clock)
-        hits = await door.store.read(lambda connection: find_all(connection, tenant, text, now_ms)) if text else []
-        note_objects(request, [hit.id for hit in hits])
-        if len(hits) == 1 and hits[0].kind != "file":
-            return going_to(hits[0].address)
-        return ShownPage("search", {"q": text, "hits": hits, "most": MOST_OF_A_KIND})
-
-    return [desk.shows("/search", Scope.READ, "search", search)]
+async def _search(visit: Visit) -> ShownPage | Response:
+    said = asked(visit.request)
+    query.only(said, ("q",))
+    text = said.query_params.get("q", "").strip()
+    hits = await visit.read(find_all, text, unix_ms(visit.door.clock)) if text else []
+    note_objects(visit.request, [hit.id for hit in hits])
+    if len(hits) == 1 and hits[0].kind != "file":
+        return going_to(hits[0].address)
+    return ShownPage("search", {"q": text, "hits": hits, "most": MOST_OF_A_KIND})
 
 
 def find_all(connection: Connection, tenant: str, text: str, now_ms: int) -> list[Hit]:
@@ -352,14 +310,19 @@ def page_routes(door: Door) -> list[BaseRoute]:
     return [
         *static_routes(),
         *desk.routes(),
-        *overview_routes(door, desk),
-        *_batch_routes(door, desk),
-        *job_routes(door, desk),
-        *callback_routes(door, desk),
-        *letter_routes(door, desk),
-        *endpoint_routes(door, desk),
-        *search_routes(door, desk),
-        *fleet_routes(door, desk),
+        overview_route(desk),
+        desk.shows("/batches", Scope.READ, "listBatches", _batches_page),
+        desk.shows("/batch", Scope.READ, "getBatch", _batch_page),
+        desk.shows("/file", Scope.READ, "getFileContent", _file),
+        desk.acts("/batch/cancel", Scope.CANCEL, "cancelBatch", _end_batch),
+        desk.shows("/jobs", Scope.READ, "listJobs", _jobs_page),
+        desk.shows("/job", Scope.READ, "getJob", _job_page),
+        desk.acts("/job/cancel", Scope.CANCEL, "cancelJob", _end_job),
+        desk.shows("/search", Scope.READ, "search", _search),
+        *callback_routes(desk),
+        *letter_routes(desk),
+        *endpoint_routes(desk),
+        fleet_route(desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
 
@@ -376,53 +339,33 @@ def files_of(row: BatchRow) -> dict[str, str | None]:
     return {"Input file": row.input_file_id, "Output file": row.output_file_id, "Error file": row.error_file_id}
 
 
-def _batch_routes(door: Door, desk: Desk) -> list[Route]:
-    """Return the routes of batches and their files."""
+async def _batches_page(visit: Visit) -> ShownPage:
+    wanted = page_query(asked(visit.request).query_params, most=MOST_LISTED, default=LISTED, kind="batch")
+    found = await visit.read(orders.page, wanted)
+    names = await visit.read(names_of, [row.input_file_id for row in found.rows])
+    values = {"rows": found.rows, "has_more": found.has_more, "after": wanted.after, "names": names}
+    return ShownPage("batches", {**values, "now_ms": unix_ms(visit.door.clock)})
 
-    async def several(request: Request, visitor: Visitor) -> ShownPage:
-        wanted = page_query(asked(request).query_params, most=MOST_LISTED, default=LISTED, kind="batch")
-        tenant = visitor.principal.tenant
 
-        def read(connection: Connection) -> tuple[RowPage, dict[str, str]]:
-            found = orders.page(connection, tenant, wanted)
-            return found, names_of(connection, tenant, [row.input_file_id for row in found.rows])
+async def _batch_page(visit: Visit) -> ShownPage:
+    row = await visit.read(orders.find, visit.named("batch"))
+    names = await visit.read(names_of, [file for file in files_of(row).values() if file])
+    attempts = await visit.read(attempts_of, row.id)
+    steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
+    values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
+    states = {"is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
+    now_ms, end = unix_ms(visit.door.clock), max((at for _, at in steps), default=0)
+    has_news = may_have_news(attempts, end if row.status in ENDED else None, now_ms)
+    tried = {"attempts": newest_first(attempts), "has_news": has_news, "said": resent(visit.request)}
+    return ShownPage("batch", {**values, **states, **tried, "files": files_of(row), "names": names, "now_ms": now_ms})
 
-        found, names = await door.store.read(read)
-        values = {"rows": found.rows, "has_more": found.has_more, "after": wanted.after, "names": names}
-        return ShownPage("batches", {**values, "now_ms": unix_ms(door.clock)})
 
-    async def one(request: Request, visitor: Visitor) -> ShownPage:
-        identifier = named(request, request.query_params, "batch")
-        tenant = visitor.principal.tenant
+async def _file(visit: Visit) -> Response:
+    row = await visit.door.shelf.find(visit.tenant, visit.named("file"))
+    return await content_response(visit.door, row, visit.request.headers.get("range"))
 
-        def read(connection: Connection) -> tuple[BatchRow, dict[str, str], list[Attempt]]:
-            row = orders.find(connection, tenant, identifier)
-            names = names_of(connection, tenant, [file for file in files_of(row).values() if file])
-            return row, names, attempts_of(connection, tenant, identifier)
 
-        row, names, attempts = await door.store.read(read)
-        steps = [(name, at) for name, column in _STEPS if (at := getattr(row, column)) is not None]
-        values = {"row": row, "steps": sorted(steps, key=lambda step: step[1]), "most_errors": MOST_ERRORS}
-        states = {"is_over": row.status in ENDED, "can_be_cancelled": row.status in CANCELLABLE}
-        now_ms, end = unix_ms(door.clock), max((at for _, at in steps), default=0)
-        files = {"files": files_of(row), "names": names, "now_ms": now_ms}
-        has_news = may_have_news(attempts, end if row.status in ENDED else None, now_ms)
-        tried = {"attempts": newest_first(attempts), "has_news": has_news, "said": resent(request)}
-        return ShownPage("batch", {**values, **states, **files, **tried})
-
-    async def file(request: Request, visitor: Visitor) -> Response:
-        identifier = named(request, request.query_params, "file")
-        row = await door.shelf.find(visitor.principal.tenant, identifier)
-        return await content_response(door, row, request.headers.get("range"))
-
-    async def cancel(request: Request, visitor: Visitor, form: Form) -> str:
-        identifier = named(request, form, "batch")
-        await cancel_batch(door, visitor.principal, identifier)
-        return link("/batch", id=identifier)
-
-    return [
-        desk.shows("/batches", Scope.READ, "listBatches", several),
-        desk.shows("/batch", Scope.READ, "getBatch", one),
-        desk.shows("/file", Scope.READ, "getFileContent", file),
-        desk.acts("/batch/cancel", Scope.CANCEL, "cancelBatch", cancel),
-    ]
+async def _end_batch(visit: Visit) -> str:
+    call = visit.call("batch")
+    await cancel_batch(call)
+    return link("/batch", id=call.in_path("batch_id"))

@@ -40,7 +40,7 @@ from postback_client import (
     UnusableKey,
     verify,
 )
-from postback_client.client import Submitted, submission
+from postback_client.client import Submitted
 from postback_client.server_sent import ServerSentParser
 from postback_client.shapes import parsed, read
 from schemas import signature
@@ -506,7 +506,7 @@ def test_a_state_of_any_content_leads_to_the_whole_file(tmp_path: Path, found: b
 
 
 def test_the_header_names_the_exported_span_if_there_is_an_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    with submission("job_1") as submitted:
+    with Submitted("job_1") as submitted:
         assert submitted.headers == {}
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -514,7 +514,7 @@ def test_the_header_names_the_exported_span_if_there_is_an_sdk(monkeypatch: pyte
     accepted, refused = Submitted("job_1"), Submitted("job_2")
     accepted.end()
     refused.end(failed=True)
-    with pytest.raises(ValueError, match="hush"), submission(None):
+    with pytest.raises(ValueError, match="hush"), Submitted(None):
         raise ValueError("hush: the prompt")
     spans = exporter.get_finished_spans()
     assert [(span.name, span.status.status_code.name, dict(span.attributes or {})) for span in spans] == [

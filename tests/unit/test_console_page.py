@@ -34,7 +34,7 @@ from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
 from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, last_attempts
-from gateway.page.desk import Visitor
+from gateway.page.desk import Visit
 from gateway.page.endpoints import EVENT_FIELD
 from gateway.page.letters import (
     DAYS,
@@ -926,7 +926,7 @@ def test_a_refused_registration_keeps_the_visitors_input(
 def test_a_test_event_that_meets_no_server_or_has_no_known_type_is_told_above_the_list(signing: Rig) -> None:
     put(signing.store, webhook_endpoints, endpoint_row("tester", "we_t", url="https://10.0.0.1/"))
     browser = signed_in(signing, "tester")
-    for kind, status, said in (("batch.failed", 409, "gave no HTTP answer"), (EVIL, 400, "choose a type")):
+    for kind, status, said in (("batch.failed", 409, "gave no HTTP answer"), (EVIL, 400, "event_type: is none of")):
         answer = browser.send("/console/endpoints/test", {"id": "we_t", "event_type": kind})
         assert (answer.status_code, said in body_of(LexborHTMLParser(answer.text), "[role=alert]")) == (status, True)
     assert browser.send("/console/endpoints/test", {"id": "we_none", "event_type": "batch.failed"}).status_code == 404
@@ -964,7 +964,8 @@ def test_without_a_keyring_endpoints_are_listed_and_the_page_says_why_there_is_n
 
 
 NAMES = Topics("")
-VISITOR = Visitor(Principal("acme", "key:1", "api_key", DEFAULT_SCOPES), "token", can_leave=True)
+PRINCIPAL = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
+VISITOR = Visit(door=MagicMock(), request=MagicMock(), principal=PRINCIPAL, form_token="token", can_leave=True)
 HEADERS = (
     *(topics.TENANT, topics.JOB_ID, topics.WEBHOOK_ID, topics.CALLBACK_URL, topics.REASON, topics.REASON_DETAIL),
     *(topics.ATTEMPTS, topics.ABRIDGED, topics.SOURCE_TOPIC, topics.SOURCE_PARTITION, topics.SOURCE_OFFSET),

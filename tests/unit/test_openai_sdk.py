@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import MagicMock
 
 import httpx2
 import openai
@@ -29,14 +30,16 @@ from gateway.view.retention import Retention
 from gateway.view.stored_jobs import JobFilter, list_jobs
 from schemas.openai import CHAT_COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
-from schemas.screening import CATEGORIES
+from schemas.screening import CATEGORIES, Verdict
 from telemetry.clock import SystemClock
 from tests.drawn import JSON, drawn
 from tests.integration.certificates import Authority
 from tests.unit.door_rig import changed
 from tests.unit.gateway_rig import Rig, gateway_rig
 from tests.unit.test_gateway_jobs import TENANT, finish, known, records_of
-from workers.screening.screen import Screen
+from workers.screening.classifier_process import ClassifierAway
+from workers.screening.rules import ClassifierRule
+from workers.screening.screen import Moderated, Screen
 
 T = TypeVar("T")
 SEVERAL = settings(max_examples=drawn(40), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -234,6 +237,21 @@ async def test_moderations_are_the_filters_and_an_unmeasured_category_is_null(tm
         assert (refused.value.code, refused.value.param) == ("unsupported_input", "input.1")
 
 
+def test_a_classifiers_score_is_shown_and_without_its_answer_nothing_is_measured() -> None:
+    rule = ClassifierRule(
+        name="harm", kind="classifier", verdict=Verdict.FLAG, folder="m", labels={"toxic": 0.5}, categories=("hate",)
+    )
+    classifier = MagicMock()
+    screen = Screen([], [(rule, classifier)])
+    classifier.scores.return_value = [{"toxic": 0.75, "calm": 0.25}, {"toxic": 0.25}]
+    first, second = screen.moderate(TENANT, ["a", "b"])
+    assert (first.verdict, first.matches, first.scores) == (Verdict.FLAG, {"hate": True}, {"hate": 0.75})
+    assert (second.verdict, second.matches, second.scores) == (Verdict.PASS, {"hate": False}, {"hate": 0.25})
+    classifier.scores.assert_called_once_with(["a", "b"], rule.seconds)
+    classifier.scores.side_effect = ClassifierAway
+    assert screen.moderate(TENANT, ["a"]) == [Moderated(Verdict.PASS, (), {}, {})]
+
+
 async def test_moderations_without_a_filter_name_the_setting(rig: Rig, key: str) -> None:
     with pytest.raises(openai.ConflictError, match="POSTBACK_SCREENING__RULES"):
         await sdk(rig, key).moderations.create(input="Why?")
@@ -315,13 +333,15 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @asynccontextmanager
-async def hasty(rig: Rig, key: str, authority: Authority) -> AsyncIterator[AsyncOpenAI]:
-    """The package with little patience, which calls a server with the rig's application over TLS."""
+async def hasty(rig: Rig, key: str, authority: Authority | None) -> AsyncIterator[AsyncOpenAI]:
+    """The package with little patience, which calls a server with the rig's application, over TLS by an authority."""
     bound = socket.create_server(("127.0.0.1", 0))
-    server = DoorServer(rig.app, bound, authority.server(), GatewaySettings(), SystemClock(), rig.door.metrics)
+    context = None if authority is None else authority.server()
+    server = DoorServer(rig.app, bound, context, GatewaySettings(), SystemClock(), rig.door.metrics)
     task = asyncio.create_task(server.ended())
-    trusting = httpx2.AsyncClient(verify=ssl.create_default_context(cafile=str(authority.ca_file)))
-    address = f"https://127.0.0.1:{bound.getsockname()[1]}/v1"
+    trusted = ssl.create_default_context(cafile=None if authority is None else str(authority.ca_file))
+    trusting = httpx2.AsyncClient(verify=trusted)
+    address = f"http{'s' if authority else ''}://127.0.0.1:{bound.getsockname()[1]}/v1"
     try:
         async with AsyncOpenAI(api_key=key, base_url=address, timeout=0.5, http_client=trusting) as client:
             yield client
@@ -350,9 +370,12 @@ def cancelled(rig: Rig) -> list[str]:
     return [each["job_id"] for each in records_of(rig, rig.door.fleet.kafka.topics.control)]
 
 
-async def test_the_repeat_of_a_cut_request_joins_its_job(rig: Rig, key: str, authority: Authority) -> None:
+@pytest.mark.parametrize("is_secure", [True, False])
+async def test_the_repeat_of_a_cut_request_joins_its_job(
+    rig: Rig, key: str, authority: Authority, is_secure: bool
+) -> None:
     before = known(rig)
-    async with hasty(rig, key, authority) as client:
+    async with hasty(rig, key, authority if is_secure else None) as client:
         asking = asyncio.ensure_future(client.chat.completions.create(model="small", messages=WHY))
         [job] = await jobs_of(rig, before, 1)
         await left(rig, 1)  # the first request's time is over
@@ -427,6 +450,18 @@ def test_stored_chats_are_found_by_an_index_and_without_other_jobs(store: Store)
         query = "SELECT * FROM jobs WHERE tenant='a' AND url='b' AND request IS NOT NULL ORDER BY created_at, job_id"
         plan = store.read_now(lambda at: at.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
         assert "ix_jobs_tenant_kept" in plan[0][3]
+
+
+async def test_a_first_request_joins_no_other(rig: Rig, key: str, authority: Authority) -> None:
+    before = known(rig)
+    async with hasty(rig, key, authority) as patient:
+        client = patient.with_options(max_retries=0)
+        for count in (1, 2):
+            with pytest.raises(openai.APITimeoutError):
+                await client.completions.create(model="small", prompt="Why?")
+            await left(rig, count)
+    assert len(known(rig) - before) == 2
+    rig.store.write_now(lambda at: at.execute(left_requests.delete()) and None)
 
 
 async def test_a_left_request_that_its_gateway_forgot_is_removed(rig: Rig, key: str) -> None:

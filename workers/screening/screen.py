@@ -236,30 +236,24 @@ class Screen:
         verdict = max((finding.verdict for finding in findings), key=_strictness, default=Verdict.PASS)
         return Screened(verdict, tuple(findings), job if verdict is Verdict.REJECT else screened)
 
-    def moderate(self, tenant: str, text: str) -> Moderated:
-        """Judge one text as the tenant's rules judge a prompt. A classifier that gives no answer measures nothing."""
+    def moderate(self, tenant: str, texts: Sequence[str]) -> list[Moderated]:
+        """Judge each text as the tenant's rules judge a prompt.
+
+        A classifier reads all texts within the time that its rule allows. If it gives no answer, it measures nothing.
+        """
         rules, classifiers = self._rules_for(tenant)
-        view, found = plain(text).text, list[tuple[MatchingRule | ClassifierRule, bool, float]]()
-        for each in rules:
-            if "prompt" in each.rule.fields:
+        found: list[list[_Judgement]] = [[] for _ in texts]
+        views = [plain(text).text for text in texts]
+        for each in (rule for rule in rules if "prompt" in rule.rule.fields):
+            for judged, view in zip(found, views, strict=True):
                 is_match = any(True for _ in each.matcher.matches(view))
-                found.append((each.rule, is_match, float(is_match)))
-        for rule, classifier in classifiers:
-            if "prompt" not in rule.fields:
-                continue
+                judged.append(_Judgement(each.rule, is_match, float(is_match)))
+        for rule, classifier in (each for each in classifiers if "prompt" in each[0].fields):
             with suppress(ClassifierAway):
-                [said] = classifier.scores([text], rule.seconds)
-                is_match = any(said.get(label, 0.0) >= least for label, least in rule.labels.items())
-                found.append((rule, is_match, max(said.get(label, 0.0) for label in rule.labels)))
-        matches: dict[Category, bool] = {}
-        scores: dict[Category, float] = {}
-        for measured, is_match, score in found:
-            for category in measured.categories:
-                matches[category] = matches.get(category, False) or is_match
-                scores[category] = max(scores.get(category, 0.0), score)
-        matching = [measured for measured, is_match, _ in found if is_match]
-        verdict = max((each.verdict for each in matching), key=_strictness, default=Verdict.PASS)
-        return Moderated(verdict, tuple(each.name for each in matching), matches, scores)
+                for judged, said in zip(found, classifier.scores(texts, rule.seconds), strict=True):
+                    is_match = any(said.get(label, 0.0) >= least for label, least in rule.labels.items())
+                    judged.append(_Judgement(rule, is_match, max(said.get(label, 0.0) for label in rule.labels)))
+        return [_moderated(judged) for judged in found]
 
     def _reading(self, tenant: str) -> tuple[list[CompiledRule], list[tuple[ClassifierRule, Classifier]]]:
         """Return the rules and classifiers for a tenant."""
@@ -308,6 +302,26 @@ class Screen:
                 elif places:
                     counts[rule.rule.name, kind, field] += len(merged(places))
         return merged(cuts)
+
+
+class _Judgement(NamedTuple):
+    """One rule's judgement of a text."""
+
+    rule: MatchingRule | ClassifierRule
+    is_match: bool
+    score: float
+
+
+def _moderated(judged: Sequence[_Judgement]) -> Moderated:
+    matches: dict[Category, bool] = {}
+    scores: dict[Category, float] = {}
+    for rule, is_match, score in judged:
+        for category in rule.categories:
+            matches[category] = matches.get(category, False) or is_match
+            scores[category] = max(scores.get(category, 0.0), score)
+    matching = [each.rule for each in judged if each.is_match]
+    verdict = max((rule.verdict for rule in matching), key=_strictness, default=Verdict.PASS)
+    return Moderated(verdict, tuple(rule.name for rule in matching), matches, scores)
 
 
 class _LoadedRules:

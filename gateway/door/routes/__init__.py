@@ -1,1 +1,1 @@
-"""The handlers of the API's endpoints, one file for each subject, and the routes of its description."""
+"""The handlers of the API's endpoints, one file for each subject."""

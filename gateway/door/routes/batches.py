@@ -13,7 +13,6 @@ from gateway.batches.orders import BatchRequest, batch_object
 from gateway.batches.paging import list_body, page_query
 from gateway.door.accepting import answered, write_once
 from gateway.door.body import parse_json
-from gateway.door.cancelling import cancel_batch
 from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.door.submitted import traceparent_of
@@ -62,4 +61,7 @@ async def retrieve(call: Call) -> Answer:
 
 async def cancel(call: Call) -> Answer:
     """Cancel a batch."""
-    return batch_object(await cancel_batch(call.door, call.principal, call.in_path("batch_id")))
+    now_ms, topics = unix_ms(call.door.clock), call.door.fleet.kafka.topics
+    row = await call.write(orders.cancel, call.in_path("batch_id"), now_ms, topics)
+    call.door.batches_changed()
+    return batch_object(row)

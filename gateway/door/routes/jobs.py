@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from pydantic_core import to_json
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.accept.cancelling import FINISHED, JobFinished, cancel_job, put_control
 from gateway.accept.jobs import NewJob
 from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import LANE_HEADER, accept, response_of
-from gateway.door.cancelling import cancel as cancel_job
 from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
 from gateway.errors import not_found
@@ -24,6 +25,7 @@ from gateway.view.stored_jobs import JobFilter, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome
 from schemas.topics import Lane
+from telemetry.clock import unix_ms
 
 LANE = "lane"
 _LANES: tuple[Lane, ...] = get_args(Lane)
@@ -85,10 +87,29 @@ async def cancel(call: Call) -> Answer:
 
     A job that has ended is a 409. A result that is older than the cancellation remains.
     """
-    await cancel_job(call.door, call.principal, call.in_path("job_id"))
+    await end_job(call, call.in_path("job_id"))
     found = await _found(call)
     status = found.status if found.status != "queued" else "cancelling"
     return {**shown(found), "status": status}
+
+
+async def end_job(call: Call, job_id: str) -> None:
+    """Ask for a job's cancellation. Raises ApiError: 404, and 409 for a job that has ended."""
+    topics, clock = call.door.fleet.kafka.topics, call.door.clock
+
+    def change(connection: Connection, tenant: str) -> bool:
+        if cancel_job(connection, tenant, job_id, topics, clock):
+            return True
+        line = find_job(connection, tenant, job_id)  # the job may be a batch's line without a row in `jobs`
+        if line is None:
+            return False
+        if line.status in FINISHED:
+            raise JobFinished(job_id, line.status)
+        put_control(connection, tenant, job_id, topics, unix_ms(clock))
+        return True
+
+    if not await call.write(change):
+        raise not_found("job", job_id)
 
 
 async def _found(call: Call) -> StoredJob:

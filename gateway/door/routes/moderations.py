@@ -6,7 +6,6 @@ not `false`. Source: OpenAI's API reference, "Create moderation".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -19,7 +18,7 @@ from schemas.bounded import BoundedModel
 from schemas.screening import CATEGORIES, Verdict
 
 if TYPE_CHECKING:
-    from workers.screening.screen import Moderated, Screen
+    from workers.screening.screen import Moderated
 
 MODEL = "postback-input-filter"
 MOST_INPUTS = 1000
@@ -63,16 +62,12 @@ async def create(call: Call) -> Answer:
     if screen is None:
         message = "The operator of this gateway has set no rules of the input filter, POSTBACK_SCREENING__RULES."
         raise conflict("moderations_unavailable", message)
-    found = await call.door.screening.run(_judged, screen, call.tenant, _texts(asked))
+    found = await call.door.screening.run(screen.moderate, call.tenant, _texts(asked))
     rules = [rule for one in found for rule in one.rules]
     strictest = max((one.verdict for one in found), key=lambda verdict: verdict.strictness)
     note_screening(call.request, strictest, rules)
     results = [_result(one) for one in found]
     return {"id": f"modr-{new_hex(call.door.clock)}", "model": MODEL, "results": results}
-
-
-def _judged(screen: Screen, tenant: str, texts: Sequence[str]) -> list[Moderated]:
-    return [screen.moderate(tenant, text) for text in texts]
 
 
 def _texts(asked: ModerationRequest) -> list[str]:

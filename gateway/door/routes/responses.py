@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pydantic_core import to_json
 
-from gateway.accept.jobs import NewJob
 from gateway.door import query, submitted
 from gateway.door.accepting import accept, answered
 from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json
-from gateway.door.cancelling import cancel as cancel_job
 from gateway.door.endpoint import Answer, Call
+from gateway.door.routes.jobs import end_job
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
 from gateway.errors import ApiError, conflict, not_found
@@ -30,7 +28,6 @@ from schemas.outcome import Outcome
 from schemas.responses import (
     NOTES,
     PREFIX,
-    ResponseState,
     continued,
     input_items,
     response_object,
@@ -69,15 +66,16 @@ async def create(call: Call) -> Answer:
     trace = submitted.traceparent_of(call.request)
     new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
     # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
-    state = _queued(new, int(door.clock.time()), kept if kept is not None else unstored_members(body))
-    stored = await accept(call, content, [new], to_json(response_object(state)), 200)
+    told, now = kept if kept is not None else unstored_members(body), int(door.clock.time())
+    queued = response_object(new.job_id, "queued", now, told, model_id=new.model_id, metadata=new.metadata)
+    stored = await accept(call, content, [new], to_json(queued), 200)
     job_id = json.loads(stored.body)["id"].removeprefix(PREFIX)
     if background:
         return await answered(call, content, stored, job_id)
     answer = answer_of(call, content, stored, job_id)
 
     async def ended(result: Result) -> dict[str, Any]:
-        return response_object(replace(_state(await _found(call, job_id), result), request=shown))
+        return _object(await _found(call, job_id), result, shown)
 
     async def events(result: Result) -> list[bytes]:
         return response_events(json.loads(stored.body), await ended(result))
@@ -91,7 +89,7 @@ async def retrieve(call: Call) -> Answer:
     """Read a response."""
     if call.request.query_params.get("stream") in ("true", "1"):
         raise query.invalid("stream", "is not supported here; poll the response, or read /v1/events")
-    return response_object(_state(await _found(call, _job_id(call))))
+    return _object(await _found(call, _job_id(call)))
 
 
 async def cancel(call: Call) -> Answer:
@@ -102,14 +100,14 @@ async def cancel(call: Call) -> Answer:
     door = call.door
     job_id = _job_id(call)
     if (await _found(call, job_id)).status != Outcome.CANCELLED:
-        await cancel_job(door, call.principal, job_id)
+        await end_job(call, job_id)
 
     async def look() -> StoredJob | None:
         found = await _found(call, job_id)
         return found if found.result is not None else None
 
     await door.waiting.until((call.tenant, job_id), look, door.settings.cancel_seconds)
-    return response_object(_state(await _found(call, job_id)))
+    return _object(await _found(call, job_id))
 
 
 async def delete(call: Call) -> Answer:
@@ -143,7 +141,7 @@ async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
     if isinstance(previous, str) and previous.startswith(PREFIX):
         found = await call.read(find_job, previous.removeprefix(PREFIX))
         if found is not None and found.request is not None:
-            answer = response_object(_state(found))
+            answer = _object(found)
             if answer["status"] in ("completed", "incomplete"):
                 return continued(json.loads(found.request), answer["output"], asked)
     message = "The previous response is absent, unanswered or not stored; send the earlier messages."
@@ -173,20 +171,19 @@ def _shown(body: dict[str, Any], previous: object) -> dict[str, Any]:
     return shown if previous is None else {**shown, "previous_response_id": previous}
 
 
-def _queued(new: NewJob, now: int, body: Mapping[str, Any]) -> ResponseState:
-    return ResponseState(new.job_id, "queued", now, model_id=new.model_id, metadata=new.metadata, request=body)
-
-
-def _state(job: StoredJob, result: Result | None = None) -> ResponseState:
+def _object(job: StoredJob, result: Result | None = None, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the Response object of a job; `result` and `request` go before those of its row."""
     if result is None and job.result is not None:
         result = read_result(job.result)
-    return ResponseState(
-        job_id=job.job_id,
-        status=job.status,
-        created_at=job.created_ms // 1000,
-        finished_at=job.finished_ms // 1000 if job.finished_ms is not None else None,
+    if request is None:
+        request = json.loads(job.request) if job.request is not None else {}
+    return response_object(
+        job.job_id,
+        job.status,
+        job.created_ms // 1000,
+        request,
         model_id=job.model_id,
         metadata=job.metadata,
         result=result,
-        request=json.loads(job.request) if job.request is not None else {},
+        finished_at=job.finished_ms // 1000 if job.finished_ms is not None else None,
     )

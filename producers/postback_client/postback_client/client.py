@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -79,7 +78,10 @@ class PostbackClient(ABC):
 
 
 class Submitted:
-    """The span of one submission, from construction to `end`. `traceparent` is None without OpenTelemetry."""
+    """The span of one submission, from construction to `end` or to the end of a `with` block.
+
+    `traceparent` is None without OpenTelemetry. An error's text is left out of the span.
+    """
 
     def __init__(self, job_id: str | None = None) -> None:
         self.traceparent: str | None = None
@@ -106,16 +108,10 @@ class Submitted:
             self._span.set_status(trace.StatusCode.ERROR)
         self._span.end()
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextmanager
-def submission(job_id: str | None) -> Iterator[Submitted]:
-    """Record a `with` block as a submission's span.
-
-    An exception marks the span as an error; the exception's text is left out.
-    """
-    submitted, failed = Submitted(job_id), True
-    try:
-        yield submitted
-        failed = False
-    finally:
-        submitted.end(failed=failed)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(failed=kind is not None)

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from postback_client.batches import Batches
-from postback_client.client import PostbackClient, submission
+from postback_client.client import PostbackClient, Submitted
 from postback_client.clock import MACHINE, ClientClock, TimeLimit
 from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
 from postback_client.files import Files
@@ -134,7 +134,7 @@ class HttpClient(PostbackClient):
         self._http.close()
 
     def _send(self, jobs: list[NamedJob], lane: Lane, key: str) -> None:
-        with submission(jobs[0].job_id if len(jobs) == 1 else None) as submitted:
+        with Submitted(jobs[0].job_id if len(jobs) == 1 else None) as submitted:
             self._http.call(
                 "POST",
                 JOBS,

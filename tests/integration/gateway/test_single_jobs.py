@@ -75,6 +75,11 @@ def test_an_awaited_answer_comes_in_the_shape_of_its_url(client: OpenAI) -> None
     assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == ("One?", "stop")
     assert client.completions.create(model=MODEL, prompt="Two?").choices[0].text == "Two?"
     assert client.responses.create(model=MODEL, input="Three?").output_text == "Three?"
+    kept = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Four?"}], store=True, metadata={"team": "kept"}
+    )
+    assert client.chat.completions.retrieve(kept.id).choices == kept.choices
+    assert [one.id for one in client.chat.completions.list(metadata={"team": "kept"})] == [kept.id]
 
 
 def test_an_answer_is_streamed_in_the_events_of_the_sdk(client: OpenAI) -> None:
