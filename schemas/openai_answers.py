@@ -9,19 +9,22 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from schemas.kind_bodies import ENDPOINTS, TextEndpoint
 from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
 from schemas.openai_tools import call_items
 from schemas.outcome import Outcome
 from schemas.result import Logprob, Result, ResultChoice, TokenLogprob
+from schemas.tools import ToolCall
 
 BINARY: Final = "base64"
 """The `encoding_format` that OpenAI's SDKs ask for: each embedding as little-endian float32 numbers in base64."""
 _PART_OF_A_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
+_TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
 
 
@@ -53,7 +56,7 @@ def _chat_answer(result: Result) -> dict[str, Any]:
     }
 
 
-def _chat_choice(choice: ResultChoice) -> dict[str, Any]:
+def _chat_choice(choice: ResultChoice | _OnlyChoice) -> dict[str, Any]:
     content = choice.text if choice.refusal is None else None
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal}
     if choice.tool_calls is not None:
@@ -172,7 +175,7 @@ def _usage(result: Result) -> dict[str, Any] | None:
     """Return the tokens in the form of chat completions and completions."""
     if result.usage is None:
         return None
-    usage: dict[str, Any] = result.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"})
+    usage: dict[str, Any] = {name: getattr(result.usage, name) for name in _TOKENS}
     if result.usage.cached_tokens is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": result.usage.cached_tokens}
     if result.usage.reasoning_tokens is not None:
@@ -194,9 +197,11 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
 
 def _ours(result: Result) -> dict[str, Any]:
     """Return Postback's own fields, which OpenAI's formats lack and OpenAI's clients ignore."""
-    names = {"confidence", "sources", "citations", "answer", "notes"}
-    ours = result.model_dump(mode="json", exclude_none=True, include=names)
-    return {"postback": ours}
+    if result.citations or result.answer is not None:
+        names = {"confidence", "sources", "citations", "answer", "notes"}
+        return {"postback": result.model_dump(mode="json", exclude_none=True, include=names)}
+    sure = {} if result.confidence is None else {"confidence": result.confidence}
+    return {"postback": {**sure, "sources": result.sources, "citations": [], "notes": result.notes}}
 
 
 def _error_body(result: Result, status: int) -> dict[str, Any]:
@@ -206,18 +211,30 @@ def _error_body(result: Result, status: int) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _choices_of(result: Result) -> list[ResultChoice]:
+@dataclass(slots=True)
+class _OnlyChoice:
+    """The answer of a result with a single one, as a choice. A `ResultChoice` would be validated again."""
+
+    index: int
+    text: str
+    refusal: str | None
+    reasoning: str | None
+    finish_reason: str
+    tool_calls: list[ToolCall] | None
+    logprobs: list[TokenLogprob] | None
+
+
+def _choices_of(result: Result) -> Sequence[ResultChoice | _OnlyChoice]:
     """Return the answers of a job that succeeded."""
     if result.choices is not None:
         return result.choices
-    reasons: dict[str | None, Literal["length", "tool_calls"]] = {"length": "length", "tool_calls": "tool_calls"}
     return [
-        ResultChoice(
+        _OnlyChoice(
             index=0,
             text=result.text or "",
             refusal=result.refusal,
             reasoning=result.reasoning,
-            finish_reason=reasons.get(result.finish_reason, "stop"),
+            finish_reason=result.finish_reason if result.finish_reason in ("length", "tool_calls") else "stop",
             tool_calls=result.tool_calls,
             logprobs=result.logprobs,
         )

@@ -19,6 +19,7 @@ from gateway.door.door import Door
 from gateway.page.desk import Desk, ShownPage
 from gateway.page.visitors import Visitor
 from gateway.store.tables import batches, jobs
+from gateway.view.segments import outcomes_by_minute
 from schemas.outcome import Outcome
 from telemetry.clock import unix_ms
 
@@ -114,7 +115,8 @@ def _finished(connection: Connection, tenant: str, first: int) -> Counter[tuple[
         jobs.c.tenant == tenant, jobs.c.finished_at >= first * _MINUTE_MS
     )
     grouped = connection.execute(recent.group_by(minute, jobs.c.status))
-    return Counter({(int(at), status): number for at, status, number in grouped})
+    of_jobs = Counter({(int(at), status): number for at, status, number in grouped})
+    return of_jobs + outcomes_by_minute(connection, tenant, first * _MINUTE_MS)
 
 
 def _minute(found: Counter[tuple[int, str]], minute: int) -> Minute:

@@ -21,7 +21,8 @@ from gateway.store.tables import job_attempts, jobs, meta, view_offsets
 from gateway.view.offsets import HELD, TopicPlace
 from gateway.view.reader import TopicReader
 from gateway.view.records import attempt_of, result_of
-from gateway.view.writing import BATCHES, KAFKA, write_attempts, write_results
+from gateway.view.segments import forget_since
+from gateway.view.writing import KAFKA, write_attempts, write_results
 from schemas.settings import KafkaSettings
 
 TOGETHER = 500
@@ -65,7 +66,8 @@ def _begin(results_since: int, attempts_since: int, connection: Connection) -> d
         set_value(connection, _TARGETS, said)
         connection.execute(view_offsets.update().values(next_offset=HELD))
     recent = jobs.c.finished_at >= results_since
-    connection.execute(jobs.delete().where(recent, jobs.c.url.in_((KAFKA, BATCHES))))
+    connection.execute(jobs.delete().where(recent, jobs.c.url == KAFKA))
+    forget_since(connection, results_since)
     emptied = {"status": "queued", "finished_at": None, "result": None}
     connection.execute(jobs.update().where(recent).values(**emptied))
     connection.execute(job_attempts.delete().where(job_attempts.c.at >= attempts_since))
