@@ -202,6 +202,8 @@ def _frame_problems(line: dict[str, Any]) -> list[Problem]:
 
 
 def _unsupported(url: object, body: dict[str, Any]) -> list[Problem]:
+    if _NEUTRAL.keys().isdisjoint(body):
+        return []
     return [
         Problem(f"body.{name}", f"is not supported here{_INSTEAD.get(name, '')}")
         for name, neutral in _NEUTRAL.items()

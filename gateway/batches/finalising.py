@@ -23,9 +23,9 @@ from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
 from gateway.batches.orders import ENDED_AT, BatchRow, OnEnded, step
 from gateway.batches.ranges import Line, job_id, lines_of
 from gateway.batches.shelf import Draft, Shelf
-from gateway.batches.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing
 from gateway.errors import ApiError
+from gateway.store.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.store.store import Store
 from gateway.view.segments import COUNTED, current_entries, outputs_of
 from schemas.outcome import Outcome
@@ -67,18 +67,21 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
         _recount(shelf, row, answered.tally)
         return
     writers = FileWriter(shelf, row, "output"), FileWriter(shelf, row, "error")
+    kept = False
     try:
         _write_lines(shelf, row, total, writers, answered, stop_asked)
         for writer in writers:
             writer.finish()
         # If the store's answer is lost from here on, the batch may have the files, so only the sweep may remove them.
-        for writer in writers:
-            writer.dropped = False
-        _commit(shelf, lambda connection: _end(connection, shelf, row, ending, answered, writers, on_ended), writers)
+        kept = True
+        shelf.store.write_now(lambda connection: _end(connection, shelf, row, ending, answered, writers, on_ended))
     except OutOfStep:
-        return
+        kept = False
+    except ApiError:
+        kept = False
+        raise
     finally:
-        for writer in writers:
+        for writer in writers if not kept else ():
             writer.drop()
 
 
@@ -149,8 +152,6 @@ class FileWriter:
         self._waiting_bytes = 0
         self.filename = f"{row.id}_{kind}.jsonl"
         self.draft: Draft | None = None
-        self.dropped = True
-        """True as long as `drop` may remove the file; False as soon as the batch may have the file."""
 
     def write(self, content: bytes) -> None:
         """Append a line with its line break. Raises BlobsAway and StoreAway."""
@@ -179,7 +180,7 @@ class FileWriter:
 
     def drop(self) -> None:
         """Remove the file of an attempt that failed."""
-        if self.draft is not None and self.dropped:
+        if self.draft is not None:
             self._shelf.drop(self.draft)
 
     def _flush(self) -> None:
@@ -187,16 +188,6 @@ class FileWriter:
             self.draft = self._shelf.begin(self._row.tenant, self._row.submitted_by, bounded=False)
         self.draft.write(b"".join(self._waiting))
         self._waiting, self._waiting_bytes = [], 0
-
-
-def _commit(shelf: Shelf, change: Callable[[Connection], None], writers: Iterable[FileWriter]) -> None:
-    """Run the change that ends the batch. A refused change has certainly not happened, so its files are dropped."""
-    try:
-        shelf.store.write_now(change)
-    except (OutOfStep, ApiError):
-        for writer in writers:
-            writer.dropped = True
-        raise
 
 
 def _ending(row: BatchRow, now_ms: int) -> str:

@@ -14,10 +14,10 @@ from starlette.routing import Route
 from gateway.access import Scope
 from gateway.access.recent import Recent
 from gateway.batches.orders import BatchRow
-from gateway.batches.states import COUNTING, LIVE
 from gateway.door.door import Door
 from gateway.page.desk import Desk, ShownPage
 from gateway.page.visitors import Visitor
+from gateway.store.states import COUNTING, LIVE
 from gateway.store.tables import batches, jobs
 from gateway.view.segments import outcomes_by_minute
 from schemas.outcome import Outcome

@@ -15,7 +15,6 @@ from gateway.batches import orders
 from gateway.batches.files import names_of
 from gateway.batches.orders import BatchRow
 from gateway.batches.paging import RowPage, page_query
-from gateway.batches.states import CANCELLABLE, ENDED
 from gateway.door.cancelling import cancel_batch
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
@@ -35,6 +34,7 @@ from gateway.page.searches import KafkaSearches
 from gateway.page.sign_in import sign_in_routes
 from gateway.page.static_files import static_routes
 from gateway.page.visitors import Visitor, Visitors
+from gateway.store.states import CANCELLABLE, ENDED
 from gateway.view.trace import Attempt, attempts_of
 from telemetry.clock import unix_ms
 

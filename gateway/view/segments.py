@@ -1,6 +1,7 @@
 """Answered lines of batches: the view writes one row of `batch_segments` for each page of results.
 
-A segment has the results and the lines of the output file, one after the other, and an index that places each of them.
+The same transaction counts the results. A segment has the results and the lines of the output file, one after the
+other, and an index that places each of them.
 Each answered line is current in exactly one segment of its batch. If an operator put a line back, its further result
 replaces the earlier one: the entry in the earlier segment loses its status.
 """
@@ -15,9 +16,11 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from gateway.store.dialects import insert, write_rows
+from gateway.store.states import COUNTING, FINALIZING, IN_PROGRESS
 from gateway.store.tables import batch_segments, batches
 from gateway.view.records import ResultRecord
 from schemas.openai_answers import output_line
+from schemas.outcome import Outcome
 from schemas.result import Usage
 
 SEGMENT_BYTES: Final = 1024 * 1024
@@ -60,7 +63,7 @@ def batches_of(connection: Connection, ids: Collection[str]) -> dict[tuple[str, 
 
 
 def write_segments(connection: Connection, batch: Batch, found: Sequence[Line]) -> list[bool]:
-    """Write results of a batch's lines. Returns for each True if it is the line's first result."""
+    """Write results of a batch's lines, and count them. Returns for each True if it is the line's first result."""
     answered = bytearray(-(-batch.total // 8))
     answered[: len(batch.answered or b"")] = batch.answered or b""
     first, again = [], set()
@@ -75,18 +78,29 @@ def write_segments(connection: Connection, batch: Batch, found: Sequence[Line]) 
     current = dict(found).items()  # the last result of each line
     rows = [_segment(batch, seq, part) for seq, part in enumerate(_parts(current), batch.segments or 0)]
     write_rows(connection, insert(connection, batch_segments), rows)
-    written = {"answered": bytes(answered), "segments": rows[-1]["seq"] + 1}
-    connection.execute(batches.update().where(batches.c.id == batch.id).values(**written))
+    counted = [record.result.outcome for (_, record), is_first in zip(found, first, strict=True) if is_first]
+    completed = counted.count(Outcome.SUCCEEDED)
+    values = {"answered": bytes(answered), "segments": rows[-1]["seq"] + 1}
+    counts = batch.completed + completed, batch.failed + len(counted) - completed
+    values |= _counts(batch, *counts, rows[-1]["last_at"]) if batch.status in COUNTING else {}
+    connection.execute(batches.update().where(batches.c.id == batch.id).values(**values))
     return first
 
 
-def answered_bits(lines: Iterable[int]) -> bytes:
-    """Return the value of the column `answered` for these lines."""
-    answered = bytearray()
-    for line in lines:
-        answered.extend(bytes(max(0, (line >> 3) + 1 - len(answered))))
-        answered[line >> 3] |= 1 << (line & 7)
-    return bytes(answered)
+def recount(connection: Connection) -> None:
+    """Count the results of all running batches again, from their segments."""
+    for batch in connection.execute(select(batches).where(batches.c.status.in_(COUNTING))).all():
+        found = Counter(entry.status == Outcome.SUCCEEDED for _, entry in current_entries(connection, batch.id))
+        values = _counts(batch, found[True], found[False], batch.created_at)
+        connection.execute(batches.update().where(batches.c.id == batch.id).values(**values))
+
+
+def _counts(batch: Batch, completed: int, failed: int, at_ms: int) -> dict[str, Any]:
+    """Return the counts of a batch, and the change that lets the clerk finalise it if all lines have results."""
+    counts = {"completed": completed, "failed": failed}
+    if batch.status != IN_PROGRESS or completed + failed < batch.total:
+        return counts
+    return {**counts, "status": FINALIZING, "finalizing_at": at_ms, "claimed_until": 0}
 
 
 def entries_of(line_index: bytes) -> list[Entry]:
@@ -147,7 +161,7 @@ def naming(connection: Connection, custom_id: str) -> ColumnElement[bool]:
     """Return the condition that a segment's index has this text, which a line with this `custom_id` has."""
     text = to_json(custom_id)
     if connection.dialect.name == "postgresql":
-        return func.position(batch_segments.c.line_index.bool_op("IN")(text).self_group()) > 0
+        return func.pg_catalog.position(batch_segments.c.line_index, text) > 0  # `strpos` takes no bytes
     return func.instr(batch_segments.c.line_index, text) > 0
 
 
@@ -167,8 +181,11 @@ def forget_since(connection: Connection, since_ms: int) -> None:
     ids = connection.execute(select(batch_segments.c.batch_id).where(removed).distinct()).scalars().all()
     connection.execute(batch_segments.delete().where(removed))
     for batch_id in ids:
-        answered = answered_bits(entry.line for _, entry in current_entries(connection, batch_id))
-        connection.execute(batches.update().where(batches.c.id == batch_id).values(answered=answered))
+        total = select(batches.c.total).where(batches.c.id == batch_id)
+        answered = bytearray(-(-connection.execute(total).scalar_one() // 8))
+        for _, entry in current_entries(connection, batch_id):
+            answered[entry.line >> 3] |= 1 << (entry.line & 7)
+        connection.execute(batches.update().where(batches.c.id == batch_id).values(answered=bytes(answered)))
 
 
 def _parts(lines: Iterable[Line]) -> Iterator[list[Line]]:

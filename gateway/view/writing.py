@@ -14,6 +14,7 @@ from sqlalchemy.dialects.sqlite import Insert
 from gateway.accept.cancelling import CANCELLING
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.jobs import QUEUED
+from gateway.access.quotas import Answered, release_answered
 from gateway.store.dialects import insert, insert_of, pair_in, storable, write_rows
 from gateway.store.tables import job_attempts, jobs
 from gateway.view.records import AttemptRecord, ResultRecord
@@ -63,7 +64,8 @@ _UNFINISHED = (QUEUED, CANCELLING)
 def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell: bool = True) -> list[StoredResult]:
     """Write results into their jobs' rows, and into the segments of their batches. A job's last result wins.
 
-    If `tell`, also store the events of the results. Returns the results: those of jobs, then those of lines.
+    If `tell`, also store the events of the results, and give back the quotas of first results. Returns the results:
+    those of jobs, then those of lines.
     """
     places = [line_of(record.result.job_id) for record in found]
     known = batches_of(connection, {place[0] for place in places if place is not None})
@@ -83,6 +85,7 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell
         events.append(_lines_event(tenant, batch_id, some))
     if tell:
         write_events(connection, events)
+        release_answered(connection, [Answered(one.tenant, one.job_id, one.batch_id, one.first) for one in stored])
     return stored
 
 

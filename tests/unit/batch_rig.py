@@ -15,7 +15,6 @@ from sqlalchemy import Connection, Row, select
 
 from gateway.accept.outbox import unpacked
 from gateway.batches.clerk import Clerk
-from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
 from gateway.store.tables import batches, outbox
 from gateway.view.records import ResultRecord
@@ -140,12 +139,8 @@ class BatchRig:
         self.store([_answer(output, outcome) for output in outputs if output.topic != TOPICS.dead_letters])
 
     def store(self, records: Sequence[ResultRecord]) -> None:
-        """Write and count results, in one transaction, as the view does."""
-
-        def change(connection: Connection) -> None:
-            counting(self.door.clock)(connection, write_results(connection, records))
-
-        self.door.store.submit(change).result()
+        """Write results as the view does."""
+        self.door.store.write_now(lambda connection: write_results(connection, records))
 
     async def lines_of(self, file_id: str | None) -> list[dict[str, Any]]:
         """The lines of an output file; an empty list if `file_id` is None."""

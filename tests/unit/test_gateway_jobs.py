@@ -39,7 +39,7 @@ from gateway.store.tables import idempotency, jobs, outbox, tenants, view_offset
 from gateway.view.offsets import HELD
 from gateway.view.records import ResultRecord
 from gateway.view.stored_events import EventPage, events_after, last_number
-from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, list_jobs
+from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, jobs_by_custom_id, list_jobs
 from gateway.view.writing import write_results
 from schemas.codec import read_result, write_result
 from schemas.event import event_body
@@ -272,7 +272,7 @@ def answered_line(number: int) -> ResultRecord:
     """The result of a line of BATCH, at a time at which jobs were created, too."""
     outcome = Outcome.SUCCEEDED if number % 3 else Outcome.FAILED
     metadata = {"team": TEAMS[number % len(TEAMS)]}
-    said = {"metadata": metadata, "model_id": f"m{number % 2}", "created_at": 1}
+    said = {"custom_id": f"l'ïn\"{number}", "metadata": metadata, "model_id": f"m{number % 2}", "created_at": 1}
     result = Result(job_id=f"{BATCH}.{number}", outcome=outcome, **said)
     return result_record(result, TENANT, 1000 * (number * 3 % 8))
 
@@ -453,6 +453,13 @@ def test_each_line_of_a_page_of_results_is_an_event_with_a_number_of_its_own(
     told = [(kinds[line], f"{BATCH}.{line}") for line in LINES if kinds[line] in chosen]
     assert [(kind, job_id) for _, kind, job_id in seen] == told
     assert [number for number, _, _ in seen] == [n for n, line in enumerate(LINES, 1) if kinds[line] in chosen]
+
+
+@pytest.mark.parametrize(("name", "line"), [("l'ïn\"7", 7), ("l'ïn\"", None), ("%", None), ("\0\ud800", None)])
+def test_a_line_is_found_by_its_whole_custom_id(history: Store, name: str, line: int | None) -> None:
+    found = history.read_now(partial(jobs_by_custom_id, tenant=TENANT, custom_id=name, limit=5))
+    assert [each.line for each in found] == ([] if line is None else [line])
+    assert history.read_now(partial(jobs_by_custom_id, tenant="another", custom_id=name, limit=5)) == []
 
 
 def test_an_event_of_a_line_is_left_out_if_another_outcome_replaced_its_result(history: Store) -> None:

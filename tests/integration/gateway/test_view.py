@@ -22,7 +22,6 @@ from sqlalchemy import Connection, select
 from gateway.accept.jobs import NewJob, accept_jobs
 from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
-from gateway.batches.counting import recounting
 from gateway.store.store import Store
 from gateway.store.tables import batches, events, job_attempts, jobs
 from gateway.view.rebuild import rebuild
@@ -227,7 +226,7 @@ def test_a_rebuild_makes_the_rows_again_and_repeats_no_consequence(store: Store,
         wrong = jobs.update().where(jobs.c.job_id == "foreign").values(status="failed", result=b"")
         store.write_now(lambda connection: connection.execute(wrong))
         store.write_now(lambda connection: connection.execute(job_attempts.update().values(webhook_id="wrong")))
-        assert rebuild(store, fleet, recounting(CLOCK)) == 5
+        assert rebuild(store, fleet) == 5
         produce(fleet, fleet.topics.results, [result("later")])
         eventually(lambda: "later" in statuses(store), 60, "the view does not go on")
     assert statuses(store) == {**before, "later": "succeeded"}
@@ -245,10 +244,11 @@ def test_a_rebuild_that_was_cut_off_holds_the_view_until_it_is_run_again(store: 
     with running_parts(view_of(store, fleet)):
         produce(fleet, fleet.topics.results, [result("one")])
         eventually(lambda: "one" in statuses(store), 60, "no row")
-        with pytest.raises(KeyboardInterrupt):
-            rebuild(store, fleet, cut_off)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("gateway.view.rebuild.recount", cut_off)
+            rebuild(store, fleet)
         produce(fleet, fleet.topics.results, [result("two")])
-        rebuild(store, fleet, recounting(CLOCK))
+        rebuild(store, fleet)
         eventually(lambda: statuses(store) == {"one": "succeeded", "two": "succeeded"}, 60, "the view does not go on")
 
 
