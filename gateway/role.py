@@ -26,7 +26,6 @@ from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant
 from gateway.batches.clerk import Clerk
-from gateway.batches.counting import counting, give_back
 from gateway.batches.expansion import ExpansionHandler
 from gateway.batches.orders import BatchRow
 from gateway.batches.shelf import RANGES_AT_ONCE, Shelf
@@ -230,7 +229,7 @@ def _expansion(process: Process, shelf: Shelf, clerk: Clerk) -> Stage:
 def _add_view(process: Process, store: Store, waiting: Waiting) -> None:
     """Add the view, with the functions that it calls for each result, in the transaction that writes its row."""
     kafka, clock = process.fleet.kafka, process.clock
-    hooks: tuple[OnResults, ...] = (counting(clock), give_back, fanning_out(kafka.topics, clock))
+    hooks: tuple[OnResults, ...] = (fanning_out(kafka.topics, clock),)
     process.beside.append(TopicView(store, kafka, hooks, waiting, clock, process.metrics))
     process.beside.append(Retention(store, read_settings(StoreSettings).kept_days, clock))
     process.duties.append(f"reads results from topic {kafka.topics.results}")

@@ -22,6 +22,7 @@ from schemas.result import Logprob, Result, ResultChoice, TokenLogprob
 BINARY: Final = "base64"
 """The `encoding_format` that OpenAI's SDKs ask for: each embedding as little-endian float32 numbers in base64."""
 _PART_OF_A_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
+_TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
 
 
@@ -172,7 +173,7 @@ def _usage(result: Result) -> dict[str, Any] | None:
     """Return the tokens in the form of chat completions and completions."""
     if result.usage is None:
         return None
-    usage: dict[str, Any] = result.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"})
+    usage: dict[str, Any] = {name: getattr(result.usage, name) for name in _TOKENS}
     if result.usage.cached_tokens is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": result.usage.cached_tokens}
     if result.usage.reasoning_tokens is not None:
@@ -194,9 +195,11 @@ def _response_usage(result: Result) -> dict[str, Any] | None:
 
 def _ours(result: Result) -> dict[str, Any]:
     """Return Postback's own fields, which OpenAI's formats lack and OpenAI's clients ignore."""
-    names = {"confidence", "sources", "citations", "answer", "notes"}
-    ours = result.model_dump(mode="json", exclude_none=True, include=names)
-    return {"postback": ours}
+    if result.citations or result.answer is not None:
+        names = {"confidence", "sources", "citations", "answer", "notes"}
+        return {"postback": result.model_dump(mode="json", exclude_none=True, include=names)}
+    sure = {} if result.confidence is None else {"confidence": result.confidence}
+    return {"postback": {**sure, "sources": result.sources, "citations": [], "notes": result.notes}}
 
 
 def _error_body(result: Result, status: int) -> dict[str, Any]:
@@ -206,7 +209,7 @@ def _error_body(result: Result, status: int) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _choices_of(result: Result) -> list[ResultChoice]:
+def _choices_of(result: Result) -> Sequence[ResultChoice]:
     """Return the answers of a job that succeeded."""
     if result.choices is not None:
         return result.choices

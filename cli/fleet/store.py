@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from cli.fleet.gateway_store import StoreUrl, opened_store, store_url
 from cli.shared.errors import fail, needing, say, telling
 from cli.shared.settings import fleet_settings
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, and rebuild its rows from Kafka.")
 
@@ -40,22 +35,13 @@ def rebuild(store: StoreUrl = None) -> None:
     with needing("gateway"):
         from confluent_kafka import KafkaException
 
-        from gateway.access import quotas
-        from gateway.batches.counting import recounting
         from gateway.view import rebuild as rebuilding
-        from telemetry.clock import SystemClock
         from workers.kafka.topics import unanswered
-
-    count_batches = recounting(SystemClock())
-
-    def recount(connection: Connection) -> None:
-        count_batches(connection)
-        quotas.recount(connection)
 
     kafka = fleet_settings().kafka
     with opened_store(store) as opened:
         try:
-            count = rebuilding.rebuild(opened.store, kafka, recount)
+            count = rebuilding.rebuild(opened.store, kafka)
         except KafkaException as error:
             raise fail(f"{unanswered(kafka, error.args[0])}; then run this command again") from None
     say(f"rebuilt the rows from {count} records")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from sqlalchemy import Connection
 
@@ -31,6 +32,8 @@ class NewEvent:
     """The event's JSON, as in a webhook's body; None if the event's data are the result, which is in the job's row."""
     webhook_id: str | None = None
     """The `webhook-id` of a result's callback."""
+    count: int = 1
+    """The number of events for which the row stands; the last one of them has the row's number."""
 
 
 def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
@@ -40,7 +43,7 @@ def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
     """
     if not new:
         return
-    last = int(value_of(connection, _COUNTER) or 0)
+    numbers = [*accumulate((event.count for event in new), initial=int(value_of(connection, _COUNTER) or 0))]
     write_rows(
         connection,
         insert(connection, events),
@@ -54,7 +57,7 @@ def write_events(connection: Connection, new: Sequence[NewEvent]) -> None:
                 "webhook_id": event.webhook_id,
                 "data": event.data,
             }
-            for number, event in enumerate(new, last + 1)
+            for number, event in zip(numbers[1:], new, strict=True)
         ],
     )
-    set_value(connection, _COUNTER, str(last + len(new)))
+    set_value(connection, _COUNTER, str(numbers[-1]))

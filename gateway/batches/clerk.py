@@ -23,11 +23,11 @@ from gateway.batches.checking import Checked, LineError, check_file
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, OnEnded
 from gateway.batches.shelf import Shelf
-from gateway.batches.states import FINALIZING, IN_PROGRESS, VALIDATING
 from gateway.batches.uploads import Assembly
 from gateway.blobs.base import BlobError, BlobMissing
 from gateway.dependency import Dependency
 from gateway.errors import ApiError
+from gateway.store.states import FINALIZING, IN_PROGRESS, VALIDATING
 from gateway.store.store import StoreAway
 from gateway.store.tables import batches
 from schemas.codec import write_job

@@ -28,8 +28,8 @@ from sqlalchemy import Connection, select
 from gateway.batches.orders import BatchRow
 from gateway.batches.ranges import InvalidRange, LineRange, job_id, lines_of, read_range
 from gateway.batches.shelf import Shelf
-from gateway.batches.states import CANCELLING, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing, BlobsAway
+from gateway.store.states import CANCELLING, FINALIZING, IN_PROGRESS
 from gateway.store.store import StoreAway
 from gateway.store.tables import batches
 from producers.sharding import Partitioner

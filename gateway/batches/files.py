@@ -14,8 +14,8 @@ from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 
 from gateway.batches.paging import PageQuery, RowPage, read_page
-from gateway.batches.states import LIVE
 from gateway.errors import ApiError, conflict, not_found, validated
+from gateway.store.states import LIVE
 from gateway.store.tables import batches, files, upload_parts, uploads
 from schemas.bounded import WireModel
 

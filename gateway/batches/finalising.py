@@ -7,12 +7,15 @@ one wins, and the other removes its files. The counts of an ended batch are thos
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from itertools import groupby
+from operator import add
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, literal, select
+from sqlalchemy import Connection
 
 from gateway.batches import files, orders
 from gateway.batches.checking import MOST_LINES
@@ -20,22 +23,18 @@ from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
 from gateway.batches.orders import ENDED_AT, BatchRow, OnEnded, step
 from gateway.batches.ranges import Line, job_id, lines_of
 from gateway.batches.shelf import Draft, Shelf
-from gateway.batches.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.blobs.base import BlobMissing
 from gateway.errors import ApiError
+from gateway.store.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.store.store import Store
-from gateway.store.tables import jobs
-from schemas.codec import InvalidResult, read_result
-from schemas.openai_answers import output_line
+from gateway.view.segments import COUNTED, current_entries, outputs_of
 from schemas.outcome import Outcome
-from schemas.result import Result
 from telemetry.logs import get_logger
 
-PAGE_LINES, PAGE_BYTES = 500, 1024 * 1024
-"""The maximum number of results that are read at once."""
+RUN_BYTES = 4 * 1024 * 1024
+"""The bytes of output that are put in order at once. Results come nearly in order, so few segments are read twice."""
 WRITE_BYTES = 256 * 1024
 
-_COUNTED = {"prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"}
 _UNANSWERED: Final = {
     EXPIRED: {
         "code": "batch_expired",
@@ -52,7 +51,7 @@ log = get_logger()
 
 
 class OutOfStep(Exception):  # noqa: N818 - it names what happened
-    """Another process ended the batch first."""
+    """Another process ended the batch first, or changed its segments."""
 
 
 def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsked) -> None:
@@ -60,63 +59,86 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
 
     Raises BlobsAway, StoreAway and ApiError, after which another attempt may follow.
     """
-    now_ms = shelf.now_ms()
-    writers: list[FileWriter] = []
     total = row.total if row.in_progress_at is not None else _lines_in(shelf, row)
+    answered = shelf.store.read_now(lambda connection: Answered.of(connection, row.id))
+    answered.tally["unanswered"] = total - len(answered.places)
+    ending = _known_ending(row, shelf.now_ms(), answered.tally)
+    if ending is None:
+        _recount(shelf, row, answered.tally)
+        return
+    writers = FileWriter(shelf, row, "output"), FileWriter(shelf, row, "error")
+    kept = False
     try:
-        output, error = (_writer(shelf, row, kind, writers) for kind in ("output", "error"))
-        tally, spent = Counter[str](), Spent()
-        _write_lines(shelf, row, total, (output, error), tally, spent, stop_asked)
-        ending = _known_ending(row, now_ms, tally)
-        if ending is None:
-            _recount(shelf, row, tally)
-            return
+        _write_lines(shelf, row, total, writers, answered, stop_asked)
         for writer in writers:
             writer.finish()
         # If the store's answer is lost from here on, the batch may have the files, so only the sweep may remove them.
-        for writer in writers:
-            writer.dropped = False
-        _commit(
-            shelf,
-            lambda connection: _end(connection, shelf, row, ending, tally, spent, (output, error), on_ended),
-            writers,
-        )
+        kept = True
+        shelf.store.write_now(lambda connection: _end(connection, shelf, row, ending, answered, writers, on_ended))
     except OutOfStep:
-        return
+        kept = False
+    except ApiError:
+        kept = False
+        raise
     finally:
-        for writer in writers:
+        for writer in writers if not kept else ():
             writer.drop()
 
 
-class Spent:
-    """The model and the tokens of a batch's answers."""
+class Place(NamedTuple):
+    """The place of an answered line's output in the batch's segments."""
 
-    def __init__(self) -> None:
-        self._models: set[str] = set()
-        self._tokens: Counter[str] = Counter()
+    line: int
+    seq: int
+    start: int
+    end: int
+    succeeded: bool
+    named: bool
+    """True if the output has the line's `custom_id`."""
 
-    def add(self, result: Result) -> None:
-        """Count a result."""
-        if result.model_id is not None:
-            self._models.add(result.model_id)
-        if result.usage is not None:
-            self._tokens.update(result.usage.model_dump(include=_COUNTED, exclude_none=True))
+
+@dataclass(slots=True)
+class Answered:
+    """The answered lines of a batch, with the sums over them."""
+
+    places: list[Place] = field(default_factory=list)
+    """The places, in the order of the lines."""
+    tally: Counter[str] = field(default_factory=Counter)
+    """The number of lines with each outcome, and of those that are `unanswered`."""
+    models: set[str] = field(default_factory=set)
+    tokens: list[int] = field(default_factory=lambda: [0] * len(COUNTED))
+    """The sums of COUNTED."""
+
+    @classmethod
+    def of(cls, connection: Connection, batch_id: str) -> Answered:
+        """Read the indexes of a batch's segments."""
+        found = cls()
+        for seq, entry in current_entries(connection, batch_id):
+            succeeded, named = entry.status == Outcome.SUCCEEDED, entry.custom_id is not None
+            found.places.append(Place(entry.line, seq, *entry.output, succeeded, named))
+            found.tally[str(entry.status)] += 1
+            if entry.model_id is not None:
+                found.models.add(entry.model_id)
+            if entry.tokens is not None:
+                found.tokens = [*map(add, found.tokens, entry.tokens)]
+        found.places.sort()
+        return found
 
     @property
     def model(self) -> str | None:
         """The model of all answers; None if there are several."""
-        return next(iter(self._models)) if len(self._models) == 1 else None
+        return next(iter(self.models)) if len(self.models) == 1 else None
 
     @property
     def usage(self) -> dict[str, Any]:
         """The sums in the form of OpenAI's `batch_usage`."""
-        tokens = self._tokens
+        prompt, completion, total, cached, reasoning = self.tokens
         return {
-            "input_tokens": tokens["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": tokens["cached_tokens"]},
-            "output_tokens": tokens["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": tokens["reasoning_tokens"]},
-            "total_tokens": tokens["total_tokens"],
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": cached},
+            "output_tokens": completion,
+            "output_tokens_details": {"reasoning_tokens": reasoning},
+            "total_tokens": total,
         }
 
 
@@ -130,12 +152,9 @@ class FileWriter:
         self._waiting_bytes = 0
         self.filename = f"{row.id}_{kind}.jsonl"
         self.draft: Draft | None = None
-        self.dropped = True
-        """True as long as `drop` may remove the file; False as soon as the batch may have the file."""
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Append a line. Raises BlobsAway and StoreAway."""
-        content = to_json(line) + b"\n"
+    def write(self, content: bytes) -> None:
+        """Append a line with its line break. Raises BlobsAway and StoreAway."""
         self._waiting.append(content)
         self._waiting_bytes += len(content)
         if self._waiting_bytes >= WRITE_BYTES:
@@ -161,7 +180,7 @@ class FileWriter:
 
     def drop(self) -> None:
         """Remove the file of an attempt that failed."""
-        if self.draft is not None and self.dropped:
+        if self.draft is not None:
             self._shelf.drop(self.draft)
 
     def _flush(self) -> None:
@@ -169,21 +188,6 @@ class FileWriter:
             self.draft = self._shelf.begin(self._row.tenant, self._row.submitted_by, bounded=False)
         self.draft.write(b"".join(self._waiting))
         self._waiting, self._waiting_bytes = [], 0
-
-
-def _commit(shelf: Shelf, change: Callable[[Connection], None], writers: list[FileWriter]) -> None:
-    """Run the change that ends the batch. A refused change has certainly not happened, so its files are dropped."""
-    try:
-        shelf.store.write_now(change)
-    except (OutOfStep, ApiError):
-        for writer in writers:
-            writer.dropped = True
-        raise
-
-
-def _writer(shelf: Shelf, row: BatchRow, kind: str, writers: list[FileWriter]) -> FileWriter:
-    writers.append(FileWriter(shelf, row, kind))
-    return writers[-1]
 
 
 def _ending(row: BatchRow, now_ms: int) -> str:
@@ -208,87 +212,58 @@ def _write_lines(
     row: BatchRow,
     total: int,
     writers: tuple[FileWriter, FileWriter],
-    tally: Counter[str],
-    spent: Spent,
+    answered: Answered,
     stop_asked: StopAsked,
 ) -> None:
-    """Write every line, in order. Count in `tally` how many lines have each outcome, and how many are `unanswered`."""
-    (output, error), ending = writers, _ending(row, shelf.now_ms())
-    inputs = InputLines(shelf, row.input_file_id)
+    """Write every line, in the input's order."""
+    output, error = writers
+    inputs, unanswered = InputLines(shelf, row.input_file_id), _UNANSWERED[_ending(row, shelf.now_ms())]
+
+    def write_missing(first: int, until: int) -> None:
+        for line in range(first, until):
+            said = {"id": f"batch_req_{job_id(row.id, line)}", "custom_id": inputs.custom_id(line)}
+            error.write(to_json({**said, "response": None, "error": unanswered}) + b"\n")
+
     expected = 0
-    for line, value in _results(shelf.store, row, stop_asked):
-        for missing in range(expected, line):
-            error.write(_unanswered(row, missing, inputs, ending))
-        tally["unanswered"] += line - expected
-        expected = line + 1
-        outcome, written = _answered(row, line, value, inputs, spent)
-        tally[outcome] += 1
-        (output if outcome == Outcome.SUCCEEDED else error).write(written)
-    for missing in range(expected, total):
-        error.write(_unanswered(row, missing, inputs, ending))
-    tally["unanswered"] += total - expected
+    for place, content in _outputs(shelf.store, row, answered.places, stop_asked):
+        write_missing(expected, place.line)
+        expected = place.line + 1
+        if not place.named:
+            content = to_json({**from_json(content), "custom_id": inputs.custom_id(place.line)}) + b"\n"
+        (output if place.succeeded else error).write(content)
+    write_missing(expected, total)
 
 
-def _results(store: Store, row: BatchRow, stop_asked: StopAsked) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the result of each line that has a result, in order.
+def _outputs(
+    store: Store, row: BatchRow, places: Sequence[Place], stop_asked: StopAsked
+) -> Iterator[tuple[Place, bytes]]:
+    """Yield the output of each place, in order. The outputs of RUN_BYTES and one segment are in memory at once.
 
-    The store is read in pages of bounded bytes.
+    Raises OutOfStep if a segment was removed meanwhile, as by `postback store rebuild`.
     """
-    following = 0
-    while True:
+    for run in _runs(places):
         stop_asked()
-        sizes = store.read_now(partial(_sizes, row=row, following=following))
-        if not sizes:
-            return
-        until, size = following, 0
-        for line, length in sizes:
-            if size and size + length > PAGE_BYTES:
-                break
-            until, size = line + 1, size + length
-        yield from store.read_now(partial(_page, row=row, following=following, until=until))
-        following = until
+        contents: dict[int, bytes] = {}
+        by_seq = sorted(run, key=lambda place: place.seq)
+        for seq, some in groupby(by_seq, key=lambda place: place.seq):
+            outputs = store.read_now(partial(outputs_of, batch_id=row.id, seq=seq))
+            if outputs is None:
+                raise OutOfStep
+            contents |= {place.line: outputs[place.start : place.end] for place in some}
+        yield from ((place, contents[place.line]) for place in run)
 
 
-def _sizes(connection: Connection, row: BatchRow, following: int) -> list[tuple[int, int]]:
-    statement = select(jobs.c.line, func.length(jobs.c.result)).where(_answered_lines(row, following, row.total))
-    return [
-        (line, length) for line, length in connection.execute(statement.order_by(jobs.c.line).limit(PAGE_LINES)).all()
-    ]
-
-
-def _page(connection: Connection, row: BatchRow, following: int, until: int) -> list[tuple[int, bytes]]:
-    statement = select(jobs.c.line, jobs.c.result).where(_answered_lines(row, following, until))
-    return [(line, value) for line, value in connection.execute(statement.order_by(jobs.c.line)).all()]
-
-
-def _answered_lines(row: BatchRow, following: int, until: int) -> ColumnElement[bool]:
-    theirs = and_(jobs.c.batch_id == row.id, jobs.c.tenant == row.tenant, jobs.c.result.is_not(None))
-    own_id = jobs.c.job_id == literal(f"{row.id}.") + cast(jobs.c.line, String)
-    return and_(theirs, jobs.c.line >= following, jobs.c.line < until, own_id)
-
-
-def _answered(row: BatchRow, line: int, value: bytes, inputs: InputLines, spent: Spent) -> tuple[str, dict[str, Any]]:
-    """Return the outcome and the output line of a result."""
-    try:
-        result = read_result(value)
-    except InvalidResult:
-        error = {
-            "code": "result_unreadable",
-            "message": "The result was written by another version, and is unreadable.",
-        }
-        return Outcome.FAILED, _failed(row, line, inputs.custom_id(line), error)
-    spent.add(result)
-    if result.custom_id is None:
-        result = result.model_copy(update={"custom_id": inputs.custom_id(line)})
-    return result.outcome, output_line(result, row.endpoint)
-
-
-def _unanswered(row: BatchRow, line: int, inputs: InputLines, ending: str) -> dict[str, Any]:
-    return _failed(row, line, inputs.custom_id(line), _UNANSWERED[ending])
-
-
-def _failed(row: BatchRow, line: int, custom_id: str | None, error: dict[str, str]) -> dict[str, Any]:
-    return {"id": f"batch_req_{job_id(row.id, line)}", "custom_id": custom_id, "response": None, "error": error}
+def _runs(places: Sequence[Place]) -> Iterator[list[Place]]:
+    """Yield the places in runs of about RUN_BYTES."""
+    run: list[Place] = []
+    size = 0
+    for place in places:
+        run.append(place)
+        size += place.end - place.start
+        if size >= RUN_BYTES:
+            yield run
+            run, size = [], 0
+    yield run
 
 
 class InputLines:
@@ -357,20 +332,19 @@ def _end(
     shelf: Shelf,
     row: BatchRow,
     ending: str,
-    tally: Counter[str],
-    spent: Spent,
+    answered: Answered,
     writers: tuple[FileWriter, FileWriter],
     on_ended: OnEnded,
 ) -> None:
     """End the batch with its files. Raises OutOfStep, and ApiError if a file took too long and was swept."""
-    (output, error), now_ms = writers, shelf.now_ms()
+    (output, error), now_ms, tally = writers, shelf.now_ms(), answered.tally
     expires = row.output_expires_seconds or int(shelf.settings.result_days * 86_400)
     kept = {
         "output_file_id": output.keep(connection, expires, now_ms),
         "error_file_id": error.keep(connection, expires, now_ms),
         "total": tally.total(),
-        "model": spent.model,
-        "usage": spent.usage,
+        "model": answered.model,
+        "usage": answered.usage,
         "completed": tally[Outcome.SUCCEEDED],
         "failed": tally.total() - tally[Outcome.SUCCEEDED],
         "finalizing_at": row.finalizing_at or now_ms,

@@ -18,7 +18,8 @@ from gateway.batches import files
 from gateway.batches.checking import MOST_BYTES, Checked
 from gateway.batches.paging import PageQuery, RowPage, read_page
 from gateway.batches.ranges import LineRange, write_range
-from gateway.batches.states import (
+from gateway.errors import ApiError, conflict, not_found
+from gateway.store.states import (
     CANCELLABLE,
     CANCELLED,
     CANCELLING,
@@ -30,7 +31,6 @@ from gateway.batches.states import (
     IN_PROGRESS,
     VALIDATING,
 )
-from gateway.errors import ApiError, conflict, not_found
 from gateway.store.tables import batches
 from schemas import topics as names
 from schemas.bounded import WireModel

@@ -19,7 +19,6 @@ from gateway.batches import files, orders
 from gateway.batches.files import names_of
 from gateway.batches.orders import BatchRow
 from gateway.batches.paging import page_query
-from gateway.batches.states import CANCELLABLE, COUNTING, ENDED, LIVE
 from gateway.door import query
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
@@ -35,7 +34,9 @@ from gateway.page.endpoints import endpoint_routes
 from gateway.page.fleet import fleet_route
 from gateway.page.letters import letter_routes
 from gateway.page.rendering import CONSOLE, duration, link, page, static_routes, web_address
+from gateway.store.states import CANCELLABLE, COUNTING, ENDED, LIVE
 from gateway.store.tables import batches, jobs
+from gateway.view.segments import outcomes_by_minute
 from gateway.view.stored_jobs import StoredJob, find_job, jobs_by_custom_id, list_jobs
 from gateway.view.trace import Trace, attempts_of, trace
 from schemas.outcome import Outcome
@@ -135,7 +136,8 @@ def _finished(connection: Connection, tenant: str, first: int) -> Counter[tuple[
         jobs.c.tenant == tenant, jobs.c.finished_at >= first * _MINUTE_MS
     )
     grouped = connection.execute(recent.group_by(minute, jobs.c.status))
-    return Counter({(int(at), status): number for at, status, number in grouped})
+    of_jobs = Counter({(int(at), status): number for at, status, number in grouped})
+    return of_jobs + outcomes_by_minute(connection, tenant, first * _MINUTE_MS)
 
 
 def _minute(found: Counter[tuple[int, str]], minute: int) -> Minute:

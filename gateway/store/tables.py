@@ -2,8 +2,8 @@
 
 Times are Unix milliseconds; ids are the gateway's own; JSON columns hold no prompts and no secrets.
 
-Rows of `jobs`, `job_attempts`, `events` and `view_offsets` are rebuilt from Kafka by `postback store rebuild`. All
-other tables are the store's own, and belong in a backup.
+Rows of `jobs`, `batch_segments`, `job_attempts`, `events` and `view_offsets` are rebuilt from Kafka by
+`postback store rebuild`. All other tables are the store's own, and belong in a backup.
 """
 
 from __future__ import annotations
@@ -87,8 +87,6 @@ jobs = Table(
     metadata,
     Column("tenant", Name(63), primary_key=True),
     Column("job_id", Name(256), primary_key=True),
-    Column("batch_id", Name(64)),
-    Column("line", Integer),
     Column("url", Name(64), nullable=False),
     Column("custom_id", Name(512)),
     Column("model_id", Name(256)),
@@ -104,7 +102,6 @@ jobs = Table(
     Column("request", LargeBinary),
     Column("deleted_at", BigInt),
     Index("ix_jobs_tenant_created", "tenant", "created_at", "job_id"),
-    Index("ix_jobs_batch_line", "batch_id", "line"),
     Index("ix_jobs_finished_at", "finished_at"),
     Index("ix_jobs_tenant_finished", "tenant", "finished_at", "status"),
     Index(
@@ -122,15 +119,37 @@ jobs = Table(
         postgresql_where=_NAMED,
     ),
 )
-"""One row for each job.
+"""One row for each job that is no line of a batch.
 
 `status` is `queued`, `cancelling` or an outcome; `result` holds the bytes of the result's record.
 
 `request` holds the members of a body of `/v1/responses`, or of a stored chat completion, that are shown again. A
 deleted response or completion has a `deleted_at`, and neither result nor request.
-`url` is the API by which the job came in: `/v1/jobs`, `/v1/responses`, `/v1/chat/completions`, `kafka`. A line of a
-batch has the id `<batch id>.<line>`, and gets its row when its result is stored.
+`url` is the API by which the job came in: `/v1/jobs`, `/v1/responses`, `/v1/chat/completions`, `kafka`.
 """
+
+batch_segments = Table(
+    "batch_segments",
+    metadata,
+    Column("batch_id", Name(64), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("tenant", Name(63), nullable=False),
+    Column("first_line", Integer, nullable=False),
+    Column("last_line", Integer, nullable=False),
+    Column("first_at", BigInt, nullable=False),
+    Column("last_at", BigInt, nullable=False),
+    Column("outcomes", JSON, nullable=False),
+    Column("line_index", LargeBinary, nullable=False),
+    Column("results", LargeBinary, nullable=False),
+    Column("output_lines", LargeBinary, nullable=False),
+    Index("ix_batch_segments_last_at", "last_at"),
+    Index("ix_batch_segments_tenant_last", "tenant", "last_at"),
+    Index("ix_batch_segments_tenant_first", "tenant", "first_at"),
+)
+"""Answered lines of batches: a row for each page of results, written in the transaction that moves the view's offsets.
+
+`results` has the results' records, and `output_lines` the lines of the batch's output and error file, one after the
+other. `line_index` is JSON: an entry for each line, in the order of the records; see `gateway.view.segments`."""
 
 job_attempts = Table(
     "job_attempts",
@@ -163,7 +182,8 @@ events = Table(
 """Events for `GET /v1/events`, numbered in the order of their commits.
 
 Where `data` is null, the event's data are the result in the job's row. Readers skip an event without data if its result
-was removed, or was replaced by a result of another outcome.
+was removed, or was replaced by a result of another outcome. A row of the type `lines` stands for the events of several
+answered lines of the batch `object_id`: `data` is a JSON list of lines and outcomes, and the last one has the `number`.
 """
 
 files = Table(
@@ -255,6 +275,8 @@ batches = Table(
     Column("submitted_by", Name(128)),
     Column("model", Name(256)),
     Column("usage", JSON),
+    Column("answered", LargeBinary),
+    Column("segments", Integer),
     Index("ix_batches_tenant_id", "tenant", "id"),
     Index("ix_batches_input_file_id", "input_file_id"),
     Index("ix_batches_output_file_id", "output_file_id"),
@@ -262,6 +284,8 @@ batches = Table(
 )
 """One row for each batch, with the fields of OpenAI's Batch object. Ids sort by their time of creation.
 
+`answered` has a bit for each line with a result, the first line in the lowest bit of the first byte;
+`segments` is the number of the batch's next segment, which no earlier one had.
 A process that validates or finalises a batch renews `claimed_until`, so that other processes leave the batch alone.
 """
 

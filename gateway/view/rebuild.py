@@ -9,19 +9,21 @@ must be run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, select
 
+from gateway.access import quotas
 from gateway.store.meta import set_value, value_of
 from gateway.store.store import Store
 from gateway.store.tables import job_attempts, jobs, meta, view_offsets
 from gateway.view.offsets import HELD, TopicPlace
 from gateway.view.reader import TopicReader
 from gateway.view.records import attempt_of, result_of
-from gateway.view.writing import BATCHES, KAFKA, write_attempts, write_results
+from gateway.view.segments import forget_since, recount
+from gateway.view.writing import KAFKA, write_attempts, write_results
 from schemas.settings import KafkaSettings
 
 TOGETHER = 500
@@ -29,8 +31,8 @@ _TARGETS = "rebuilding"
 _NEVER = 2**62
 
 
-def rebuild(store: Store, kafka: KafkaSettings, recount: Callable[[Connection], None]) -> int:
-    """Rebuild the rows; return the number of records. `recount` counts the results of running batches.
+def rebuild(store: Store, kafka: KafkaSettings) -> int:
+    """Rebuild the rows, and the counts of running batches and of quotas; return the number of records.
 
     Raises KafkaException and StoreAway.
     """
@@ -47,7 +49,7 @@ def rebuild(store: Store, kafka: KafkaSettings, recount: Callable[[Connection], 
         count = _read(store, reader, ends, topics.results) if ends else 0
     finally:
         reader.close()
-    store.write_now(partial(_end, targets, recount))
+    store.write_now(partial(_end, targets))
     return count
 
 
@@ -65,7 +67,8 @@ def _begin(results_since: int, attempts_since: int, connection: Connection) -> d
         set_value(connection, _TARGETS, said)
         connection.execute(view_offsets.update().values(next_offset=HELD))
     recent = jobs.c.finished_at >= results_since
-    connection.execute(jobs.delete().where(recent, jobs.c.url.in_((KAFKA, BATCHES))))
+    connection.execute(jobs.delete().where(recent, jobs.c.url == KAFKA))
+    forget_since(connection, results_since)
     emptied = {"status": "queued", "finished_at": None, "result": None}
     connection.execute(jobs.update().where(recent).values(**emptied))
     connection.execute(job_attempts.delete().where(job_attempts.c.at >= attempts_since))
@@ -100,13 +103,14 @@ def _write(messages: Sequence[Any], results: str, connection: Connection) -> Non
     write_attempts(connection, [each for each in attempts if each is not None])
 
 
-def _end(targets: dict[str, int], recount: Callable[[Connection], None], connection: Connection) -> None:
+def _end(targets: dict[str, int], connection: Connection) -> None:
     """Let the views go on from their offsets."""
     for row in connection.execute(select(view_offsets)).all():
         this = (view_offsets.c.topic == row.topic) & (view_offsets.c.partition == row.partition)
         target = targets.get(_name(TopicPlace(row.topic, row.topic_id, row.partition)), 0)
         connection.execute(view_offsets.update().where(this).values(next_offset=target))
     recount(connection)
+    quotas.recount(connection)
     connection.execute(meta.delete().where(meta.c.name == _TARGETS))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
@@ -20,8 +20,7 @@ _MOST_ATTEMPT_BYTES = 64 * 1024
 _LARGEST = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class ResultRecord:
+class ResultRecord(NamedTuple):
     """A record of `model_results`."""
 
     tenant: str

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, tupl
 from gateway.accept.side_thread import SideThread
 from gateway.access.quotas import release_jobs
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import events, idempotency, job_attempts, jobs, left_requests, writers
+from gateway.store.tables import batch_segments, events, idempotency, job_attempts, jobs, left_requests, writers
 from telemetry.clock import Clock, unix_ms
 
 TOGETHER = 500
@@ -43,6 +43,7 @@ class Retention(SideThread):
         now_ms = unix_ms(self._clock)
         steps: tuple[tuple[Step, int], ...] = (
             (_jobs, now_ms - self._kept_ms),
+            (_segments, now_ms - self._kept_ms),
             (_attempts, now_ms - self._kept_ms),
             (_events, now_ms - self._kept_ms),
             (_keys, now_ms - IDEMPOTENCY_HOURS * _HOUR_MS),
@@ -77,6 +78,11 @@ def _jobs(connection: Connection, before_ms: int) -> int:
     return _remove(connection, jobs, old)
 
 
+def _segments(connection: Connection, before_ms: int) -> int:
+    """Remove segments, each of which is as large as hundreds of other rows, one by one."""
+    return TOGETHER * _remove(connection, batch_segments, batch_segments.c.last_at < before_ms, 1)
+
+
 def _attempts(connection: Connection, before_ms: int) -> int:
     return _remove(connection, job_attempts, job_attempts.c.at < before_ms)
 
@@ -104,11 +110,11 @@ def _writers(connection: Connection, before_ms: int) -> int:
     return 0
 
 
-def _remove(connection: Connection, table: Table, old: ColumnElement[bool]) -> int:
-    """Remove at most TOGETHER old rows, and return their number.
+def _remove(connection: Connection, table: Table, old: ColumnElement[bool], together: int = TOGETHER) -> int:
+    """Remove at most `together` old rows, and return their number.
 
     The database finds the old rows' keys by the index of their times, and deletes the rows by these keys.
     """
     key = list(table.primary_key.columns)
-    some = select(*key).where(old).limit(TOGETHER)
+    some = select(*key).where(old).limit(together)
     return connection.execute(table.delete().where(tuple_(*key).in_(some))).rowcount

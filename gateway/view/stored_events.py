@@ -1,22 +1,28 @@
 """Reads of a tenant's events, by their numbers.
 
-The event of a result is made from the result in its job's row. A job may get another result, as after a redrive. Events
-of another outcome are then left out, and events of the same outcome show the last result.
+The event of a result is made from the result in its job's row, or in its batch's segments. A job may get another
+result, as after a redrive. Events of another outcome are then left out, and events of the same outcome show the last
+result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, and_, func, or_, select
 
 from gateway.store.tables import events, jobs
 from gateway.view.offsets import being_rebuilt
+from gateway.view.segments import find_answers
 from schemas.codec import InvalidResult, read_result
-from schemas.event import event_type, stored_event_body
+from schemas.event import event_body, event_type, stored_event_body
+from schemas.outcome import Outcome
 
+LINES: Final = "lines"
+"""The type of a row that stands for the events of several lines of a batch."""
 ALL_BELOW = ".*"
 """The end of a filter for all types below a prefix, such as `batch.*`."""
 
@@ -54,13 +60,59 @@ def events_after(connection: Connection, tenant: str, number: int, types: Sequen
     end = last_number(connection, tenant)
     conditions: list[Any] = [events.c.tenant == tenant, events.c.number > number, events.c.number <= end]
     if types:
-        conditions.append(or_(*map(_is_of, types)))
+        conditions.append(or_(*map(_is_of, types), *([events.c.type == LINES] if _of_lines(types) else [])))
     columns = (events.c.number, events.c.type, events.c.object_id, events.c.webhook_id, events.c.data, jobs.c.result)
     of_a_result = and_(events.c.data.is_(None), jobs.c.tenant == events.c.tenant, jobs.c.job_id == events.c.object_id)
     wanted = select(*columns).select_from(events.outerjoin(jobs, of_a_result)).where(*conditions)
     rows = connection.execute(wanted.order_by(events.c.number).limit(limit)).all()
-    found = [StoredEvent(row.number, row.type, data) for row in rows if (data := _data(row, tenant)) is not None]
+    found: list[StoredEvent] = []
+    looked_at = 0
+    for row in rows:
+        if row.type == LINES:
+            some = _lines(row, number, types)
+            found += _line_events(connection, tenant, row.object_id, some[: limit - looked_at])
+            looked_at += len(some)
+            if looked_at > limit:
+                return EventPage(found, some[limit - looked_at - 1].number)
+        elif (data := _data(row, tenant)) is not None:
+            found.append(StoredEvent(row.number, row.type, data))
+            looked_at += 1
+        if looked_at >= limit:
+            return EventPage(found, row.number)
     return EventPage(found, rows[-1].number if len(rows) == limit else max(end, number))
+
+
+class _LineEvent(NamedTuple):
+    number: int
+    line: int
+    type: str
+
+
+def _of_lines(types: Sequence[str]) -> list[str]:
+    """Return the types of events of results that a filter chooses."""
+    kinds = map(event_type, Outcome)
+    prefixes = tuple(name.removesuffix("*") for name in types if name.endswith(ALL_BELOW))
+    return [kind for kind in kinds if not types or kind in types or kind.startswith(prefixes)]
+
+
+def _lines(row: Any, number: int, types: Sequence[str]) -> list[_LineEvent]:
+    """Return the events after this number for which a row of the type LINES stands."""
+    said = from_json(row.data)
+    chosen = _of_lines(types)
+    numbered = enumerate(said, row.number - len(said) + 1)
+    some = (_LineEvent(at, line, event_type(Outcome(outcome))) for at, (line, outcome) in numbered if at > number)
+    return [each for each in some if each.type in chosen]
+
+
+def _line_events(
+    connection: Connection, tenant: str, batch_id: str, some: Sequence[_LineEvent]
+) -> Iterator[StoredEvent]:
+    answers = find_answers(connection, tenant, batch_id, {each.line for each in some})
+    for each in some:
+        answer = answers.get(each.line)
+        if answer is not None and f"inference.{answer[0].status}" == each.type:
+            data = event_body(answer[1], answer[0].webhook_id or f"msg_{batch_id}.{each.line}", tenant)
+            yield StoredEvent(each.number, each.type, data)
 
 
 def _data(row: Any, tenant: str) -> bytes | None:

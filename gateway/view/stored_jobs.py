@@ -1,6 +1,6 @@
 """Reads of a tenant's jobs: one by its id, and lists in a stable order.
 
-A batch's line gets a row when its result comes. Before the result, the line's state is read from the batch's row.
+An answered line of a batch is in a segment of its batch. Before its result, its state is read from the batch's row.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, or_, select
 
 from gateway.errors import not_found
 from gateway.store.dialects import storable
-from gateway.store.tables import batches, jobs
+from gateway.store.tables import batch_segments, batches, jobs
+from gateway.view.segments import Entry, entries_of, find_answers, indexes, naming
 
+BATCHES: Final = "/v1/batches"
+"""The `url` of an answered line of a batch."""
 _LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch's id, and the line's number, counted from 0."""
 _ENDED_BATCHES = {"cancelled": "cancelled", "expired": "expired", "failed": "rejected"}
@@ -24,7 +27,7 @@ _LISTED = [column for column in jobs.c if column.name not in ("result", "request
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """A row of `jobs`, or the state of a batch's line that has no row yet."""
+    """A row of `jobs`, or a line of a batch."""
 
     job_id: str
     status: str
@@ -70,21 +73,24 @@ def line_of(job_id: str) -> tuple[str, int] | None:
 
 def find_job(connection: Connection, tenant: str, job_id: str) -> StoredJob | None:
     """Return a job with its result; None if the tenant has no such job."""
-    row = connection.execute(select(jobs).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)).one_or_none()
     place = line_of(job_id)
-    if row is None:
-        return _line(connection, tenant, *place) if place is not None else None
-    if row.deleted_at is not None:
-        return None
-    found, line = _stored(row), _line(connection, tenant, *place) if place is not None else None
-    # The row of an answered line is written from its result, which does not say who sent the batch.
-    return found if line is None else replace(found, submitted_by=line.submitted_by, created_ms=line.created_ms)
+    if place is not None and (line := _line(connection, tenant, *place)) is not None:
+        return line
+    row = connection.execute(select(jobs).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)).one_or_none()
+    return _stored(row) if row is not None and row.deleted_at is None else None
 
 
 def jobs_by_custom_id(connection: Connection, tenant: str, custom_id: str, limit: int) -> Sequence[StoredJob]:
     """Return a tenant's jobs and answered lines with this `custom_id`, without their results, newest first."""
     these = select(*_LISTED).where(jobs.c.tenant == tenant, jobs.c.custom_id == custom_id, jobs.c.deleted_at.is_(None))
-    return [_stored(row) for row in connection.execute(these.order_by(jobs.c.created_at.desc()).limit(limit))]
+    single = [_stored(row) for row in connection.execute(these.order_by(jobs.c.created_at.desc()).limit(limit))]
+    lines: list[StoredJob] = []
+    for row in indexes(connection, tenant, [naming(connection, storable(custom_id))], ascending=False):
+        found = (_answered(row.batch_id, entry) for entry in entries_of(row.line_index))
+        lines += (each for each in found if each.custom_id == custom_id and each.status)
+        if len(lines) >= limit:
+            break
+    return sorted([*single, *lines], key=lambda job: job.created_ms, reverse=True)[:limit]
 
 
 def find_result(connection: Connection, tenant: str, job_id: str) -> bytes | None:
@@ -114,20 +120,96 @@ def list_jobs(
 ) -> tuple[Sequence[StoredJob], bool]:
     """Return jobs, without their results unless `stored_url` is set, by time of creation, and True if there are more.
 
-    Equal times are ordered by the id. Raises ApiError (404) if the tenant has no job `after`.
+    Of equal times, jobs come before lines of batches, and each are ordered by the id. Raises ApiError (404) if the
+    tenant has no job `after`.
     """
+    kind = "job" if wanted.stored_url is None else "chat_completion"
+    place = None if after is None else _place_of(connection, tenant, after, kind)
+    found = _single(connection, tenant, wanted, limit + 1, place, ascending=ascending)
+    if wanted.stored_url is None:
+        found += _lines(connection, tenant, wanted, limit + 1, place, ascending=ascending)
+    found.sort(key=lambda job: _Place.of(job), reverse=not ascending)
+    return found[:limit], len(found) > limit
+
+
+class _Place(NamedTuple):
+    """The place of a job in a list. Databases differ in the order of texts, so only they compare ids of single jobs."""
+
+    at_ms: int
+    batch_id: str
+    """The batch of a line; "" for a single job."""
+    line: int
+
+    @classmethod
+    def of(cls, job: StoredJob) -> _Place:
+        return cls(job.created_ms, job.batch_id or "", job.line or 0)
+
+
+def _single(
+    connection: Connection,
+    tenant: str,
+    wanted: JobFilter,
+    limit: int,
+    after: tuple[_Place, str] | None,
+    *,
+    ascending: bool,
+) -> list[StoredJob]:
+    """Return the jobs of a list that are no lines of batches."""
+    if wanted.batch_id is not None:
+        return []
     conditions = [jobs.c.tenant == tenant, jobs.c.deleted_at.is_(None), *_conditions(wanted)]
     if after is not None:
-        kind = "job" if wanted.stored_url is None else "chat_completion"
-        conditions.append(_beyond(connection, tenant, after, kind, ascending=ascending))
+        conditions.append(_beyond(*after, ascending=ascending))
     order = [jobs.c.created_at, jobs.c.job_id] if ascending else [jobs.c.created_at.desc(), jobs.c.job_id.desc()]
     columns = _LISTED if wanted.stored_url is None else list(jobs.c)
-    rows = connection.execute(select(*columns).where(*conditions).order_by(*order).limit(limit + 1)).all()
-    return [_stored(row) for row in rows[:limit]], len(rows) > limit
+    rows = connection.execute(select(*columns).where(*conditions).order_by(*order).limit(limit))
+    return [_stored(row) for row in rows]
+
+
+def _lines(
+    connection: Connection,
+    tenant: str,
+    wanted: JobFilter,
+    limit: int,
+    after: tuple[_Place, str] | None,
+    *,
+    ascending: bool,
+) -> list[StoredJob]:
+    """Return the answered lines of a list. Segments are read until none can have an earlier line."""
+    conditions: list[Any] = [] if wanted.batch_id is None else [batch_segments.c.batch_id == wanted.batch_id]
+    first, last = batch_segments.c.first_at, batch_segments.c.last_at
+    conditions += [last > wanted.created_after_ms] if wanted.created_after_ms is not None else []
+    conditions += [first < wanted.created_before_ms] if wanted.created_before_ms is not None else []
+    if after is not None:
+        conditions.append(last >= after[0].at_ms if ascending else first <= after[0].at_ms)
+    found: list[StoredJob] = []
+    for row in indexes(connection, tenant, conditions, ascending=ascending):
+        if len(found) >= limit:
+            farthest = found[limit - 1].created_ms
+            if row.first_at > farthest if ascending else row.last_at < farthest:
+                break
+        some = (_answered(row.batch_id, entry) for entry in entries_of(row.line_index) if entry.status is not None)
+        found += (job for job in some if _is_wanted(job, wanted, after, ascending=ascending))
+        found.sort(key=_Place.of, reverse=not ascending)
+        del found[limit:]
+    return found
+
+
+def _is_wanted(job: StoredJob, wanted: JobFilter, after: tuple[_Place, str] | None, *, ascending: bool) -> bool:
+    """True if an answered line fulfils the conditions of a list, and is beyond `after`."""
+    place = _Place.of(job)
+    return (
+        (after is None or (place > after[0] if ascending else place < after[0]))
+        and wanted.status in (None, job.status)
+        and wanted.model_id in (None, job.model_id)
+        and (wanted.created_after_ms is None or job.created_ms > wanted.created_after_ms)
+        and (wanted.created_before_ms is None or job.created_ms < wanted.created_before_ms)
+        and wanted.metadata.items() <= job.metadata.items()
+    )
 
 
 def _conditions(wanted: JobFilter) -> list[Any]:
-    equal = {"status": wanted.status, "batch_id": wanted.batch_id, "model_id": wanted.model_id}
+    equal = {"status": wanted.status, "model_id": wanted.model_id}
     found: list[Any] = [jobs.c[name] == value for name, value in equal.items() if value is not None]
     if wanted.created_after_ms is not None:
         found.append(jobs.c.created_at > wanted.created_after_ms)
@@ -143,15 +225,27 @@ def _labelled(key: str, value: str) -> Any:
     return jobs.c.metadata[storable(key)].as_string() == storable(value)
 
 
-def _beyond(connection: Connection, tenant: str, after: str, kind: str, *, ascending: bool) -> Any:
-    """Return the condition for rows beyond the job `after`. Raises ApiError (404)."""
-    found = select(jobs.c.created_at).where(jobs.c.tenant == tenant, jobs.c.job_id == after)
+def _place_of(connection: Connection, tenant: str, job_id: str, kind: str) -> tuple[_Place, str]:
+    """Return the place of a listed job, and its id. Raises ApiError (404)."""
+    line = line_of(job_id)
+    answer = None if line is None else find_answers(connection, tenant, line[0], {line[1]}).get(line[1])
+    if line is not None and answer is not None:
+        return _Place(answer[0].at_ms, *line), job_id
+    found = select(jobs.c.created_at).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)
     at = connection.execute(found).scalar()
     if at is None:
-        raise not_found(kind, after)
+        raise not_found(kind, job_id)
+    return _Place(at, "", 0), job_id
+
+
+def _beyond(after: _Place, job_id: str, *, ascending: bool) -> Any:
+    """Return the condition for rows beyond a place."""
+    at = jobs.c.created_at
+    if after.batch_id:
+        return at > after.at_ms if ascending else at <= after.at_ms
     if ascending:
-        return or_(jobs.c.created_at > at, and_(jobs.c.created_at == at, jobs.c.job_id > after))
-    return or_(jobs.c.created_at < at, and_(jobs.c.created_at == at, jobs.c.job_id < after))
+        return or_(at > after.at_ms, and_(at == after.at_ms, jobs.c.job_id > job_id))
+    return or_(at < after.at_ms, and_(at == after.at_ms, jobs.c.job_id < job_id))
 
 
 def _stored(row: Any) -> StoredJob:
@@ -161,8 +255,6 @@ def _stored(row: Any) -> StoredJob:
         url=row.url,
         created_ms=row.created_at,
         finished_ms=row.finished_at,
-        batch_id=row.batch_id,
-        line=row.line,
         custom_id=row.custom_id,
         model_id=row.model_id,
         metadata=row.metadata,
@@ -175,11 +267,15 @@ def _stored(row: Any) -> StoredJob:
 
 
 def _line(connection: Connection, tenant: str, batch_id: str, line: int) -> StoredJob | None:
-    """Return the state of a batch's line without a row; None if the tenant has no such line."""
+    """Return a batch's line, with its result if it is answered; None if the tenant has no such line."""
     found = select(batches).where(batches.c.tenant == tenant, batches.c.id == batch_id)
     batch = connection.execute(found).one_or_none()
     if batch is None or line >= batch.total:
         return None
+    answer = find_answers(connection, tenant, batch_id, {line}).get(line)
+    if answer is not None:
+        found_line = _answered(batch_id, answer[0])
+        return replace(found_line, submitted_by=batch.submitted_by, created_ms=batch.created_at, result=answer[1])
     status = "cancelling" if batch.status == "cancelling" else _ENDED_BATCHES.get(batch.status, "queued")
     return StoredJob(
         job_id=f"{batch_id}.{line}",
@@ -189,4 +285,19 @@ def _line(connection: Connection, tenant: str, batch_id: str, line: int) -> Stor
         batch_id=batch_id,
         line=line,
         submitted_by=batch.submitted_by,
+    )
+
+
+def _answered(batch_id: str, entry: Entry) -> StoredJob:
+    return StoredJob(
+        job_id=f"{batch_id}.{entry.line}",
+        status=entry.status or "",
+        url=BATCHES,
+        created_ms=entry.at_ms,
+        finished_ms=entry.at_ms,
+        batch_id=batch_id,
+        line=entry.line,
+        custom_id=entry.custom_id,
+        model_id=entry.model_id,
+        metadata=entry.metadata,
     )

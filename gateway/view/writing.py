@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from pydantic_core import to_json
 from sqlalchemy import Connection, case, func, null, select
 from sqlalchemy.dialects.sqlite import Insert
 
 from gateway.accept.cancelling import CANCELLING
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.jobs import QUEUED
+from gateway.access.quotas import Answered, release_answered
 from gateway.store.dialects import insert, insert_of, pair_in, storable, write_rows
 from gateway.store.tables import job_attempts, jobs
 from gateway.view.records import AttemptRecord, ResultRecord
-from gateway.view.stored_jobs import line_of
+from gateway.view.segments import Line, batches_of, write_segments
+from gateway.view.stored_events import LINES
+from gateway.view.stored_jobs import BATCHES, line_of
 from schemas.event import event_type
 from schemas.result import Result
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResult:
+class StoredResult(NamedTuple):
     """A result of `model_results` whose row the view has written in the present transaction."""
 
     tenant: str
     job_id: str
     batch_id: str | None
-    """The batch that the job's id names. Only the rows of `batches` show whether the tenant has such a batch."""
+    """The tenant's batch whose line the job is; None for a job that is no line."""
     line: int | None
     """The line in the batch's input, from 0."""
     url: str
@@ -55,31 +58,50 @@ view calls it for each result alone; a result that fails again is written withou
 
 KAFKA = "kafka"
 """The `url` of a job that the gateway did not accept."""
-BATCHES = "/v1/batches"
-"""The `url` of a batch's line."""
 _UNFINISHED = (QUEUED, CANCELLING)
 
 
 def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell: bool = True) -> list[StoredResult]:
-    """Write results into their jobs' rows. If `tell`, also store an event for each result. A job's last result wins.
+    """Write results into their jobs' rows, and into the segments of their batches. A job's last result wins.
 
-    Returns the results in the order of the records.
+    If `tell`, also store the events of the results, and give back the quotas of first results. Returns the results:
+    those of jobs, then those of lines.
     """
-    if not found:
-        return []
+    places = [line_of(record.result.job_id) for record in found]
+    known = batches_of(connection, {place[0] for place in places if place is not None})
+    single: list[ResultRecord] = []
+    lines: defaultdict[tuple[str, str], list[Line]] = defaultdict(list)
+    for record, place in zip(found, places, strict=True):
+        batch = None if place is None else known.get((record.tenant, place[0]))
+        if place is None or batch is None or place[1] >= batch.total:
+            single.append(record)
+        else:
+            lines[record.tenant, place[0]].append((place[1], record))
+    stored = _write_jobs(connection, single) if single else []
+    events = [_event(one) for one in stored]
+    for (tenant, batch_id), some in lines.items():
+        first = write_segments(connection, known[tenant, batch_id], some)
+        stored += (_answered(batch_id, *each, first=is_first) for each, is_first in zip(some, first, strict=True))
+        events.append(_lines_event(tenant, batch_id, some))
+    if tell:
+        write_events(connection, events)
+        release_answered(connection, [Answered(one.tenant, one.job_id, one.batch_id, one.first) for one in stored])
+    return stored
+
+
+def _write_jobs(connection: Connection, found: Sequence[ResultRecord]) -> list[StoredResult]:
+    """Write results into the rows of their jobs."""
     known = _known(connection, {_key(each) for each in found})
     stored: list[StoredResult] = []
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for record in found:
         key = _key(record)
-        before = known.get(key)
-        one = _stored(record, key[1], before)
+        url, is_first = known.get(key, (KAFKA, True))
+        one = _stored(record, key[1], url, first=is_first)
         stored.append(one)
-        known[key] = (one.url, False)
+        known[key] = (url, False)
         rows[key] = _row(one)
     write_rows(connection, _upsert(connection.dialect.name), list(rows.values()))
-    if tell:
-        write_events(connection, [_event(one) for one in stored])
     return stored
 
 
@@ -121,20 +143,25 @@ def _known(connection: Connection, keys: set[tuple[str, str]]) -> dict[tuple[str
     return {(tenant, job_id): (url, status in _UNFINISHED) for tenant, job_id, url, status in connection.execute(asked)}
 
 
-def _stored(record: ResultRecord, job_id: str, before: tuple[str, bool] | None) -> StoredResult:
-    batch_id, line = line_of(job_id) or (None, None)
+def _answered(batch_id: str, line: int, record: ResultRecord, *, first: bool) -> StoredResult:
+    return _stored(record, record.result.job_id, BATCHES, batch_id=batch_id, line=line, first=first)
+
+
+def _stored(
+    record: ResultRecord, job_id: str, url: str, *, first: bool, batch_id: str | None = None, line: int | None = None
+) -> StoredResult:
     return StoredResult(
         tenant=record.tenant,
         job_id=job_id,
         batch_id=batch_id,
         line=line,
-        url=before[0] if before else KAFKA if line is None else BATCHES,
+        url=url,
         result=record.result,
         value=record.value,
         webhook_id=record.webhook_id,
         at_ms=record.at_ms,
         has_callback=record.has_callback,
-        first=before is None or before[1],
+        first=first,
     )
 
 
@@ -143,8 +170,6 @@ def _row(one: StoredResult) -> dict[str, Any]:
     return {
         "tenant": one.tenant,
         "job_id": one.job_id,
-        "batch_id": one.batch_id,
-        "line": one.line,
         "url": one.url,
         "custom_id": result.custom_id,
         "model_id": result.model_id,
@@ -170,3 +195,9 @@ def _upsert(dialect: str) -> Insert:
 def _event(one: StoredResult) -> NewEvent:
     kind = event_type(one.result.outcome)
     return NewEvent(one.tenant, kind, one.job_id, one.at_ms, webhook_id=one.webhook_id)
+
+
+def _lines_event(tenant: str, batch_id: str, lines: Sequence[Line]) -> NewEvent:
+    """Return the row for the events of some lines of a batch."""
+    data = to_json([[line, record.result.outcome] for line, record in lines])
+    return NewEvent(tenant, LINES, batch_id, lines[-1][1].at_ms, data, count=len(lines))

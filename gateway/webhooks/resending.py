@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, select
 
 from gateway.accept.outbox import put_record
-from gateway.store.tables import batches, job_attempts, jobs
+from gateway.store.tables import batches, job_attempts
+from gateway.view.stored_jobs import find_job
 from gateway.view.trace import attempt_of
 from schemas import topics as names
 from schemas.settings import KafkaSettings
@@ -56,9 +57,9 @@ def find_tried(connection: Connection, tenant: str, object_id: str, webhook_id: 
     attempts = [attempt for attempt in map(attempt_of, connection.execute(tried)) if attempt.origin == origin]
     if not attempts:
         raise NoSuchCallback
-    job = select(jobs.c.finished_at).where(jobs.c.tenant == tenant, jobs.c.job_id == object_id)
+    job = find_job(connection, tenant, object_id)
     batch = select(*_BATCH_ENDS).where(batches.c.tenant == tenant, batches.c.id == object_id)
-    ends = [*connection.execute(job).scalars(), *next(iter(connection.execute(batch)), ())]
+    ends = [None if job is None else job.finished_ms, *next(iter(connection.execute(batch)), ())]
     first = attempts[0].at_ms
     return TriedCallback(tenant, webhook_id, origin, next((end for end in ends if end is not None), first), first)
 

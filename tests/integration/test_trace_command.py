@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from gateway.store.store import Store
-from gateway.store.tables import batches, job_attempts, jobs
+from gateway.store.tables import job_attempts, jobs
+from gateway.view.writing import write_results
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Citation, Result, ResultError, SourceDetails, Support, Timings
 from tests.postback_command import environment_of, postback_here
+from tests.unit.batch_rig import put_batch, result_record
 
 ENV = environment_of(None)
 RESULT = Result(
@@ -51,8 +53,6 @@ def row(tenant: str, result: Result, **changed: Any) -> dict[str, Any]:
         "prompt_sha256": "ab" * 32,
         "metadata": {},
         "result": write_result(result),
-        "batch_id": None,
-        "line": None,
         **changed,
     }
 
@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> Iterator[str]:
     url = f"sqlite:///{tmp_path}/store.db"
     opened = Store.open(url)
     batch = f"batch_{'0' * 32}"
-    rows = [row("acme", RESULT), row("other", RESULT), row("acme", FAILED, batch_id=batch, line=1)]
+    rows = [row("acme", RESULT), row("other", RESULT)]
     attempt = {"topic_partition": 0, "tenant": "acme", "job_id": "job-1", "webhook_id": "msg_1"}
     details = [{"origin": "https://h.example", "status": 503, "error": "server_error", "attempt": 1}]
     details.append({"origin": "https://h.example", "status": 204, "error": None, "attempt": 2})
@@ -73,21 +73,8 @@ def store(tmp_path: Path) -> Iterator[str]:
             job_attempts.insert(),
             [{**attempt, "topic_offset": n, "at": 1_700_000_002_000 + n, "details": d} for n, d in enumerate(details)],
         )
-        connection.execute(
-            batches.insert().values(
-                id=batch,
-                tenant="acme",
-                endpoint="/v1/chat/completions",
-                input_file_id="file-1",
-                status="completed",
-                total=2,
-                completed=1,
-                failed=1,
-                created_at=1,
-                expires_at=2,
-                claimed_until=0,
-            )
-        )
+        put_batch(connection, batch, 2, status="completed")
+        write_results(connection, [result_record(FAILED)])
 
     opened.submit(fill).result()
     opened.close()

@@ -15,11 +15,11 @@ from sqlalchemy import Connection, Row, select
 
 from gateway.accept.outbox import unpacked
 from gateway.batches.clerk import Clerk
-from gateway.batches.counting import counting
 from gateway.batches.expansion import ExpansionHandler
-from gateway.store.tables import jobs, outbox
+from gateway.store.tables import batches, outbox
+from gateway.view.records import ResultRecord
 from gateway.view.stored_jobs import line_of
-from gateway.view.writing import BATCHES, StoredResult
+from gateway.view.writing import write_results
 from schemas.codec import Origin, ReceivedJob, read_job, read_result, write_result
 from schemas.outcome import Outcome
 from schemas.result import Result, Usage
@@ -45,16 +45,6 @@ def lines(count: int) -> bytes:
 
 def jsonl(documents: Iterable[Any]) -> bytes:
     return b"".join(json.dumps(document).encode() + b"\n" for document in documents)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A result as the view stores it."""
-
-    tenant: str
-    job_id: str
-    result: Result
-    first: bool = True
 
 
 @dataclass
@@ -148,16 +138,9 @@ class BatchRig:
         """Store the results of jobs, with an outcome for each line, and the results that the expansion itself wrote."""
         self.store([_answer(output, outcome) for output in outputs if output.topic != TOPICS.dead_letters])
 
-    def store(self, answers: Sequence[Answer]) -> None:
-        """Write the rows of results and count them, in one transaction, as the view does."""
-
-        def change(connection: Connection) -> None:
-            for one in answers:
-                if one.first:
-                    connection.execute(jobs.insert().values(**_row(one)))
-            counting(self.door.clock)(connection, [_stored(one) for one in answers])
-
-        self.door.store.submit(change).result()
+    def store(self, records: Sequence[ResultRecord]) -> None:
+        """Write results as the view does."""
+        self.door.store.write_now(lambda connection: write_results(connection, records))
 
     async def lines_of(self, file_id: str | None) -> list[dict[str, Any]]:
         """The lines of an output file; an empty list if `file_id` is None."""
@@ -203,49 +186,27 @@ def headers_of(row: Row[Any]) -> list[tuple[str, bytes | None]]:
     return list(unpacked(row.headers))
 
 
-def _answer(output: Output, outcome: ByLine | Outcome) -> Answer:
+def _answer(output: Output, outcome: ByLine | Outcome) -> ResultRecord:
     headers = dict(output.headers or ())
-    tenant, job_id = (headers[name] or b"" for name in (TENANT, JOB_ID))
+    tenant, job_id = ((headers[name] or b"").decode() for name in (TENANT, JOB_ID))
     if output.topic == TOPICS.results:
-        return Answer(tenant.decode(), job_id.decode(), read_result(output.value))
-    place = line_of(job_id.decode())
+        return result_record(read_result(output.value), tenant)
+    place = line_of(job_id)
     assert place is not None
     chosen = outcome if isinstance(outcome, Outcome) else outcome(place[1])
     custom_id = None if chosen == Outcome.REJECTED else job_of(output).job.custom_id
     usage = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5, cached_tokens=1)
     said = {"custom_id": custom_id, "outcome": chosen, "text": "Because.", "model_id": "echo", "usage": usage}
-    result = Result(job_id=job_id.decode(), created_at=1, **said)
-    return Answer(tenant.decode(), job_id.decode(), result)
+    return result_record(Result(job_id=job_id, created_at=1, **said), tenant)
 
 
-def _stored(one: Answer) -> StoredResult:
-    batch_id, line = line_of(one.job_id) or (None, None)
-    return StoredResult(
-        tenant=one.tenant,
-        job_id=one.job_id,
-        batch_id=batch_id,
-        line=line,
-        url=BATCHES,
-        result=one.result,
-        value=write_result(one.result),
-        webhook_id=None,
-        at_ms=0,
-        has_callback=False,
-        first=one.first,
-    )
+def put_batch(connection: Connection, batch_id: str, total: int, tenant: str = "acme", **changed: Any) -> None:
+    """Write the row of a running batch."""
+    row: dict[str, Any] = {"id": batch_id, "tenant": tenant, "endpoint": CHAT, "input_file_id": "file-1"}
+    counts = {"total": total, "completed": 0, "failed": 0, "created_at": 1, "expires_at": 2, "claimed_until": 0}
+    connection.execute(batches.insert(), {**row, **counts, "status": "in_progress", **changed})
 
 
-def _row(one: Answer) -> dict[str, Any]:
-    place = line_of(one.job_id)
-    assert place is not None
-    return {
-        "tenant": one.tenant,
-        "job_id": one.job_id,
-        "batch_id": place[0],
-        "line": place[1],
-        "url": "kafka",
-        "status": one.result.outcome,
-        "created_at": 1,
-        "metadata": {},
-        "result": write_result(one.result),
-    }
+def result_record(result: Result, tenant: str = "acme", at_ms: int = 1, webhook_id: str | None = None) -> ResultRecord:
+    """A result as the view reads it from its topic."""
+    return ResultRecord(tenant, result, write_result(result), webhook_id, at_ms, has_callback=False)

@@ -53,6 +53,7 @@ from gateway.page.rendering import duration, link, page, pieces, web_address
 from gateway.page.views import page_routes, read_figures
 from gateway.store.store import Store
 from gateway.store.tables import batches, console_sessions, files, job_attempts, jobs, webhook_endpoints
+from gateway.view.writing import write_results
 from gateway.webhooks.endpoints import EVENT_TYPES
 from gateway.webhooks.fan_out import Sending
 from producers.errors import BrokerUnreachable, RequestRefused
@@ -67,6 +68,7 @@ from schemas.topics import Topics
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from tests.drawn import drawn
+from tests.unit.batch_rig import result_record
 from tests.unit.door_rig import changed, limit, with_audit
 from tests.unit.gateway_rig import NOW, Rig, gateway_rig, statements
 from workers.delivery.keyring import Keyring
@@ -174,6 +176,12 @@ def finished(tenant: str, job_id: str, **more: Any) -> dict[str, Any]:
     result = Result.model_validate(said)
     at = {"status": str(result.outcome), "finished_at": NOW_MS, "result": write_result(result)}
     return job_row(tenant, job_id, **at)
+
+
+def answer_line(store: Store, tenant: str, job_id: str, outcome: Outcome = Outcome.SUCCEEDED, **more: Any) -> None:
+    """Store the result of a batch's line, as the view does; `more` are members of the result."""
+    answer = result_record(Result(job_id=job_id, outcome=outcome, created_at=int(NOW), **more), tenant, NOW_MS)
+    store.write_now(lambda connection: write_results(connection, [answer]))
 
 
 def batch_row(tenant: str, batch_id: str, **more: Any) -> dict[str, Any]:
@@ -584,18 +592,19 @@ def test_jobs_are_filtered_as_in_the_api(rig: Rig) -> None:
         rig.store,
         jobs,
         job_row("filtered", "a", model_id="m1", metadata={"team": "x=y"}),
-        job_row("filtered", "b", status="failed", batch_id="batch_1"),
         job_row("filtered", "c", created_at=NOW_MS - 3_600_000),
     )
+    put(rig.store, batches, batch_row("filtered", "batch_f11", total=1))
+    answer_line(rig.store, "filtered", "batch_f11.0", Outcome.FAILED)
     browser = signed_in(rig, "filtered")
     for said, wanted in (
-        ({}, "bac"),
-        ({"status": "failed"}, "b"),
-        ({"status": "", "batch": "batch_1", "model": ""}, "b"),
+        ({}, "batch_f11.0ac"),
+        ({"status": "failed"}, "batch_f11.0"),
+        ({"status": "", "batch": "batch_f11", "model": ""}, "batch_f11.0"),
         ({"model": "m1"}, "a"),
         ({"metadata": "team=x=y"}, "a"),
         ({"created_before": "-30m"}, "c"),
-        ({"created_after": "-30m", "order": "asc"}, "ab"),
+        ({"created_after": "-30m", "order": "asc"}, "abatch_f11.0"),
     ):
         page = browser.page(f"/console/jobs?{urlencode(said)}")
         assert "".join(texts(page)) == wanted, said
@@ -767,6 +776,7 @@ def sought(rig: Rig) -> Browser:
         named = [job_row(tenant, f"j{mark}{n}", custom_id="twice", created_at=NOW_MS + n) for n in range(2)]
         put(rig.store, jobs, *named, finished(tenant, f"once{mark}"), job_row(tenant, f"x{mark}", custom_id="single"))
         put(rig.store, batches, batch_row(tenant, f"batch_5{mark}", input_file_id=f"file-5{mark}"))
+        answer_line(rig.store, tenant, f"batch_5{mark}.1", custom_id=f"li'\"ne{mark}")
         put(rig.store, batches, batch_row(tenant, f"batch_6{mark}", output_file_id=f"file-6{mark}"))
         put(rig.store, files, file_row(tenant, f"file-5{mark}", "in.jsonl"), file_row(tenant, f"file-7{mark}", "lone"))
     put(rig.store, jobs, finished("neighbour", "theirs", custom_id="their-line"))
@@ -784,6 +794,8 @@ def sought(rig: Rig) -> Browser:
         ("batch_5", "/console/batch?id=batch_5"),
         ("batch_5.3", "/console/job?id=batch_5.3"),
         ("file-6", "/console/batch?id=batch_6"),
+        ("li'\"ne", "/console/job?id=batch_5.1"),
+        ("chatcmpl-batch_5.1", "/console/job?id=batch_5.1"),
         ("twice", ["job?id=j1", "job?id=j0"]),
         ("in.jsonl", ["batch?id=batch_5", "file?id=file-5"]),
         ("file-5", ["batch?id=batch_5", "file?id=file-5"]),

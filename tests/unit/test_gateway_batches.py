@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Batch, BatchUsage
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from gateway.access.quotas import queued_work, release_batch
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.checking import Checked, check_file
 from gateway.batches.clerk import LATE_MS
 from gateway.batches.expansion import UNUSABLE, ExpansionHandler
+from gateway.batches.files import FileTerms
+from gateway.batches.finalising import finalise
+from gateway.batches.orders import BatchRow, find
 from gateway.batches.ranges import (
     MOST_BYTES,
     MOST_LINES,
@@ -31,18 +35,38 @@ from gateway.batches.ranges import (
     read_range,
     write_range,
 )
+from gateway.batches.shelf import Shelf
 from gateway.blobs.base import BlobsAway
-from gateway.store.tables import files, jobs
-from gateway.view.stored_jobs import line_of
+from gateway.store.tables import files
+from gateway.view.offsets import OffsetsMoved, TopicPlace, begin_at, move
+from gateway.view.records import ResultRecord
+from gateway.view.segments import forget_since
+from gateway.view.stored_jobs import find_job, line_of
+from gateway.view.writing import write_results
+from producers.identity import new_hex
 from schemas.affinity import shard_of
+from schemas.codec import read_result
 from schemas.control import read_control, read_job_key
 from schemas.job import MAX_JOB_BYTES
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.topics import DEADLINE, JOB_ID, TENANT, TRACEPARENT
 from telemetry.metrics import Metrics
-from tests.drawn import JSON
-from tests.unit.batch_rig import CHAT, TOPICS, Answer, BatchRig, batch_rig, job_of, jsonl, line, lines, twelve
+from tests.drawn import JSON, drawn
+from tests.unit.batch_rig import (
+    CHAT,
+    TOPICS,
+    BatchRig,
+    batch_rig,
+    job_of,
+    jsonl,
+    line,
+    lines,
+    put_batch,
+    result_record,
+    twelve,
+)
+from tests.unit.gateway_rig import gateway_rig
 
 
 @pytest.fixture(autouse=True)
@@ -368,6 +392,103 @@ def test_only_a_lines_own_id_names_its_batch_and_line(identifier: str) -> None:
     assert found is None or job_id(*found) == identifier
 
 
+# -- pages of results --------------------------------------------------------------------------------------------------
+
+
+PLACE = TopicPlace(TOPICS.results, "id", 0)
+TOTAL = 12
+ANSWERS = st.tuples(st.integers(0, TOTAL - 1), st.sampled_from(Outcome), st.booleans())
+"""A line, its outcome, and True if the result has the line's `custom_id`."""
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    with gateway_rig(tmp_path_factory.mktemp("pages")) as made:
+        yield made.shelf
+
+
+@settings(max_examples=drawn(60))
+@given(
+    pages=st.lists(st.lists(ANSWERS, min_size=1, max_size=7), max_size=8),
+    replayed=st.sets(st.integers(0, 7)),
+    sizes=st.tuples(st.integers(1, 1500), st.integers(1, 1500)),
+)
+def test_each_line_stands_once_in_the_files_in_the_inputs_order_however_its_results_come(
+    shelf: Shelf, pages: list[list[tuple[int, Outcome, bool]]], replayed: set[int], sizes: tuple[int, int]
+) -> None:
+    """Results repeat, in a page and later; a view that lost the race replays a page; finalising is cut off once."""
+    batch_id = f"batch_{new_hex(shelf.clock)}"
+    draft = shelf.begin("acme", None)
+    draft.write(lines(TOTAL))
+    draft.writer.commit()
+    shelf.store.write_now(lambda at: shelf.store_row(at, draft, FileTerms("batch", "in.jsonl", None)))
+    row: dict[str, Any] = {"input_file_id": draft.id, "in_progress_at": 1, "status": "cancelling"}
+    shelf.store.write_now(partial(put_batch, batch_id=batch_id, total=TOTAL, **row))
+    offset = shelf.store.write_now(lambda at: begin_at(at, [PLACE]))[PLACE]
+
+    def take(page: list[tuple[int, Outcome, bool]], offset: int) -> None:
+        answers = [answer_of(batch_id, *each, text=f"{offset}.{n}") for n, each in enumerate(page)]
+
+        def change(connection: Connection) -> None:
+            move(connection, {PLACE: (offset, offset + len(page))})
+            write_results(connection, answers)
+
+        shelf.store.write_now(change)
+
+    expected: dict[int, tuple[Outcome, str]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.view.segments.SEGMENT_BYTES", sizes[0])
+        patch.setattr("gateway.batches.finalising.RUN_BYTES", sizes[1])
+        for number, page in enumerate(pages):
+            take(page, offset)
+            if number in replayed:
+                with pytest.raises(OffsetsMoved):
+                    take(page, offset)
+            expected |= {line: (outcome, f"{offset}.{n}") for n, (line, outcome, _) in enumerate(page)}
+            offset += len(page)
+        counted = shelf.store.read_now(lambda at: find(at, "acme", batch_id))
+        with pytest.raises(BlobsAway):
+            finalise(shelf, counted, cut_off, lambda: None)
+        finalise(shelf, counted, lambda at, row: None, lambda: None)
+
+    assert counted.completed + counted.failed == len(expected)
+    ended = shelf.store.read_now(lambda at: find(at, "acme", batch_id))
+    done, failed = (written(shelf, name) for name in (ended.output_file_id, ended.error_file_id))
+    for some in (done, failed):
+        assert [each["custom_id"] for each in some] == sorted((each["custom_id"] for each in some), key=number_of)
+    assert sorted(number_of(each["custom_id"]) for each in (*done, *failed)) == [*range(TOTAL)]
+    succeeded = {line: text for line, (outcome, text) in expected.items() if outcome == Outcome.SUCCEEDED}
+    assert {number_of(each["custom_id"]): text_of(each) for each in done} == succeeded
+    assert (ended.status, ended.completed, ended.failed) == ("cancelled", len(succeeded), TOTAL - len(succeeded))
+    for number, (outcome, text) in expected.items():
+        job = shelf.store.read_now(partial(find_job, tenant="acme", job_id=f"{batch_id}.{number}"))
+        assert job is not None
+        assert (job.status, read_result(job.result).text) == (outcome, text)
+
+
+def answer_of(batch_id: str, line: int, outcome: Outcome, named: bool, text: str) -> ResultRecord:
+    custom_id = f"row-{line}" if named else None
+    result = Result(job_id=f"{batch_id}.{line}", outcome=outcome, custom_id=custom_id, text=text, created_at=1)
+    return result_record(result)
+
+
+def cut_off(_connection: Connection, _row: BatchRow) -> None:
+    raise BlobsAway("the process is killed")
+
+
+def written(shelf: Shelf, file_id: str | None) -> list[dict[str, Any]]:
+    content = b"" if file_id is None else b"".join(shelf.blobs.read(file_id))
+    return [json.loads(text) for text in content.splitlines()]
+
+
+def number_of(custom_id: str) -> int:
+    return int(custom_id.removeprefix("row-"))
+
+
+def text_of(output: dict[str, Any]) -> str:
+    return str(output["response"]["body"]["choices"][0]["message"]["content"])
+
+
 # -- other ends of batches ---------------------------------------------------------------------------------------------
 
 
@@ -457,9 +578,9 @@ async def test_a_line_counts_once_however_often_it_is_answered(rig: BatchRig) ->
         rig.answer(made[:2])
         again = Result(job_id=f"{batch_id}.0", outcome=Outcome.SUCCEEDED, created_at=1)
         strangers = [
-            Answer("acme", f"{batch_id}.0", again, first=False),
-            Answer("acme", f"{batch_id}.7", again),
-            Answer("other", f"{batch_id}.2", again),
+            result_record(again),
+            result_record(again.model_copy(update={"job_id": f"{batch_id}.7"})),
+            result_record(again.model_copy(update={"job_id": f"{batch_id}.2"}), "other"),
         ]
         rig.store(strangers)
         counted = (await rig.batch(batch_id))["request_counts"]
@@ -532,19 +653,17 @@ async def test_results_that_the_store_has_lost_are_waited_for(both: BatchRig) ->
     async with both.clerk():
         batch_id, made = await both.begun(lines(4))
         both.answer(made[:3])
-        both.door.store.submit(
-            lambda connection: connection.execute(jobs.delete().where(jobs.c.job_id == f"{batch_id}.0"))
-        ).result()
+        both.door.store.write_now(lambda connection: forget_since(connection, 0))
         both.answer(made[3:])
         for _ in range(1000):
-            if (await both.batch(batch_id))["request_counts"]["completed"] == 3:
+            if (await both.batch(batch_id))["request_counts"]["completed"] == 1:
                 break
             await asyncio.sleep(0.01)
         waiting = await both.batch(batch_id)
-        both.answer(made[:1])
+        both.answer(made[:3])
         ended = await both.until(batch_id, "completed")
 
-    assert (waiting["status"], waiting["request_counts"]["completed"]) == ("in_progress", 3)
+    assert (waiting["status"], waiting["request_counts"]["completed"]) == ("in_progress", 1)
     await both.assert_complete(ended, 4)
 
 

@@ -35,11 +35,11 @@ from gateway.door.settings import GatewaySettings
 from gateway.door.streamed import chat_events, response_events
 from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import batches, idempotency, jobs, outbox, tenants, view_offsets
+from gateway.store.tables import idempotency, jobs, outbox, tenants, view_offsets
 from gateway.view.offsets import HELD
 from gateway.view.records import ResultRecord
 from gateway.view.stored_events import EventPage, events_after, last_number
-from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, list_jobs
+from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, jobs_by_custom_id, list_jobs
 from gateway.view.writing import write_results
 from schemas.codec import read_result, write_result
 from schemas.event import event_body
@@ -53,6 +53,7 @@ from schemas.tools import CalledFunction, ToolCall
 from schemas.topics import SCREENING, Topics
 from tests.conftest import DATABASES
 from tests.drawn import JSON, drawn
+from tests.unit.batch_rig import put_batch, result_record
 from tests.unit.door_rig import all_pages, changed, limit, with_audit
 from tests.unit.gateway_rig import Rig, gateway_rig
 from workers.screening.screen import Screen
@@ -236,7 +237,7 @@ TEAMS = ["a", "it's", 'ü"', "\\", "%", ""]
 FILTERS = st.builds(
     JobFilter,
     st.none() | st.sampled_from(["queued", "succeeded", "failed"]),
-    st.none(),
+    st.none() | st.sampled_from(["batch_0f", "batch_1"]),
     st.none() | st.sampled_from(["m0", "m1", "m'--"]),
     st.none() | st.integers(-1, 11_000),
     st.none() | st.integers(-1, 11_000),
@@ -246,15 +247,34 @@ FILTERS = st.builds(
 
 @pytest.fixture(scope="module", params=DATABASES)
 def history(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A history with 30 jobs, created three at a time; every job has a team and a model of its own."""
+    """A history with 30 jobs, created three at a time, and 20 lines of a batch; each has a team and a model of its own.
+
+    The results of the lines come in five pages that overlap in time.
+    """
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
     else:
         url = request.getfixturevalue("postgres").new_database()
     opened = Store.open(url)
     opened.submit(lambda connection: connection.execute(jobs.insert(), [row(n) for n in range(30)]) and None).result()
+    opened.write_now(partial(put_batch, batch_id=BATCH, total=20))
+    for page in range(5):
+        answers = [answered_line(page * 4 + number) for number in (2, 0, 3, 1)]
+        opened.write_now(lambda at, some=answers: write_results(at, some))  # type: ignore[misc]
     yield opened
     opened.close()
+
+
+BATCH = "batch_0f"
+
+
+def answered_line(number: int) -> ResultRecord:
+    """The result of a line of BATCH, at a time at which jobs were created, too."""
+    outcome = Outcome.SUCCEEDED if number % 3 else Outcome.FAILED
+    metadata = {"team": TEAMS[number % len(TEAMS)]}
+    said = {"custom_id": f"l'ïn\"{number}", "metadata": metadata, "model_id": f"m{number % 2}", "created_at": 1}
+    result = Result(job_id=f"{BATCH}.{number}", outcome=outcome, **said)
+    return result_record(result, TENANT, 1000 * (number * 3 % 8))
 
 
 def row(number: int, tenant: str = TENANT) -> dict[str, Any]:
@@ -287,16 +307,26 @@ def test_pages_hold_each_job_of_a_filter_once_and_in_order(
         assert len(page) == most or not more
         seen += ids(page)
 
+    lines = [
+        {
+            **each.result.model_dump(include={"job_id", "model_id", "metadata"}),
+            "status": str(each.result.outcome),
+            "created_at": each.at_ms,
+            "line": number,
+        }
+        for number, each in enumerate(map(answered_line, range(20)))
+    ]
+    single = [] if wanted.batch_id else [{**one, "line": -1} for one in map(row, range(30))]
     expected = [
         one
-        for one in map(row, range(30))
+        for one in [*single, *(lines if wanted.batch_id in (None, BATCH) else ())]
         if wanted.status in (None, one["status"])
         and wanted.model_id in (None, one["model_id"])
         and wanted.metadata.get("team") in (None, one["metadata"]["team"])
         and (wanted.created_after_ms is None or one["created_at"] > wanted.created_after_ms)
         and (wanted.created_before_ms is None or one["created_at"] < wanted.created_before_ms)
     ]
-    expected.sort(key=lambda one: (one["created_at"], one["job_id"]), reverse=not ascending)
+    expected.sort(key=lambda one: (one["created_at"], one["line"], one["job_id"]), reverse=not ascending)
     assert seen == [one["job_id"] for one in expected]
 
 
@@ -318,17 +348,14 @@ def test_any_id_that_no_job_of_the_tenant_has_is_not_found(history: Store, job_i
 
 
 def test_a_line_without_a_result_has_the_state_of_its_batch(history: Store) -> None:
-    made = {"tenant": TENANT, "endpoint": "/v1/responses", "input_file_id": "file-1", "created_at": 5000}
-    counts = {"total": 3, "completed": 0, "failed": 0, "claimed_until": 0, "expires_at": 6000}
     states = {"validating": "queued", "in_progress": "queued", "cancelling": "cancelling", "expired": "expired"}
     for status, line_status in states.items():
         batch = f"batch_{status.encode().hex()}"
-        one = {**made, **counts, "id": batch, "status": status}
-        history.submit(lambda at, one=one: at.execute(batches.insert(), one) and None).result()  # type: ignore[misc]
+        history.write_now(partial(put_batch, batch_id=batch, total=3, status=status))
 
         found = history.read_now(partial(find_job, tenant=TENANT, job_id=f"{batch}.2"))
         assert found is not None
-        assert (found.status, found.batch_id, found.line, found.url) == (line_status, batch, 2, "/v1/responses")
+        assert (found.status, found.batch_id, found.line, found.url) == (line_status, batch, 2, CHAT_COMPLETIONS)
         for tenant, name in ((TENANT, f"{batch}.3"), (TENANT, f"{batch}.02"), ("another", f"{batch}.2")):
             assert history.read_now(partial(find_job, tenant=tenant, job_id=name)) is None
 
@@ -399,6 +426,49 @@ def test_an_event_is_the_webhooks_body_and_is_left_out_if_its_result_is_gone_or_
     history.submit(lambda at: at.execute(jobs.delete().where(this)) and None).result()
     assert told_of(history, tenant) == [kept["job_id"]]
     assert page_of(history, tenant).read_to == history.read_now(lambda at: last_number(at, tenant))
+
+
+LINES = [page * 4 + number for page in range(5) for number in (2, 0, 3, 1)]
+"""The answered lines of BATCH, in the order of their results."""
+
+
+@given(
+    limit=st.integers(1, 9),
+    types=st.sampled_from([(), ("inference.failed",), ("inference.*",), ("batch.*",), ("inference.succeeded", "x.*")]),
+)
+def test_each_line_of_a_page_of_results_is_an_event_with_a_number_of_its_own(
+    history: Store, limit: int, types: tuple[str, ...]
+) -> None:
+    seen: list[tuple[int, str, str]] = []
+    read_to, end = 0, history.read_now(lambda at: last_number(at, TENANT))
+    while read_to < end:
+        page = history.read_now(partial(events_after, tenant=TENANT, number=read_to, types=types, limit=limit))
+        assert len(page.events) <= limit
+        assert page.read_to > read_to
+        read_to = page.read_to
+        seen += ((each.number, each.type, from_json(each.data)["data"]["id"]) for each in page.events)
+
+    kinds = {number: f"inference.{answered_line(number).result.outcome}" for number in LINES}
+    chosen = [name for name in set(kinds.values()) if not types or name in types or "inference.*" in types]
+    told = [(kinds[line], f"{BATCH}.{line}") for line in LINES if kinds[line] in chosen]
+    assert [(kind, job_id) for _, kind, job_id in seen] == told
+    assert [number for number, _, _ in seen] == [n for n, line in enumerate(LINES, 1) if kinds[line] in chosen]
+
+
+@pytest.mark.parametrize(("name", "line"), [("l'ïn\"7", 7), ("l'ïn\"", None), ("%", None), ("\0\ud800", None)])
+def test_a_line_is_found_by_its_whole_custom_id(history: Store, name: str, line: int | None) -> None:
+    found = history.read_now(partial(jobs_by_custom_id, tenant=TENANT, custom_id=name, limit=5))
+    assert [each.line for each in found] == ([] if line is None else [line])
+    assert history.read_now(partial(jobs_by_custom_id, tenant="another", custom_id=name, limit=5)) == []
+
+
+def test_an_event_of_a_line_is_left_out_if_another_outcome_replaced_its_result(history: Store) -> None:
+    batch = "batch_0e"
+    history.write_now(partial(put_batch, batch_id=batch, total=2, tenant="redriving"))
+    for outcome in (Outcome.FAILED, Outcome.SUCCEEDED):
+        some = [result_record(Result(job_id=f"{batch}.1", outcome=outcome, created_at=1), "redriving")]
+        history.write_now(lambda at, some=some: write_results(at, some))  # type: ignore[misc]
+    assert [each.type for each in page_of(history, "redriving").events] == ["inference.succeeded"]
 
 
 def test_events_wait_while_the_rows_of_results_are_rebuilt(history: Store) -> None:
@@ -890,11 +960,9 @@ def test_a_response_that_is_not_to_be_stored_leaves_no_text_in_the_store(rig: Ri
 
 def test_a_line_of_a_batch_is_not_deleted_as_a_response(rig: Rig, key: str) -> None:
     name = f"batch_{'0' * 32}.0"
-    row = {"url": "/v1/batches", "status": "succeeded", "created_at": 1, "finished_at": 1, "metadata": {}}
-    content = write_result(Result(job_id=name, outcome=Outcome.SUCCEEDED, text="a", created_at=1))
-    rig.store.write_now(
-        lambda c: c.execute(jobs.insert(), {"tenant": TENANT, "job_id": name, "result": content, **row}) and None
-    )
+    rig.store.write_now(lambda at: put_batch(at, name.removesuffix(".0"), 1))
+    answer = result_record(Result(job_id=name, outcome=Outcome.SUCCEEDED, text="a", created_at=1), TENANT)
+    rig.store.write_now(lambda at: write_results(at, [answer]))
     assert refused(ask(rig, "DELETE", f"{RESPONSES}/resp_{name}", key), 409)["code"] == "response_of_batch"
     assert ask(rig, "GET", f"/v1/jobs/{name}", key).json()["result"]["text"] == "a"
 

@@ -17,7 +17,6 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from gateway.access.quotas import Work, queued_work, reserve
 from gateway.access.tenant_settings import TenantSettings
-from gateway.batches.counting import counting, give_back
 from gateway.store import schema
 from gateway.store.dialects import insert, insert_new, pair_in, storable, storable_json, write_rows
 from gateway.store.engine import cause_of
@@ -27,6 +26,7 @@ from gateway.store.store import Store, StoreAway
 from gateway.store.tables import events, idempotency, job_attempts, jobs, meta, outbox
 from gateway.view.records import ResultRecord
 from gateway.view.retention import TOGETHER, Retention
+from gateway.view.stored_jobs import find_job
 from gateway.view.writing import write_results
 from gateway.webhooks.fan_out import fanning_out
 from schemas.codec import write_result
@@ -37,6 +37,7 @@ from telemetry.hand_clock import HandClock
 from tests.drawn import drawn
 from tests.postback_command import environment_of, postback_here
 from tests.postgres_server import PostgresServer
+from tests.unit.batch_rig import put_batch
 from tests.unit.gateway_rig import empty_store, statements
 
 
@@ -404,12 +405,13 @@ FEW = ("SCAN writers", "VIRTUAL TABLE", "CONSTANT ROW")
 
 def test_neither_a_page_of_results_nor_the_retention_reads_a_whole_table(tmp_path: Path) -> None:
     clock = HandClock(10**9)
-    hooks = (counting(clock), give_back, fanning_out(Topics(), clock))
 
     def page(connection: Connection) -> None:
-        stored = write_results(connection, [record("a"), record("b"), record(f"{BATCH}.0")])
-        for hook in hooks:
-            hook(connection, stored)
+        put_batch(connection, BATCH, 2)
+        for again in range(2):
+            some = [record("a"), record("b"), record(f"{BATCH}.0"), record(f"{BATCH}.{again}")]
+            fanning_out(Topics(), clock)(connection, write_results(connection, some))
+        find_job(connection, "acme", f"{BATCH}.0")
 
     def plan(statement: str, values: Any) -> list[str]:
         asked = f"EXPLAIN QUERY PLAN {statement}"

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,11 +22,12 @@ from sqlalchemy import Connection, select
 from gateway.accept.jobs import NewJob, accept_jobs
 from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
-from gateway.batches.counting import recounting
 from gateway.store.store import Store
 from gateway.store.tables import batches, events, job_attempts, jobs
 from gateway.view.rebuild import rebuild
+from gateway.view.segments import current_entries
 from gateway.view.stored_events import StoredEvent, events_after
+from gateway.view.stored_jobs import find_job
 from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
 from gateway.view.writing import OnResults, StoredResult
@@ -37,23 +39,11 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.gateway.running_parts import running_parts
 from tests.product import PARTITIONS, eventually
+from tests.unit.batch_rig import put_batch
 
 CLOCK = SystemClock()
 BATCH = f"batch_{'0' * 32}"
 LAST = "the-last-of-all"
-BATCH_ROW = {
-    "id": BATCH,
-    "tenant": "acme",
-    "endpoint": "/v1/chat/completions",
-    "input_file_id": "file-1",
-    "status": "in_progress",
-    "total": 3,
-    "completed": 1,
-    "failed": 1,
-    "created_at": 1,
-    "expires_at": 2,
-    "claimed_until": 0,
-}
 
 
 def view_of(store: Store, kafka: KafkaSettings, *hooks: OnResults, waiting: Waiting | None = None) -> TopicView:
@@ -73,8 +63,14 @@ def produce(kafka: KafkaSettings, topic: str, values: Sequence[bytes | None], he
 
 
 def statuses(store: Store) -> dict[str, str]:
-    rows = store.read_now(lambda connection: connection.execute(select(jobs.c.job_id, jobs.c.status)).all())
-    return {row.job_id: row.status for row in rows}
+    """The states of all jobs, and of the answered lines of BATCH."""
+
+    def read(connection: Connection) -> dict[str, str]:
+        rows = connection.execute(select(jobs.c.job_id, jobs.c.status))
+        lines = {f"{BATCH}.{entry.line}": str(entry.status) for _, entry in current_entries(connection, BATCH)}
+        return {row.job_id: row.status for row in rows} | lines
+
+    return store.read_now(read)
 
 
 def attempts(store: Store) -> Sequence[Any]:
@@ -110,12 +106,14 @@ def test_results_become_rows_with_an_event_each(store: Store, fleet: KafkaSettin
     principal = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
     new = [NewJob("accepted", "/v1/responses", b"{}", custom_id="mine", metadata={"a": "b"})]
     store.write_now(lambda connection: accept_jobs(connection, principal, new, fleet.topics))
+    store.write_now(partial(put_batch, batch_id=BATCH, total=8))
     counts = Counts()
     with running_parts(view_of(store, fleet, counts)):
         produce(
             fleet, fleet.topics.results, [result("accepted"), result("foreign"), result(f"{BATCH}.7", Outcome.FAILED)]
         )
-        eventually(lambda: len(statuses(store)) == 3 and "queued" not in statuses(store).values(), 60, "rows miss")
+        produce(fleet, fleet.topics.results, [result(f"{BATCH}.8"), result(f"batch_{'1' * 32}.0")])
+        eventually(lambda: len(statuses(store)) == 5 and "queued" not in statuses(store).values(), 60, "rows miss")
     rows = {row.job_id: row for row in store.read_now(lambda connection: connection.execute(select(jobs)).all())}
     assert (rows["accepted"].url, rows["accepted"].custom_id, rows["accepted"].metadata) == (
         "/v1/responses",
@@ -125,16 +123,20 @@ def test_results_become_rows_with_an_event_each(store: Store, fleet: KafkaSettin
     assert rows["accepted"].submitted_by == "key:1"
     assert rows["accepted"].result == result("accepted")
     assert rows["foreign"].url == "kafka"
-    line = rows[f"{BATCH}.7"]
-    assert (line.batch_id, line.line, line.url, line.status) == (BATCH, 7, "/v1/batches", "failed")
-    assert sorted((each.job_id, each.url, each.first) for each in counts.seen) == [
-        ("accepted", "/v1/responses", True),
-        (f"{BATCH}.7", "/v1/batches", True),
-        ("foreign", "kafka", True),
+    assert {rows[job_id].url for job_id in (f"{BATCH}.8", f"batch_{'1' * 32}.0")} == {"kafka"}
+    line = store.read_now(lambda connection: find_job(connection, "acme", f"{BATCH}.7"))
+    assert line is not None
+    assert (line.line, line.url, line.result) == (7, "/v1/batches", result(f"{BATCH}.7", Outcome.FAILED))
+    assert sorted((each.job_id, each.url, each.batch_id, each.first) for each in counts.seen) == [
+        ("accepted", "/v1/responses", None, True),
+        (f"{BATCH}.7", "/v1/batches", BATCH, True),
+        (f"{BATCH}.8", "kafka", None, True),
+        (f"batch_{'1' * 32}.0", "kafka", None, True),
+        ("foreign", "kafka", None, True),
     ]
     told = events_of(store)
-    assert [each.number for each in told] == [1, 2, 3]
-    assert {from_json(each.data)["data"]["id"] for each in told} == rows.keys()
+    assert [each.number for each in told] == [1, 2, 3, 4, 5]
+    assert {from_json(each.data)["data"]["id"] for each in told} == {*rows, f"{BATCH}.7"}
 
 
 def test_a_second_result_replaces_the_first_and_does_not_count_as_a_first_one(
@@ -212,6 +214,7 @@ def test_a_rebuild_makes_the_rows_again_and_repeats_no_consequence(store: Store,
     principal = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
     new = [NewJob("accepted", "/v1/jobs", b"{}")]
     store.write_now(lambda connection: accept_jobs(connection, principal, new, fleet.topics))
+    store.write_now(partial(put_batch, batch_id=BATCH, total=3, completed=1, failed=1))
     counts, said = Counts(), {"tenant": "acme", "job_id": "accepted", "webhook_id": "msg_1", "at": 2**41}
     with running_parts(view_of(store, fleet, counts)):
         ids = ("accepted", f"{BATCH}.0", f"{BATCH}.1", "foreign")
@@ -223,15 +226,13 @@ def test_a_rebuild_makes_the_rows_again_and_repeats_no_consequence(store: Store,
         wrong = jobs.update().where(jobs.c.job_id == "foreign").values(status="failed", result=b"")
         store.write_now(lambda connection: connection.execute(wrong))
         store.write_now(lambda connection: connection.execute(job_attempts.update().values(webhook_id="wrong")))
-        store.write_now(lambda connection: connection.execute(batches.insert(), BATCH_ROW))
-        assert rebuild(store, fleet, recounting(CLOCK)) == 5
+        assert rebuild(store, fleet) == 5
         produce(fleet, fleet.topics.results, [result("later")])
         eventually(lambda: "later" in statuses(store), 60, "the view does not go on")
     assert statuses(store) == {**before, "later": "succeeded"}
     assert [row.webhook_id for row in attempts(store)] == ["msg_1"]
     assert sorted(each.job_id for each in counts.seen) == sorted([*before, "later"])
-    told = store.read_now(lambda connection: connection.scalars(select(events.c.object_id)).all())
-    assert sorted(told) == sorted([*before, "later"])
+    assert sorted(from_json(each.data)["data"]["id"] for each in events_of(store)) == sorted([*before, "later"])
     counted = select(batches.c.completed, batches.c.failed)
     assert store.read_now(lambda connection: tuple(connection.execute(counted).one())) == (2, 0)
 
@@ -243,10 +244,11 @@ def test_a_rebuild_that_was_cut_off_holds_the_view_until_it_is_run_again(store: 
     with running_parts(view_of(store, fleet)):
         produce(fleet, fleet.topics.results, [result("one")])
         eventually(lambda: "one" in statuses(store), 60, "no row")
-        with pytest.raises(KeyboardInterrupt):
-            rebuild(store, fleet, cut_off)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("gateway.view.rebuild.recount", cut_off)
+            rebuild(store, fleet)
         produce(fleet, fleet.topics.results, [result("two")])
-        rebuild(store, fleet, recounting(CLOCK))
+        rebuild(store, fleet)
         eventually(lambda: statuses(store) == {"one": "succeeded", "two": "succeeded"}, 60, "the view does not go on")
 
 
