@@ -16,6 +16,7 @@ from typing import IO
 
 import pytest
 
+from devkit.kafka.jars import ensure_jars, java
 from telemetry.clock import Deadline, SystemClock
 from tests.go_tools import go, run
 from tests.node_tools import STANDARDWEBHOOKS, modules, node
@@ -25,7 +26,7 @@ DOCUMENT = PAGE.read_text()
 PROGRAMS = {
     name: code
     for code, name in re.findall(
-        r"^```(?:python|js|go)\n((?:#|//) (\S+)\n.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL
+        r"^```(?:python|js|go|java)\n((?:#|//) (\S+)\n.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL
     )
 }
 """The text of each program of the page, by the file name in the program's first line."""
@@ -98,6 +99,9 @@ def prepared(name: str, folder: Path) -> list[str]:
     if name.endswith(".mjs"):
         (folder / "node_modules").symlink_to(modules(STANDARDWEBHOOKS))
         return [str(node()), name]
+    if name.endswith(".java"):
+        jackson = f"{ensure_jars()}/*"  # Kafka has Jackson's jars
+        return [java(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", jackson, name]
     (folder / "go.mod").write_text(GO_MODULE)
     run(
         [str(go()), "build", "-mod=mod", "-o", "consumer", name],
