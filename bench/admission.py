@@ -14,6 +14,7 @@ engine's queue to its start. A more urgent job would wait as long if it arrived 
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import math
 import random
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from bench.table import table, title, verdict
+from bench.result import parsed, table, title, verdict
 from telemetry.hand_clock import HandClock
 from workers.engines.base import EngineLoad
 from workers.engines.places import Places
@@ -219,6 +220,7 @@ class Simulation:
 
 def main() -> None:
     """Print each engine's busy share and wait with the adaptive queue and with the fixed ones."""
+    parsed(argparse.ArgumentParser(description=__doc__))
     title("The queue before the engine, simulated")
     shares, waits = [], []
     for engine in ENGINES:

@@ -23,7 +23,7 @@ from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.fleet import Kafka, broker
-from bench.table import table, title
+from bench.result import parsed, table, title
 
 ASSIGNORS = ("range", "uniform")
 SHAPES = {"worker": (2, 12), "delivery": (9, 12), "seven topics of six": (7, 6)}
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    options = parser.parse_args()
+    options = parsed(parser)
     title("partitions that move when members join and leave, and how a topic is spread over members")
     rows = []
     with broker(options.bootstrap_servers) as used:

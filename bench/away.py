@@ -19,7 +19,7 @@ from bench.callbacks import CLOCK, headers, result, webhook_id
 from bench.committed import committed_records
 from bench.fleet import Command, Kafka, new_fleet, wait_for
 from bench.receivers import receivers
-from bench.table import verdict
+from bench.result import verdict
 from schemas.topics import WEBHOOK_ID
 from workers.delivery.keyring import Keyring
 

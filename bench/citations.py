@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from bench.table import table
+from bench.result import parsed, table
 from schemas.result import Support
 from workers.enrichment.answering.citations import BEARING, Reading, judged
 from workers.enrichment.answering.judging import CrossEncoder, Judge
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--judge", metavar="FOLDER", help="the folder of a cross-encoder in ONNX")
     parser.add_argument("--classes", help="its classes in their order, such as contradiction,entailment,neutral")
     parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="FILE", help="files of public data sets")
-    options = parser.parse_args()
+    options = parsed(parser)
     try:
         public = [(path.name, load_public(path)) for path in options.data]
     except (KeyError, ValueError, OSError) as error:

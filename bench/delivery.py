@@ -27,7 +27,7 @@ from bench import away, drain
 from bench.callbacks import CLOCK, TENANT, headers, result, webhook_id
 from bench.fleet import broker
 from bench.receivers import receivers
-from bench.table import table, title, verdict
+from bench.result import parsed, samples, table, title, verdict
 from schemas.event import event_body
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
@@ -87,7 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--queued", type=int, default=20_000, help="results in the topic when a whole process starts")
     parser.add_argument("--runs", type=int, default=3, help="number of runs of a whole process")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _report(rounds: Sequence[Round]) -> None:
@@ -95,6 +95,7 @@ def _report(rounds: Sequence[Round]) -> None:
     lines = [_line(name, [side[number] for side in rounds]) for number, name in enumerate(names)]
     table(("", "callbacks/s (median)", "range", "CPU µs a callback (median)"), lines)
     ratios = [ours.per_second / signs.per_second for _, signs, ours in rounds]
+    samples("delivery / bare that signs", ratios)
     print(f"delivery / bare that signs, in single rounds: {min(ratios):.2f}-{max(ratios):.2f}")
     verdict("delivery / bare that signs, median of the rounds", statistics.median(ratios), TARGET, at_least=True)
 

@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 from bench.callbacks import CLOCK, headers, result, webhook_id
 from bench.fleet import Command, Kafka, new_fleet
 from bench.receivers import receivers
-from bench.table import table, verdict
+from bench.result import samples, table, verdict
 from schemas.settings import KafkaSettings
 from workers.delivery.keyring import Keyring
 
@@ -44,6 +44,7 @@ def compare(used: Kafka, results: int, runs: int, bare_cpu_us: float) -> None:
     _run(used, results)
     drained = [_run(used, results) for _ in range(runs)]
     rates = [run.per_second for run in drained]
+    samples("postback deliver, callbacks/s", rates)
     cpu = statistics.median(run.cpu_us for run in drained)
     line = (
         "postback deliver",

@@ -31,8 +31,8 @@ from bench.fleet import (
     shared_evenly,
     wait_for,
 )
+from bench.result import parsed, samples, table, title, verdict
 from bench.stage import Task, blocking_loop, in_its_own_process, with_results
-from bench.table import table, title, verdict
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
 
@@ -68,6 +68,7 @@ def main() -> None:
             for _ in range(options.runs):
                 run = measure(used, options.jobs, workers)
                 best, least = max(best, run.jobs_per_second), min(least, run.cpu_us_per_job)
+                samples(f"{workers} workers, jobs/s", [run.jobs_per_second])
                 cpu = f"{run.cpu_us_per_job:.0f}", f"{run.broker_us_per_job:.0f}"
                 rows.append((workers, f"{run.jobs_per_second:,.0f}", *cpu, f"{run.settles:.0f}"))
         loop = min(_loop_cpu_us(used, options.jobs) for _ in range(options.runs))
@@ -86,7 +87,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=2, help="number of runs for each number of workers")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def measure(used: Kafka, jobs: int, workers: int) -> Measured:

@@ -35,8 +35,8 @@ import uvloop
 
 from bench.committed import committed_records
 from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, value_of
+from bench.result import parsed, table, title, verdict
 from bench.run_batch import BatchRun, run_batch
-from bench.table import table, title, verdict
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
 from scripts.play.model import tiny_model
@@ -130,7 +130,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-model-len", type=int, default=512)
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _report(rounds: Sequence[Round]) -> None:

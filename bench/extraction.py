@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from bench.table import table, title, verdict
+from bench.result import parsed, table, title, verdict
 from workers.enrichment.choosing.rank import Budget, Ranking
 from workers.enrichment.evidence import Extractor, Unreadable
 from workers.enrichment.reading.extract import Extracted, extract
@@ -79,7 +79,7 @@ def main() -> None:
     """Read all pages with all extractors, and print the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with zyte/ and wcxb/")
-    folder = parser.parse_args().data
+    folder = parsed(parser).data
     sets = {name: pages for name, load in _SETS.items() if (pages := list(load(folder / name)))}
     if not sets:
         parser.error(f"--data {folder}: has neither zyte/ground-truth.json nor wcxb/ground-truth/")

@@ -20,7 +20,7 @@ from confluent_kafka import Producer
 
 from bench.committed import committed_records
 from bench.fleet import Command, Kafka, assert_exactly_once, broker, new_fleet, sleep_of, wait_for
-from bench.table import table, title, verdict
+from bench.result import parsed, samples, table, title, verdict
 from schemas.settings import KafkaSettings
 
 TARGET = 3.0
@@ -40,6 +40,8 @@ def main() -> None:
         alone = _alone(used, options)
         behind, beside = _flooded(used, options)
     rows = [(name, *_row(took)) for name, took in _named(alone, behind, beside)]
+    for name, took in _named(alone, behind, beside):
+        samples(f"{name}, s", took)
     table(("the tenant's jobs", "jobs", "p50 s", "p99 s"), rows)
     print("each of the tenant's jobs has exactly one result")
     verdict("p99 right behind the flood / alone", _p99(behind) / _p99(alone), TARGET, at_least=False)
@@ -54,7 +56,7 @@ def _options() -> argparse.Namespace:
         "--rounds", type=int, default=3, help="how often to send the ten jobs alone, and beside a flood"
     )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _alone(used: Kafka, options: argparse.Namespace) -> list[float]:

@@ -22,7 +22,7 @@ from bench.committed import committed_records
 from bench.drawn_jobs import Drawn, DrawnJobs
 from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.receivers import receivers
-from bench.table import table, title
+from bench.result import parsed, table, title
 from schemas.codec import Origin, read_result
 from schemas.settings import KafkaSettings
 from schemas.topics import CALLBACK_URL, REASON, WEBHOOK_ID
@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=POOL, help="number of values drawn for each field")
     parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same records")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use; by default the bench starts one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def run(used: Kafka, jobs: int, broken: int, *, pool: int, seed: int) -> dict[str, Counted]:

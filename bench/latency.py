@@ -20,7 +20,7 @@ import uvloop
 from confluent_kafka import Producer
 
 from bench.fleet import Command, broker, new_fleet, wait_for
-from bench.table import table, title, verdict
+from bench.result import parsed, samples, table, title, verdict
 from cli.devkit.receiver import Keys, Received, Receiver
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
@@ -78,7 +78,7 @@ def _options() -> argparse.Namespace:
         "--warm-up", type=float, default=15.0, help="seconds to leave out at the start, because a fresh JVM is slow"
     )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 async def _measure(kafka: KafkaSettings, keyring: Keyring, options: argparse.Namespace) -> tuple[list[float], int]:
@@ -119,6 +119,7 @@ def _report(took_ms: Sequence[float], repeated: int) -> None:
     cuts = statistics.quantiles(took_ms, n=1000, method="inclusive")
     p50, p99 = cuts[499], cuts[989]
     row = (f"{len(took_ms):,}", *(f"{value:.1f}" for value in (p50, cuts[899], p99, cuts[998], max(took_ms))), repeated)
+    samples("submit to verified callback, ms", took_ms)
     table(("callbacks", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "repeated"), [row])
     print("every callback verified")
     verdict("p50", p50, P50_MS, at_least=False, unit=" ms")

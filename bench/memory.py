@@ -6,7 +6,7 @@ import argparse
 import json
 
 from bench.fleet import Command, broker, new_fleet, prefill, wait_for
-from bench.table import table, title, verdict
+from bench.result import parsed, table, title, verdict
 
 TARGET_MB = 200
 PARTITIONS = 12
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000)
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    options = parser.parse_args()
+    options = parsed(parser)
     title(f"Resident memory of `postback worker --engine echo`, {options.jobs:,} jobs")
     with broker(options.bootstrap_servers) as used:
         kafka = new_fleet(used, PARTITIONS)

@@ -18,9 +18,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.table import table, title
+from bench.result import parsed, table, title, verdict
 from telemetry.clock import SystemClock
 
+SURVIVED = 3
+"""The exit status if a test is missing that would notice a mutant."""
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutants.toml")
 TEST_SECONDS = 120
@@ -107,10 +109,10 @@ def killer(mutant: Mutant, folder: Path) -> str | None:
 
 
 def main() -> None:
-    """Run the mutants one by one, and print the test that kills each. The exit status is 1 if a mutant survives."""
+    """Run the mutants one by one, and print the test that kills each. The exit status is SURVIVED if one survives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="run only mutants whose name contains this text")
-    options = parser.parse_args()
+    options = parsed(parser)
     chosen = [mutant for mutant in mutants() if options.only in mutant.name]
     clock, rows, survivors = SystemClock(), list[tuple[str, ...]](), list[str]()
     title(f"{len(chosen)} mutants of workers/stage and workers/delivery")
@@ -130,7 +132,8 @@ def main() -> None:
             survivors += [] if found else [mutant.name]
     table(("mutant", "killed by", "s"), rows)
     print(f"{len(rows) - len(survivors)} of {len(rows)} are killed; survivors: {', '.join(survivors) or 'none'}")
-    sys.exit(bool(survivors))
+    verdict("survivors", len(survivors), 0, at_least=False)
+    sys.exit(SURVIVED if survivors else 0)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import uvloop
 
 from bench.committed import committed_records
 from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, value_of
+from bench.result import parsed, table, title, verdict
 from bench.slow_site import slow_site
-from bench.table import table, title, verdict
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
 from workers.engines.base import Completion, Engine, EngineLoad, GenerationRequest
@@ -151,7 +151,7 @@ def _options() -> argparse.Namespace:
         "--page-seconds", type=float, nargs=2, default=[1.0, 3.0], help="shortest and longest seconds that a page takes"
     )
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _report(sides: Sequence[Side], runs: Sequence[Measured]) -> None:

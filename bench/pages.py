@@ -18,7 +18,7 @@ from ipaddress import ip_network
 import psutil
 import uvloop
 
-from bench.table import table, title, verdict
+from bench.result import parsed, table, title, verdict
 from schemas.job import DEFAULT_TENANT, Sources
 from scripts.play.model import ENGLISH, embedding_model
 from scripts.play.site import Site, paths
@@ -53,7 +53,7 @@ def main() -> None:
         action="store_true",
         help="also measure a second variant, which ranks by words and by an embedding model",
     )
-    options = parser.parse_args()
+    options = parsed(parser)
     title(f"{PAGES} pages before a question, {options.rounds} rounds")
     uvloop.run(_measured(options.rounds, with_model=options.rerank))
 

@@ -23,7 +23,7 @@ import uvloop
 from bench.evaluation.beir import DEPTH, compared, load_collection
 from bench.evaluation.pages import SIDE_BY_SIDE, Page, Question, beside, holds, load_pages
 from bench.evaluation.site import serving
-from bench.table import table, title
+from bench.result import parsed, table, title
 from schemas.job import Sources
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
@@ -75,7 +75,7 @@ def main() -> None:
         metavar="DIR",
         help="rank the documents of this collection in BEIR's format, not the bench's own",
     )
-    folder = parser.parse_args().data
+    folder = parsed(parser).data
     if folder is None:
         pages = load_pages()
         title(f"The right passage among {SIDE_BY_SIDE} pages, {len(pages)} pages in the set")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import uvloop
 
-from bench.table import table, title, verdict
+from bench.result import parsed, table, title, verdict
 from producers.sharding import Partitioner
 from schemas.affinity import prefix_of
 from schemas.codec import write_job
@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--words", type=int, default=1_200, help="number of words in a document")
     parser.add_argument("--jobs", type=int, default=640, help="number of jobs for the whole fleet")
     parser.add_argument("--rounds", type=int, default=1)
-    return parser.parse_args()
+    return parsed(parser)
 
 
 async def _runs(options: argparse.Namespace) -> dict[str, list[Measured]]:

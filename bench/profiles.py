@@ -23,7 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from bench.table import table
+from bench.result import parsed, table
 from schemas.job import Job
 from workers.enrichment.answering.citations import BEARING, Draft, Unsupported
 from workers.enrichment.answering.grounding import GroundedPrompt, ground
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="store_true", help="let the demo's small model answer too")
     parser.add_argument("--questions", type=int, help="number of questions of each profile that the model answers")
-    options = parser.parse_args()
+    options = parsed(parser)
     profiles = Profiles.load()
     questions = [question for profile in PROFILES for question in load_questions(profile)]
     written = [

@@ -35,7 +35,7 @@ from bench.fleet import (
     value_of,
     wait_for,
 )
-from bench.table import table, title, verdict
+from bench.result import parsed, samples, table, title, verdict
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
@@ -99,6 +99,7 @@ def _report(runs: Sequence[Measured]) -> None:
     ]
     table(("jobs/s before", "jobs/s after", "ratio", "seconds until the oldest were answered"), rows)
     print("no job has two results for a read_committed reader")
+    samples("after / before", [run.after / run.before for run in runs])
     verdict("after / before, the worst run", min(run.after / run.before for run in runs), GOAL, at_least=True)
 
 
@@ -121,7 +122,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--only-killer", action="store_true")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _measure(used: Kafka, options: argparse.Namespace) -> Measured:

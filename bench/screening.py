@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from bench.table import table, title, verdict
+from bench.result import parsed, table, title, verdict
 from schemas.job import Job
 from schemas.screening import Verdict
 from workers.screening.screen import Screen
@@ -66,7 +66,7 @@ def main() -> None:
     """Print the milliseconds that each side takes for a kilobyte."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
-    options = parser.parse_args()
+    options = parsed(parser)
     title(f"Input filter, {options.rounds} rounds")
     screen, peer = _screen(), _peer()
     rows = []

@@ -39,7 +39,7 @@ from bench.committed import committed_records
 from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.paired import Ratio, ratio
 from bench.receivers import Receivers, receivers, refusing_port
-from bench.table import table, title
+from bench.result import parsed, table, title
 from cli.devkit.kafka.cluster import STEADY_JVM
 from schemas.settings import KafkaSettings
 from schemas.topics import DEFERRED
@@ -158,7 +158,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--outages", type=int, default=7, help="number of outages; each takes about seven minutes")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    options = parser.parse_args()
+    options = parsed(parser)
     if options.rounds < BEGINNING_ROUNDS + 2:
         parser.error(f"--rounds: {options.rounds}, of which {BEGINNING_ROUNDS} do not count: give more")
     if options.turn <= UNSTEADY_SECONDS:

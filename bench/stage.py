@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.committed import committed_records
 from bench.fleet import assert_exactly_once, broker, new_fleet, prefill, value_of
-from bench.table import table, title, verdict
+from bench.result import parsed, samples, table, title, verdict
 from schemas.codec import Origin, read_job
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
@@ -120,7 +120,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=2000, help="number of records that the stage handles at once")
     parser.add_argument("--batch", type=int, default=1000, help="number of records in one transaction of the loop")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _job(number: int) -> bytes:
@@ -158,6 +158,8 @@ def _report(rows: Sequence[tuple[Measured, Measured]]) -> None:
     ratios = [stage.jobs_per_second / loop.jobs_per_second for loop, stage in rows]
     lines = [_line("blocking loop", [loop for loop, _ in rows]), _line("stage", [stage for _, stage in rows])]
     table(("", "jobs/s (median)", "range", "CPU µs a job (median)"), lines)
+    samples("blocking loop, jobs/s", [loop.jobs_per_second for loop, _ in rows])
+    samples("stage, jobs/s", [stage.jobs_per_second for _, stage in rows])
     print("stage / loop in each pair:", ", ".join(f"{ratio:.2f}" for ratio in ratios))
     verdict("stage / loop, median of the pairs", statistics.median(ratios), TARGET, at_least=True)
 

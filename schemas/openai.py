@@ -208,8 +208,6 @@ def _frame_problems(line: dict[str, Any]) -> list[Problem]:
 
 
 def _unsupported(url: object, body: dict[str, Any]) -> list[Problem]:
-    if _NEUTRAL.keys().isdisjoint(body):
-        return []
     return [
         Problem(f"body.{each.name}", f"is not supported here{each.instead}")
         for each in _BY_URL.get(str(url), {}).values()

@@ -38,7 +38,7 @@ from bench.fleet import (
     sleep_of,
     wait_for,
 )
-from bench.table import table, title, verdict
+from bench.result import parsed, table, title, verdict
 from schemas.groups import INFERENCE_GROUP
 from schemas.settings import KafkaSettings
 
@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=40.0, help="measured seconds for each fleet")
     parser.add_argument("--warm-up", type=float, default=12.0, help="seconds under load before a measurement begins")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _busy(measured: FleetRate, options: argparse.Namespace) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from bench.gateway import accepting, batches, tracing
 from bench.gateway.running import SMOKE, Sizes
+from bench.result import parsed
 
 MEASUREMENTS: dict[str, Callable[[str | None, Sizes], None]] = {
     "batches": batches.main,
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *MEASUREMENTS], help="the measurements to run; by default all")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use; by default the bench starts one")
     parser.add_argument("--smoke", action="store_true", help="use tiny sizes, to test the bench itself")
-    chosen = parser.parse_args()
+    chosen = parsed(parser)
     for name in chosen.names or MEASUREMENTS:
         MEASUREMENTS[name](chosen.bootstrap_servers, SMOKE if chosen.smoke else Sizes())
 

@@ -25,7 +25,7 @@ import uvloop
 from bench.fleet import START_SECONDS, Command, broker, new_fleet, wait_for
 from bench.gateway.load import LoadConnection, Make, rate, request
 from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_certificate, new_key, url_of
-from bench.table import table, title, verdict
+from bench.result import table, title, verdict
 
 GOAL = 0.4
 POLL_SECONDS = 0.005

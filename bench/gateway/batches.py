@@ -18,7 +18,7 @@ import requests
 
 from bench.fleet import START_SECONDS, Command, Kafka, broker, new_fleet, wait_for
 from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_key, url_of
-from bench.table import table, title, verdict
+from bench.result import table, title, verdict
 
 SHORT_LINE_BYTES = 300
 GOAL = 5_000

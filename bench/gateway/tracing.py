@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from bench.fleet import POSTBACK
 from bench.gateway.running import TENANT, Sizes, store_url
-from bench.table import table, title, verdict
+from bench.result import table, title, verdict
 from gateway.store.dialects import insert, write_rows
 from gateway.store.store import Store
 from gateway.store.tables import job_attempts, jobs

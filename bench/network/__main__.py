@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bench.network.link import CLIENT, SERVER, SERVER_ADDRESS, Conditions, EmulatedLink, slow_link, within
-from bench.table import table, title
+from bench.result import parsed, table, title
 from cli.operations.certificates import key_pem, new_authority
 
 SMALL, LARGE = 1_000, 8_000_000
@@ -25,6 +26,7 @@ _EXCHANGE = (sys.executable, "-m", "bench.network.exchange")
 
 def main() -> None:
     """Print a table for each measurement: new and kept connections, congestion controls, pauses."""
+    parsed(argparse.ArgumentParser(description=__doc__))
     title("Requests over a slow link of 50 Mbit/s, both ends with the kernel's TCP")
     with tempfile.TemporaryDirectory() as folder, slow_link() as link, serving(Path(folder)):
         connections(link)

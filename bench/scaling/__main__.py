@@ -12,10 +12,10 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from bench.result import parsed, table, title, verdict
 from bench.scaling.cluster import SimulatedRun, simulate
 from bench.scaling.traces import DAY_SECONDS, NAMES, trace
 from bench.scaling.ways import by_deadlines, by_lag
-from bench.table import table, title, verdict
 
 THRESHOLDS = (8, 32, 128)
 """Records of lag for each worker."""
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, default=DAY_SECONDS / 3600, help="length of each trace, in hours")
     parser.add_argument("--traces", nargs="+", choices=NAMES, default=NAMES)
-    options = parser.parse_args()
+    options = parsed(parser)
     title("replica-hours and missed deadlines of workers that are scaled by lag and by deadlines")
     rows, shares, worse = [], [], 0
     for name in options.traces:

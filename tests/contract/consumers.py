@@ -16,7 +16,9 @@ from typing import IO
 
 import pytest
 
+from cli.devkit.kafka.jars import ensure_jars, java
 from telemetry.clock import Deadline, SystemClock
+from tests.debian_package import unpacked
 from tests.go_tools import go, run
 from tests.node_tools import STANDARDWEBHOOKS, modules, node
 
@@ -25,7 +27,9 @@ DOCUMENT = PAGE.read_text()
 PROGRAMS = {
     name: code
     for code, name in re.findall(
-        r"^```(?:python|js|go)\n((?:#|//) (\S+)\n.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL
+        r"^```(?:python|js|go|java|php|ruby)\n((?:<\?php\n)?(?:#|//) (\S+)\n.*?)^```$",
+        DOCUMENT,
+        re.MULTILINE | re.DOTALL,
     )
 }
 """The text of each program of the page, by the file name in the program's first line."""
@@ -71,7 +75,7 @@ def consuming(name: str, folder: Path, **environment: str) -> Iterator[Consumer]
     code = PROGRAMS[name]
     assert "8080" in code
     (folder / name).write_text(code.replace("8080", str(port)))
-    command = prepared(name, folder)
+    command = prepared(name, folder, port)
     with (folder / "stderr").open("w") as stderr:
         process = subprocess.Popen(
             command,
@@ -91,13 +95,20 @@ def consuming(name: str, folder: Path, **environment: str) -> Iterator[Consumer]
             process.kill()
 
 
-def prepared(name: str, folder: Path) -> list[str]:
+def prepared(name: str, folder: Path, port: int) -> list[str]:
     """The program's command line; installs what it needs first."""
     if name.endswith(".py"):
         return [sys.executable, name]
     if name.endswith(".mjs"):
         (folder / "node_modules").symlink_to(modules(STANDARDWEBHOOKS))
         return [str(node()), name]
+    if name.endswith(".java"):
+        jackson = f"{ensure_jars()}/*"  # Kafka has Jackson's jars
+        return [java(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", jackson, name]
+    if name.endswith(".php"):
+        return [*debian("php8.2", "php8.2-cli", "libargon2-1", "libsodium23"), "-n", "-S", f"127.0.0.1:{port}", name]
+    if name.endswith(".rb"):
+        return [*debian("ruby3.1", "ruby3.1", "libruby3.1", "ruby-webrick"), "--disable-gems", name]
     (folder / "go.mod").write_text(GO_MODULE)
     run(
         [str(go()), "build", "-mod=mod", "-o", "consumer", name],
@@ -106,6 +117,17 @@ def prepared(name: str, folder: Path) -> list[str]:
         cwd=folder,
     )
     return [str(folder / "consumer")]
+
+
+def debian(program: str, *packages: str) -> list[str]:
+    """The command line of a program of Debian's packages, which are unpacked and not installed."""
+    roots = [unpacked(package) for package in packages]
+    libraries = [folder for root in roots for folder in root.glob("usr/lib/*-linux-gnu")]
+    ruby = [*(root / "usr/lib/ruby/3.1.0" for root in roots), *(folder / "ruby/3.1.0" for folder in libraries)]
+    ruby += [folder for root in roots for folder in root.glob("usr/share/rubygems-integration/all/gems/*/lib")]
+    [found] = [path for root in roots if (path := root / "usr/bin" / program).exists()]
+    paths = {"LD_LIBRARY_PATH": libraries, "RUBYLIB": ruby}
+    return ["env", *(f"{name}={':'.join(map(str, folders))}" for name, folders in paths.items()), str(found)]
 
 
 def free_port() -> int:

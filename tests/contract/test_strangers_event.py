@@ -27,7 +27,7 @@ from workers.delivery.keyring import JWKS_FOLDER, Keyring, tenant_jwks_page
 
 CLOCK = SystemClock()
 RESULT = Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="yours", created_at=1_700_000_000)
-BY_SECRET = ("consumer.py", "consumer.mjs", "consumer.go")
+BY_SECRET = ("consumer.py", "consumer.mjs", "consumer.go", "Consumer.java", "consumer.php", "consumer.rb")
 BY_PUBLIC_KEY = ("consumer_by_public_key.py", "consumer_by_public_key.mjs", "consumer_by_public_key.go")
 
 

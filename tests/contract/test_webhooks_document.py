@@ -30,7 +30,7 @@ pytestmark = pytest.mark.broker
 
 PROMPT = "Was ist ein “Webhook”? Ω </script> 🪝"
 """Prompt that the echo engine returns: letters of one to four bytes, and characters that JSON writers escape."""
-BY_SECRET = ("consumer.py", "consumer.mjs", "consumer.go")
+BY_SECRET = ("consumer.py", "consumer.mjs", "consumer.go", "Consumer.java", "consumer.php", "consumer.rb")
 BY_PUBLIC_KEY = ("consumer_by_public_key.py", "consumer_by_public_key.mjs", "consumer_by_public_key.go")
 WEBHOOK_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
