@@ -216,10 +216,6 @@ class Results:
         }
         if completion.served_by is not None:
             common["engine"] = completion.served_by.engine
-        is_plain = received.job.is_plain and asked.evidence is None and asked.response_format is None
-        if is_plain and _is_plain(completion):
-            common |= {"text": completion.text, "confidence": completion.confidence}
-            return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
         if completion.pooled is not None:
             common |= answer_of(received.job, completion.pooled)
             return self._result(received, Outcome.SUCCEEDED, notes=notes, **common)
