@@ -20,10 +20,11 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
+from schemas.topics import TRACEPARENT
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.throttle import LogThrottle
-from telemetry.traces import TRACEPARENT, Kind, annotate, collecting, parse_traceparent, span
+from telemetry.traces import Kind, annotate, collecting, parse_traceparent, span
 from workers.delivery.exchange import CallbackAnswer, Exchanges
 from workers.delivery.exhaustion import Exhausted, exhausted_by
 from workers.delivery.settings import DeliverySettings
