@@ -541,11 +541,7 @@ _HEADER_RULES = {
     # Any producer can write headers, so these two are used only if the `webhook-id` is derived from the `job-origin`.
     topics.WEBHOOK_ID: _rule(r"msg_[0-9a-f]{32}", None),
     topics.JOB_ORIGIN: _rule(_PLACE, None),
-    # W3C Trace Context, section 3.2.2.3: a traceparent that cannot be parsed restarts the trace.
-    topics.TRACEPARENT: _rule(
-        r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[\x20-\x7e]{0,256})?",
-        None,
-    ),
+    topics.TRACEPARENT: _rule(topics.TRACEPARENT_FORMAT.pattern, None),
     topics.SCREENING: _rule(r"[\x20-\x7e]{1,16384}", None),
 }
 

@@ -13,6 +13,12 @@ DEADLINE = "deadline"
 PRIORITY = "priority"
 IDEMPOTENCY_KEY = "idempotency-key"
 TRACEPARENT = "traceparent"
+TRACEPARENT_FORMAT = re.compile(
+    r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+    r"(-[\x20-\x7e]{0,256})?"
+)
+"""W3C Trace Context, section 3.2.2.3, with the groups trace id, parent id and flags. A value of another form restarts
+the trace."""
 SCHEMA = "schema"
 JOB_ID = "job-id"
 """The job's identifier. Workers add it when they first move the job or write its result, and never remove it."""

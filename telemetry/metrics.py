@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from schemas.codes import DEAD_LETTER_REASONS
+from schemas.outcome import Outcome
 from telemetry.series import Declared, closed, counter, gauge, histogram, known_gauge
 
 # The range covers an echo answer (a millisecond), a long generation, and a day in a delay tier.
@@ -53,11 +55,7 @@ class StageMetrics:
     dead_letters = closed(
         "dead_letters_total",
         "Records given up into `dead_letters`, by reason as in `postback dead-letters list`.",
-        reason=(
-            *("rejected", "untrusted", "screened", "engine_error", "worker_killed", "internal_error"),
-            *("handler_defect", "callback_exhausted", "callback_refused", "endpoint_gone", "endpoint_disabled"),
-            *("unusable_result", "unusable_batch_range"),
-        ),
+        reason=tuple(DEAD_LETTER_REASONS),
     )
 
 
@@ -67,7 +65,7 @@ class InferenceMetrics:
     jobs = closed(
         "jobs_total",
         "Results by outcome: {}. A job that is answered again after a crash counts again.",
-        outcome=("succeeded", "failed", "expired", "cancelled", "rejected"),
+        outcome=tuple(outcome.value for outcome in Outcome),
     )
     tokens = closed(
         "tokens_total",

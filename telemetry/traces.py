@@ -14,7 +14,6 @@ Sources: W3C Trace Context, level 1, section 3.2; OpenTelemetry's specification 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,13 +24,10 @@ from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
-TRACEPARENT = "traceparent"
+from schemas.topics import TRACEPARENT_FORMAT
+
 FLUSH_SECONDS = 3.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_FORMAT = re.compile(
-    r"(?!ff)(?!00-.{52}-)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]{0,256})?"
-)
-"""The same pattern as in `schemas.codec`. Neither module may import the other, so a test compares the two patterns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ class Kind(Enum):
 
 def is_traceparent(value: str) -> bool:
     """True if a context can be read from the value, which is then printable ASCII."""
-    return _FORMAT.fullmatch(value) is not None
+    return TRACEPARENT_FORMAT.fullmatch(value) is not None
 
 
 def parse_traceparent(value: str | None) -> TraceContext | None:
@@ -72,7 +68,7 @@ def parse_traceparent(value: str | None) -> TraceContext | None:
 
     A version above 00 is read as 00 with further fields, as section 3.2.4 requires; version ff is invalid.
     """
-    match = _FORMAT.fullmatch(value or "")
+    match = TRACEPARENT_FORMAT.fullmatch(value or "")
     if match is None:
         return None
     trace_id, span_id, flags = match.group(1, 2, 3)

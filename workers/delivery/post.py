@@ -30,10 +30,11 @@ from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 
+from schemas.topics import TRACEPARENT
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from telemetry.throttle import LogThrottle
-from telemetry.traces import TRACEPARENT, Kind, annotate, collecting, parse_traceparent, span
+from telemetry.traces import Kind, annotate, collecting, parse_traceparent, span
 from workers.delivery.settings import DeliverySettings
 from workers.delivery.tls import TlsContexts
 from workers.egress import EgressPolicy, EgressRefused, GuardedConnector, check_url
