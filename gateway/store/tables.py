@@ -182,8 +182,10 @@ events = Table(
 """Events for `GET /v1/events`, numbered in the order of their commits.
 
 Where `data` is null, the event's data are the result in the job's row. Readers skip an event without data if its result
-was removed, or was replaced by a result of another outcome. A row of the type `lines` stands for the events of several
-answered lines of the batch `object_id`: `data` is a JSON list of lines and outcomes, and the last one has the `number`.
+was removed, or was replaced by a result of another outcome.
+
+A row of the type `lines` stands for the events of several answered lines of the batch `object_id`, of which the last
+has the `number`. Its `data` is JSON: the segment of the first line, and a list of lines and outcomes.
 """
 
 files = Table(

@@ -100,7 +100,8 @@ def _counts(batch: Batch, completed: int, failed: int, at_ms: int) -> dict[str, 
     counts = {"completed": completed, "failed": failed}
     if batch.status != IN_PROGRESS or completed + failed < batch.total:
         return counts
-    return {**counts, "status": FINALIZING, "finalizing_at": at_ms, "claimed_until": 0}
+    begun = max(at_ms, batch.in_progress_at or 0)  # workers' clocks differ from the gateway's
+    return {**counts, "status": FINALIZING, "finalizing_at": begun, "claimed_until": 0}
 
 
 def entries_of(line_index: bytes) -> list[Entry]:
@@ -123,21 +124,28 @@ def outputs_of(connection: Connection, batch_id: str, seq: int) -> bytes | None:
 
 
 def find_answers(
-    connection: Connection, tenant: str, batch_id: str, lines: Collection[int]
+    connection: Connection, tenant: str, batch_id: str, lines: Collection[int], near: int | None = None
 ) -> dict[int, tuple[Entry, bytes]]:
-    """Return the entry and the result's record of each of these lines that is answered."""
+    """Return the entry and the result's record of each of these lines that is answered.
+
+    `near` is the segment into which the lines were written. It is read first, because in a large batch many segments
+    have lines below and above a given line.
+    """
     if not lines:
         return {}
     columns = batch_segments.c
     these = (columns.tenant == tenant) & (columns.batch_id == batch_id)
     these &= (columns.first_line <= max(lines)) & (columns.last_line >= min(lines))
     found: dict[int, tuple[Entry, bytes]] = {}
-    for row in connection.execute(select(columns.seq, columns.line_index).where(these)).all():
-        entries = [each for each in entries_of(row.line_index) if each.line in lines and each.status is not None]
-        if entries:
-            this = (columns.batch_id == batch_id) & (columns.seq == row.seq)
-            results = connection.execute(select(columns.results).where(this)).scalar_one()
-            found |= {each.line: (each, results[slice(*each.result)]) for each in entries}
+    for some in (these,) if near is None else (these & (columns.seq == near), these & (columns.seq != near)):
+        if len(found) == len(lines):
+            break
+        for row in connection.execute(select(columns.seq, columns.line_index).where(some)).all():
+            entries = [each for each in entries_of(row.line_index) if each.line in lines and each.status is not None]
+            if entries:
+                this = (columns.batch_id == batch_id) & (columns.seq == row.seq)
+                results = connection.execute(select(columns.results).where(this)).scalar_one()
+                found |= {each.line: (each, results[slice(*each.result)]) for each in entries}
     return found
 
 

@@ -69,8 +69,9 @@ def events_after(connection: Connection, tenant: str, number: int, types: Sequen
     looked_at = 0
     for row in rows:
         if row.type == LINES:
-            some = _lines(row, number, types)
-            found += _line_events(connection, tenant, row.object_id, some[: limit - looked_at])
+            seq, said = from_json(row.data)
+            some = _lines(row.number, said, number, types)
+            found += _line_events(connection, tenant, row.object_id, some[: limit - looked_at], seq)
             looked_at += len(some)
             if looked_at > limit:
                 return EventPage(found, some[limit - looked_at - 1].number)
@@ -95,19 +96,18 @@ def _of_lines(types: Sequence[str]) -> list[str]:
     return [kind for kind in kinds if not types or kind in types or kind.startswith(prefixes)]
 
 
-def _lines(row: Any, number: int, types: Sequence[str]) -> list[_LineEvent]:
-    """Return the events after this number for which a row of the type LINES stands."""
-    said = from_json(row.data)
+def _lines(last: int, said: Sequence[tuple[int, Outcome]], number: int, types: Sequence[str]) -> list[_LineEvent]:
+    """Return the events after `number` of the lines and outcomes in `said`; `last` is the number of the last one."""
     chosen = _of_lines(types)
-    numbered = enumerate(said, row.number - len(said) + 1)
-    some = (_LineEvent(at, line, event_type(Outcome(outcome))) for at, (line, outcome) in numbered if at > number)
+    numbered = enumerate(said, last - len(said) + 1)
+    some = (_LineEvent(at, line, f"inference.{outcome}") for at, (line, outcome) in numbered if at > number)
     return [each for each in some if each.type in chosen]
 
 
 def _line_events(
-    connection: Connection, tenant: str, batch_id: str, some: Sequence[_LineEvent]
+    connection: Connection, tenant: str, batch_id: str, some: Sequence[_LineEvent], seq: int
 ) -> Iterator[StoredEvent]:
-    answers = find_answers(connection, tenant, batch_id, {each.line for each in some})
+    answers = find_answers(connection, tenant, batch_id, {each.line for each in some}, seq)
     for each in some:
         answer = answers.get(each.line)
         if answer is not None and f"inference.{answer[0].status}" == each.type:

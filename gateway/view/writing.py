@@ -18,7 +18,7 @@ from gateway.access.quotas import Answered, release_answered
 from gateway.store.dialects import insert, insert_of, pair_in, storable, write_rows
 from gateway.store.tables import job_attempts, jobs
 from gateway.view.records import AttemptRecord, ResultRecord
-from gateway.view.segments import Line, batches_of, write_segments
+from gateway.view.segments import Batch, Line, batches_of, write_segments
 from gateway.view.stored_events import LINES
 from gateway.view.stored_jobs import BATCHES, line_of
 from schemas.event import event_type
@@ -82,7 +82,7 @@ def write_results(connection: Connection, found: Sequence[ResultRecord], *, tell
     for (tenant, batch_id), some in lines.items():
         first = write_segments(connection, known[tenant, batch_id], some)
         stored += (_answered(batch_id, *each, first=is_first) for each, is_first in zip(some, first, strict=True))
-        events.append(_lines_event(tenant, batch_id, some))
+        events.append(_lines_event(known[tenant, batch_id], some))
     if tell:
         write_events(connection, events)
         release_answered(connection, [Answered(one.tenant, one.job_id, one.batch_id, one.first) for one in stored])
@@ -197,7 +197,7 @@ def _event(one: StoredResult) -> NewEvent:
     return NewEvent(one.tenant, kind, one.job_id, one.at_ms, webhook_id=one.webhook_id)
 
 
-def _lines_event(tenant: str, batch_id: str, lines: Sequence[Line]) -> NewEvent:
-    """Return the row for the events of some lines of a batch."""
-    data = to_json([[line, record.result.outcome] for line, record in lines])
-    return NewEvent(tenant, LINES, batch_id, lines[-1][1].at_ms, data, count=len(lines))
+def _lines_event(batch: Batch, lines: Sequence[Line]) -> NewEvent:
+    """Return the row for the events of some lines of a batch; `batch` is its row before they were written."""
+    data = to_json([batch.segments or 0, [[line, record.result.outcome] for line, record in lines]])
+    return NewEvent(batch.tenant, LINES, batch.id, lines[-1][1].at_ms, data, count=len(lines))
