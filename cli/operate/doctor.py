@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cli.shared.errors import FAILED, quiet_clients, say
 from cli.shared.terminal import harmless
+from workers.engines import ENGINES
 
 if TYPE_CHECKING:
     from cli.operations.doctor.findings import Examined
+
+    Engine = str
+else:
+    Engine = Literal[tuple(ENGINES)]
 
 
 class Role(StrEnum):
@@ -29,6 +34,10 @@ def doctor(
     role: Annotated[
         list[Role] | None, typer.Option(help="Also check the needs of this role on this machine; may be repeated.")
     ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="Check this engine, which the workers on this machine use.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The engine's model, instead of the one in the settings.")] = None,
     callback_url: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="Check that this machine can reach this callback URL; may be repeated."),
@@ -42,8 +51,6 @@ def doctor(
 ) -> None:
     """Examine Kafka, the fleet, the settings and this machine. Each check prints a line: ok, or a fault and its fix.
 
-    `postback worker --check` checks an engine, and `postback models check` a registry.
-
     The command reads the same variables as the roles, so run the command where the roles run. The command writes one
     tombstone into fleet_workers, to learn the broker's time; a key that lasts a second into each Redis; and an object
     that it deletes into the bucket of files.
@@ -54,7 +61,7 @@ def doctor(
     from cli.operate.doctor_checks import checks
     from cli.operations.doctor.findings import FindingLevel, examine
 
-    done = examine(checks(role or (), callback_url or (), certificate or ()))
+    done = examine(checks(role or (), callback_url or (), certificate or (), engine, model))
     found = [(each.check, finding) for each in done for finding in each.findings]
     faults = sum(finding.level is FindingLevel.FAULT for _, finding in found)
     if as_json:

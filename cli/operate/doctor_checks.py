@@ -20,6 +20,7 @@ from tempfile import gettempdir
 
 from cryptography import x509
 
+from cli.operate import doctor_engine
 from cli.operations.certificates import State, authority_state, days_left, state_at
 from cli.operations.doctor import brokers, fleet, topics
 from cli.operations.doctor.findings import Check, Finding, fault, warning
@@ -40,6 +41,9 @@ _LEAST_MEMORY = BESIDE_WINDOW + COPIES * SMALLEST_WINDOW
 _FAULT_DISK = 256 * MIB
 _WARN_DISK = 2 * 1024 * MIB
 _REDIS_SECONDS = 3.0
+_EXTRAS = {"worker": "worker", "deliver": "worker", "gateway": "gateway"}
+"""Maps each role that needs more than the base install to the extra that installs the role's packages."""
+_PACKAGES = {"worker": ("aiohttp", "confluent_kafka", "uvloop"), "gateway": ("sqlalchemy", "starlette", "uvicorn")}
 _KAFKA = "POSTBACK_KAFKA__EXTRA__"
 _SECRET_FILES = (
     *("POSTBACK_TRUST__SECRET_FILE", "POSTBACK_ACCESS__PEPPER_FILE", "POSTBACK_GATEWAY_KEY_FILE"),
@@ -61,8 +65,17 @@ _EGRESS_FIXES = {
 _WHOLE_URL = "give the callback a whole https URL with a host name"
 
 
-def checks(roles: Sequence[str] = (), callbacks: Sequence[str] = (), certificates: Sequence[Path] = ()) -> list[Check]:
-    """Return the checks. If the fleet's settings cannot be read, return only the checks that do not need them."""
+def checks(
+    roles: Sequence[str] = (),
+    callbacks: Sequence[str] = (),
+    certificates: Sequence[Path] = (),
+    engine: str | None = None,
+    model: str | None = None,
+) -> list[Check]:
+    """Return the checks. If the fleet's settings cannot be read, return only the checks that do not need them.
+
+    `model` overrides the engine's model of the settings.
+    """
     environment = {name.upper(): value for name, value in os.environ.items() if value}
     of_certificates = {f"--certificate {path}": path for path in certificates}
     found = [
@@ -70,11 +83,14 @@ def checks(roles: Sequence[str] = (), callbacks: Sequence[str] = (), certificate
         Check("settings-values", check_values),
         Check("secret-files", lambda: check_secret_files(_files(environment, _SECRET_FILES))),
         Check("certificates", lambda: check_certificates(_files(environment, _CERTIFICATES) | of_certificates)),
+        Check("packages", partial(check_packages, roles)),
         Check("open-files", check_files_limit),
         Check("memory", check_memory),
         Check("disk", partial(check_disk, _folders(environment))),
         *_services(environment, roles),
     ]
+    if engine is not None:
+        found.append(Check("engine", partial(doctor_engine.check_engine, engine, model)))
     try:
         read = read_settings(FleetSettings)
     except SettingsRefused:
@@ -104,9 +120,13 @@ def _services(environment: Mapping[str, str], roles: Sequence[str]) -> Iterator[
         variable = f"POSTBACK_{name.upper()}__REDIS_URL"
         if variable in environment:
             yield Check(f"redis-{name}", partial(check_redis, variable, environment[variable]))
+    if languages := environment.get("POSTBACK_ENRICHMENT__OCR"):
+        yield Check("ocr", partial(check_ocr, languages))
     judge = environment.get("POSTBACK_ENRICHMENT__ENTAILMENT")
     if "worker" in roles or judge:
         yield Check("entailment", partial(check_entailment, judge))
+    if registry := environment.get("POSTBACK_WORKER__REGISTRY"):
+        yield Check("models", partial(doctor_engine.check_registry, Path(registry)))
 
 
 # -- settings --------------------------------------------------------------------------------------------------------
@@ -338,6 +358,15 @@ def _check_callback(url: str, fleet: FleetSettings) -> Iterator[Finding]:
 # -- services beside Kafka -------------------------------------------------------------------------------------------
 
 
+def check_packages(roles: Sequence[str]) -> Iterator[Finding]:
+    """Yield a fault for each role whose packages are not installed."""
+    for role in roles:
+        extra = _EXTRAS.get(role)
+        absent = [name for name in _PACKAGES.get(extra or "", ()) if find_spec(name) is None]
+        if absent:
+            yield fault(f"`postback {role}` needs {absent[0]}", f"run `pip install 'postback[{extra}]'`")
+
+
 def check_store() -> Iterator[Finding]:
     """Yield the faults of the gateway's database. The check makes no table and no file. Raises SettingsRefused."""
     from gateway.errors import StoreAway
@@ -374,6 +403,18 @@ def check_bucket() -> Iterator[Finding]:
     except BlobsAway as away:
         problem, _, fix = str(away).partition("; ")
         yield fault(f"the bucket of {variable} cannot be {step}: {problem}", fix or f"correct {variable} and its keys")
+
+
+def check_ocr(languages: str) -> Iterator[Finding]:
+    """Yield a fault if tesseract or one of the languages is missing."""
+    from workers.enrichment.processes.tesseract import Tesseract
+    from workers.system.errors import ProcessError
+
+    try:
+        Tesseract.find(languages)
+    except ProcessError as missing:
+        problem, _, fix = str(missing).partition("; ")
+        yield fault(problem, fix)
 
 
 def check_entailment(judge: str | None) -> Iterator[Finding]:

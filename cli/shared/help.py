@@ -89,7 +89,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "doctor": (
         "postback doctor",
-        "postback doctor --role worker --json",
+        "postback doctor --role worker --engine vllm --model ./model --json",
         "postback doctor --role deliver --callback-url https://example.com/hook",
     ),
     "tail": ("postback tail --tenant acme --outcome failed", "postback tail --since -10m --json"),

@@ -1,7 +1,8 @@
-"""`postback doctor` on real servers beside Kafka: each fault of Redis, PostgreSQL and S3 is named."""
+"""`postback doctor` on real servers beside Kafka: each fault of Redis, PostgreSQL, S3 and a model server is named."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -101,6 +102,33 @@ def test_a_redis_that_is_a_replica_is_named_as_read_only(tmp_path: Path) -> None
 def test_a_database_of_another_encoding_is_named(postgres: PostgresServer) -> None:
     found = findings("store", POSTBACK_STORE__URL=postgres.new_database("SQL_ASCII"))
     assert told(found, "the store's database has the encoding SQL_ASCII", "ENCODING 'UTF8'"), found
+
+
+class Website(BaseHTTPRequestHandler):
+    """A server of a page instead of models; under another path it serves nothing."""
+
+    def do_GET(self) -> None:
+        body = b"<html>Welcome</html>"
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Write no line for a request."""
+
+
+def test_a_base_url_without_a_model_server_and_a_hung_one_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.operate.doctor_engine._ANSWER_SECONDS", 0.5)
+    with handling(Website) as url, socket.create_server(("127.0.0.1", 0)) as hung:
+        silent = f"http://127.0.0.1:{hung.getsockname()[1]}"
+        for base, problem, fix in (
+            (f"{url}/v1", "answers, and is no model server", "POSTBACK_ENGINE__OPENAI__BASE_URL"),
+            (url, "lists no models (404)", "end POSTBACK_ENGINE__OPENAI__BASE_URL with /v1"),
+            (f"{silent}/v1", f"the server at {silent} hangs", "restart it"),
+        ):
+            found = findings("engine", "--engine", "openai", "--model", "m", POSTBACK_ENGINE__OPENAI__BASE_URL=base)
+            assert told(found, problem, fix), found
 
 
 def _credentials(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:

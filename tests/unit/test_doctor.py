@@ -6,8 +6,12 @@ import json
 import os
 import resource
 import socket
+import sys
 import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
 from cli.operate.doctor_checks import check_certificates, check_disk, check_files_limit, check_memory, checks
+from cli.operate.doctor_engine import server_findings
 from cli.operations.doctor.brokers import broker_findings, parsed_addresses
 from cli.operations.doctor.findings import Check, Finding, FindingLevel, examine, fault, in_words
 from cli.operations.doctor.topics import NEEDED
@@ -22,6 +27,7 @@ from gateway.store.store import Store
 from scripts.publish.catalogue import names
 from telemetry.clock import SystemClock
 from tests.drawn import drawn
+from tests.http_handler import handling
 from tests.integration.certificates import Authority
 from tests.integration.test_acls import documented_names
 from tests.postback_command import environment_of, postback_here
@@ -67,6 +73,7 @@ def told(found: list[tuple[str, str]], problem: str, fix: str) -> bool:
             *("ENRICHMENT__ENTAILMENT", "/nowhere", "entailment"),
             *("POSTBACK_ENRICHMENT__ENTAILMENT names no file or folder", "set it to engine"),
         ),
+        ("ENRICHMENT__OCR", "xyz", "ocr", "POSTBACK_ENRICHMENT__OCR ", "install "),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_fix(variable: str, value: str, check: str, problem: str, fix: str) -> None:
@@ -149,6 +156,74 @@ def test_a_store_of_another_schema_is_named(tmp_path: Path) -> None:
             connection.execute(text(change))
         assert told(findings("store", POSTBACK_STORE__URL=url), problem, fix)
     engine.dispose()
+
+
+def test_a_model_that_is_not_on_the_disk_is_named(tmp_path: Path) -> None:
+    engine = ("--engine", "vllm", "--model")
+    missing, empty = tmp_path / "missing", tmp_path / "empty"
+    empty.mkdir()
+    for folder in (str(missing), "~nobody-here/tiny"):
+        assert told(findings("engine", *engine, folder), "cannot be read (no such file", "POSTBACK_ENGINE__VLLM__MODEL")
+    assert told(findings("engine", *engine, str(empty)), f"the model is empty: {empty}", "download the model again")
+    (empty / "config.json").write_text("{}")
+    assert told(findings("engine", *engine, str(empty)), "holds no weights", "download the model again")
+    (empty / "model.safetensors").write_bytes(b"")
+    assert not told(findings("engine", *engine, str(empty)), "model", "")
+    hub: dict[str, str | Path] = {"HF_HUB_CACHE": tmp_path, "HF_HUB_OFFLINE": "1"}
+    assert told(findings("engine", *engine, "acme/tiny", **hub), "HF_HUB_OFFLINE forbids", "`hf download acme/tiny`")
+    assert told(findings("engine", "--engine", "vllm"), "the engine vllm has no model", "--model")
+
+
+def test_an_engine_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    found = findings("engine", "--engine", "vllm", "--model", "/nowhere")
+    assert told(found, "needs the package vllm", "`pip install 'postback[vllm]'`")
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    assert told(findings("packages", "--role", "gateway"), "`postback gateway` needs starlette", "postback[gateway]")
+
+
+class Models(BaseHTTPRequestHandler):
+    """A server with models for the right key. Some paths redirect, answer without HTTP, or with too deep JSON."""
+
+    keys: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        key = self.headers["Authorization"]
+        Models.keys.append(key)
+        if self.path == "/raw/models":
+            self.wfile.write(b"no status line\r\n")
+            return
+        statuses = {f"Bearer {SECRET}": 200, "Bearer restricted": 403}
+        body = b"[" * 100_000 if self.path == "/deep/models" else json.dumps({"data": [{"id": "small"}]}).encode()
+        self.send_response({"/moved/models": 302, "/deep/models": 200}.get(self.path, statuses.get(key or "", 401)))
+        self.send_header("Location", "/thief")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Write no line for a request."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with handling(Models) as url:
+        yield url
+
+
+def test_a_server_of_models_that_is_away_or_refuses_is_named(server: str) -> None:
+    away = f"http://{NO_KAFKA}"
+    for model, url, key, problem, fix in (
+        ("big", server, SECRET, "does not serve the model big", "one of its models: small"),
+        ("small", server, "other", f"{server} refuses the key (401)", "OPENAI__API_KEY"),
+        ("small", server, "restricted", "does not let this key list its models (403)", "that right"),
+        ("small", away, SECRET, f"{away} does not answer", "OPENAI__BASE_URL"),
+        ("small", server, SECRET, None, ""),
+    ):
+        settings = {"BASE_URL": f"{url}/v1", "API_KEY": key}
+        variables = {f"POSTBACK_ENGINE__OPENAI__{name}": value for name, value in settings.items()}
+        found = findings("engine", "--engine", "openai", "--model", model, **variables)
+        assert found == [] if problem is None else told(found, problem, fix), found
 
 
 def test_a_callback_that_delivery_would_not_reach_is_named_without_its_path() -> None:
@@ -257,10 +332,38 @@ def test_noise_in_variables_and_files_is_a_finding_and_never_a_defect(
             patch.delenv(name)
         for name, value in {**files, **variables}.items():
             patch.setenv(name, value)
-        every = checks(("worker", "deliver", "gateway"), (url,), (file,))
+        every = checks(("worker", "deliver", "gateway"), (url,), (file,), "vllm", url or None)
         local = [check for check in every if check.needs is None and check.name != "brokers"]
         problems = [finding.problem for each in examine(local) for finding in each.findings]
     assert not [problem for problem in problems if "this check" in problem]
+
+
+def test_the_key_of_an_engine_does_not_follow_a_redirect_and_any_answer_is_a_finding(server: str) -> None:
+    Models.keys.clear()
+    [moved] = server_findings(f"{server}/moved", "key-1", "m")
+    assert (Models.keys, moved.problem) == (["Bearer key-1"], f"the server at {server} lists no models (302)")
+    for path, error in (("deep", "RecursionError"), ("raw", "BadStatusLine")):
+        [finding] = server_findings(f"{server}/{path}", None, "m")
+        assert finding.problem == f"the server at {server} does not answer ({error})"
+
+
+def test_an_online_service_without_a_key_is_named() -> None:
+    for engine in ("anthropic", "gemini", "responses"):
+        variable = f"POSTBACK_ENGINE__{engine.upper()}__API_KEY"
+        found = findings("engine", "--engine", engine, "--model", "some")
+        assert told(found, f"the engine {engine} has no key", variable), found
+        assert findings("engine", "--engine", engine, "--model", "some", **{variable: SECRET}) == []
+
+
+def test_each_mistake_of_a_model_registry_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text('[engines.here]\nkind = "echo"\n[models.small]\nengine = "there"\n[models.big]\nengines = "here"\n')
+    found = findings("models", POSTBACK_WORKER__REGISTRY=path)
+    assert told(found, "models.small.engine", "`postback models check`"), found
+    assert told(found, "models.big", "`postback models check`"), found
+    path.write_text('[engines.here]\nkind = "echo"\n[models.small]\nengine = "here"\n')
+    assert findings("models", POSTBACK_WORKER__REGISTRY=path) == []
+    assert told(findings("models", POSTBACK_WORKER__REGISTRY=tmp_path / "none"), "cannot be read", "correct the file")
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
