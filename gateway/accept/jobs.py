@@ -30,9 +30,10 @@ _CLOCK = SystemClock()
 class JobExists(ApiError):  # noqa: N818 - it names what happened
     """The tenant already has a job with this id."""
 
-    def __init__(self, job_id: str) -> None:
-        message = f"The tenant already has a job with the id {job_id!r}; choose another id, or leave it out."
-        super().__init__(409, "job_exists", message, "job_id", headers=NO_RETRY)
+    def __init__(self, job_id: str, place: str = "job_id") -> None:
+        """`place` is the field's place in the request's body, such as `2.job_id`."""
+        message = f"{place}: The tenant already has a job with the id {job_id!r}; choose another id, or leave it out."
+        super().__init__(409, "job_exists", message, place, headers=NO_RETRY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +137,9 @@ class _Group:
             if stored is not None:
                 return stored.to(one.fingerprint)
             require_no_hold(self._connection, new_work=True)
-            for job in one.new:
+            for index, job in enumerate(one.new):
                 if (tenant, job.job_id) in self._ids:
-                    raise JobExists(job.job_id)
+                    raise JobExists(job.job_id, "job_id" if len(one.new) == 1 else f"{index}.job_id")
             counted = one.settings is not None and has_quota(one.settings)
             if one.settings is not None and counted:
                 self._reserve(tenant, one.settings, total_of([job.work for job in one.new]))

@@ -128,7 +128,15 @@ def test_an_array_is_accepted_whole_or_not_at_all(rig: Rig, key: str) -> None:
     error = refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {"promt": "q"}]), 400)
     assert (error["param"], error["message"].partition(";")[0]) == ("1.promt", "1.promt: is unknown")
     assert error["problems"][0] == {"index": 1, "field": "promt", "reason": "is unknown; did you mean `prompt`?"}
-    refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {**JOB, "job_id": "whole-1"}]), 409)
+    for member, status, place in (
+        ({"job_id": "whole-1"}, 409, "1.job_id"),
+        ({"prompt": "q" * 600_000}, 400, "1"),
+        ({"not_before": 4_000_000_000}, 400, "1.not_before"),
+    ):
+        error = refused(
+            ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {**JOB, **member}]), status
+        )
+        assert (error["param"], error["message"].partition(": ")[0]) == (place, place)
     refused(ask(rig, "GET", "/v1/jobs/part-0", key), 404)
     repeated = refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "x"}, {**JOB, "job_id": "x"}]), 400)
     assert repeated["message"] == "1.job_id: is also the id of job 0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -290,6 +291,15 @@ async def test_a_job_put_back_by_hand_and_deferred_again_says_how_often() -> Non
     async with working() as worker:
         [output] = worker.handler.sharing.defer(record(None, ("deferred", b"1")))
     assert [value for name, value in output.headers or () if name == "deferred"] == [b"2"]
+
+
+async def test_a_job_whose_headers_are_just_within_the_bound_is_answered_after_a_deferral() -> None:
+    """A moved job has a worker's headers, too."""
+    large = record(None, ("x-large", bytes(MAX_HEADER_BYTES - 64)))
+    async with working() as worker:
+        [output] = worker.handler.sharing.defer(large)
+        [answered] = await worker.outputs(replace(large, headers=output.headers))
+    assert read_result(answered.value).outcome == "succeeded"
 
 
 async def test_a_job_that_a_worker_would_not_generate_is_not_deferred_and_ends_as_usual() -> None:
