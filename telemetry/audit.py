@@ -1,12 +1,14 @@
 """The audit: one ECS line for each request of a tenant or an operator, apart from the log, without prompts and answers.
 
 A line names the credential, the tenant, the action, its objects and its outcome. The file is opened again after a
-rename, for example by `logrotate`. Each line is one write, so lines of several processes never mix.
+rename, for example by `logrotate`. Lines are written whole, so lines of several processes never mix. On an event loop,
+the lines of one turn are written together once the turn's callbacks are done.
 Source: Elastic Common Schema 9.4, https://www.elastic.co/docs/reference/ecs
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -28,6 +30,7 @@ _SAY_SECONDS = 60.0
 Type = Literal["access", "creation", "change", "deletion", "denied"]
 
 log = get_logger()
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,29 @@ class Audit:
         self._file = -1 if path is None else _opened(path)
         self._looked_at = float("-inf")
         self._throttle = LogThrottle(_SAY_SECONDS)
+        self._lines: list[str] = []
 
     def record(self, event: AuditEvent) -> None:
         """Write one line. A line that cannot be written is reported in the log, and the request goes on."""
-        line = json.dumps(self._fields(event), ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        line = _ENCODER.encode(self._fields(event))
         with self._lock:
+            self._lines.append(line)
+            is_first = len(self._lines) == 1
+        if is_first:
+            try:
+                asyncio.get_running_loop().call_soon(self.flush)
+            except RuntimeError:  # no loop runs in this thread
+                self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        with self._lock:
+            if not self._lines:
+                return
+            content, self._lines = "\n".join((*self._lines, "")).encode(), []
             try:
                 self._reopen_if_renamed()
-                os.write(sys.stdout.fileno() if self._path is None else self._file, line)
+                os.write(sys.stdout.fileno() if self._path is None else self._file, content)
             except (OSError, ValueError) as error:
                 if self._throttle.admit(self._clock.monotonic()) is not None:
                     log.error(
@@ -86,7 +104,8 @@ class Audit:
                     )
 
     def close(self) -> None:
-        """Close the file."""
+        """Write the lines that wait, and close the file."""
+        self.flush()
         with self._lock:
             if self._file >= 0:
                 os.close(self._file)

@@ -6,23 +6,18 @@ Source: IETF draft "The Idempotency-Key HTTP Header Field" (draft-ietf-httpapi-i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection
 
 from gateway.errors import NO_RETRY, ApiError
-from gateway.store.dialects import insert, insert_new, write_rows
+from gateway.store.dialects import insert, rows_of, write_rows
 from gateway.store.tables import idempotency
 from telemetry.clock import Clock, SystemClock, unix_ms
 
 _CLOCK = SystemClock()
-_STORED = select(idempotency.c.fingerprint, idempotency.c.status, idempotency.c.response).where(
-    idempotency.c.tenant == bindparam("of"), idempotency.c.key == bindparam("named")
-)
-"""This query is built once, because SQLAlchemy takes longer to build it than SQLite takes to answer it."""
 
 
 class KeyReused(ApiError):  # noqa: N818 - it names what happened
@@ -41,6 +36,19 @@ class StoredAnswer:
     body: bytes
 
 
+class StoredKey(NamedTuple):
+    """A key's row: a hash of its request, and the answer."""
+
+    fingerprint: bytes
+    answer: StoredAnswer
+
+    def to(self, fingerprint: bytes) -> StoredAnswer:
+        """Return the answer to a repeat of the request. Raises KeyReused for another request."""
+        if self.fingerprint != fingerprint:
+            raise KeyReused
+        return self.answer
+
+
 def once(
     connection: Connection,
     tenant: str,
@@ -48,37 +56,32 @@ def once(
     fingerprint: bytes,
     answer: Callable[[], StoredAnswer],
     clock: Clock = _CLOCK,
-    known: StoredAnswer | None = None,
 ) -> StoredAnswer:
     """Return the answer stored under the tenant's key; without a stored answer, call `answer` and store its result.
 
     `fingerprint` is a hash of the method, the path and the body. If `key` is None, `answer` is called for every
-    request.
-    `known` is the value that `answer` will return, if the caller has it already. If `known` is given, the key's row is
-    written first. A conflict of this write shows that the request is a repeat, so a new key needs no query.
-    Raises KeyReused, and everything that `answer` raises; the caller's transaction is then rolled back.
+    request. Raises KeyReused, and everything that `answer` raises; the caller's transaction is then rolled back.
     """
     if key is None:
         return answer()
-    now_ms = unix_ms(clock)
-    row = partial(key_row, tenant, key, fingerprint, now_ms)
-    if known is not None and insert_new(connection, idempotency, [row(known)]):
-        return answer()
-    found = connection.execute(_STORED, {"of": tenant, "named": key}).one_or_none()
+    found = stored_answers(connection, [(tenant, key)]).get((tenant, key))
     if found is not None:
-        return _stored(found.fingerprint, StoredAnswer(found.status, found.response), fingerprint)
+        return found.to(fingerprint)
     made = answer()
-    write_rows(connection, insert(connection, idempotency), [row(made)])
+    row = key_row(tenant, key, fingerprint, unix_ms(clock), made)
+    write_rows(connection, insert(connection, idempotency), [row])
     return made
+
+
+def stored_answers(connection: Connection, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredKey]:
+    """Return the stored answers by tenant and key."""
+    if not names:
+        return {}
+    found = rows_of(connection, tuple(idempotency.c), names)
+    return {(row.tenant, row.key): StoredKey(row.fingerprint, StoredAnswer(row.status, row.response)) for row in found}
 
 
 def key_row(tenant: str, key: str, fingerprint: bytes, now_ms: int, answer: StoredAnswer) -> dict[str, Any]:
     """Return the row of a key with its answer."""
     row = {"tenant": tenant, "key": key, "fingerprint": fingerprint, "created_at": now_ms}
     return {**row, "status": answer.status, "response": answer.body}
-
-
-def _stored(fingerprint: bytes, answer: StoredAnswer, asked: bytes) -> StoredAnswer:
-    if fingerprint != asked:
-        raise KeyReused
-    return answer

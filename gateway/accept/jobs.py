@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from gateway.accept.idempotency import StoredAnswer, key_row, once
-from gateway.accept.outbox import Header, outbox_row
+from gateway.accept.idempotency import StoredAnswer, StoredKey, key_row, stored_answers
+from gateway.accept.outbox import Header, outbox_row, put_rows
 from gateway.access import Principal
-from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, tokens_of, total_of
+from gateway.access.quotas import Work, add_queued, has_quota, queued_work, require_room, tokens_of, total_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.errors import NO_RETRY, ApiError, StoreAway
-from gateway.store.dialects import insert, insert_new, write_rows
+from gateway.store.dialects import insert, rows_of, storable, write_rows
 from gateway.store.engine import require_no_hold
-from gateway.store.tables import idempotency, jobs, outbox
+from gateway.store.tables import idempotency, jobs
+from gateway.store.writer import Refused
 from schemas import topics as names
 from schemas.job import DEFAULT_MAX_TOKENS
 from schemas.topics import Lane, Topics
@@ -29,9 +30,10 @@ _CLOCK = SystemClock()
 class JobExists(ApiError):  # noqa: N818 - it names what happened
     """The tenant already has a job with this id."""
 
-    def __init__(self, job_id: str) -> None:
-        message = f"The tenant already has a job with the id {job_id!r}; choose another id, or leave it out."
-        super().__init__(409, "job_exists", message, "job_id", headers=NO_RETRY)
+    def __init__(self, job_id: str, place: str = "job_id") -> None:
+        """`place` is the field's place in the request's body, such as `2.job_id`."""
+        message = f"{place}: The tenant already has a job with the id {job_id!r}; choose another id, or leave it out."
+        super().__init__(409, "job_exists", message, place, headers=NO_RETRY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +73,8 @@ def accept_jobs(
     clock: Clock = _CLOCK,
     settings: TenantSettings | None = None,
 ) -> None:
-    """Write jobs' rows into the store, and their records into the outbox. No id may occur twice in `new`.
-
-    `settings` are the tenant's settings, which include its quota. Raises JobExists and QuotaExceeded, and StoreAway
-    while no new work is accepted.
-    """
-    if not new:
-        return
-    require_no_hold(connection, new_work=True)
-    now_ms = unix_ms(clock)
-    counted = settings is not None and has_quota(settings)
-    rows = [_job_row(principal, job, now_ms, counted=counted) for job in new]
-    if len(new) == 1:
-        if insert_new(connection, jobs, rows) == 0:
-            raise JobExists(new[0].job_id)
-    else:
-        _insert_all(connection, principal.tenant, rows)
-    write_rows(connection, insert(connection, outbox), [_outbox_row(principal.tenant, job, topics) for job in new])
-    if settings is not None and counted:
-        reserve(connection, principal.tenant, settings, total_of([job.work for job in new]))
+    """Accept jobs without a key, as `JobsRequest` does."""
+    JobsRequest(principal, None, b"", new, StoredAnswer(202, b""), topics, clock, settings)(connection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,65 +85,100 @@ class JobsRequest:
     key: str | None
     fingerprint: bytes
     new: Sequence[NewJob]
+    """No id occurs twice among them."""
     answer: StoredAnswer
     topics: Topics
     clock: Clock = _CLOCK
     settings: TenantSettings | None = None
+    """The tenant's settings, which include its quota."""
 
     def __call__(self, connection: Connection) -> StoredAnswer:
-        """Accept the jobs, or return the answer to the first request. Raises as `accept_jobs` and `once` do."""
+        """Accept the jobs, or return the answer to the first request with the key.
 
-        def work() -> StoredAnswer:
-            accept_jobs(connection, self.principal, self.new, self.topics, self.clock, self.settings)
-            return self.answer
-
-        tenant = self.principal.tenant
-        return once(connection, tenant, self.key, self.fingerprint, work, self.clock, self.answer)
+        Raises KeyReused, JobExists and QuotaExceeded, and StoreAway while no new work is accepted.
+        """
+        [found] = self.together(connection, [self])
+        if isinstance(found, Refused):
+            raise found.error
+        return found
 
     @classmethod
-    def together(cls, connection: Connection, changes: Sequence[JobsRequest]) -> list[StoredAnswer] | None:
-        """Accept the jobs of several requests by one statement for each table. None if one of them is refused.
+    def together(cls, connection: Connection, changes: Sequence[JobsRequest]) -> list[StoredAnswer | Refused]:
+        """Accept the jobs of several requests by one statement for each table.
 
-        A repeated key, a job's id that is taken, and a quota without room refuse a request.
+        The requests are judged first, in their order. Nothing changes in between, because writers take turns.
         """
-        keys, rows, records = [], [], []
-        work: dict[str, tuple[TenantSettings, list[Work]]] = {}
-        for one in changes:
-            tenant, now_ms = one.principal.tenant, unix_ms(one.clock)
-            if one.key is not None:
-                keys.append(key_row(tenant, one.key, one.fingerprint, now_ms, one.answer))
+        group = _Group(connection, changes)
+        outcomes = [group.outcome(one) for one in changes]
+        group.write()
+        return outcomes
+
+
+class _Group:
+    """The requests of one transaction, and what they meet: keys, job ids and reservations of earlier requests."""
+
+    def __init__(self, connection: Connection, changes: Sequence[JobsRequest]) -> None:
+        self._connection = connection
+        names = [(one.principal.tenant, one.key) for one in changes if one.key is not None]
+        self._keys = stored_answers(connection, names)
+        ids = [(one.principal.tenant, job.job_id) for one in changes for job in one.new]
+        self._ids = _known(connection, ids)
+        self._queued: dict[str, Work] = {}
+        self._new_keys: list[dict[str, Any]] = []
+        self._jobs: list[dict[str, Any]] = []
+        self._records: list[dict[str, Any]] = []
+        self._wanted: dict[str, list[Work]] = {}
+
+    def outcome(self, one: JobsRequest) -> StoredAnswer | Refused:
+        """Take a request's rows and return its answer, or return a repeat's answer or the refusal."""
+        tenant = one.principal.tenant
+        stored = None if one.key is None else self._keys.get((tenant, one.key))
+        try:
+            if stored is not None:
+                return stored.to(one.fingerprint)
+            require_no_hold(self._connection, new_work=True)
+            for index, job in enumerate(one.new):
+                if (tenant, job.job_id) in self._ids:
+                    raise JobExists(job.job_id, "job_id" if len(one.new) == 1 else f"{index}.job_id")
             counted = one.settings is not None and has_quota(one.settings)
             if one.settings is not None and counted:
-                work.setdefault(tenant, (one.settings, []))[1].extend(job.work for job in one.new)
-            rows += [_job_row(one.principal, job, now_ms, counted=counted) for job in one.new]
-            records += [_outbox_row(tenant, job, one.topics) for job in one.new]
-        try:
-            require_no_hold(connection, new_work=True)
-            if keys and insert_new(connection, idempotency, keys) < len(keys):
-                return None
-            if insert_new(connection, jobs, rows) < len(rows):
-                return None
-            for tenant, (settings, wanted) in work.items():
-                reserve(connection, tenant, settings, total_of(wanted))
-        except (StoreAway, QuotaExceeded):
-            return None
-        write_rows(connection, insert(connection, outbox), records)
-        return [one.answer for one in changes]
+                self._reserve(tenant, one.settings, total_of([job.work for job in one.new]))
+        except (ApiError, StoreAway) as error:
+            return Refused(error)
+        now_ms = unix_ms(one.clock)
+        if one.key is not None:
+            self._keys[tenant, one.key] = StoredKey(one.fingerprint, one.answer)
+            self._new_keys.append(key_row(tenant, one.key, one.fingerprint, now_ms, one.answer))
+        self._ids |= {(tenant, job.job_id) for job in one.new}
+        self._jobs += [_job_row(one.principal, job, now_ms, counted=counted) for job in one.new]
+        self._records += [_outbox_row(tenant, job, one.topics) for job in one.new]
+        return one.answer
+
+    def write(self) -> None:
+        """Write the rows that were taken."""
+        for table, rows in ((idempotency, self._new_keys), (jobs, self._jobs)):
+            if rows:
+                write_rows(self._connection, insert(self._connection, table), rows)
+        for tenant, works in self._wanted.items():
+            add_queued(self._connection, tenant, total_of(works))
+        if self._records:
+            put_rows(self._connection, self._records)
+
+    def _reserve(self, tenant: str, settings: TenantSettings, work: Work) -> None:
+        """Raises QuotaExceeded."""
+        queued = self._queued.get(tenant) or queued_work(self._connection, tenant)
+        require_room(settings, queued, work)
+        self._queued[tenant] = total_of([queued, work])
+        self._wanted.setdefault(tenant, []).append(work)
 
 
-def _insert_all(connection: Connection, tenant: str, rows: list[dict[str, Any]]) -> None:
-    """Insert all jobs or none. Raises JobExists for the first job whose id the tenant already has."""
-    savepoint = connection.begin_nested()
-    if insert_new(connection, jobs, rows) == len(rows):
-        savepoint.commit()
-        return
-    savepoint.rollback()
-    for row in rows:
-        if connection.execute(
-            select(jobs.c.job_id).where(jobs.c.tenant == tenant, jobs.c.job_id == row["job_id"])
-        ).first():
-            raise JobExists(row["job_id"])
-    raise ValueError("a job's id occurs twice among the new jobs")
+def _known(connection: Connection, ids: list[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the pairs of a tenant and a job id that have a row."""
+    if not ids:
+        return set()
+    storables = {(storable(tenant), storable(job_id)): (tenant, job_id) for tenant, job_id in ids}
+    found = rows_of(connection, (jobs.c.tenant, jobs.c.job_id), list(storables))
+    return {storables[row.tenant, row.job_id] for row in found}
 
 
 def _job_row(principal: Principal, job: NewJob, now_ms: int, *, counted: bool) -> dict[str, Any]:

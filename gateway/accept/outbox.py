@@ -11,10 +11,12 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 
-from gateway.store.engine import require_no_hold
+from gateway.store.dialects import insert, write_rows
+from gateway.store.engine import fresh_rows, require_no_hold
 from gateway.store.tables import outbox
 
 Header = tuple[str, bytes]
+_LAST_NUMBER = {"sqlite": "SELECT last_insert_rowid()", "postgresql": "SELECT currval('outbox_number_seq')"}
 
 
 def put_record(
@@ -31,7 +33,14 @@ def put_record(
     Raises StoreAway while no work is accepted.
     """
     require_no_hold(connection, new_work=False)
-    connection.execute(outbox.insert(), outbox_row(topic, key, value, headers))
+    put_rows(connection, [outbox_row(topic, key, value, headers)])
+
+
+def put_rows(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows into the outbox, and note them for the relay. Their numbers are consecutive, as writers take turns."""
+    write_rows(connection, insert(connection, outbox), rows)
+    last: int = connection.exec_driver_sql(_LAST_NUMBER[connection.dialect.name]).scalar_one()
+    fresh_rows(connection).extend({**row, "number": number} for number, row in enumerate(rows, last - len(rows) + 1))
 
 
 def outbox_row(

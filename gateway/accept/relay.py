@@ -1,6 +1,9 @@
 """The relay: puts the outbox's rows on Kafka in the order of their numbers, each exactly once.
 
-    read rows from the position on ──► one Kafka transaction: their records + the new position ──► delete the rows
+    rows from the position on ──► one Kafka transaction: their records + the new position ──► delete the rows
+
+The writer hands over the rows that this process commits. A row is taken from memory only if its number is exactly the
+position's: another gateway's rows below it are in the table only, and the new position would pass them over.
 
 A relay that dies between two of these steps may leave rows whose records are on Kafka; the next relay reads the
 position and deletes those rows. A relay that resumes after a pause is fenced by Kafka. Rows are accepted while Kafka is
@@ -16,9 +19,12 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
+from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -28,6 +34,7 @@ from gateway.accept.outbox import unpacked
 from gateway.accept.outlet import RecordOutlet
 from gateway.accept.position import adopt, forget
 from gateway.accept.side_thread import SideThread, Trouble
+from gateway.store.engine import Fresh
 from gateway.store.meta import set_value, store_id, value_of
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import meta, outbox
@@ -65,6 +72,7 @@ class Relay(SideThread):
         self._metrics = metrics
         self._lease = Lease(store, clock)
         self._accepted = threading.Event()
+        self._fresh = FreshRows()
         self._forgetting: Future[None] | None = None
         self._forgotten = 0
         """The last submitted deletion deletes the rows below this position."""
@@ -73,7 +81,7 @@ class Relay(SideThread):
         """The number of times that a transaction's bounds are halved. A failure raises the number, and a success lowers
         it."""
         self._committed_at = 0.0
-        store.on_commit(self._accepted.set)
+        store.on_commit(self._committed)
 
     def reasons(self) -> list[str]:
         """Return the reason why accepted records do not reach Kafka."""
@@ -81,6 +89,10 @@ class Relay(SideThread):
         return [] if problem is None else [f"accepted records wait, since they do not reach Kafka ({problem})"]
 
     def _wake(self) -> None:
+        self._accepted.set()
+
+    def _committed(self, rows: Fresh) -> None:
+        self._fresh.add(rows)
         self._accepted.set()
 
     def _run(self) -> None:
@@ -124,7 +136,10 @@ class Relay(SideThread):
                 return
             self._forget(safe)
             self._accepted.clear()
-            rows = self._store.read_now(partial(self._rows, position))
+            most, room = (max(1, bound >> self._halvings) for bound in (MOST_ROWS, MOST_BYTES))
+            rows = self._fresh.take(position, most, room) or self._store.read_now(
+                partial(_rows, position=position, most=most, room=room)
+            )
             if rows:
                 began = self._clock.time()
                 outlet.put(rows, rows[-1].number + 1)
@@ -137,21 +152,6 @@ class Relay(SideThread):
                 self._succeeded()
                 outlet.listen()
                 self._accepted.wait(POLL_SECONDS)
-
-    def _rows(self, position: int, connection: Connection) -> Sequence[Any]:
-        """Return the next rows, within the bounds of a transaction."""
-        most, room = (max(1, bound >> self._halvings) for bound in (MOST_ROWS, MOST_BYTES))
-        number = outbox.c.number
-        sizes = select(number, outbox.c.size).where(number >= position).order_by(number).limit(most)
-        last: int | None = None
-        for found in connection.execute(sizes):
-            room -= found.size
-            if last is not None and room < 0:
-                break
-            last = found.number
-        if last is None:
-            return ()
-        return connection.execute(select(outbox).where(number >= position, number <= last).order_by(number)).all()
 
     def _relayed(self, rows: Sequence[Any], began: float) -> None:
         """Record in metrics and traces that a transaction, which began at the Unix time `began`, committed rows."""
@@ -197,6 +197,53 @@ class Relay(SideThread):
             self._lease.leave()
         except StoreAway:
             return
+
+
+def _rows(connection: Connection, position: int, most: int, room: int) -> Sequence[Any]:
+    """Return the next rows of the table, at most `most`, and `room` bytes if there is more than one row."""
+    number = outbox.c.number
+    sizes = select(number, outbox.c.size).where(number >= position).order_by(number).limit(most)
+    last: int | None = None
+    for found in connection.execute(sizes):
+        room -= found.size
+        if last is not None and room < 0:
+            break
+        last = found.number
+    if last is None:
+        return ()
+    return connection.execute(select(outbox).where(number >= position, number <= last).order_by(number)).all()
+
+
+class FreshRows:
+    """Rows of the outbox that this process has committed. The writer's thread adds rows, and the relay's takes them."""
+
+    def __init__(self) -> None:
+        self._rows: deque[Any] = deque()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def add(self, rows: Fresh) -> None:
+        """Keep rows in the order of their numbers. If they become too many, drop all: the table has them."""
+        with self._lock:
+            self._rows.extend(SimpleNamespace(**row) for row in rows)
+            self._bytes += sum(row["size"] for row in rows)
+            if len(self._rows) > MOST_ROWS or self._bytes > MOST_BYTES:
+                self._rows.clear()
+                self._bytes = 0
+
+    def take(self, position: int, most: int, room: int) -> Sequence[Any]:
+        """Return rows with consecutive numbers from the position on, within the bounds; drop the rows below it."""
+        taken: list[Any] = []
+        with self._lock:
+            while self._rows and len(taken) < most:
+                row = self._rows[0]
+                if row.number > position or (row.number == position and taken and row.size > room):
+                    break
+                self._bytes -= self._rows.popleft().size
+                if row.number == position:
+                    taken.append(row)
+                    position, room = position + 1, room - row.size
+        return taken
 
 
 def _trace(rows: Sequence[Any], seconds: tuple[float, float]) -> None:

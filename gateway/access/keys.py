@@ -104,11 +104,16 @@ class KeyDigests:
     """
 
     def __init__(self, pepper: bytes) -> None:
-        self._pepper = pepper
+        self._keyed = hmac.new(pepper, digestmod=hashlib.sha256)
 
     def of(self, key: str) -> bytes:
-        """Return the digest of a key's text."""
-        return hmac.digest(self._pepper, key.encode(), hashlib.sha256)
+        """Return the digest of a key's text.
+
+        `hmac.digest` would give the interpreter's lock away, and a busy event loop would wait to have it back.
+        """
+        code = self._keyed.copy()
+        code.update(key.encode())
+        return code.digest()
 
     def is_of(self, key: str, digest: bytes) -> bool:
         """True if the digest is this key's. The comparison takes constant time."""

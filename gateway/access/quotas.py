@@ -67,7 +67,12 @@ def reserve(connection: Connection, tenant: str, settings: TenantSettings, work:
 
     The caller must write the reservation into the rows of the jobs, or of the batch, in the same transaction.
     """
-    queued = queued_work(connection, tenant)
+    require_room(settings, queued_work(connection, tenant), work)
+    add_queued(connection, tenant, work)
+
+
+def require_room(settings: TenantSettings, queued: Work, work: Work) -> None:
+    """Raise QuotaExceeded if more work does not fit beside the queued work."""
     for name, limit, now, more in (
         ("jobs", settings.queued_lines, queued.lines, work.lines),
         ("tokens", settings.queued_tokens, queued.tokens, work.tokens),
@@ -77,6 +82,10 @@ def reserve(connection: Connection, tenant: str, settings: TenantSettings, work:
                 f"The tenant has {now} {name} queued and may have {limit}; {more} more do not fit. Send them again "
                 "when some are answered."
             )
+
+
+def add_queued(connection: Connection, tenant: str, work: Work) -> None:
+    """Add work to the tenant's reservations."""
     connection.execute(
         insert(connection, quotas).on_conflict_do_update(
             index_elements=["tenant"],

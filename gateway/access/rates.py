@@ -118,6 +118,9 @@ class Rates:
                 asked.incr(key)
                 asked.pttl(key)
                 _, count, left_ms = await asked.execute()
+            if left_ms < 0:  # the counter has no end, as after `PERSIST`, and would refuse for ever
+                await redis.expire(key, rate.seconds)
+                left_ms = 1000 * rate.seconds
             return count, left_ms / 1000
 
         count, seconds = await self._shared(counted) or self._counted_here(key, rate.seconds)

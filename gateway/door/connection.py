@@ -504,9 +504,20 @@ class Outlet:
     """The transport that a connection gives its cycles: `close` lets the connection end in order."""
 
     def __init__(self, transport: asyncio.Transport, finish: Callable[[], None]) -> None:
-        self.write = transport.write
+        self._write = transport.write
         self.is_closing = transport.is_closing
         self.close = finish
+        self.holds = False
+        """True while the next bytes wait for those after them: a head and its body are one TLS record, one packet."""
+        self._held = b""
+
+    def write(self, content: bytes) -> None:
+        """Write these bytes after the held ones."""
+        content, self._held = self._held + content, b""
+        if self.holds:
+            self.holds, self._held = False, content
+        else:
+            self._write(content)
 
 
 class Cycle(RequestResponseCycle):
@@ -556,7 +567,9 @@ class Cycle(RequestResponseCycle):
                 self.keep_alive = False
             fields = {name.lower(): value for name, value in message.get("headers", ())}
             self._events = fields.get(b"content-type", b"").startswith(b"text/event-stream")
-            if self.scope["http_version"] == "1.0" and b"content-length" not in fields:
+            if b"content-length" in fields:  # the body follows at once; that of a stream may take its time
+                cast("Any", self.transport).holds = self.scope["method"] != "HEAD"
+            elif self.scope["http_version"] == "1.0":
                 self.chunked_encoding, self._until_end = False, True
         elif self._until_end:
             self.expected_content_length = len(message.get("body", b""))

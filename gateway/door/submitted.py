@@ -93,21 +93,24 @@ def new_job(
     lane: Lane = "default",
     traceparent: str | None = None,
     kept: Mapping[str, Any] | None = None,
+    index: int | None = None,
 ) -> NewJob:
     """Return the job with an id, ready to be accepted.
 
     Raises ApiError (400) if the job's record would be too large, or its `not_before` is too late.
 
     `traceparent` is the parent of the job's spans. `kept` are members of the request's body that are stored with the
-    job.
+    job. `index` is the job's place in an array.
     """
     job, findings = let_in
     named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
     if late := wrong_start(job, unix_ms(clock)):
-        raise refusal((None, problem) for problem in late)
+        raise refusal((index, problem) for problem in late)
     value = write_job(named)
     if len(value) > MAX_JOB_BYTES:
-        raise ApiError(400, "invalid_job", f"The job {named.job_id!r} has more than {MAX_JOB_BYTES} bytes as a record.")
+        place = "" if index is None else f"{index}: "
+        message = f"{place}The job {named.job_id!r} has more than {MAX_JOB_BYTES} bytes as a record."
+        raise ApiError(400, "invalid_job", message, None if index is None else str(index))
     return NewJob(
         job_id=str(named.job_id),
         url=url,

@@ -8,21 +8,25 @@ a request or on a topic can fail a statement.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic_core import to_json
 from sqlalchemy import (
+    BindParameter,
     Column,
     ColumnElement,
     Connection,
     Dialect,
+    Select,
     String,
     Table,
     Text,
+    bindparam,
     func,
     literal,
     make_url,
@@ -30,7 +34,10 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+_MOST_TOGETHER = 64
+"""The maximum number of rows of one statement; SQLite allows 32,766 parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,11 @@ class _Prepared:
     positional: bool
     converters: tuple[Callable[[Any], Any] | None, ...]
     """For each column, the function that converts the column's values; None if they need no conversion."""
+
+    def of_rows(self, count: int) -> str:
+        """Return the statement for several rows. SQLite's placeholders are question marks."""
+        row = f"({', '.join('?' * len(self.names))})"
+        return self.sql.replace(row, ", ".join([row] * count), 1)
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -88,9 +100,24 @@ def write_rows(connection: Connection, statement: sqlite.Insert, rows: Sequence[
         values = [row[name] for row in rows]
         columns.append(values if convert is None else list(map(convert, values)))
     bound: list[Any] = list(zip(*columns, strict=True))
-    if not prepared.positional:
-        bound = [dict(zip(prepared.names, values, strict=True)) for values in bound]
+    if prepared.positional:
+        return _write_sqlite(connection, prepared, bound)
+    bound = [dict(zip(prepared.names, values, strict=True)) for values in bound]
     return connection.exec_driver_sql(prepared.sql, bound if len(bound) > 1 else bound[0]).rowcount
+
+
+def _write_sqlite(connection: Connection, prepared: _Prepared, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Write rows by few statements: Python's driver gives the interpreter's lock away for each statement of a row.
+
+    The numbers of a statement's rows are powers of two, so that the driver's cache knows each statement.
+    """
+    written = begin = 0
+    while begin < len(rows):
+        count = min(_MOST_TOGETHER, 1 << (len(rows) - begin).bit_length() - 1)
+        values = tuple(chain.from_iterable(rows[begin : begin + count]))
+        written += connection.exec_driver_sql(prepared.of_rows(count), values).rowcount
+        begin += count
+    return written
 
 
 @lru_cache(maxsize=64)
@@ -102,21 +129,50 @@ def _prepared(statement: sqlite.Insert, names: tuple[str, ...], dialect: Dialect
     return _Prepared(str(compiled), order, compiled.positiontup is not None, converters)
 
 
+def rows_of(
+    connection: Connection, columns: tuple[Column[Any], ...], pairs: Sequence[tuple[str, str]]
+) -> Sequence[Any]:
+    """Return the columns' values in the rows whose first two columns equal one of the pairs, by a prepared query."""
+    dialect = connection.dialect.name
+    return connection.execute(_pairs_query(dialect, columns), _pair_values(dialect, pairs)).all()
+
+
+@lru_cache(maxsize=64)
+def _pairs_query(dialect: str, columns: tuple[Column[Any], ...]) -> Select[Any]:
+    return select(*columns).where(_pair_in(dialect, (columns[0], columns[1])))
+
+
 def pair_in(
     connection: Connection, columns: tuple[Column[str], Column[str]], pairs: Iterable[tuple[str, str]]
 ) -> ColumnElement[bool]:
-    """Return the condition that two columns of text equal one of the pairs. The pairs are storable texts.
+    """Return the condition that two columns of text equal one of the pairs. The pairs are storable texts."""
+    dialect = connection.dialect.name
+    return _pair_in(dialect, columns, _pair_values(dialect, list(pairs)))
+
+
+def _pair_values(dialect: str, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    if dialect == "postgresql":
+        return {"firsts": [first for first, _ in pairs], "seconds": [second for _, second in pairs]}
+    return {"pairs": to_json(pairs).decode()}
+
+
+def _pair_in(
+    dialect: str, columns: tuple[Column[str], Column[str]], values: Mapping[str, Any] | None = None
+) -> ColumnElement[bool]:
+    """Return the condition. Without values, the pairs are parameters of the execution.
 
     All pairs are passed as one or two parameters, so that SQLite searches an index for each pair. With a parameter for
     each text, SQLite 3.40 reads the whole table, and SQLAlchemy takes more time than the database.
     """
-    listed = list(pairs)
-    if connection.dialect.name == "postgresql":
-        texts = postgresql.ARRAY(Text)
-        firsts, seconds = (literal([pair[place] for pair in listed], texts) for place in (0, 1))
+
+    def parameter(name: str, kind: TypeEngine[Any]) -> BindParameter[Any]:
+        return bindparam(name, type_=kind) if values is None else literal(values[name], kind)
+
+    if dialect == "postgresql":
+        firsts, seconds = (parameter(name, postgresql.ARRAY(Text)) for name in ("firsts", "seconds"))
         asked = func.unnest(firsts, seconds).table_valued("first", "second").render_derived()
         return tuple_(*columns).in_(select(asked.c.first, asked.c.second))
-    each = func.json_each(literal(to_json(listed).decode(), Text)).table_valued("value")
+    each = func.json_each(parameter("pairs", Text())).table_valued("value")
     parts = (func.json_extract(each.c.value, f"$[{place}]") for place in (0, 1))
     return tuple_(*columns).in_(select(*parts).select_from(each))
 

@@ -23,9 +23,12 @@ from gateway.store.dialects import storable_json
 
 POOL = 16
 MOVED = "the database was started again or replaced, and Kafka has not yet shown which accepted records it has"
-_WRITES, _HOLD = "postback_writes", "postback_hold"
+_WRITES, _HOLD, _FRESH = "postback_writes", "postback_hold", "postback_fresh"
 _LOCK = 0x706F7374
 """The advisory lock's number: any constant that all gateways share."""
+
+Fresh = list[dict[str, Any]]
+"""New rows of the outbox, with their numbers, in the order of the numbers."""
 
 _POSTGRES = {
     "client_encoding": "utf8",  # takes precedence over PGCLIENTENCODING in the environment
@@ -64,12 +67,18 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def writing(engine: Engine, hold: Hold | None = None) -> Engine:
+def writing(engine: Engine, hold: Hold | None = None, fresh: Fresh | None = None) -> Engine:
     """Return an engine on the same pool for write transactions.
 
-    While `hold` is set, these transactions cannot add to the outbox.
+    While `hold` is set, these transactions cannot add to the outbox. They note in `fresh` the rows that they add.
     """
-    return engine.execution_options(**{_WRITES: True, _HOLD: hold})
+    return engine.execution_options(**{_WRITES: True, _HOLD: hold, _FRESH: [] if fresh is None else fresh})
+
+
+def fresh_rows(connection: Connection) -> Fresh:
+    """Return the rows that the present write transaction has added to the outbox."""
+    found: Fresh = connection.get_execution_options()[_FRESH]
+    return found
 
 
 def take_turn(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from gateway.errors import OutcomeUnknown, StoreAway
-from gateway.store.engine import Hold, cause_of, is_passing, open_engine, take_turn, writing
+from gateway.store.engine import Fresh, Hold, cause_of, is_passing, open_engine, take_turn, writing
 from gateway.store.meta import store_id
 from gateway.store.schema import require_current, upgrade
 from gateway.store.writer import Writer
@@ -86,8 +86,8 @@ class Store:
         """The database's kind: `sqlite` or `postgresql`."""
         return self._engine.dialect.name
 
-    def on_commit(self, call: Callable[[], None]) -> None:
-        """Call a function after each commit of this process, on the writer's thread.
+    def on_commit(self, call: Callable[[Fresh], None]) -> None:
+        """Call a function after each group of this process, on the writer's thread, with the outbox's new rows.
 
         The function must not block or raise.
         """

@@ -1,10 +1,10 @@
 """The writer: one thread, and group commit. Changes that wait together share one transaction.
 
-A group first runs without savepoints, which would cost as much as the changes themselves. If a change raises, the
-transaction is rolled back, and the group runs again with a savepoint for each change. A change that raises then takes
-back its own rows only. So a change may run more than once, and must have no effect but its rows and its result.
+A change that raises takes back its own rows only, by its savepoint. Joint changes, such as the requests for jobs, have
+one savepoint and few statements together, and each may be refused without the others.
 
-A group whose transaction the database ended runs once more. The answer to COMMIT may be lost with the connection to
+A group whose transaction the database ended runs once more, so a change must have no effect but its rows and its
+result. The answer to COMMIT may be lost with the connection to
 PostgreSQL. Then the writer takes the advisory lock again, which waits for the end of the lost transaction. The writer
 then looks for the lost transaction's number in its own row of `writers`. So a committed group never runs again.
 (`pg_xact_status` cannot be used: after a crash, the server gives the id of an unfinished transaction to another one.)
@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from gateway.errors import OutcomeUnknown, StoreAway
 from gateway.store.dialects import insert
-from gateway.store.engine import Hold, cause_of, is_passing, take_turn, writing
+from gateway.store.engine import Fresh, Hold, cause_of, fresh_rows, is_passing, take_turn, writing
 from gateway.store.tables import writers
 from telemetry.clock import Clock, Deadline, unix_ms
 
@@ -41,8 +41,6 @@ RESOLVE_SECONDS = 20.0
 _ASK_AGAIN_SECONDS = 0.2
 _TRIES = 2
 
-Run = Callable[[Connection], Any]
-
 
 class JointChange(Protocol):
     """A change that can be written together with its neighbours of the same class, by fewer statements."""
@@ -52,12 +50,12 @@ class JointChange(Protocol):
         ...
 
     @classmethod
-    def together(cls, connection: Connection, changes: Sequence[Self]) -> list[Any] | None:
-        """Write changes, and return their results; None if they have to be written one by one.
-
-        Rows that were written before None was returned are taken back.
-        """
+    def together(cls, connection: Connection, changes: Sequence[Self]) -> list[Any]:
+        """Write changes. Return for each its result, or Refused. Raises an error that one of them causes."""
         ...
+
+
+Run = Callable[[Connection], Any]
 
 
 @dataclass(slots=True)
@@ -69,14 +67,10 @@ class Change:
 
 
 @dataclass(slots=True)
-class _Raised:
-    """The outcome of a change that raised."""
+class Refused:
+    """The outcome of a change that raised, or that wrote nothing."""
 
     error: BaseException
-
-
-class _ChangeRaised(Exception):  # noqa: N818 - private: the group runs again with savepoints
-    """A change of a group without savepoints raised."""
 
 
 class _CommitUnanswered(Exception):  # noqa: N818 - private
@@ -91,14 +85,16 @@ class Writer:
     """Runs changes in the order of their submission. Thread-safe."""
 
     def __init__(self, engine: Engine, clock: Clock, hold: Hold) -> None:
-        self._engine = writing(engine, hold)
+        self._fresh: Fresh = []
+        """The rows that the present transaction adds to the outbox."""
+        self._engine = writing(engine, hold, self._fresh)
         self._clock = clock
         self._changes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._id = uuid.uuid4().hex
         self._transaction = 0
         self._thread = threading.Thread(target=self._work, name="store-write", daemon=True)
-        self.committed: list[Callable[[], None]] = []
-        """Functions that are called on the writer's thread after each commit."""
+        self.committed: list[Callable[[Fresh], None]] = []
+        """Functions that are called on the writer's thread after each commit, with the new rows of the outbox."""
         self.problem: str | None = None
         """The reason why the last group was not written; None if it was."""
         self.busy_since: float | None = None
@@ -140,8 +136,9 @@ class Writer:
             self.busy_since = self._clock.monotonic()
             outcomes = self._outcomes([change.run for change in together])
             self.busy_since = None
+            fresh = list(self._fresh)
             for announce in self.committed:
-                announce()
+                announce(fresh)
             _resolve_all(zip(together, outcomes, strict=True))
             if ended:
                 return
@@ -161,39 +158,40 @@ class Writer:
     def _outcomes(self, runs: Sequence[Run]) -> list[Any]:
         """Run a group until the database takes it, or _TRIES attempts fail.
 
-        Returns a result or _Raised for each change.
+        Returns a result or Refused for each change.
         """
-        careful, failures = False, 0
+        failures = 0
         while True:
             try:
-                outcomes = self._attempt(runs, careful=careful)
+                outcomes = self._attempt(runs)
                 self.problem = None
                 return outcomes
-            except _ChangeRaised:
-                careful = True
             except _CommitUnanswered as unanswered:
                 try:
                     if self._is_committed():
                         return unanswered.outcomes
                 except StoreAway as error:
-                    return [_Raised(error)] * len(runs)
+                    return self._refused(error, runs)
                 failures += 1
             except SQLAlchemyError as error:
                 failures += 1
                 if failures == _TRIES:
                     self.problem = f"the store did not take a change: {cause_of(error)}"
-                    return [_Raised(StoreAway(self.problem))] * len(runs)
+                    return self._refused(StoreAway(self.problem), runs)
             except BaseException as error:  # no error may end the writer's thread
-                return [_Raised(error)] * len(runs)
+                return self._refused(error, runs)
 
-    def _attempt(self, runs: Sequence[Run], *, careful: bool) -> list[Any]:
-        """Run a group in one transaction. Raises _ChangeRaised, _CommitUnanswered and SQLAlchemyError."""
+    def _refused(self, error: BaseException, runs: Sequence[Run]) -> list[Any]:
+        self._fresh.clear()
+        return [Refused(error)] * len(runs)
+
+    def _attempt(self, runs: Sequence[Run]) -> list[Any]:
+        """Run a group in one transaction. Raises _CommitUnanswered and SQLAlchemyError."""
+        self._fresh.clear()
         with self._engine.connect() as connection:
             with connection.begin() as transaction:
                 self._begin(connection)
-                outcomes = [
-                    outcome for some in _joined(runs) for outcome in _written(connection, some, careful=careful)
-                ]
+                outcomes = [outcome for some in _joined(runs) for outcome in _written(connection, some)]
                 try:
                     transaction.commit()
                 except DBAPIError as error:
@@ -237,49 +235,31 @@ def _joined(runs: Sequence[Run]) -> Iterator[list[Run]]:
             yield list(some)
 
 
-def _written(connection: Connection, runs: Sequence[Run], *, careful: bool) -> list[Any]:
-    """Write changes, joint ones by few statements. A joint change that is refused leaves the others of its group alone.
-
-    Raises _ChangeRaised and SQLAlchemyError.
-    """
-    if len(runs) == 1:
-        return [(_careful if careful else _bold)(connection, runs[0])]
-    savepoint, first = connection.begin_nested(), cast("JointChange", runs[0])
-    try:
-        found = first.together(connection, cast("Sequence[Any]", runs))
-    except Exception as error:
-        if isinstance(error, DBAPIError) and is_passing(error):
-            raise
-        found = None  # one of the changes raises again when it is written alone
-    if found is not None:
-        savepoint.commit()
-        return found
-    savepoint.rollback()
-    return [_careful(connection, run) for run in runs]
+def _written(connection: Connection, runs: Sequence[Run]) -> list[Any]:
+    """Write changes, joint ones together unless one of them raises. Raises SQLAlchemyError."""
+    if len(runs) > 1:
+        joint = cast("Sequence[Any]", runs)
+        found = _savepoint(connection, lambda connection: type(joint[0]).together(connection, joint))
+        if not isinstance(found, Refused):
+            return cast("list[Any]", found)
+    return [_savepoint(connection, run) for run in runs]
 
 
-def _bold(connection: Connection, run: Run) -> Any:
-    try:
-        return run(connection)
-    except DBAPIError as error:
-        if is_passing(error):
-            raise
-        raise _ChangeRaised from error
-    except Exception as error:
-        raise _ChangeRaised from error
-
-
-def _careful(connection: Connection, run: Run) -> Any:
+def _savepoint(connection: Connection, run: Callable[[Connection], Any]) -> Any:
     """Run a change; return its result, or take its rows back and return its error. Raises SQLAlchemyError."""
+    fresh = fresh_rows(connection)
+    before = len(fresh)
     try:
         with connection.begin_nested():
             return run(connection)
     except DBAPIError as error:
         if is_passing(error):
             raise
-        return _Raised(error)
+        refused = Refused(error)
     except Exception as error:
-        return _Raised(error)
+        refused = Refused(error)
+    del fresh[before:]
+    return refused
 
 
 def _resolve_all(changes: Iterable[tuple[Change, Any]]) -> None:
@@ -299,7 +279,7 @@ def _resolve_here(some: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
     for future, outcome in some:
         if future.done():
             continue
-        if isinstance(outcome, _Raised):
+        if isinstance(outcome, Refused):
             future.set_exception(outcome.error)
             future.exception()  # marks the error as read, in case the waiter is gone
         else:
@@ -310,7 +290,7 @@ def _resolve(future: Future[Any], outcome: Any) -> None:
     """Set the future's outcome, unless its waiter has cancelled it."""
     if not future.set_running_or_notify_cancel():
         return
-    if isinstance(outcome, _Raised):
+    if isinstance(outcome, Refused):
         future.set_exception(outcome.error)
     else:
         future.set_result(outcome)

@@ -38,6 +38,7 @@ from gateway.store.engine import open_engine
 from gateway.store.settings import StoreSettings
 from gateway.store.store import StoreAway
 from gateway.store.tables import jobs
+from gateway.store.writer import Refused
 from schemas.settings import KafkaSettings
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
@@ -80,22 +81,15 @@ class HeldRequest(JobsRequest):
     own: str = ""
     hold: Callable[[], str | None] = lambda: None
 
-    def __call__(self, connection: Connection) -> StoredAnswer:
-        answer = JobsRequest.__call__(self, connection)
-        return self._checked(answer)
-
     @classmethod
-    def together(cls, connection: Connection, changes: Sequence[JobsRequest]) -> list[StoredAnswer] | None:
+    def together(cls, connection: Connection, changes: Sequence[JobsRequest]) -> list[StoredAnswer | Refused]:
         found = JobsRequest.together(connection, changes)
-        for change, answer in zip(changes, found or (), strict=False):
+        for change, answer in zip(changes, found, strict=True):
             assert isinstance(change, HeldRequest)
-            change._checked(answer)
+            accepted = isinstance(answer, StoredAnswer) and answer.body == change.own.encode()
+            if accepted and change.hold() is not None:
+                raise HoldIgnored("a job was accepted although the store was on hold")
         return found
-
-    def _checked(self, answer: StoredAnswer) -> StoredAnswer:
-        if answer.body == self.own.encode() and self.hold() is not None:
-            raise HoldIgnored("a job was accepted although the store was on hold")
-        return answer
 
 
 @dataclass

@@ -116,7 +116,7 @@ class SteppedWriter(Writer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._changes = _Changes()  # type: ignore[assignment]
-        self.committed.append(pause)
+        self.committed.append(lambda _rows: pause())
         self.thread = stepped("writer", self._work)
 
     def start(self) -> SteppedWriter:

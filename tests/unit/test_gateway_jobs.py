@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import struct
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,10 +27,12 @@ from sqlalchemy import Connection, Engine, event, func, select
 
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
-from gateway.accept.jobs import JobExists, NewJob, accept_jobs
+from gateway.accept.jobs import JobExists, JobsRequest, NewJob, accept_jobs
 from gateway.accept.outbox import put_record, unpacked
 from gateway.access import Principal, Scope
 from gateway.access.principal import DEFAULT_SCOPES
+from gateway.access.quotas import queued_work
+from gateway.access.tenant_settings import TenantSettings
 from gateway.door.body import MOST_VALUES
 from gateway.door.settings import GatewaySettings
 from gateway.door.streamed import chat_events, response_events
@@ -126,7 +129,15 @@ def test_an_array_is_accepted_whole_or_not_at_all(rig: Rig, key: str) -> None:
     error = refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {"promt": "q"}]), 400)
     assert (error["param"], error["message"].partition(";")[0]) == ("1.promt", "1.promt: is unknown")
     assert error["problems"][0] == {"index": 1, "field": "promt", "reason": "is unknown; did you mean `prompt`?"}
-    refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {**JOB, "job_id": "whole-1"}]), 409)
+    for member, status, place in (
+        ({"job_id": "whole-1"}, 409, "1.job_id"),
+        ({"prompt": "q" * 600_000}, 400, "1"),
+        ({"not_before": 4_000_000_000}, 400, "1.not_before"),
+    ):
+        error = refused(
+            ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "part-0"}, {**JOB, **member}]), status
+        )
+        assert (error["param"], error["message"].partition(": ")[0]) == (place, place)
     refused(ask(rig, "GET", "/v1/jobs/part-0", key), 404)
     repeated = refused(ask(rig, "POST", "/v1/jobs", key, json=[{**JOB, "job_id": "x"}, {**JOB, "job_id": "x"}]), 400)
     assert repeated["message"] == "1.job_id: is also the id of job 0"
@@ -584,13 +595,12 @@ NUMBERS = count()
 
 
 class Asked(NamedTuple):
-    """One request. Its work writes a row, and then fails or answers. If `is_known`, the answer precedes the work."""
+    """One request. Its work writes a row, and then fails or answers."""
 
     tenant: str
     key: str | None
     fingerprint: bytes
     fails: bool
-    is_known: bool
     process: int
 
 
@@ -600,7 +610,6 @@ REQUESTS = st.lists(
         st.sampled_from(["acme", "globex"]),
         st.sampled_from(["one", "two", None]),
         st.sampled_from([b"a", b"b"]),
-        st.booleans(),
         st.booleans(),
         st.integers(0, 1),
     ),
@@ -620,7 +629,6 @@ def stores(store_url: str) -> Iterator[list[Store]]:
 
 def submitted(store: Store, asked: Asked, example: int, number: int) -> Future[StoredAnswer]:
     answer = StoredAnswer(200, str(number).encode())
-    known = answer if asked.is_known else None
 
     def change(connection: Connection) -> StoredAnswer:
         def work() -> StoredAnswer:
@@ -629,7 +637,7 @@ def submitted(store: Store, asked: Asked, example: int, number: int) -> Future[S
                 raise ZeroDivisionError
             return answer
 
-        return once(connection, f"{asked.tenant}-{example}", asked.key, asked.fingerprint, work, known=known)
+        return once(connection, f"{asked.tenant}-{example}", asked.key, asked.fingerprint, work)
 
     return store.submit(change)
 
@@ -683,23 +691,49 @@ def allowed(asked: Asked, requests: list[Asked], winners: set[str]) -> set[str]:
     return of_its_own
 
 
-def test_a_new_key_takes_no_query_if_its_answer_is_known(store_url: str) -> None:
-    queries: list[str] = []
+def test_a_refused_request_of_a_group_costs_the_others_no_statement(store: Store) -> None:
+    """Four of seven requests are refused or repeat; the others' rows are one INSERT a table."""
+    inserts: list[str] = []
+    writes, go_on = threading.Event(), threading.Event()
+
+    def wait(_connection: Connection) -> None:
+        writes.set()
+        assert go_on.wait(60)
 
     def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        queries.extend([statement] if statement.startswith("SELECT idempotency") else [])
+        inserts.extend([statement.split()[2]] if statement.startswith("INSERT INTO") else [])
 
-    asked = Asked("acme", "one", b"a", fails=False, is_known=True, process=0)
-    store, example = Store.open(store_url), next(NUMBERS)
+    limited = TenantSettings(queued_lines=2)
+    store.submit(lambda connection: accept_jobs(connection, PRINCIPAL, [NewJob("job_0", "/v1/jobs", b"{}")], Topics()))
+    held = store.submit(wait)
+    assert writes.wait(60)
     event.listen(Engine, "before_cursor_execute", note)
     try:
-        first = submitted(store, asked, example, 1).result(60)
-        assert queries == []
-        assert submitted(store, asked, example, 2).result(60) == first
-        assert len(queries) == 1
+        futures = [
+            store.submit(
+                JobsRequest(PRINCIPAL, key, print_of_it, new, StoredAnswer(202, answer), Topics(), settings=of)
+            )
+            for key, print_of_it, ids, answer, of in (
+                ("k", b"1", ["job_1"], b"first", limited),
+                ("k", b"1", ["job_2"], b"a repeat", limited),
+                ("k", b"2", ["job_3"], b"another body", limited),
+                (None, b"", ["job_4", "job_1"], b"a taken id", limited),
+                (None, b"", ["job_0"], b"an id of before", limited),
+                (None, b"", ["job_5"], b"second", limited),
+                (None, b"", ["job_6"], b"too many", limited),
+            )
+            for new in [[NewJob(each, "/v1/jobs", b"{}") for each in ids]]
+        ]
+        go_on.set()
+        held.result(60)
+        answers = [said(future) for future in futures]
     finally:
         event.remove(Engine, "before_cursor_execute", note)
-        store.close()
+    assert answers == ["first", "first", "KeyReused", "JobExists", "JobExists", "second", "QuotaExceeded"]
+    assert inserts.count("idempotency") == inserts.count("jobs") == inserts.count("outbox") == 1
+    rows = store.read_now(lambda connection: connection.scalars(select(jobs.c.job_id).order_by("job_id")).all())
+    assert rows == ["job_0", "job_1", "job_5"]
+    assert store.read_now(lambda connection: queued_work(connection, "acme")).lines == 2
 
 
 # -- responses and their kin -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gateway.accept.acceptance import Acceptance
 from gateway.accept.outbox import put_record
 from gateway.accept.outlet import RecordOutlet
 from gateway.accept.position import adopt, forget, waiting
-from gateway.accept.relay import BEAT_SECONDS, KEEP_SECONDS, STALE_SECONDS, Lease, Relay
+from gateway.accept.relay import BEAT_SECONDS, KEEP_SECONDS, MOST_ROWS, STALE_SECONDS, FreshRows, Lease, Relay
 from gateway.store.settings import StoreSettings
 from gateway.store.store import SILENT_SECONDS, Store, StoreAway
 from gateway.store.tables import outbox
@@ -236,6 +236,19 @@ def test_an_idle_relay_commits_its_position_again_before_kafka_forgets_it(store:
     with relaying(store, outlet, clock):
         outlet.idle(7)
         assert outlet.puts == [Put([], 0, []), Put([], 0, [])]
+
+
+def test_rows_from_memory_are_exactly_the_next_ones_and_within_the_bounds() -> None:
+    """Otherwise the position would pass over another gateway's rows, which are in the table only."""
+    fresh = FreshRows()
+    fresh.add([{"number": number, "size": 10} for number in (3, 4, 5, 7, 8)])
+    taken = [
+        [row.number for row in fresh.take(position, most, room)]
+        for position, most, room in ((2, 9, 99), (3, 1, 99), (4, 9, 5), (5, 9, 99), (6, 9, 99), (8, 9, 99), (9, 9, 99))
+    ]
+    assert taken == [[], [3], [4], [5], [], [8], []]
+    fresh.add([{"number": number, "size": 1} for number in range(9, MOST_ROWS + 10)])
+    assert fresh.take(9, 9, 99) == []
 
 
 def test_a_relay_keeps_its_lease_while_it_works(store: Store, clock: HandClock) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, Table, create_engine, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from gateway.accept.outbox import put_record
 from gateway.access.quotas import Work, queued_work, reserve
 from gateway.access.tenant_settings import TenantSettings
 from gateway.store import schema
@@ -51,6 +53,9 @@ def together(store: Store, *changes: Callable[[Connection], object]) -> list[Fut
     return submitted
 
 
+VALUES = (b"one", b"refused", b"two", b"refused", b"three")
+
+
 def put(name: str, value: str = "v") -> Callable[[Connection], None]:
     return lambda connection: set_value(connection, name, value)
 
@@ -83,6 +88,23 @@ def test_a_change_that_raises_takes_back_its_own_rows_only_and_cannot_end_the_wr
         store.submit(leave).result(30)
     store.write_now(put("c"))
     assert names(store) == {"a", "b", "c"}
+
+
+def test_a_refused_change_hands_no_row_to_the_relay(store: Store) -> None:
+    handed: list[tuple[int, bytes]] = []
+    store.on_commit(lambda rows: handed.extend((row["number"], row["value"]) for row in rows))
+
+    def put_one(value: bytes, connection: Connection) -> None:
+        put_record(connection, "job_control", b"k", value)
+        if value == b"refused":
+            raise KeyError
+
+    wait = [future.exception(30) for future in together(store, *(partial(put_one, each) for each in VALUES))]
+    assert [error is not None for error in wait] == [value == b"refused" for value in VALUES]
+    store.write_now(lambda _: None)
+    rows = store.read_now(lambda connection: connection.execute(select(outbox).order_by("number")).all())
+    assert handed == [(row.number, row.value) for row in rows]
+    assert [value for _, value in handed] == [value for value in VALUES if value != b"refused"]
 
 
 def test_a_waiter_that_gives_up_does_not_end_the_writer(store: Store) -> None:

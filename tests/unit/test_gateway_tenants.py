@@ -410,6 +410,10 @@ async def test_gateways_count_together_in_redis_and_each_by_itself_while_it_is_a
         assert (taken.allowed, 1 <= taken.reset_seconds <= 60) == (False, True)
         assert await second.is_spent(item, "a")
         assert not any([await second.is_spent(item, "b") for _ in range(4)])
+        assert first._redis is not None
+        await first._redis.persist(item.key_for("a"))  # as by another program
+        assert (await second.take(item, "a")).reset_seconds == 60
+        assert 0 < await first._redis.ttl(item.key_for("a")) <= 60
 
         redis.kill()
         alone = [(await first.take(item, "a")).allowed for _ in range(4)]

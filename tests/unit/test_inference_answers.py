@@ -303,6 +303,15 @@ async def test_a_job_put_back_by_hand_and_deferred_again_says_how_often() -> Non
     assert [value for name, value in output.headers or () if name == "deferred"] == [b"2"]
 
 
+async def test_a_job_whose_headers_are_just_within_the_bound_is_answered_after_a_deferral() -> None:
+    """A moved job has a worker's headers, too."""
+    large = record(None, ("x-large", bytes(MAX_HEADER_BYTES - 64)))
+    async with working() as worker:
+        [output] = worker.handler.sharing.defer(large)
+        [answered] = await worker.outputs(replace(large, headers=output.headers))
+    assert read_result(answered.value).outcome == "succeeded"
+
+
 async def test_a_job_that_a_worker_would_not_generate_is_not_deferred_and_ends_as_usual() -> None:
     async with working({"big": "gpu"}) as worker:
         rejected, letter = worker.handler.sharing.defer(record(b"{"))

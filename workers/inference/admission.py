@@ -35,6 +35,8 @@ MAX_HEADER_BYTES = 64 * 1024
 The worker copies headers and key to a moved job and to a dead letter. Without the limit, headers that arrived
 compressed could exceed the next topic's record limit.
 """
+STAMP_BYTES = 2 * 1024
+"""Room for the headers that a worker adds when it moves a job: the identity, the origin, the deadline and a count."""
 LOOK_SECONDS = 0.5
 MOST_WAITING = 64
 """Cap on the jobs that wait for their model at once.
@@ -134,7 +136,8 @@ class Admission:
             require_signature(self._trust, record, received, place)
         if record.unreadable is not None:
             raise invalid_job(received, "headers", record.unreadable)
-        if record.headers and size_of(record.headers) + len(record.key or b"") > MAX_HEADER_BYTES:
+        most = MAX_HEADER_BYTES + (STAMP_BYTES if record.header(names.JOB_ORIGIN) is not None else 0)
+        if record.headers and size_of(record.headers) + len(record.key or b"") > most:
             raise invalid_job(received, "headers", f"are larger than {MAX_HEADER_BYTES} bytes, the key included")
         return self._rollouts.routed(received, record.header(names.FORWARDED)) if self._rollouts.are_any else received
 

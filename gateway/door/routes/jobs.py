@@ -57,7 +57,10 @@ async def create(call: Call) -> Answer:
         jobs = [submitted.one_job(body, door.callbacks)]
     let_in = await screened(call, jobs, len(body))
     trace = submitted.traceparent_of(call.request)
-    new = [submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace) for job in let_in]
+    new = [
+        submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace, index=index if many else None)
+        for index, job in enumerate(let_in)
+    ]
     now = int(door.clock.time())
     shown = [_accepted(one, now) for one in new]
     answer = to_json(list_body(shown, has_more=False) if many else shown[0])
