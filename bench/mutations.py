@@ -26,7 +26,6 @@ LIST = Path(__file__).with_name("mutants.toml")
 COPIED = (
     "schemas",
     "telemetry",
-    "screening",
     "producers",
     "workers",
     "devkit",
