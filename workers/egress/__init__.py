@@ -18,7 +18,7 @@ URLs from the operator's own settings (search providers, remote engines) are tru
 """
 
 from workers.egress.addresses import SPECIAL_IPV4, SPECIAL_IPV6, Address, Network, is_public_address
-from workers.egress.connector import Guard, GuardedConnector, guarded_connector, reached_inside
+from workers.egress.connector import Guard, GuardedConnector, reached_inside
 from workers.egress.policy import (
     DEFAULT_PORTS,
     EgressPolicy,
@@ -51,7 +51,6 @@ __all__ = [
     "check_reference",
     "check_url",
     "connected_host",
-    "guarded_connector",
     "is_allowed",
     "is_denied",
     "is_listed",

@@ -110,7 +110,7 @@ class GuardedResolver(AbstractResolver):
 
 
 class GuardedConnector(ProxiedConnector):
-    """A connector that connects to allowed addresses only; made by `guarded_connector`, on a running loop.
+    """A connector that connects to allowed addresses only; made on a running loop.
 
     `connect` raises EgressRefused. EgressRefused is neither an `aiohttp.ClientError` nor an `OSError`, so a caller's
     handling of network errors does not swallow it by accident.
@@ -175,21 +175,6 @@ class GuardedConnector(ProxiedConnector):
         _inside.set(self._check_reached(peer, url))
 
 
-def guarded_connector(
-    policy: EgressPolicy,
-    *,
-    limit: int = 100,
-    limit_per_host: int = 0,
-    resolver: AbstractResolver | None = None,
-    proxy: Proxy | None = None,
-) -> GuardedConnector:
-    """Return a connector that enforces the policy for an `aiohttp.ClientSession`. Call this on a running loop.
-
-    `limit` and `limit_per_host` count connections; 0 means no limit. `resolver` defaults to the system's resolver.
-    """
-    return GuardedConnector(policy, resolver, proxy, limit=limit, limit_per_host=limit_per_host)
-
-
 @dataclass(frozen=True, slots=True)
 class Guard:
     """A policy, with connectors and sessions that enforce it."""
@@ -209,10 +194,11 @@ class Guard:
         return check_reference(base, reference, self.policy)
 
     def connector(self, *, limit: int = 100, limit_per_host: int = 0) -> GuardedConnector:
-        """See `guarded_connector`."""
-        return guarded_connector(
-            self.policy, limit=limit, limit_per_host=limit_per_host, resolver=self.resolver, proxy=self.proxy
-        )
+        """Return a connector that enforces the policy for an `aiohttp.ClientSession`. Call this on a running loop.
+
+        The limits count connections; 0 means no limit.
+        """
+        return GuardedConnector(self.policy, self.resolver, self.proxy, limit=limit, limit_per_host=limit_per_host)
 
     def session(self, *, limit: int = 100, limit_per_host: int = 0, **options: Any) -> aiohttp.ClientSession:
         """Return a guarded session that ignores cookies and the environment's proxies.
