@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["Postback", *(peer.name for peer in PEERS)])
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     options = parsed(parser)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no worker is left behind
     title(f"{options.jobs:,} jobs to signed callbacks, one process a core, {options.kills} SIGKILLs")
     with broker(options.bootstrap_servers) as kafka:
         chosen = [peer for peer in PEERS if options.only is None or peer.name in options.only]
