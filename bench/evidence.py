@@ -114,6 +114,9 @@ def page(folder: Path) -> str:
     parts = [HEAD.read_text(encoding="utf-8").rstrip("\n")]
     for question in questions():
         file = folder / question.file
+        if not file.exists():
+            parts += [f"## {question.name}", f"`python -m {question.run}` has not run yet.\n\n{question.about}"]
+            continue
         result = Result.read(file)
         rows = [[row.what, row.target, row.result, _bold(row.verdict)] for row in result.rows]
         shown = [result.tables[number] for number in question.tables if number < len(result.tables)]

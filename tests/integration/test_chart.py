@@ -386,3 +386,16 @@ def test_values_that_cannot_work_are_refused_by_name(values: Manifest, named: st
     assert done.returncode != 0
     assert named in done.stderr
     assert "in plain sight" not in done.stderr
+
+
+def test_further_objects_of_the_values_are_rendered_with_their_templates() -> None:
+    route = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "{{ .Release.Name }}-door"},
+        "spec": {"rules": [{"backendRefs": [{"name": '{{ include "postback.fullname" . }}-door', "port": 8443}]}]},
+    }
+    [found] = [each for each in render(DEFAULTS | {"extraObjects": [route]}) if each["kind"] == "HTTPRoute"]
+    assert found["metadata"]["name"] == "fleet-door"
+    assert found["spec"]["rules"][0]["backendRefs"] == [{"name": "fleet-postback-door", "port": 8443}]
+    assert "HTTPRoute" not in {each["kind"] for each in render(DEFAULTS)}

@@ -35,9 +35,14 @@ def test_the_page_is_rendered_from_the_files_and_short() -> None:
 
 
 def test_each_file_answers_a_question_and_each_bench_exists() -> None:
-    assert {file.name for file in FOLDER.iterdir()} == {question.file for question in questions()}
+    assert {file.name for file in FOLDER.iterdir()} <= {question.file for question in questions()}
     assert [each.run for each in questions() if each.part and find_spec(each.run) is None] == []
     assert {each.part for each in questions()} == {"core", "peers", "mutations", ""}
+
+
+def test_a_question_without_figures_is_named_as_not_run(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "## Stage\n\n`python -m bench.stage` has not run yet." in text
 
 
 def test_the_figures_of_the_readme_are_in_the_files() -> None:
