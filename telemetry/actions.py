@@ -503,7 +503,7 @@ GATEWAY = {
     "outbox-full": Action(
         "error",
         "The outbox is full, because Kafka takes no records; requests that submit work get status 503.",
-        "Look at the broker; `POSTBACK_STORE__OUTBOX_…` sets the bounds.",
+        "Look at the broker.",
     ),
     "certificates-read": Action("info", "A file of the door's TLS changed; new connections use the new certificates."),
     "certificates-expiring": Action(
