@@ -131,7 +131,7 @@ async def refuses_broken_folders(served: Served, changed: Path) -> None:
         "weightless": "the adapter new cannot be loaded: .*; mend its folder, and save the file again",
         "dora": "the adapter new cannot be loaded: .*DoRA.*; mend its folder, and save the file again",
         "small": "it was trained for another model: its layer model.layers.0.self_attn.q_proj has 64 values, and the m",
-        "large": "its rank is 40, and the engine has room for 32; restart the worker, with a larger POSTBACK_ENGINE__",
+        "large": "its rank is 40, and the engine has room for 32; restart the worker, with a larger `max_lora_rank`",
     }.items():
         if name in ("dora", "small", "large"):
             rank, width = (40, 128) if name == "large" else (8, 64 if name == "small" else 128)

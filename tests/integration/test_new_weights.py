@@ -106,7 +106,9 @@ async def test_a_changed_folder_gives_a_running_engine_new_weights_and_a_broken_
     with pytest.raises(EngineRefused, match=r"settings of other have changed \(this engine takes new settings only"):
         await served.engine.change(served.file(retrained(served.folder / "zero", 4), latency=1))
     adapters = f'[models.small.adapters]\npolite = "{write_adapter(served.folder / "polite", 8)}"\n'
-    with pytest.raises(EngineRefused, match="the engine has no room for adapters; restart the worker, with POSTB"):
+    with pytest.raises(
+        EngineRefused, match="the engine has no room for adapters; restart the worker, with `max_lora_r"
+    ):
         await served.engine.change(served.file(served.folder / "one", more=adapters))
     assert await served.answers("beside") == first  # the engine takes over a file whole or not at all
     alone = await served.engine.generate(request("alone", max_tokens=LONG))

@@ -798,6 +798,23 @@ async def test_a_judge_reads_at_most_the_stated_number_of_sentences() -> None:
     assert (len(judge.asked), len(verdicts), not_checked) == (24, 24, ["entailment: time"])
 
 
+DIGITS = st.sampled_from(("0", "1", "7", "10", "1" + "0" * 400, "9" * 5000, "0." + "0" * 400 + "1"))
+NUMBER = st.tuples(
+    DIGITS,
+    st.sampled_from(("", " x 10^", "^", "^-", "/", " 1/", ",000", " to ", " and ")),
+    DIGITS,
+    st.sampled_from(("", " mg", "%", "st", " °C")),
+)
+
+
+@given(st.lists(NUMBER.map("".join), max_size=3), st.lists(NUMBER.map("".join), max_size=3))
+@example(["1" + "0" * 400], [])
+@example(["0^-1"], ["7^999999"])
+def test_any_number_is_survived(said: list[str], told: list[str]) -> None:
+    """A float holds no number of more than 308 digits, and Python reads no integer of more than 4,300."""
+    cited(f"The dose was {', '.join(said)} in trials [1].", evidence(f"The dose was {', '.join(told)}."))
+
+
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_any_text_is_survived(sentence: str, passage: str) -> None:
     cited(f"{sentence} [1].", Evidence((NumberedSource(1, "a", "a", None, (passage, sentence)),)))

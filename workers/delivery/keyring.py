@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self, TypeVar
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -41,9 +41,11 @@ from pydantic_core import ErrorDetails
 from schemas.job import TENANT_PATTERN
 from schemas.signature import PUBLIC_KEY_PREFIX, SECRET_PREFIX, SIGNING_KEY_PREFIX, Signer, secret_bytes
 from telemetry.clock import Clock
-from telemetry.health import HealthPage
 from telemetry.logs import get_logger
 from telemetry.private_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
+
+if TYPE_CHECKING:
+    from telemetry.health import HealthPage
 
 FORMAT = 2
 """The number of the file's format. Files with another number are refused."""
@@ -681,4 +683,6 @@ def tenant_jwks_page(keyring: Keyring, clock: Clock, name: str) -> HealthPage | 
         return None
     now = clock.time()
     keyring.follow(now)
+    from telemetry.health import HealthPage  # late, since commands that show keys serve no page
+
     return HealthPage(JWKS_TYPE, json.dumps(keyring.jwks(asked[1], now)).encode(), MAX_AGE_SECONDS)

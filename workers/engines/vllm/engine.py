@@ -6,7 +6,7 @@ raises EngineDied, and the engine is loaded again; new requests wait for the loa
 raise EngineLost. The processes of a hung engine are killed, and the engine is loaded again likewise.
 
 Facts about vLLM 0.32 that shape this module: `abort()` raises nothing, and the generation ends with `finish_reason`
-abort. vLLM runs lower priorities first, but only with its scheduling policy `priority`. `max_tokens` defaults to 16.
+abort. `max_tokens` defaults to 16.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ stand in `units.toml`. "At least" and "at most" are opposite bounds; "about" all
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -607,17 +608,17 @@ def _read(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
                 text[start : suffix.end()], value, "ordinal", value, start=start, end=suffix.end()
             ), suffix.end()
         if (exponent := _SCIENTIFIC.match(text, end)) is not None:
-            factor = 10.0 ** int(exponent[1])
+            factor = _power_of_ten(exponent[1])
             value, step, end = value * factor, step * factor, exponent.end()
-        elif (slash := _SLASHED.match(text, end)) is not None and 0 < value < int(slash[1]) <= 20:
-            value, step, end = value / int(slash[1]), 0.0, slash.end()
+        elif (slash := _SLASHED.match(text, end)) is not None and 0 < value < float(slash[1]) <= 20:
+            value, step, end = value / float(slash[1]), 0.0, slash.end()
     else:
         value, step = _worded(found.group()), 0.0
     if (more := _AND_A_PART.match(text, end)) is not None:
         value, end = value + _FRACTIONS.get((more[1] or "").lower(), 0.75), more.end()
         step = 0.0
-    elif kind == "num" and (part := _PART.match(text, end)) is not None and int(part[2]):
-        value, end, step = value + int(part[1]) / int(part[2]), part.end(), 0.0
+    elif kind == "num" and (part := _PART.match(text, end)) is not None and float(part[2]):
+        value, end, step = value + float(part[1]) / float(part[2]), part.end(), 0.0
     fraction = _NEXT_WORD.match(text, end)
     if kind == "words" and fraction is not None and fraction[1] in _FRACTIONS and value < 20:
         return _finished(text, start, fraction.end(), value * _FRACTIONS[fraction[1]], 0.0, is_fraction=True)
@@ -761,11 +762,21 @@ def _numeral(text: str) -> tuple[float, float, tuple[float, ...]]:
     plain = plain.replace(",", ".")
     value = float(plain)
     decimals = len(plain.partition(".")[2])
-    step = 10.0**-decimals
+    step = _power_of_ten(-decimals)
     if not decimals and value:
         zeros = len(plain) - len(plain.rstrip("0"))
-        step = 10.0**zeros
-    return value ** int(exponent) if exponent and abs(int(exponent)) < 30 else value, step, others
+        step = _power_of_ten(zeros)
+    if exponent and abs(float(exponent)) < 30:
+        try:
+            value **= float(exponent)
+        except (OverflowError, ZeroDivisionError):
+            value = math.inf
+    return value, step, others
+
+
+def _power_of_ten(exponent: str | int) -> float:
+    """Return a power of ten; infinity if a float cannot hold it."""
+    return float(f"1e{exponent}")
 
 
 def _worded(text: str) -> float:
