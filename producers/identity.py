@@ -8,11 +8,11 @@ import random
 from telemetry.clock import Clock
 
 _DRAWN = random.Random()  # noqa: S311 - an id is no secret
-os.register_at_fork(after_in_child=_DRAWN.seed)
 """A generator of its own, which no other code seeds, and which a fork does not repeat.
 
 A system call for each id would make a busy thread wait for the interpreter's lock twice an id.
 """
+os.register_at_fork(after_in_child=_DRAWN.seed)
 
 
 def new_job_id(clock: Clock) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,17 @@ class JwkSetUnusable(Exception):  # noqa: N818 - named after the fault
     """A JWK set cannot be read. The text names the source and the fault."""
 
 
-class HeldKeys:
+class HeldKeys(ABC):
     """Keys that may change while callbacks come in."""
 
+    @abstractmethod
     def current(self) -> Keys:
         """Return the keys that are valid now. Called at every request."""
-        raise NotImplementedError
 
-    async def load(self) -> None:
+    async def load(self) -> None:  # noqa: B027 - nothing to do for keys that are there already
         """Read the keys for the first time. End the command if the keys cannot be read."""
 
-    async def follow(self) -> None:
+    async def follow(self) -> None:  # noqa: B027 - as above
         """Read the keys again at intervals, until cancelled."""
 
 

@@ -4,9 +4,9 @@ A change that raises takes back its own rows only, by its savepoint. Joint chang
 one savepoint and few statements together, and each may be refused without the others.
 
 A group whose transaction the database ended runs once more, so a change must have no effect but its rows and its
-result. The answer to COMMIT may be lost with the connection to
-PostgreSQL. Then the writer takes the advisory lock again, which waits for the end of the lost transaction. The writer
-then looks for the lost transaction's number in its own row of `writers`. So a committed group never runs again.
+result. The answer to COMMIT may be lost with the connection to PostgreSQL. Then the writer takes the advisory lock
+again, which waits for the end of the lost transaction. The writer then looks for the lost transaction's number in its
+own row of `writers`. So a committed group never runs again.
 (`pg_xact_status` cannot be used: after a crash, the server gives the id of an unfinished transaction to another one.)
 """
 

@@ -68,10 +68,8 @@ def write_segments(connection: Connection, batch: Batch, found: Sequence[Line]) 
     answered[: len(batch.answered or b"")] = batch.answered or b""
     first, again = [], set()
     for line, _ in found:
-        is_first = not answered[line >> 3] & 1 << (line & 7)
-        answered[line >> 3] |= 1 << (line & 7)
-        first.append(is_first)
-        if not is_first:
+        first.append(_mark(answered, line))
+        if not first[-1]:
             again.add(line)
     if again:
         _replace(connection, batch.id, again)
@@ -192,8 +190,15 @@ def forget_since(connection: Connection, since_ms: int) -> None:
         total = select(batches.c.total).where(batches.c.id == batch_id)
         answered = bytearray(-(-connection.execute(total).scalar_one() // 8))
         for _, entry in current_entries(connection, batch_id):
-            answered[entry.line >> 3] |= 1 << (entry.line & 7)
+            _mark(answered, entry.line)
         connection.execute(batches.update().where(batches.c.id == batch_id).values(answered=bytes(answered)))
+
+
+def _mark(answered: bytearray, line: int) -> bool:
+    """Mark a line as answered; True if it was not marked yet."""
+    was, bit = answered[line >> 3], 1 << (line & 7)
+    answered[line >> 3] = was | bit
+    return not was & bit
 
 
 def _parts(lines: Iterable[Line]) -> Iterator[list[Line]]:

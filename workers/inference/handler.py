@@ -170,17 +170,14 @@ class InferenceHandler:
         if completion is None:
             return self._outputs.settled(received, self._results.cut_off(received))
         seconds = clock.monotonic() - began
-        timings = {"queued_ms": round(queued_ms, 3), "enrich_ms": 0.0, "infer_ms": round(1000 * seconds, 3)}
-        value = self._results.plain(received, completion, timings, int(clock.time()))
+        value = self._results.plain(received, completion, _timings(queued_ms, 0.0, seconds), int(clock.time()))
         if value is None:
             job = JobContext(record, received, received, queued_ms, infer_seconds=seconds)
             result = await self._judged(job, received, asked, completion)
             return self._outputs.of(job, self._end(job, result, None))
         record.shows_health = True
         self.sharing.answered(record, completion)
-        self._phases.observe("infer", seconds, received)
-        self.pace.answered(0.0)
-        self.answer_times.add(seconds)
+        self._count(record, received, seconds)
         return self._outputs.written(received, value, Outcome.SUCCEEDED)
 
     def _is_own(self, record: Record, model_id: str | None) -> bool:
@@ -277,19 +274,17 @@ class InferenceHandler:
         job.reports += sampled.outputs
         return self._end(job, result, failure)
 
-    def _count(self, job: JobContext) -> None:
+    def _count(self, record: Record, received: ReceivedJob, infer_seconds: float, enrich_seconds: float = 0.0) -> None:
         """Count the times of a job that the engine has answered, or has not answered to its end."""
-        if job.infer_seconds is None:
-            return
-        self._phases.observe("infer", job.infer_seconds, job.received)
-        enrich_seconds = job.enrich_seconds or 0.0
+        self._phases.observe("infer", infer_seconds, received)
         self.pace.answered(enrich_seconds)
-        if job.record.shows_health:
-            self.answer_times.add(enrich_seconds + job.infer_seconds)
+        if record.shows_health:
+            self.answer_times.add(enrich_seconds + infer_seconds)
 
     def _end(self, job: JobContext, result: Result, failure: Failure | None) -> Finish:
         """Count a job's times, log why it was given up, and return its end."""
-        self._count(job)
+        if job.infer_seconds is not None:
+            self._count(job.record, job.received, job.infer_seconds, job.enrich_seconds or 0.0)
         if failure is not None:
             log.warning(
                 f"Gave up job {job.received.job_id}: {failure.message}.",
@@ -362,11 +357,7 @@ class InferenceHandler:
         if completion is None or completion.finish_reason == "abort":
             return self._results.cut_off(received, completion)
         job.record.shows_health = True
-        timings = {
-            "queued_ms": round(job.queued_ms or 0.0, 3),
-            "enrich_ms": round(job.enrich_ms, 3),
-            "infer_ms": round(1000 * (job.infer_seconds or 0.0), 3),
-        }
+        timings = _timings(job.queued_ms or 0.0, job.enrich_ms, job.infer_seconds or 0.0)
         spend = partial(self.sharing.spend, job.record)
         return await self._results.answered(received, asked, completion, timings, spend)
 
@@ -405,3 +396,12 @@ class InferenceHandler:
 
 def _with_seed(received: ReceivedJob, seed: int) -> ReceivedJob:
     return replace(received, job=received.job.model_copy(update={"seed": seed}))
+
+
+def _timings(queued_ms: float, enrich_ms: float, infer_seconds: float) -> dict[str, float]:
+    """Return the times of a result's `timings`."""
+    return {
+        "queued_ms": round(queued_ms, 3),
+        "enrich_ms": round(enrich_ms, 3),
+        "infer_ms": round(1000 * infer_seconds, 3),
+    }

@@ -29,7 +29,7 @@ async def started(context: dict[str, Any]) -> None:
 
 
 class WorkerSettings:
-    """What arq's command reads."""
+    """The settings of the worker that arq's command starts."""
 
     functions: ClassVar[list[Any]] = [answer]
     on_startup = started
