@@ -11,6 +11,7 @@ from tests.integration.search_services import (
     Reply,
     answering,
     atom,
+    configured,
     efetch,
     esearch,
     paper,
@@ -18,6 +19,8 @@ from tests.integration.search_services import (
     pubmed_at_its_pace,
 )
 from tests.virtual_time import in_jumping_time, jump
+from workers.enrichment.search.base import ReadsById
+from workers.enrichment.search.pubmed import MAX_ARTICLES
 
 MANY = 100
 FOREVER = 30.0
@@ -37,7 +40,14 @@ async def test_a_hundred_medical_questions_at_once_all_get_their_sources() -> No
         assert [result.sources for result in results] == [[f"pmid:{number}"] for number in range(MANY)]
         assert {result.outcome for result in results} == {"succeeded"}
         assert service.answered.count("/esearch.fcgi") == MANY + MANY // 2
-        assert service.answered.count("/efetch.fcgi") < MANY // 2
+
+
+async def test_articles_that_wait_for_a_turn_share_one_request() -> None:
+    async with pubmed_at_its_pace(100) as service, configured("pubmed", service.url, per_second=20) as provider:
+        assert isinstance(provider, ReadsById)
+        found = await asyncio.gather(*(provider.by_id([f"pmid:{one}"]) for one in range(1 + MAX_ARTICLES)))
+        assert [[each.id for each in one] for one in found] == [[f"pmid:{one}"] for one in range(1 + MAX_ARTICLES)]
+        assert service.answered == ["/efetch.fcgi", "/efetch.fcgi"]  # the first had its turn at once
 
 
 async def test_a_service_that_is_slow_costs_each_job_its_budget_and_no_more() -> None:

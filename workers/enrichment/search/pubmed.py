@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -43,11 +42,6 @@ class _ArticleBatch:
     """The articles of one efetch request, in the order in which searches named them."""
 
     numbers: dict[str, None] = field(default_factory=dict)
-    waiting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """The lock is held by the search that waits for the batch's turn.
-
-    If that search is cancelled, another search waits.
-    """
     has_turn: bool = False
 
 
@@ -64,6 +58,7 @@ class Pubmed:
         self._service = service
         self._common = common
         self._gathering = _ArticleBatch()
+        self._turns: Flights[_ArticleBatch, None] = Flights()
         self._answers: Flights[_ArticleBatch, dict[str, Found]] = Flights()
 
     async def search(self, query: SearchQuery) -> list[Found]:
@@ -106,11 +101,12 @@ class Pubmed:
         batch = self._gathering
         batch.numbers.update(dict.fromkeys(numbers))
         with current_allowance().in_line():
-            async with batch.waiting:
-                if not batch.has_turn:
-                    await self._service.pace.turn(behind=SEARCHES_FIRST)
-                    batch.has_turn = True
+            await self._turns.join(batch, partial(self._turn, batch))
         return await self._answers.join(batch, partial(self._fetched, batch))
+
+    async def _turn(self, batch: _ArticleBatch) -> None:
+        await self._service.pace.turn(behind=SEARCHES_FIRST)
+        batch.has_turn = True
 
     async def _fetched(self, batch: _ArticleBatch) -> dict[str, Found]:
         params = {"id": ",".join(batch.numbers), "retmode": "xml", "rettype": "abstract"}
