@@ -185,9 +185,9 @@ def test_a_wrong_or_missing_key_or_url_is_reported_in_one_line(shell: Shell, com
 
 def test_a_request_that_fails_leaves_the_files_and_one_file_for_two_outputs_is_refused_before_it(shell: Shell) -> None:
     kept = shell.file("kept.jsonl", b"of an earlier run\n")
-    for more in ((), ("--wait", "--timeout", "1")):
-        away = shell.run("results", "--id", "a", "--output", kept, *more, url="http://127.0.0.1:1")
-        assert (away.returncode, Path(kept).read_text()) == (1, "of an earlier run\n")
+    refused = shell.run("results", "--id", "a", "--output", kept, POSTBACK_GATEWAY_KEY="pbk_unknown")
+    away = shell.run("results", "--id", "a", "--output", kept, "--wait", "--timeout", "1", url="http://127.0.0.1:1")
+    assert (refused.returncode, away.returncode, Path(kept).read_text()) == (1, 1, "of an earlier run\n")
     for command in (("create", kept), ("wait", "batch_1")):
         done = shell.run("batches", *command, "--output", kept, "--errors", kept, url="http://127.0.0.1:1")
         assert (done.returncode, done.stderr) == (2, "postback: --errors must name another file than --output\n")

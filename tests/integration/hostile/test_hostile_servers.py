@@ -195,6 +195,9 @@ CASES = {
     "a page of NULs": Case(saying(b"\0" * 1_000_000, HTML), "binary data"),
 }
 
+LONG_GROWTH_BYTES = 256 * 1024 * 1024
+"""Less than the bomb's decompressed 300 MiB. Beside the long page, a second reader may start for the other job."""
+
 
 @pytest.mark.parametrize("name", CASES)
 async def test_a_hostile_server_ends_in_a_reason_and_affects_no_other_job(
@@ -227,7 +230,7 @@ async def test_a_page_without_end_is_read_up_to_a_size_and_affects_no_other_job(
         )
     assert (len(long.sources), long.notes) == (1, ())
     assert "1987" in " ".join(fine.sources[0].passages)
-    assert growth.peak_bytes < GROWTH_BYTES
+    assert growth.peak_bytes < LONG_GROWTH_BYTES
 
 
 ROBOTS = b"User-agent: *\nDisallow: /private\n"
