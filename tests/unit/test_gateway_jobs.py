@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import Response
 from pydantic_core import from_json
-from sqlalchemy import Connection, Engine, event, func, select
+from sqlalchemy import Connection, Engine, event, func, select, text
 
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
@@ -38,9 +38,10 @@ from gateway.door.settings import GatewaySettings
 from gateway.door.streamed import chat_events, response_events
 from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import idempotency, jobs, outbox, tenants, view_offsets
+from gateway.store.tables import batch_segments, idempotency, jobs, outbox, tenants, view_offsets
 from gateway.view.offsets import HELD
 from gateway.view.records import ResultRecord
+from gateway.view.segments import current_entries, entries_with, indexes
 from gateway.view.stored_events import EventPage, events_after, last_number
 from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, jobs_by_custom_id, list_jobs
 from gateway.view.writing import write_results
@@ -56,6 +57,7 @@ from schemas.tools import CalledFunction, ToolCall
 from schemas.topics import SCREENING, Topics
 from tests.conftest import DATABASES
 from tests.drawn import JSON, drawn
+from tests.postgres_server import PostgresServer
 from tests.unit.batch_rig import put_batch, result_record
 from tests.unit.door_rig import all_pages, changed, limit, with_audit
 from tests.unit.gateway_rig import Rig, gateway_rig
@@ -471,6 +473,33 @@ def test_a_line_is_found_by_its_whole_custom_id(history: Store, name: str, line:
     found = history.read_now(partial(jobs_by_custom_id, tenant=TENANT, custom_id=name, limit=5))
     assert [each.line for each in found] == ([] if line is None else [line])
     assert history.read_now(partial(jobs_by_custom_id, tenant="another", custom_id=name, limit=5)) == []
+
+
+@pytest.mark.postgresql
+def test_postgres_keeps_the_indexes_that_were_not_read_yet(postgres: PostgresServer) -> None:
+    """Without a cursor on the server, the gateway would hold the indexes of all lines of a tenant in its memory."""
+
+    def cursors(connection: Connection) -> object:
+        return connection.scalar(text("SELECT count(*) FROM pg_cursors WHERE statement LIKE '%line_index%'"))
+
+    def read(connection: Connection) -> list[object]:
+        seen: list[object] = []
+        some: tuple[Iterator[object], ...] = (
+            indexes(connection, TENANT, [], ascending=True),
+            current_entries(connection, BATCH),
+            entries_with(connection, batch_segments.c.batch_id == BATCH, {0}),
+        )
+        for reading in some:
+            next(reading)
+            seen.append(cursors(connection))
+        del some, reading
+        return [*seen, cursors(connection)]
+
+    store = Store.open(postgres.new_database())
+    store.write_now(partial(put_batch, batch_id=BATCH, total=20))
+    store.write_now(lambda at: write_results(at, [answered_line(0)]))
+    assert store.read_now(read) == [1, 2, 3, 0]
+    store.close()
 
 
 def test_an_event_of_a_line_is_left_out_if_another_outcome_replaced_its_result(history: Store) -> None:
