@@ -176,8 +176,11 @@ def indexes(
 
 
 def naming(connection: Connection, custom_id: str) -> ColumnElement[bool]:
-    """Return the condition that a segment's index has this text, which a line with this `custom_id` has."""
-    text = to_json(custom_id)
+    """Return the condition that a segment's index has this text, which a line with this `custom_id` has.
+
+    No line has a lone surrogate, which JSON cannot have.
+    """
+    text = to_json(custom_id.encode(errors="replace").decode())
     if connection.dialect.name == "postgresql":
         return func.pg_catalog.position(batch_segments.c.line_index, text) > 0  # `strpos` takes no bytes
     return func.instr(batch_segments.c.line_index, text) > 0

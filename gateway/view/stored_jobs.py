@@ -85,7 +85,7 @@ def jobs_by_custom_id(connection: Connection, tenant: str, custom_id: str, limit
     these = select(*_LISTED).where(jobs.c.tenant == tenant, jobs.c.custom_id == custom_id, jobs.c.deleted_at.is_(None))
     single = [_stored(row) for row in connection.execute(these.order_by(jobs.c.created_at.desc()).limit(limit))]
     lines: list[StoredJob] = []
-    for row in indexes(connection, tenant, [naming(connection, storable(custom_id))], ascending=False):
+    for row in indexes(connection, tenant, [naming(connection, custom_id)], ascending=False):
         found = (_answered(row.batch_id, entry) for entry in entries_of(row.line_index))
         lines += (each for each in found if each.custom_id == custom_id and each.status)
         if len(lines) >= limit:

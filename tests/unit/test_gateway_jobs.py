@@ -285,7 +285,7 @@ def answered_line(number: int) -> ResultRecord:
     """The result of a line of BATCH, at a time at which jobs were created, too."""
     outcome = Outcome.SUCCEEDED if number % 3 else Outcome.FAILED
     metadata = {"team": TEAMS[number % len(TEAMS)]}
-    said = {"custom_id": f"l'ïn\"{number}", "metadata": metadata, "model_id": f"m{number % 2}", "created_at": 1}
+    said = {"custom_id": f"l'ï\0n\"{number}", "metadata": metadata, "model_id": f"m{number % 2}", "created_at": 1}
     result = Result(job_id=f"{BATCH}.{number}", outcome=outcome, **said)
     return result_record(result, TENANT, 1000 * (number * 3 % 8))
 
@@ -468,7 +468,10 @@ def test_each_line_of_a_page_of_results_is_an_event_with_a_number_of_its_own(
     assert [number for number, _, _ in seen] == [n for n, line in enumerate(LINES, 1) if kinds[line] in chosen]
 
 
-@pytest.mark.parametrize(("name", "line"), [("l'ïn\"7", 7), ("l'ïn\"", None), ("%", None), ("\0\ud800", None)])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("l'ï\0n\"7", 7), ("l'ï\ufffdn\"7", None), ("l'ï\0n\"", None), ("%", None), ("\0\ud800", None)],
+)
 def test_a_line_is_found_by_its_whole_custom_id(history: Store, name: str, line: int | None) -> None:
     found = history.read_now(partial(jobs_by_custom_id, tenant=TENANT, custom_id=name, limit=5))
     assert [each.line for each in found] == ([] if line is None else [line])
