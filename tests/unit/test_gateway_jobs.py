@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 from urllib.parse import quote
 
 import httpx
@@ -39,9 +40,10 @@ from gateway.door.streamed import chat_events, response_events
 from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batch_segments, idempotency, jobs, outbox, tenants, view_offsets
+from gateway.view import segments
 from gateway.view.offsets import HELD
 from gateway.view.records import ResultRecord
-from gateway.view.segments import current_entries, entries_with, indexes
+from gateway.view.segments import current_entries, entries_of, entries_with, indexes
 from gateway.view.stored_events import EventPage, events_after, last_number
 from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, jobs_by_custom_id, list_jobs
 from gateway.view.writing import write_results
@@ -476,6 +478,23 @@ def test_a_line_is_found_by_its_whole_custom_id(history: Store, name: str, line:
     found = history.read_now(partial(jobs_by_custom_id, tenant=TENANT, custom_id=name, limit=5))
     assert [each.line for each in found] == ([] if line is None else [line])
     assert history.read_now(partial(jobs_by_custom_id, tenant="another", custom_id=name, limit=5)) == []
+
+
+def test_a_line_is_found_without_a_look_at_the_indexes_of_other_segments(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of a large batch come in no order, so a hundred segments have lines below and above a line."""
+    store.write_now(partial(put_batch, batch_id=BATCH, total=20))
+    for number in range(10):
+        some = [answered_line(number), answered_line(19 - number)]
+        store.write_now(lambda at, some=some: write_results(at, some))  # type: ignore[misc]
+    reading = MagicMock(side_effect=entries_of)
+    monkeypatch.setattr(segments, "entries_of", reading)
+    for line in range(20):
+        found = store.read_now(partial(find_job, tenant=TENANT, job_id=f"{BATCH}.{line}"))
+        assert found is not None
+        assert found.result == answered_line(line).value
+    assert reading.call_count == 20
 
 
 @pytest.mark.postgresql
