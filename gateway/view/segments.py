@@ -177,12 +177,13 @@ def indexes(
         yield from found
 
 
-def naming(connection: Connection, custom_id: str) -> ColumnElement[bool]:
-    """Return the condition that a segment's index has this text, which a line with this `custom_id` has.
+def having(connection: Connection, *texts: str) -> ColumnElement[bool]:
+    """Return the condition that a segment's index has this text, or this key of a line's metadata with this value.
 
-    No line has a lone surrogate, which JSON cannot have.
+    Every segment with such a line fulfils the condition, and few others do. No line has a lone surrogate, which JSON
+    cannot have.
     """
-    return _holds(connection, to_json(custom_id.encode(errors="replace").decode()))
+    return _holds(connection, b":".join(to_json(text.encode(errors="replace").decode()) for text in texts))
 
 
 def _holds(connection: Connection, text: bytes) -> ColumnElement[bool]:

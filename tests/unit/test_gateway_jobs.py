@@ -497,6 +497,22 @@ def test_a_line_is_found_without_a_look_at_the_indexes_of_other_segments(
     assert reading.call_count == 20
 
 
+@pytest.mark.parametrize(
+    "wanted", [JobFilter(metadata={"team": "none"}), JobFilter(model_id="m2"), JobFilter(status="expired")]
+)
+def test_a_list_looks_at_no_index_without_a_line_for_it(
+    history: Store, monkeypatch: pytest.MonkeyPatch, wanted: JobFilter
+) -> None:
+    """A tenant may have millions of answered lines, whose indexes take minutes to read."""
+    reading = MagicMock(side_effect=entries_of)
+    monkeypatch.setattr("gateway.view.stored_jobs.entries_of", reading)
+    assert history.read_now(partial(list_jobs, tenant=TENANT, wanted=wanted, limit=9, after=None, ascending=True)) == (
+        [],
+        False,
+    )
+    reading.assert_not_called()
+
+
 @pytest.mark.postgresql
 def test_postgres_keeps_the_indexes_that_were_not_read_yet(postgres: PostgresServer) -> None:
     """Without a cursor on the server, the gateway would hold the indexes of all lines of a tenant in its memory."""
