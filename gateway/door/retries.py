@@ -25,6 +25,11 @@ from telemetry.clock import unix_ms
 KEY_HEADER = "idempotency-key"
 RETURN_SECONDS = 15.0
 """The time within which an SDK repeats a request. Its pauses are 8 s at most."""
+STALE_SECONDS = 60.0
+"""The age at which a left request is joined no more, for a gateway that ended before it could remove the note.
+
+The age is more than RETURN_SECONDS, because the clocks of two gateways differ.
+"""
 _COUNT = re.compile(r"[0-9]{1,4}")
 
 
@@ -38,8 +43,8 @@ async def rejoined(call: Call, fingerprint: bytes) -> StoredAnswer | None:
     """Return the stored answer of the request that this repeat joins; None for any other request."""
     if not may_return(call) or int(call.request.headers[RETRY_HEADER]) == 0:
         return None
-    digest = _digest(call, fingerprint)
-    return await call.door.store.write(lambda connection: claim_left(connection, call.tenant, digest))
+    digest, since_ms = _digest(call, fingerprint), unix_ms(call.door.clock) - int(1000 * STALE_SECONDS)
+    return await call.door.store.write(lambda connection: claim_left(connection, call.tenant, digest, since_ms))
 
 
 def leave(
@@ -54,7 +59,8 @@ def leave(
     store.submit(lambda connection: note_left(connection, tenant, object_id, digest, stored, now_ms))
 
     def end(connection: Connection) -> None:
-        if forget_left(connection, tenant, object_id) and unwanted is not None:
+        # A repeat may have joined the request and left it again: its own note has its own time to be joined.
+        if forget_left(connection, tenant, object_id, now_ms) and unwanted is not None:
             unwanted(connection)
 
     def submit() -> None:
@@ -72,18 +78,24 @@ def note_left(
     insert_new(connection, left_requests, [{**row, "status": stored.status, "response": stored.body}])
 
 
-def claim_left(connection: Connection, tenant: str, digest: bytes) -> StoredAnswer | None:
-    """Remove the note of the oldest left request with this digest, and return its stored answer; None without one."""
-    equal = left_requests.c.tenant == tenant, left_requests.c.digest == digest
-    for row in connection.execute(select(left_requests).where(*equal).order_by(left_requests.c.object_id)).all():
-        if forget_left(connection, tenant, row.object_id):  # another gateway's repeat may have been faster
+def claim_left(connection: Connection, tenant: str, digest: bytes, since_ms: int) -> StoredAnswer | None:
+    """Remove the note of the oldest request with this digest that was left at `since_ms` (Unix ms) or later.
+
+    Returns the request's stored answer; None without such a request.
+    """
+    left = left_requests.c
+    equal = left.tenant == tenant, left.digest == digest, left.created_at >= since_ms
+    for row in connection.execute(select(left_requests).where(*equal).order_by(left.object_id)).all():
+        # another gateway's repeat may have been faster
+        if forget_left(connection, tenant, row.object_id, row.created_at):
             return StoredAnswer(row.status, row.response)
     return None
 
 
-def forget_left(connection: Connection, tenant: str, object_id: str) -> bool:
-    """Remove the note that a request was left; False if a repeat has joined the request."""
-    this = left_requests.c.tenant == tenant, left_requests.c.object_id == object_id
+def forget_left(connection: Connection, tenant: str, object_id: str, left_ms: int) -> bool:
+    """Remove the note that a request was left at this time (Unix ms); False if a repeat has joined the request."""
+    left = left_requests.c
+    this = left.tenant == tenant, left.object_id == object_id, left.created_at == left_ms
     return connection.execute(left_requests.delete().where(*this)).rowcount == 1
 
 

@@ -76,9 +76,10 @@ class Refused:
 class _CommitUnanswered(Exception):  # noqa: N818 - private
     """The connection was lost before the answer to COMMIT."""
 
-    def __init__(self, outcomes: list[Any]) -> None:
+    def __init__(self, outcomes: list[Any], error: DBAPIError) -> None:
         super().__init__()
         self.outcomes = outcomes
+        self.error = error
 
 
 class Writer:
@@ -160,8 +161,7 @@ class Writer:
 
         Returns a result or Refused for each change.
         """
-        failures = 0
-        while True:
+        for _ in range(_TRIES):
             try:
                 outcomes = self._attempt(runs)
                 self.problem = None
@@ -172,14 +172,13 @@ class Writer:
                         return unanswered.outcomes
                 except StoreAway as error:
                     return self._refused(error, runs)
-                failures += 1
+                cause = cause_of(unanswered.error)
             except SQLAlchemyError as error:
-                failures += 1
-                if failures == _TRIES:
-                    self.problem = f"the store did not take a change: {cause_of(error)}"
-                    return self._refused(StoreAway(self.problem), runs)
+                cause = cause_of(error)
             except BaseException as error:  # no error may end the writer's thread
                 return self._refused(error, runs)
+        self.problem = f"the store did not take a change: {cause}"
+        return self._refused(StoreAway(self.problem), runs)
 
     def _refused(self, error: BaseException, runs: Sequence[Run]) -> list[Any]:
         self._fresh.clear()
@@ -197,7 +196,7 @@ class Writer:
                 except DBAPIError as error:
                     if connection.dialect.name != "postgresql" or not is_passing(error):
                         raise
-                    raise _CommitUnanswered(outcomes) from error
+                    raise _CommitUnanswered(outcomes, error) from error
             return outcomes
 
     def _begin(self, connection: Connection) -> None:

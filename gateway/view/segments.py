@@ -27,7 +27,8 @@ SEGMENT_BYTES: Final = 1024 * 1024
 """A segment ends with the result that reaches this size, so that a reader holds little in memory."""
 COUNTED: Final = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
 """The members of a result's usage whose sums a batch shows."""
-_READ_TOGETHER = 20
+_READ_TOGETHER: Final = {"yield_per": 20}
+"""Options of queries for many indexes: PostgreSQL's driver would otherwise take all of them into memory at once."""
 
 Batch = Row[Any]
 Line = tuple[int, ResultRecord]
@@ -110,8 +111,9 @@ def entries_of(line_index: bytes) -> list[Entry]:
 def current_entries(connection: Connection, batch_id: str) -> Iterator[tuple[int, Entry]]:
     """Yield the segment and the entry of each answered line of a batch, in no order."""
     asked = select(batch_segments.c.seq, batch_segments.c.line_index).where(batch_segments.c.batch_id == batch_id)
-    for row in connection.execute(asked):
-        yield from ((row.seq, entry) for entry in entries_of(row.line_index) if entry.status is not None)
+    with connection.execute(asked, execution_options=_READ_TOGETHER) as found:
+        for row in found:
+            yield from ((row.seq, entry) for entry in entries_of(row.line_index) if entry.status is not None)
 
 
 def outputs_of(connection: Connection, batch_id: str, seq: int) -> bytes | None:
@@ -134,17 +136,29 @@ def find_answers(
     columns = batch_segments.c
     these = (columns.tenant == tenant) & (columns.batch_id == batch_id)
     these &= (columns.first_line <= max(lines)) & (columns.last_line >= min(lines))
+    if len(lines) == 1:  # the database looks faster than this process reads the indexes of a large batch
+        these &= _holds(connection, b"[%d," % next(iter(lines)))
     found: dict[int, tuple[Entry, bytes]] = {}
     for some in (these,) if near is None else (these & (columns.seq == near), these & (columns.seq != near)):
         if len(found) == len(lines):
             break
-        for row in connection.execute(select(columns.seq, columns.line_index).where(some)).all():
+        for seq, entries in entries_with(connection, some, lines):
+            this = (columns.batch_id == batch_id) & (columns.seq == seq)
+            results = connection.execute(select(columns.results).where(this)).scalar_one()
+            found |= {each.line: (each, results[slice(*each.result)]) for each in entries}
+    return found
+
+
+def entries_with(
+    connection: Connection, some: ColumnElement[bool], lines: Collection[int]
+) -> Iterator[tuple[int, list[Entry]]]:
+    """Yield the current entries of these lines, by the numbers of those segments among `some` that have any."""
+    asked = select(batch_segments.c.seq, batch_segments.c.line_index).where(some)
+    with connection.execute(asked, execution_options=_READ_TOGETHER) as found:
+        for row in found:
             entries = [each for each in entries_of(row.line_index) if each.line in lines and each.status is not None]
             if entries:
-                this = (columns.batch_id == batch_id) & (columns.seq == row.seq)
-                results = connection.execute(select(columns.results).where(this)).scalar_one()
-                found |= {each.line: (each, results[slice(*each.result)]) for each in entries}
-    return found
+                yield row.seq, entries
 
 
 def indexes(
@@ -158,14 +172,22 @@ def indexes(
         else (columns.last_at.desc(), columns.batch_id, columns.seq)
     )
     asked = select(columns.batch_id, columns.seq, columns.first_at, columns.last_at, columns.line_index)
-    found = connection.execute(asked.where(columns.tenant == tenant, *conditions).order_by(*order))
-    while some := found.fetchmany(_READ_TOGETHER):
-        yield from some
+    asked = asked.where(columns.tenant == tenant, *conditions).order_by(*order)
+    with connection.execute(asked, execution_options=_READ_TOGETHER) as found:
+        yield from found
 
 
-def naming(connection: Connection, custom_id: str) -> ColumnElement[bool]:
-    """Return the condition that a segment's index has this text, which a line with this `custom_id` has."""
-    text = to_json(custom_id)
+def having(connection: Connection, *texts: str) -> ColumnElement[bool]:
+    """Return the condition that a segment's index has this text, or this key of a line's metadata with this value.
+
+    Every segment with such a line fulfils the condition, and few others do. No line has a lone surrogate, which JSON
+    cannot have.
+    """
+    return _holds(connection, b":".join(to_json(text.encode(errors="replace").decode()) for text in texts))
+
+
+def _holds(connection: Connection, text: bytes) -> ColumnElement[bool]:
+    """Return the condition that a segment's index has these bytes."""
     if connection.dialect.name == "postgresql":
         return func.pg_catalog.position(batch_segments.c.line_index, text) > 0  # `strpos` takes no bytes
     return func.instr(batch_segments.c.line_index, text) > 0

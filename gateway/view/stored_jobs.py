@@ -15,7 +15,7 @@ from sqlalchemy import Connection, and_, or_, select
 from gateway.errors import not_found
 from gateway.store.dialects import storable
 from gateway.store.tables import batch_segments, batches, jobs
-from gateway.view.segments import Entry, entries_of, find_answers, indexes, naming
+from gateway.view.segments import Entry, entries_of, find_answers, having, indexes
 
 BATCHES: Final = "/v1/batches"
 """The `url` of an answered line of a batch."""
@@ -85,7 +85,7 @@ def jobs_by_custom_id(connection: Connection, tenant: str, custom_id: str, limit
     these = select(*_LISTED).where(jobs.c.tenant == tenant, jobs.c.custom_id == custom_id, jobs.c.deleted_at.is_(None))
     single = [_stored(row) for row in connection.execute(these.order_by(jobs.c.created_at.desc()).limit(limit))]
     lines: list[StoredJob] = []
-    for row in indexes(connection, tenant, [naming(connection, storable(custom_id))], ascending=False):
+    for row in indexes(connection, tenant, [having(connection, custom_id)], ascending=False):
         found = (_answered(row.batch_id, entry) for entry in entries_of(row.line_index))
         lines += (each for each in found if each.custom_id == custom_id and each.status)
         if len(lines) >= limit:
@@ -175,11 +175,13 @@ def _lines(
     *,
     ascending: bool,
 ) -> list[StoredJob]:
-    """Return the answered lines of a list. Segments are read until none can have an earlier line."""
+    """Return the answered lines of a list. Segments that may have some are read until none can have an earlier line."""
     conditions: list[Any] = [] if wanted.batch_id is None else [batch_segments.c.batch_id == wanted.batch_id]
     first, last = batch_segments.c.first_at, batch_segments.c.last_at
     conditions += [last > wanted.created_after_ms] if wanted.created_after_ms is not None else []
     conditions += [first < wanted.created_before_ms] if wanted.created_before_ms is not None else []
+    texts = [(text,) for text in (wanted.status, wanted.model_id) if text is not None]
+    conditions += [having(connection, *each) for each in (*texts, *wanted.metadata.items())]
     if after is not None:
         conditions.append(last >= after[0].at_ms if ascending else first <= after[0].at_ms)
     found: list[StoredJob] = []

@@ -134,6 +134,26 @@ def test_a_lost_process_is_started_again_once_and_by_one_chain_of_tries(
     assert echo(process) == "text"
 
 
+def test_a_model_that_was_away_for_days_is_loaded_again(process: ModelProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause that doubles exceeds the largest float after 1,024 failures, which take 17 hours."""
+    process.load().result()
+    tries: list[None] = []
+    load = process._load
+
+    def failing() -> None:
+        tries.append(None)
+        if len(tries) <= 1100:
+            raise ModelNotLoaded("no memory")
+        load()
+
+    monkeypatch.setattr(process, "_load", failing)
+    monkeypatch.setattr(model_process, "LONGEST_PAUSE_SECONDS", 0.0)
+    with pytest.raises(ModelAway):
+        process.ask(str, "echo", {"die": True}, b"", 30).result()
+    eventually(lambda: process.pid is not None, 30, lambda: f"no further try after {len(tries)}")
+    assert echo(process) == "text"
+
+
 def test_a_model_that_cannot_be_loaded_is_refused_by_its_reason(process: ModelProcess, folder: Path) -> None:
     (folder / "broken").touch()
     with pytest.raises(ModelNotLoaded, match=r"^ValueError: broken$"):

@@ -341,6 +341,21 @@ async def test_an_idle_connection_is_closed_from_our_side_without_another_callba
 
 
 @on_both_loops
+async def test_no_more_connections_are_idle_than_attempts_may_run_and_the_oldest_one_ends(start: Start) -> None:
+    """A tenant with a new host for each callback would otherwise take the open files of all tenants."""
+    servers = [await start(always(OK)) for _ in range(3)]
+    poster = Poster(DeliverySettings(keep_alive_seconds=60.0, window_records=2), LOOPBACK, SystemClock())
+    for number in (0, 1, 0, 2):
+        assert isinstance(await post(poster, servers[number].url), Delivered)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*servers[1].tasks)
+    for number in (0, 2, 1):
+        assert isinstance(await post(poster, servers[number].url), Delivered)
+    await poster.close()
+    assert [server.connections for server in servers] == [1, 2, 1]
+
+
+@on_both_loops
 async def test_cancelling_an_attempt_closes_its_connection(start: Start, poster: Poster) -> None:
     received, left = asyncio.Event(), asyncio.Event()
 

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 from urllib.parse import quote
 
 import httpx
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import Response
 from pydantic_core import from_json
-from sqlalchemy import Connection, Engine, event, func, select
+from sqlalchemy import Connection, Engine, event, func, select, text
 
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
@@ -38,9 +39,11 @@ from gateway.door.settings import GatewaySettings
 from gateway.door.streamed import chat_events, response_events
 from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
-from gateway.store.tables import idempotency, jobs, outbox, tenants, view_offsets
+from gateway.store.tables import batch_segments, idempotency, jobs, outbox, tenants, view_offsets
+from gateway.view import segments
 from gateway.view.offsets import HELD
 from gateway.view.records import ResultRecord
+from gateway.view.segments import current_entries, entries_of, entries_with, indexes
 from gateway.view.stored_events import EventPage, events_after, last_number
 from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, jobs_by_custom_id, list_jobs
 from gateway.view.writing import write_results
@@ -56,6 +59,7 @@ from schemas.tools import CalledFunction, ToolCall
 from schemas.topics import SCREENING, Topics
 from tests.conftest import DATABASES
 from tests.drawn import JSON, drawn
+from tests.postgres_server import PostgresServer
 from tests.unit.batch_rig import put_batch, result_record
 from tests.unit.door_rig import all_pages, changed, limit, with_audit
 from tests.unit.gateway_rig import Rig, gateway_rig
@@ -283,7 +287,7 @@ def answered_line(number: int) -> ResultRecord:
     """The result of a line of BATCH, at a time at which jobs were created, too."""
     outcome = Outcome.SUCCEEDED if number % 3 else Outcome.FAILED
     metadata = {"team": TEAMS[number % len(TEAMS)]}
-    said = {"custom_id": f"l'ïn\"{number}", "metadata": metadata, "model_id": f"m{number % 2}", "created_at": 1}
+    said = {"custom_id": f"l'ï\0n\"{number}", "metadata": metadata, "model_id": f"m{number % 2}", "created_at": 1}
     result = Result(job_id=f"{BATCH}.{number}", outcome=outcome, **said)
     return result_record(result, TENANT, 1000 * (number * 3 % 8))
 
@@ -466,11 +470,74 @@ def test_each_line_of_a_page_of_results_is_an_event_with_a_number_of_its_own(
     assert [number for number, _, _ in seen] == [n for n, line in enumerate(LINES, 1) if kinds[line] in chosen]
 
 
-@pytest.mark.parametrize(("name", "line"), [("l'ïn\"7", 7), ("l'ïn\"", None), ("%", None), ("\0\ud800", None)])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("l'ï\0n\"7", 7), ("l'ï\ufffdn\"7", None), ("l'ï\0n\"", None), ("%", None), ("\0\ud800", None)],
+)
 def test_a_line_is_found_by_its_whole_custom_id(history: Store, name: str, line: int | None) -> None:
     found = history.read_now(partial(jobs_by_custom_id, tenant=TENANT, custom_id=name, limit=5))
     assert [each.line for each in found] == ([] if line is None else [line])
     assert history.read_now(partial(jobs_by_custom_id, tenant="another", custom_id=name, limit=5)) == []
+
+
+def test_a_line_is_found_without_a_look_at_the_indexes_of_other_segments(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of a large batch come in no order, so a hundred segments have lines below and above a line."""
+    store.write_now(partial(put_batch, batch_id=BATCH, total=20))
+    for number in range(10):
+        some = [answered_line(number), answered_line(19 - number)]
+        store.write_now(lambda at, some=some: write_results(at, some))  # type: ignore[misc]
+    reading = MagicMock(side_effect=entries_of)
+    monkeypatch.setattr(segments, "entries_of", reading)
+    for line in range(20):
+        found = store.read_now(partial(find_job, tenant=TENANT, job_id=f"{BATCH}.{line}"))
+        assert found is not None
+        assert found.result == answered_line(line).value
+    assert reading.call_count == 20
+
+
+@pytest.mark.parametrize(
+    "wanted", [JobFilter(metadata={"team": "none"}), JobFilter(model_id="m2"), JobFilter(status="expired")]
+)
+def test_a_list_looks_at_no_index_without_a_line_for_it(
+    history: Store, monkeypatch: pytest.MonkeyPatch, wanted: JobFilter
+) -> None:
+    """A tenant may have millions of answered lines, whose indexes take minutes to read."""
+    reading = MagicMock(side_effect=entries_of)
+    monkeypatch.setattr("gateway.view.stored_jobs.entries_of", reading)
+    assert history.read_now(partial(list_jobs, tenant=TENANT, wanted=wanted, limit=9, after=None, ascending=True)) == (
+        [],
+        False,
+    )
+    reading.assert_not_called()
+
+
+@pytest.mark.postgresql
+def test_postgres_keeps_the_indexes_that_were_not_read_yet(postgres: PostgresServer) -> None:
+    """Without a cursor on the server, the gateway would hold the indexes of all lines of a tenant in its memory."""
+
+    def cursors(connection: Connection) -> object:
+        return connection.scalar(text("SELECT count(*) FROM pg_cursors WHERE statement LIKE '%line_index%'"))
+
+    def read(connection: Connection) -> list[object]:
+        seen: list[object] = []
+        some: tuple[Iterator[object], ...] = (
+            indexes(connection, TENANT, [], ascending=True),
+            current_entries(connection, BATCH),
+            entries_with(connection, batch_segments.c.batch_id == BATCH, {0}),
+        )
+        for reading in some:
+            next(reading)
+            seen.append(cursors(connection))
+        del some, reading
+        return [*seen, cursors(connection)]
+
+    store = Store.open(postgres.new_database())
+    store.write_now(partial(put_batch, batch_id=BATCH, total=20))
+    store.write_now(lambda at: write_results(at, [answered_line(0)]))
+    assert store.read_now(read) == [1, 2, 3, 0]
+    store.close()
 
 
 def test_an_event_of_a_line_is_left_out_if_another_outcome_replaced_its_result(history: Store) -> None:

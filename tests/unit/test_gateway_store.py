@@ -26,6 +26,7 @@ from gateway.store.meta import set_value, store_id, value_of
 from gateway.store.schema import OtherSchema, examine_store
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import events, idempotency, job_attempts, jobs, meta, outbox
+from gateway.store.writer import Writer, _CommitUnanswered
 from gateway.view.records import ResultRecord
 from gateway.view.retention import TOGETHER, Retention
 from gateway.view.stored_jobs import find_job
@@ -105,6 +106,28 @@ def test_a_refused_change_hands_no_row_to_the_relay(store: Store) -> None:
     rows = store.read_now(lambda connection: connection.execute(select(outbox).order_by("number")).all())
     assert handed == [(row.number, row.value) for row in rows]
     assert [value for _, value in handed] == [value for value in VALUES if value != b"refused"]
+
+
+def test_a_group_is_refused_if_the_server_ends_while_its_commits_stay_unanswered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer would otherwise ask without a pause until the server is back, and keep its requests waiting."""
+    tries: list[None] = []
+    lost = OperationalError("COMMIT", None, OSError(), connection_invalidated=True)
+
+    def attempted(_writer: Writer, _runs: object) -> list[object]:
+        tries.append(None)
+        if len(tries) == 10:
+            raise SystemExit
+        raise lost if len(tries) > 2 else _CommitUnanswered([None], lost)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "_attempt", attempted)
+        patched.setattr(Writer, "_is_committed", lambda _: False)
+        with pytest.raises(StoreAway, match="did not take a change: it cannot be reached"):
+            store.write_now(put("a"))
+    store.write_now(put("b"))
+    assert names(store) == {"b"}
 
 
 def test_a_waiter_that_gives_up_does_not_end_the_writer(store: Store) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import MagicMock
 
@@ -18,12 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from gateway.accept.idempotency import StoredAnswer
-from gateway.door.retries import claim_left, forget_left, note_left
+from gateway.door.retries import claim_left, forget_left, leave, note_left, rejoined
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
+from gateway.errors import RETRY_HEADER
 from gateway.store.store import Store
 from gateway.store.tables import jobs, left_requests
 from gateway.view.retention import Retention
@@ -32,6 +34,7 @@ from schemas.openai import CHAT_COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.screening import CATEGORIES, Verdict
 from telemetry.clock import SystemClock
+from telemetry.hand_clock import HandClock
 from tests.drawn import JSON, drawn
 from tests.integration.certificates import Authority
 from tests.unit.door_rig import changed
@@ -426,13 +429,44 @@ def test_each_left_request_is_claimed_once_and_the_oldest_first(store: Store) ->
     def at(change: Any, *arguments: Any) -> Any:
         return store.write_now(lambda connection: change(connection, *arguments))
 
-    for job in ("job_2", "job_1", "job_3"):
-        at(note_left, "acme", job, b"equal", StoredAnswer(202, job.encode()), 1)
-    assert at(claim_left, "acme", b"other") is None
-    assert at(claim_left, "other", b"equal") is None
-    assert (at(forget_left, "acme", "job_3"), at(forget_left, "acme", "job_3")) == (True, False)
-    claimed = [at(claim_left, "acme", b"equal") for _ in range(3)]
+    for job, left_ms in (("job_2", 5), ("job_1", 5), ("job_3", 5), ("job_0", 4)):
+        at(note_left, "acme", job, b"equal", StoredAnswer(202, job.encode()), left_ms)
+    assert at(claim_left, "acme", b"other", 5) is None
+    assert at(claim_left, "other", b"equal", 5) is None
+    assert [at(forget_left, "acme", "job_3", left_ms) for left_ms in (4, 5, 5)] == [False, True, False]
+    claimed = [at(claim_left, "acme", b"equal", 5) for _ in range(3)]
     assert claimed == [StoredAnswer(202, b"job_1"), StoredAnswer(202, b"job_2"), None]
+    assert at(forget_left, "acme", "job_0", 4)
+
+
+async def test_a_request_that_its_repeat_left_too_waits_its_whole_time_for_the_next_repeat(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[Callable[[], None]] = []
+    loop = SimpleNamespace(call_later=lambda _, end: timers.append(end))
+    monkeypatch.setattr("gateway.door.retries.asyncio", SimpleNamespace(get_running_loop=lambda: loop))
+    call, unwanted, clock = MagicMock(), MagicMock(), HandClock(1.7e9)
+    call.door.store, call.door.clock, call.tenant = rig.store, clock, "acme"
+    call.principal.credential, call.request.headers = "key:1", {RETRY_HEADER: "1"}
+    answer = StoredAnswer(200, b"{}")
+    leave(call, b"equal", answer, "job_1", unwanted)
+    await left(rig, 1)
+    clock.sleep(10)
+    assert await rejoined(call, b"equal") == answer
+    leave(call, b"equal", answer, "job_1", unwanted)
+    await left(rig, 1)
+    timers[0]()  # the time of the first note
+    rig.store.write_now(unchanged)
+    await left(rig, 1)
+    unwanted.assert_not_called()
+    timers[1]()
+    rig.store.write_now(unchanged)
+    await left(rig, 0)
+    unwanted.assert_called_once()
+
+
+def unchanged(_connection: Connection) -> None:
+    """Wait for the changes before this one."""
 
 
 def test_stored_chats_are_found_by_an_index_and_without_other_jobs(store: Store) -> None:

@@ -195,20 +195,27 @@ class WarmConnections:
     """Idle connections for the next requests, each for `keep_alive_seconds`. Runs on one event loop.
 
     aiohttp's own pool costs a tenth of a callback. The peer of a connection was checked when it was opened, and a peer
-    never changes.
+    never changes. No more connections are kept than attempts may run at a time: a tenant with a new host for each
+    callback would otherwise take the open files and the memory of all tenants.
     """
 
-    def __init__(self, keep_alive_seconds: float, clock: Clock) -> None:
+    def __init__(self, keep_alive_seconds: float, most: int, clock: Clock) -> None:
         self._seconds = keep_alive_seconds
+        self._most = most
         self._clock = clock
-        self._idle: dict[ConnectionKey, deque[tuple[Connection, float]]] = {}
+        self._idle: dict[ConnectionKey, deque[Connection]] = {}
+        """The idle connections of each key, the one that was used last at the end."""
+        self._since: dict[Connection, tuple[ConnectionKey, float]] = {}
+        """The key and the monotonic time of the last use of each idle connection, the oldest first."""
         self._sweeping: asyncio.TimerHandle | None = None
 
     def take(self, key: ConnectionKey) -> Connection | None:
         """Return an idle connection, the one that was used last; None if there is none."""
-        idle = self._idle.get(key)
-        while idle:
-            connection, since = idle.pop()
+        while (idle := self._idle.get(key)) is not None:
+            connection = idle.pop()
+            if not idle:
+                del self._idle[key]
+            _, since = self._since.pop(connection)
             if _is_open(connection) and self._clock.monotonic() - since <= self._seconds:
                 return connection
             connection.close()
@@ -219,7 +226,10 @@ class WarmConnections:
         if connection.protocol is None or connection.protocol.should_close:
             connection.close()
             return
-        self._idle.setdefault(key, deque()).append((connection, self._clock.monotonic()))
+        if len(self._since) >= self._most:
+            self._close_oldest()
+        self._idle.setdefault(key, deque()).append(connection)
+        self._since[connection] = key, self._clock.monotonic()
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(self._seconds, self._sweep)
 
@@ -228,21 +238,25 @@ class WarmConnections:
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
-        for idle in self._idle.values():
-            for connection, _ in idle:
-                connection.close()
-        self._idle.clear()
+        while self._since:
+            self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        """Close the idle connection that was used first. It is also the first one of its key."""
+        connection, (key, _) = next(iter(self._since.items()))
+        del self._since[connection]
+        idle = self._idle[key]
+        idle.popleft().close()
+        if not idle:
+            del self._idle[key]
 
     def _sweep(self) -> None:
-        """Close the connections whose time is over or whose server is gone, and come back while others are idle."""
+        """Close the connections whose time is over, and come back while others are idle."""
         oldest = self._clock.monotonic() - self._seconds
-        for key, idle in list(self._idle.items()):
-            while idle and (idle[0][1] <= oldest or not _is_open(idle[0][0])):
-                idle.popleft()[0].close()
-            if not idle:
-                del self._idle[key]
+        while self._since and next(iter(self._since.values()))[1] <= oldest:
+            self._close_oldest()
         loop = asyncio.get_running_loop()
-        self._sweeping = loop.call_later(self._seconds, self._sweep) if self._idle else None
+        self._sweeping = loop.call_later(self._seconds, self._sweep) if self._since else None
 
 
 def _is_open(connection: Connection) -> bool:
@@ -269,7 +283,7 @@ class Poster:
         # A URL's check depends on its text alone. The connector checks the address of every connection.
         self._target = lru_cache(_REMEMBERED_TARGETS)(self._checked_target)
         self._connector: GuardedConnector | None = None
-        self._warm = WarmConnections(settings.keep_alive_seconds, clock)
+        self._warm = WarmConnections(settings.keep_alive_seconds, settings.window_records, clock)
         self._deadlines = Deadlines(settings.deadline_seconds)
         self._traced = collecting()
         self._exhausted_throttle = LogThrottle(_SAY_SECONDS)

@@ -39,6 +39,8 @@ NumPy's threads would start while it is imported, before the process is confined
 """
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 60.0
+_MOST_DOUBLINGS: Final = 10
+"""Limit on the doublings of the pause, whose number may overflow in a day otherwise."""
 
 
 class ModelNotLoaded(Exception):  # noqa: N818 - named after the event
@@ -80,7 +82,7 @@ class ModelProcess:
         self._next_load: float | None = None
         """Monotonic time at which a lost model is loaded again; None if none is lost."""
         self._failed_loads = 0
-        """Failures since the model was lost."""
+        """Failures since the model was lost, at most _MOST_DOUBLINGS."""
 
     @property
     def pid(self) -> int | None:
@@ -243,7 +245,7 @@ class ModelProcess:
                 return
             log.error("A model was not loaded again.", action="model-not-loaded", model=self.title, error=str(reason))
             self._next_load = monotonic() + min(FIRST_PAUSE_SECONDS * 2**self._failed_loads, LONGEST_PAUSE_SECONDS)
-            self._failed_loads += 1
+            self._failed_loads = min(self._failed_loads + 1, _MOST_DOUBLINGS)
         else:
             log.info("A model is loaded again.", action="model-ready", model=self.title)
 

@@ -18,8 +18,8 @@ from functools import partial
 from sqlalchemy import Connection
 
 from gateway.accept.acceptance import Acceptance
-from gateway.accept.idempotency import StoredAnswer, once
-from gateway.accept.jobs import NewJob, accept_jobs
+from gateway.accept.idempotency import StoredAnswer
+from gateway.accept.jobs import JobsRequest, NewJob
 from gateway.accept.relay import Relay
 from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
@@ -31,7 +31,7 @@ from gateway.view.waiting import Waiting
 from gateway.view.writing import StoredResult
 from schemas.settings import KafkaSettings
 from telemetry import logs
-from telemetry.clock import SystemClock
+from telemetry.clock import Clock, SystemClock
 from telemetry.metrics import Metrics
 from workers.system.side_task import SideTask
 
@@ -46,30 +46,28 @@ def count(connection: Connection, results: Sequence[StoredResult]) -> None:
 
 
 class Acceptor:
-    """Accepts a job for each key."""
+    """Accepts a job for each key. The job names its key, and the monotonic time at which it was asked for."""
 
-    def __init__(self, store: Store, kafka: KafkaSettings) -> None:
+    def __init__(self, store: Store, kafka: KafkaSettings, clock: Clock) -> None:
         self._store = store
         self._kafka = kafka
+        self._clock = clock
         self._lock = threading.Lock()
 
     def accept_all(self) -> None:
-        """Accept until the end of the input."""
+        """Accept until the end of the input. Keys that come faster than transactions share one."""
         for line in sys.stdin:
             key = line.strip()
             try:
-                self._store.submit(partial(self._accept, key)).add_done_callback(partial(self._answer, key))
+                self._store.submit(self._request(key)).add_done_callback(partial(self._answer, key))
             except StoreAway:
                 self._say(key)
 
-    def _accept(self, key: str, connection: Connection) -> StoredAnswer:
-        def work() -> StoredAnswer:
-            job_id = f"job_{uuid.uuid4().hex}"
-            value = json.dumps({"job_id": job_id, "key": key}).encode()
-            accept_jobs(connection, PRINCIPAL, [NewJob(job_id, "/v1/jobs", value)], self._kafka.topics)
-            return StoredAnswer(202, job_id.encode())
-
-        return once(connection, PRINCIPAL.tenant, key, b"", work)
+    def _request(self, key: str) -> JobsRequest:
+        job_id = f"job_{uuid.uuid4().hex}"
+        value = json.dumps({"job_id": job_id, "key": key, "asked": self._clock.monotonic()}).encode()
+        jobs, answer = [NewJob(job_id, "/v1/jobs", value)], StoredAnswer(202, job_id.encode())
+        return JobsRequest(PRINCIPAL, key, b"", jobs, answer, self._kafka.topics, self._clock)
 
     def _answer(self, key: str, done: Future[StoredAnswer]) -> None:
         try:
@@ -91,7 +89,7 @@ async def main(url: str, kafka: KafkaSettings) -> None:
     view = TopicView(store, kafka, (count,), Waiting(clock), clock, Metrics())
     parts: tuple[SideTask, ...] = (acceptance, relay, view)
     tasks = [asyncio.create_task(part.ended()) for part in parts]
-    reading = asyncio.create_task(asyncio.to_thread(Acceptor(store, kafka).accept_all))
+    reading = asyncio.create_task(asyncio.to_thread(Acceptor(store, kafka, clock).accept_all))
     await asyncio.wait([reading, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -59,6 +59,8 @@ class Load:
         self._owed: set[str] = set()
         self._made = 0
         self.answers: dict[str, str] = {}
+        self._answered: dict[str, float] = {}
+        """The monotonic time at which each key's first answer was heard. All processes of a machine share this time."""
         self.kills = self.stops = 0
 
     def start(self) -> None:
@@ -120,12 +122,20 @@ class Load:
         self._processes.clear()
 
     def verify(self) -> None:
-        """Fail unless each key has exactly one job on Kafka, the job that the key's answer names."""
+        """Fail unless each key has exactly one job on Kafka, the job that the key's answer names, and in its order.
+
+        No job may come after a job of its partition that was asked for when the first one was accepted already.
+        """
         found = committed_records(self._kafka.client_config(), self._kafka.topics.requests())
         jobs = [json.loads(record_of(message)) for message in found]
         doubled = {key: times for key, times in Counter(job["key"] for job in jobs).items() if times > 1}
         assert not doubled, f"{len(doubled)} keys have several jobs"
         assert {job["key"]: job["job_id"] for job in jobs} == self.answers
+        latest: defaultdict[int | None, float] = defaultdict(float)
+        for message, job in zip(found, jobs, strict=True):
+            partition = message.partition()
+            assert latest[partition] <= self._answered[job["key"]], f"{job['key']} was passed over for a while"
+            latest[partition] = max(latest[partition], job["asked"])
 
     def log(self) -> str:
         """The end of the processes' log."""
@@ -144,6 +154,7 @@ class Load:
                 process.asked.discard(key)
                 if job_id:
                     assert self.answers.setdefault(key, job_id) == job_id
+                    self._answered.setdefault(key, CLOCK.monotonic())
                     self._owed.discard(key)
 
 
