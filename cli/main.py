@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.fleet.roles import ROLES, begin_logs
-from cli.shared.errors import say
+from cli.shared.errors import fail, say
 from cli.shared.listing import Listed, Listing
 from cli.shared.variables import complaints
 from workers.system.secrecy import harden_process
@@ -78,4 +78,12 @@ def run() -> None:
     harden_process()
     # Before the first model, pydantic would read the metadata of all installed packages, in search of plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    app()
+    try:
+        app()
+    except OSError as error:
+        from cli.shared.output import is_full
+
+        if sys.argv[1:2] in [[role] for role in ROLES] or error.filename is not None or not is_full(error):
+            raise
+        fix = "free space where standard output goes, and run the command again"
+        raise SystemExit(fail(f"standard output: {error.strerror}; {fix}").exit_code) from None

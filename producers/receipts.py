@@ -29,6 +29,7 @@ from schemas.codec import write_job
 from schemas.job import CustomId, Identifier, Job, Tenant
 from schemas.settings import KafkaSettings
 from telemetry.clock import Clock
+from telemetry.private_file import replacing
 
 _DIGEST_BYTES = 8
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
@@ -242,17 +243,6 @@ def read_receipt(path: Path) -> list[ReceiptEntry]:
 
 
 def write_receipt(path: Path, entries: Sequence[ReceiptEntry]) -> None:
-    """Write the receipt completely or not at all.
-
-    For this, a temporary file replaces the earlier receipt. Raises OSError.
-    """
-    place = path.resolve()
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as out:
-            out.writelines(entry.written() for entry in entries)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(place)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write the receipt completely or not at all. Raises OSError."""
+    with replacing(path) as out:
+        out.writelines(entry.written().encode() for entry in entries)

@@ -1,20 +1,22 @@
-"""Files with private keys: the access rule, replacement in one step, and one writer at a time."""
+"""Files that are replaced in one step; for files with private keys, also the access rule and one writer at a time."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 _ROOT = 0
 _PRIVATE, _PUBLIC = 0o600, 0o644
 _UNFINISHED = ".unfinished"
-"""The suffix of a file that its writer has not renamed into place yet."""
+"""The suffix of a private file that its writer has not renamed into place yet; `only_writer` removes such files."""
+PART = ".part"
+"""The suffix of any other file that is not whole yet."""
 
 
 class AccessProblem(NamedTuple):
@@ -83,14 +85,79 @@ def replace_files(*replacements: Replacement) -> None:
     crash between two files leaves the later ones as they were. An existing file keeps its owner, group and mode.
     """
     with ExitStack() as unfinished:
-        places = []
+        files = []
         for replacement in replacements:
-            target = replacement.path.resolve()
-            written = _write_beside(target, replacement)
-            unfinished.callback(written.unlink, missing_ok=True)
-            places.append((written, target))
-        for written, target in places:
-            written.replace(target)
+            new = Unfinished(replacement.path, _PRIVATE if replacement.private else _PUBLIC, _UNFINISHED)
+            unfinished.callback(new.discard)
+            new.file.write(replacement.content)
+            new.finish()
+            files.append(new)
+        for new in files:
+            new.place()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file for the new content of `path`, which takes the path's place at the end of the block.
+
+    If the block raises, `path` stays as it was. Raises OSError.
+    """
+    new = Unfinished(path)
+    try:
+        yield new.file
+        new.finish()
+        new.place()
+    finally:
+        new.discard()
+
+
+class Unfinished:
+    """The new content of a file, in a file beside it: readers see the old content until `place`.
+
+    An existing file's owner, group and mode stay: a service's user must still be able to read keys that root rotated.
+    """
+
+    def __init__(self, path: Path, mode: int | None = None, suffix: str = PART) -> None:
+        """Create the file beside the target, or beside the target of a link. Raises OSError.
+
+        `mode` is the mode of a target that does not exist yet; None leaves it to the umask. With 0600, a target that
+        other users could use gets mode 0600 too.
+        """
+        self._target = path.resolve()
+        self._before = self._target.stat() if self._target.exists() else None
+        self._mode = mode
+        if self._before is not None and not (
+            mode == _PRIVATE and is_open_to_others(self._before.st_mode, self._before.st_uid)
+        ):
+            self._mode = stat.S_IMODE(self._before.st_mode)
+        self._created_with = 0o666 if self._mode is None else self._mode & (stat.S_IRUSR | stat.S_IWUSR)
+        self.path = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}{suffix}")
+        self.file: BinaryIO = open(self.path, "xb", opener=self._opened)  # noqa: SIM115 - closed by finish or discard
+
+    def _opened(self, path: str, flags: int) -> int:
+        return os.open(path, flags, self._created_with)
+
+    def finish(self) -> None:
+        """Write the content to the disk, and close the file. Raises OSError, also for a full disk."""
+        descriptor = self.file.fileno()
+        now = os.fstat(descriptor)
+        if self._before is not None and (self._before.st_uid, self._before.st_gid) != (now.st_uid, now.st_gid):
+            os.fchown(descriptor, self._before.st_uid, self._before.st_gid)
+        if self._mode is not None:
+            os.fchmod(descriptor, self._mode)
+        self.file.flush()
+        os.fsync(descriptor)
+        self.file.close()
+
+    def place(self) -> None:
+        """Replace the target by the finished file. Raises OSError."""
+        self.path.replace(self._target)
+
+    def discard(self) -> None:
+        """Remove the new content, unless it was placed."""
+        with suppress(OSError):  # closing writes the buffer, which fails on a full disk
+            self.file.close()
+        self.path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -109,29 +176,3 @@ def only_writer(directory: Path) -> Iterator[None]:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_beside(target: Path, replacement: Replacement) -> Path:
-    """Write the content into a new file beside the target, and return its path. Its mode is 0600 while it is written.
-
-    At the end the new file takes the target's owner, group and mode: a service's user must still be able to read keys
-    that root has rotated. A private file that others could use gets mode 0600 instead.
-    """
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(replacement.content)
-            mode = _PRIVATE if replacement.private else _PUBLIC
-            if target.exists():
-                before, now = target.stat(), os.fstat(descriptor)
-                if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
-                    os.fchown(descriptor, before.st_uid, before.st_gid)
-                if not (replacement.private and is_open_to_others(before.st_mode, before.st_uid)):
-                    mode = stat.S_IMODE(before.st_mode)
-            os.fchmod(descriptor, mode)
-            file.flush()
-            os.fsync(descriptor)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return Path(name)

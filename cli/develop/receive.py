@@ -13,6 +13,7 @@ import typer
 
 from cli.shared.errors import BAD_INPUT, fail, needing, say
 from cli.shared.given_secrets import SECRET_HELP, checked_secrets
+from cli.shared.output import refuse_one_file
 from cli.shared.settings import checked_tenant, fleet_settings, keyring_path
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def receive(
         held: HeldKeys = GivenKeys(given, jwks, checked)
     else:
         held = KeyringKeys(keyring_path(fleet_settings()), checked or "default")
+    refuse_one_file({"--out": out}, {"--jwks": jwks})
     with _writers(out, verbose=verbose) as writers:
         asyncio.run(_serve(held, writers, host, port, Behaviour(status, delay, fail_first)))
 

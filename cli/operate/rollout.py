@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, asking_kafka, fail, say
+from cli.shared.errors import asking_kafka, fail, say
+from cli.shared.output import written
 from cli.shared.settings import checked_text, fleet_settings
 from cli.shared.terminal import harmless
 
@@ -95,10 +96,9 @@ def status(
     if report is not None:
         from cli.operate.rollout_report import page
 
-        try:
-            report.write_text(page(found), encoding="utf-8")
-        except OSError as error:
-            raise fail(f"--report {report}: {error.strerror}", BAD_INPUT) from None
+        with written("--report", report) as out:
+            if out is not None:
+                out.write(page(found))
     if as_json:
         typer.echo(json.dumps([summary(each) for each in found], indent=1))
         return

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, FAILED, fail, say
-from cli.shared.progress import INTERRUPTED, bars, counting
+from cli.shared.errors import FAILED, say
+from cli.shared.output import check_place, refuse_one_file
+from cli.shared.progress import INTERRUPTED, bars
 from cli.shared.terminal import harmless
-from cli.shared.through_gateway import GATEWAY, KEY, gateway_client
-from cli.shared.transfers import GATEWAY_NAME, files_told, uploading
+from cli.shared.through_gateway import GATEWAY, KEY, gateway_client, key_file
+from cli.shared.transfers import download_to, files_told, uploading
 
 if TYPE_CHECKING:
     from postback_client import Batch, HttpClient
@@ -43,7 +45,7 @@ def create(
 
     Exit status: 0 the batch has begun (with --wait: completed, every line succeeded), 1 otherwise, 2 bad input.
     """
-    _check_files(output, errors)
+    _check_files(output, errors, {"the requests": file, "--key": key_file(key)})
     with files_told(), gateway_client(gateway, key) as client:
         with uploading(file, "batch") as (state, progress):
             batch = client.batches.create(file, state=state, on_bytes=progress)
@@ -71,8 +73,8 @@ def wait(
 
     Exit status: 0 the batch is completed and every line succeeded, 1 otherwise or if the time is up.
     """
-    _check_files(output, errors)
-    with files_told(), gateway_client(gateway, key) as client:
+    _check_files(output, errors, {"--key": key_file(key)})
+    with gateway_client(gateway, key) as client:
         _finish(client, batch_id, timeout, output, errors, as_json=as_json)
 
 
@@ -111,10 +113,12 @@ def cancel(
         say(f"the batch is {client.batches.cancel(batch_id).status}")
 
 
-def _check_files(output: Path | None, errors: Path | None) -> None:
-    """End the command before its first request if both options name one file."""
-    if output is not None and errors is not None and output.resolve() == errors.resolve():
-        raise fail("--errors must name another file than --output", BAD_INPUT)
+def _check_files(output: Path | None, errors: Path | None, inputs: Mapping[str, str | Path | None]) -> None:
+    """End the command before its first request if an output is one of the other files, or cannot be written."""
+    outputs = {"--output": output, "--errors": errors}
+    refuse_one_file(outputs, inputs)
+    for option, path in outputs.items():
+        check_place(option, path)
 
 
 def _finish(
@@ -122,14 +126,15 @@ def _finish(
 ) -> None:
     """Wait until the batch has ended, download its files, and exit with 1 unless every line succeeded."""
     batch = _ended(client, batch_id, timeout)
-    for name, file_id, path in (("output", batch.output_file_id, output), ("error", batch.error_file_id, errors)):
+    wanted = (("--output", batch.output_file_id, output), ("--errors", batch.error_file_id, errors))
+    for option, file_id, path in wanted:
         if path is None:
             continue
         if file_id is None:
-            say(f"the batch has no {name} file; {path} stays as it is")
+            say(f"the batch has no file for {option}; {path} stays as it is")
             continue
-        with counting(f"{name} bytes", client.files.retrieve(file_id).bytes, awaits=GATEWAY_NAME) as progress:
-            client.files.download(file_id, path, on_bytes=progress)
+        again = " ".join(f"{name} {place}" for name, _, place in wanted if place is not None)
+        download_to(client, file_id, option, path, f"postback batches wait {batch.id} {again}")
     say(_line(batch))
     if as_json:
         typer.echo(json.dumps(batch.raw))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.shared.errors import say
-from cli.shared.progress import counting
+from cli.shared.output import check_place, refuse_one_file
 from cli.shared.terminal import harmless
-from cli.shared.through_gateway import GATEWAY, KEY, gateway_client
-from cli.shared.transfers import GATEWAY_NAME, files_told, uploading
+from cli.shared.through_gateway import GATEWAY, KEY, gateway_client, key_file
+from cli.shared.transfers import download_to, files_told, uploading
 
 if TYPE_CHECKING:
     from postback_client import StoredFile
@@ -76,10 +76,10 @@ def download(
     key: Annotated[str | None, KEY] = None,
 ) -> None:
     """Download a file's content. The file of --output is replaced once the content is whole."""
-    with files_told(), gateway_client(gateway, key) as client:
-        size = client.files.retrieve(file_id).bytes
-        with counting("downloaded bytes", size, awaits=GATEWAY_NAME) as progress:
-            client.files.download(file_id, output, on_bytes=progress)
+    refuse_one_file({"--output": output}, {"--key": key_file(key)})
+    check_place("--output", output)
+    with gateway_client(gateway, key) as client:
+        download_to(client, file_id, "--output", output, f"postback files download {file_id} --output {output}")
 
 
 @app.command()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import UnsupportedOperation
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from cli.shared.errors import BAD_INPUT, fail, say
 from cli.shared.failures import SHOWN, lines_named, say_by_line, say_more
 from cli.shared.lines import lines_of
-from cli.shared.output import begin_anew, written
+from cli.shared.output import GO_ON, written
 from cli.shared.settings import checked_text
 from cli.shared.times import checked_time
 
@@ -39,7 +37,7 @@ def checked_jobs(
     begins = None if begins_ms is None else begins_ms / 1000
     url, model = _checked_url(callback_url), _checked_model(model)
     name = "standard input" if file == "-" else file
-    with lines_of(file) as lines, _skipped_to(skipped, lines) as writer:
+    with lines_of(file) as lines, _skipped_to(skipped) as writer:
         read = read_jobs(lines, url, model, writer, begins)
     _say_problems(name, read)
     say_by_line({f"unknown field {described(field)}, ignored": numbers for field, numbers in read.unknown.items()})
@@ -71,8 +69,7 @@ def _say_problems(name: str, read: JobFile) -> None:
 class _InvalidLines:
     """Writes invalid lines as JSON Lines: `line` (its number), `error` (the reasons) and `input` (the line)."""
 
-    def __init__(self, path: Path, out: TextIO) -> None:
-        self._path = path
+    def __init__(self, out: TextIO) -> None:
         self._out = out
 
     def __call__(self, number: int, content: bytes, problems: Sequence[Problem]) -> None:
@@ -82,43 +79,14 @@ class _InvalidLines:
             "error": "; ".join(map(str, problems)),
             "input": content.decode("utf-8", "backslashreplace"),
         }
-        with self._told():
-            self._out.write(json.dumps(written_as, ensure_ascii=False) + "\n")
-
-    def flush(self) -> None:
-        """Flush the buffer to the file, so that every invalid line is saved before the first job is sent."""
-        with self._told():
-            self._out.flush()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise fail(f"{_SKIPPING} {self._path}: {error.strerror}; nothing was sent", BAD_INPUT) from None
+        self._out.write(json.dumps(written_as, ensure_ascii=False) + "\n")
 
 
 @contextmanager
-def _skipped_to(path: Path | None, lines: IO[bytes]) -> Iterator[_InvalidLines | None]:
-    """Empty the file for invalid lines, and yield a writer to it; yield None if there is no path."""
-    with written(_SKIPPING, path) as out:
-        if path is None or out is None:
-            yield None
-            return
-        if _is_one_file(lines, out):
-            raise fail(f"{_SKIPPING}: {path} is the file of jobs; nothing was sent", BAD_INPUT)
-        begin_anew(out)
-        writer = _InvalidLines(path, out)
-        yield writer
-        writer.flush()
-
-
-def _is_one_file(one: IO[Any], other: IO[Any]) -> bool:
-    """True if both are the same file, even under two names, so that emptying the output would empty the input."""
-    try:
-        return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
-    except UnsupportedOperation:  # input in memory, as in tests, has no file to compare
-        return False
+def _skipped_to(path: Path | None) -> Iterator[_InvalidLines | None]:
+    """Yield a writer to the file for invalid lines, whole before the first job is sent; None without a path."""
+    with written(_SKIPPING, path, f"nothing was sent; {GO_ON}", BAD_INPUT) as out:
+        yield None if out is None else _InvalidLines(out)
 
 
 def _checked_url(url: str | None) -> str | None:

@@ -16,7 +16,7 @@ from cli.send.job_warnings import warn_of_refused, warn_of_unserved
 from cli.shared import through_gateway
 from cli.shared.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from cli.shared.failures import SHOWN, Failures
-from cli.shared.output import begin_anew, written
+from cli.shared.output import refuse_one_file, written
 from cli.shared.progress import INTERRUPTED, bars
 from cli.shared.settings import checked_tenant, fleet_settings
 from cli.shared.through_gateway import GATEWAY, KEY, gateway_client
@@ -59,8 +59,8 @@ class Request:
     gateway: HttpClient | None = None
     """The gateway that takes the jobs, if they do not go to Kafka."""
 
-    def keep(self) -> None:
-        """Write the receipt to its file, if it has one."""
+    def keep(self, fix: str) -> None:
+        """Write the receipt to its file, if it has one. `fix` says how to go on if the file cannot be written."""
         from producers.receipts import write_receipt
 
         if self.kept_in is None:
@@ -68,7 +68,7 @@ class Request:
         try:
             write_receipt(self.kept_in, self.receipt.entries)
         except OSError as error:
-            raise fail(f"--receipt {self.kept_in}: {error.strerror}", BAD_INPUT) from None
+            raise fail(f"--receipt {self.kept_in}: {error.strerror}; {fix}", BAD_INPUT) from None
 
 
 def submit(
@@ -148,8 +148,8 @@ def submit(
             raise fail(f"{option} is for --wait, and nothing was sent", BAD_INPUT)
     if check and wait:
         raise fail("--check sends nothing, so there is nothing to --wait for", BAD_INPUT)
-    if skip_invalid is not None and skip_invalid.resolve() in {each.resolve() for each in (results, receipt) if each}:
-        raise fail("--skip-invalid: names the file of another option; nothing was sent", BAD_INPUT)
+    outputs = {"--receipt": receipt, "--results": results, "--skip-invalid": skip_invalid}
+    refuse_one_file(outputs, {"the jobs": file, "--key": through_gateway.key_file(key)})
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
     with telling(SettingsRefused, code=BAD_INPUT):
         trust = fleet.trust.secrets
@@ -174,18 +174,24 @@ def submit(
         if client is None:
             warn_of_refused(_numbered(begun), fleet)
             warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
-        request.keep()
-        with telling(ProducerError), written("--results", results) as out:
+        request.keep("nothing was sent")
+        go_on = f"the jobs go on: free space there, and `postback results {_named_by(receipt)}` has all results"
+        with telling(ProducerError), written("--results", results, go_on) as out:
             found = look_up(request.kafka, begun) if client is None else through_gateway.look_up(client, begun)
             if found:
                 place = "Kafka" if client is None else "the gateway"
                 say(f"{found} jobs of an earlier run that were not known to be accepted are in {place}")
             if wait:
-                _submit_and_wait(request, timeout, out)
+                answers = _submit_and_wait(request, timeout, out)
             else:
+                answers = None
                 with bars() as progress:
                     _send(request, progress)
-                _end(request)
+        _end(request, answers)
+
+
+def _named_by(receipt: Path | None) -> str:
+    return "--since TIME" if receipt is None else f"--ids {receipt}"
 
 
 def _lane(bulk: bool | None, jobs: int, *, spare: bool) -> Lane:
@@ -261,7 +267,7 @@ def _send(request: Request, progress: Progress) -> None:
         _hint(request)
         raise typer.Exit(INTERRUPTED) from None
     finally:
-        request.keep()
+        request.keep("it is as it was before the jobs were sent; once it can be written, run the command again")
     if (ids := [entry.job_id for entry in receipt.entries if entry.accepted]) and not sys.stdout.isatty():
         typer.echo("\n".join(ids))
 
@@ -276,7 +282,8 @@ def _hint(request: Request) -> None:
         )
 
 
-def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None) -> None:
+def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None) -> Answers:
+    """Send the jobs, and return their answers. If no job is accepted, the command ends here, and writes no results."""
     from producers.results import ResultsReader
     from telemetry.clock import Deadline, SystemClock
 
@@ -289,9 +296,10 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
         progress = stack.enter_context(bars(above=for_a_person))
         _send(request, progress)
         accepted = {entry.job_id: entry for entry in request.receipt.entries if entry.accepted}
-        if accepted:
-            begin_anew(out)
         answers = Answers(accepted, out, as_line)
+        if not accepted:
+            progress.stop()
+            _end(request, answers)
         if for_a_person:
             answers = Answers(accepted, sys.stdout, as_text, most=SHOWN)
         deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
@@ -309,7 +317,7 @@ def _submit_and_wait(request: Request, timeout: float | None, out: TextIO | None
             _hint(request)
             raise typer.Exit(INTERRUPTED) from None
         answers.settle()
-    _end(request, answers)
+    return answers
 
 
 def _end(request: Request, answers: Answers | None = None) -> None:

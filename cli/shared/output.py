@@ -1,7 +1,4 @@
-"""Output files for results, and their lines in the order of the jobs.
-
-The lines of an earlier run stay in a file until new lines can replace them.
-"""
+"""Output files of commands, which replace an earlier file once they are whole, and results in the order of the jobs."""
 
 from __future__ import annotations
 
@@ -9,49 +6,131 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper, UnsupportedOperation
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from types import TracebackType
-from typing import NamedTuple, Self, TextIO
+from typing import BinaryIO, NamedTuple, Self, TextIO, TypeGuard
 
-from cli.shared.errors import BAD_INPUT, FAILED, fail
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say
+from telemetry.private_file import PART, Unfinished
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """The `errno` values of a disk's errors; an OSError with another value may come from a socket to Kafka."""
+GO_ON = "free space there, and run the command again"
 
 
 @contextmanager
-def written(option: str, path: Path | None) -> Iterator[TextIO | None]:
-    """Open the file that an option names, for the body of a `with`.
+def written(option: str, path: Path | None, go_on: str = GO_ON, code: int = FAILED) -> Iterator[TextIO | None]:
+    """Yield a file for the lines of the path that an option names. The path gets them once the block has ended.
 
-    A wrong path ends the command before it does anything else. The file keeps its content until `begin_anew`. A full
-    disk ends the command with a line that names the file.
+    A wrong path ends the command before it does anything else. If the block raises, or if the disk is full, the path
+    keeps its content; lines that were written stay in a file beside it, which a message names. `go_on` is the fix for a
+    full disk, and `code` its exit status. Pipes and terminals get the lines at once.
     """
     if path is None:
         yield None
         return
+    with _refusing(option, path):
+        new = _unfinished(path)
+        out = path.open("a", encoding="utf-8") if new is None else TextIOWrapper(new.file, encoding="utf-8")
     try:
-        opened = path.open("a", encoding="utf-8")
+        yield out
+        out.flush()
+        if new is not None:
+            new.finish()
+            new.place()
+    except BaseException as error:
+        with suppress(OSError):  # closing repeats the error, since the buffer still has the unwritten lines
+            out.close()
+        kept = _kept(path, new)
+        if is_full(error):
+            raise fail("; ".join([f"{option} {path}: {error.strerror}", *kept, go_on]), code) from None
+        for line in kept:
+            say(f"{option}: {line}")
+        raise
+    finally:
+        with suppress(OSError):
+            out.close()
+        if new is not None:
+            new.discard()
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """True if a disk did not take what was written: it is full or broken, or a quota or a limit is reached."""
+    return isinstance(error, OSError) and error.errno in _WRITE_ERRORS
+
+
+def check_place(option: str, path: Path | None) -> None:
+    """End the command if no file can be written at the path that an option names. A file there stays as it is."""
+    if path is not None:
+        with _refusing(option, path):
+            new = _unfinished(path)
+            if new is not None:
+                new.discard()
+
+
+def refuse_one_file(outputs: Mapping[str, Path | None], inputs: Mapping[str, str | Path | None] | None = None) -> None:
+    """End the command if an output is the same file as an input or as another output, by any name.
+
+    `inputs` and `outputs` are files by their options; the input `-` is standard input.
+    """
+    options = {_identity(file): option for option, file in (inputs or {}).items() if file is not None}
+    options.pop(None, None)
+    for option, path in outputs.items():
+        identity = None if path is None else _identity(path)
+        if identity is not None and (other := options.setdefault(identity, option)) != option:
+            raise fail(f"{option} {path}: is also the file of {other}; name another file", BAD_INPUT)
+
+
+def _identity(file: str | Path) -> object:
+    """Return a value that two names of one file share; None for pipes and terminals, which nothing empties."""
+    try:
+        status = os.fstat(sys.stdin.fileno()) if file == "-" else Path(file).stat()
+    except UnsupportedOperation:  # input in memory, as in tests
+        return None
+    except OSError:  # no such file yet
+        return Path(file).resolve()
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
+@contextmanager
+def _refusing(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise fail(f"{option} {path}: {error.strerror}", BAD_INPUT) from None
-    try:
-        yield opened
-        opened.close()
-    except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        raise fail(f"{option} {path}: {error.strerror}", FAILED) from None
-    finally:
-        with suppress(OSError):  # closing repeats the error, since the buffer still has the unwritten lines
-            opened.close()
 
 
-def begin_anew(out: TextIO | None) -> None:
-    """Remove the lines of an earlier run from a file. A pipe or a terminal is left alone."""
-    if out is not None and _is_file(out):
-        out.truncate(0)
+def _unfinished(path: Path) -> Unfinished | None:
+    """Begin a file's new content; None for a pipe or a terminal. Raises OSError."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return Unfinished(path) if path.is_file() or not path.exists() else None
+
+
+def _kept(path: Path, new: Unfinished | None) -> list[str]:
+    """Keep the whole lines of an unfinished file beside it, and return text that says so; nothing without lines."""
+    if new is None or not (lines := _whole_lines(new.path)):
+        return []
+    part = path.with_name(f"{path.name}{PART}")
+    new.path.replace(part.resolve())
+    was = f"{path} is as it was, and " if path.exists() else ""
+    return [f"{was}{part} has the {lines} lines that were written"]
+
+
+def _whole_lines(path: Path) -> int:
+    """Cut the file after its last whole line, and return the number of its lines."""
+    lines = whole = 0
+    with path.open("r+b") as content:
+        for line in content:
+            if line.endswith(b"\n"):
+                lines += 1
+                whole += len(line)
+        content.truncate(whole)
+    return lines
 
 
 def without_lines(out: TextIO, numbers: Container[int]) -> bool:
@@ -70,7 +149,7 @@ def without_lines(out: TextIO, numbers: Container[int]) -> bool:
     return True
 
 
-def _is_file(out: TextIO) -> bool:
+def _is_file(out: TextIO | BinaryIO) -> bool:
     return stat.S_ISREG(os.fstat(out.fileno()).st_mode)
 
 

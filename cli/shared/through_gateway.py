@@ -63,6 +63,11 @@ def gateway_client(url: str, key: str | None) -> Iterator[HttpClient]:
         yield client
 
 
+def key_file(key: str | None) -> str | None:
+    """Return the name of the file that `--key` names as @FILE, or None."""
+    return key[1:] if key is not None and key.startswith("@") else None
+
+
 def send(client: HttpClient, receipt: Receipt, left: Sequence[int], *, lane: Lane, on_answer: OnAnswer) -> None:
     """Submit jobs of a receipt, and call `on_answer` for each job. A refused request does not stop later requests."""
     from postback_client import InvalidRequest, SubmitFailed

@@ -1,4 +1,4 @@
-"""Uploads to a gateway: a progress bar, and the saved state from which a later run continues."""
+"""Uploads to a gateway, which a later run continues, and downloads, with progress bars."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from cli.shared.errors import BAD_INPUT, fail, say
 from cli.shared.progress import INTERRUPTED, Counting, counting
 
-GATEWAY_NAME = "the gateway"
+if TYPE_CHECKING:
+    from postback_client import HttpClient
+
+_GATEWAY = "the gateway"
 
 
 @contextmanager
@@ -23,7 +27,7 @@ def uploading(file: Path, purpose: str) -> Iterator[tuple[Path | None, Counting]
     Ctrl-C ends the command, and leaves the state to the next run.
     """
     state = _state_of(file, purpose)
-    with counting("uploaded bytes", file.stat().st_size, awaits=GATEWAY_NAME) as progress:
+    with counting("uploaded bytes", file.stat().st_size, awaits=_GATEWAY) as progress:
         try:
             yield state, progress
         except KeyboardInterrupt:
@@ -33,9 +37,24 @@ def uploading(file: Path, purpose: str) -> Iterator[tuple[Path | None, Counting]
             raise typer.Exit(INTERRUPTED) from None
 
 
+def download_to(client: HttpClient, file_id: str, option: str, path: Path, again: str) -> None:
+    """Download a file of the gateway to the path that an option names. The path has the old content until the end.
+
+    A full disk ends the command with a message; `again` is the command that downloads the file once there is space.
+    """
+    size = client.files.retrieve(file_id).bytes
+    with counting(f"bytes for {option}", size, awaits=_GATEWAY) as progress:
+        try:
+            client.files.download(file_id, path, on_bytes=progress)
+        except OSError as error:
+            progress.bar.stop()
+            had = f"{progress.done} of {size} bytes came, and none is kept"
+            raise fail(f"{option} {path}: {error.strerror}; {had}; free space there, then run `{again}`") from None
+
+
 @contextmanager
 def files_told() -> Iterator[None]:
-    """End the command if one of the caller's files cannot be read or written."""
+    """End the command if one of the caller's files cannot be read."""
     try:
         yield
     except OSError as error:

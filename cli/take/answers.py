@@ -129,10 +129,11 @@ class Answers:
     def settle(self) -> None:
         """If `ordered` is set, write its lines in order; else remove the lines of superseded results from the files.
 
-        Call this once at the end, also after Ctrl-C.
+        Call this once at the end, also after Ctrl-C. A full disk raises OSError here, before a file has its new name.
         """
         if self.ordered is not None:
             self.ordered.write()
+            self.flush()
             return
         stay = 0
         for out in {line.out for line in self._superseded}:
@@ -140,6 +141,7 @@ class Answers:
             if not without_lines(out, numbers):
                 stay += len(numbers)
         self._superseded.clear()
+        self.flush()
         if stay:
             say(f"{stay} jobs were answered again meanwhile: the last line of each counts")
 

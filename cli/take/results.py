@@ -6,19 +6,18 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.shared.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
 from cli.shared.lines import IDS, named_jobs, tenant_of
-from cli.shared.output import OrderedLines, begin_anew, written
+from cli.shared.output import OrderedLines, refuse_one_file, written
 from cli.shared.progress import INTERRUPTED, bars
 from cli.shared.settings import fleet_settings
 from cli.shared.terminal import harmless
-from cli.shared.through_gateway import GATEWAY, KEY, gateway_client, stored, streamed
+from cli.shared.through_gateway import GATEWAY, KEY, gateway_client, key_file, stored, streamed
 from cli.shared.times import HELP, TIME, checked_time
 from cli.take.answers import Answers, as_line, as_openai_line
 from workers.stage.progress import done_offsets
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from producers.receipts import NamedJobs, ReceiptEntry
     from schemas.result import Result
     from schemas.settings import KafkaSettings
-
-
-Files = tuple[TextIO | None, ...]
-"""The output files. A command empties the files only when it can read results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +51,10 @@ def results(
     openai: Annotated[
         bool, typer.Option("--openai", help="Write each result as a line of an OpenAI Batch's output file.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the results to this file, not to standard output.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write the results to this file at the end, not to standard output as they come."),
+    ] = None,
     errors: Annotated[
         Path | None,
         typer.Option(help="With --openai: write failed results to this file, in the format of a Batch's error file."),
@@ -93,7 +91,6 @@ def results(
     from producers.errors import ProducerError
 
     is_named = ids is not None or bool(wanted)
-    is_one_file = errors is not None and output is not None and errors.resolve() == output.resolve()
     _refuse_first(
         (not is_named and since is None, "say which: --ids, --id or --since"),
         (
@@ -104,8 +101,8 @@ def results(
         (timeout is not None and not wait, "--timeout is for --wait"),
         (ordered and not is_named, "--ordered is for jobs that are named: --ids or --id"),
         (errors is not None and not openai, "--errors is for --openai"),
-        (is_one_file, "--errors must name another file than --output; without --errors, all lines go to --output"),
     )
+    refuse_one_file({"--output": output, "--errors": errors}, {"--ids": ids, "--key": key_file(key)})
     named = named_jobs(ids, wanted or [])
     whose, since_ms = tenant_of(named, tenant), checked_time("--since", since)
     kafka = fleet_settings().kafka
@@ -124,11 +121,11 @@ def results(
             try:
                 if gateway is not None:
                     client = stack.enter_context(gateway_client(gateway, key))
-                    _through(client, answers, (out, apart), timeout, wait=wait)
+                    _through(client, answers, timeout, wait=wait)
                 elif wait:
-                    _wait(asked, answers, (out, apart), timeout)
+                    _wait(asked, answers, timeout)
                 else:
-                    _collect(asked, answers, (out, apart))
+                    _collect(asked, answers)
             finally:
                 answers.settle()
         except KeyboardInterrupt:
@@ -139,7 +136,7 @@ def results(
         raise typer.Exit(FAILED)
 
 
-def _collect(asked: ResultsRequest, answers: Answers, files: Files) -> None:
+def _collect(asked: ResultsRequest, answers: Answers) -> None:
     """Collect the results that Kafka has now."""
     from producers.results import kept_results
     from producers.scan import Scanner
@@ -147,14 +144,11 @@ def _collect(asked: ResultsRequest, answers: Answers, files: Files) -> None:
 
     with Scanner(asked.kafka) as scanner:
         selection = Selection(tenant=asked.tenant, since_ms=asked.since_ms)
-        found = kept_results(asked.kafka, scanner, selection, answers.entries)
-        for out in files:
-            begin_anew(out)
-        for result in found:
+        for result in kept_results(asked.kafka, scanner, selection, answers.entries):
             answers.add(result)
 
 
-def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float | None) -> None:
+def _wait(asked: ResultsRequest, answers: Answers, timeout: float | None) -> None:
     """Write each result as it comes, until every job has one or the time is up."""
     from producers.results import ResultsReader
     from telemetry.clock import Deadline, SystemClock
@@ -163,8 +157,6 @@ def _wait(asked: ResultsRequest, answers: Answers, files: Files, timeout: float 
     deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
     to_terminal = answers.out is not None and answers.out.isatty()
     with ResultsReader(asked.kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
-        for out in files:
-            begin_anew(out)
         answers.follow((answers.take(came, asked.tenant) for came in reader.follow(deadline, since_ms)), progress)
 
 
@@ -187,19 +179,13 @@ def _open_ones(asked: ResultsRequest, answers: Answers) -> str:
     return f" ({', '.join([*said, *([f'{others} {look.of_others()}'] if others else [])])})"
 
 
-def _through(client: HttpClient, answers: Answers, files: Files, timeout: float | None, *, wait: bool) -> None:
-    """Write the results that a gateway has, and wait for the others if asked to.
-
-    A gateway that refuses the first request, or is away, leaves the files as they are.
-    """
+def _through(client: HttpClient, answers: Answers, timeout: float | None, *, wait: bool) -> None:
+    """Write the results that a gateway has, and wait for the others if asked to."""
     wanted = list(answers.entries or ())
     to_terminal = answers.out is not None and answers.out.isatty()
     found = streamed(client, wanted, timeout) if wait else stored(client, wanted)
-    first = list(islice(found, 1))
     with bars(hidden=to_terminal) as progress:
-        for out in files:
-            begin_anew(out)
-        answers.follow(map(answers.add, chain(first, found)), progress)
+        answers.follow(map(answers.add, found), progress)
 
 
 def _refuse_first(*rules: tuple[bool, str]) -> None:

@@ -224,10 +224,13 @@ def test_the_receipt_of_another_submission_is_refused(
 def test_a_file_that_is_no_receipt_is_left_as_it_is_and_nothing_is_sent(fleet: KafkaSettings, tmp_path: Path) -> None:
     jobs = tmp_path / "jobs.jsonl"
     jobs.write_text('{"prompt": "private"}\n')
-    done = postback_here("submit", jobs, "--receipt", jobs, env=environment_of(fleet))
-    said = "line 1 is no line of a receipt: give this submission a receipt of its own; nothing was sent"
-    assert (done.returncode, done.stderr) == (2, f"postback: --receipt {jobs}: {said}\n")
-    assert jobs.read_text() == '{"prompt": "private"}\n'
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "private"}\n')
+    no_receipt = "line 1 is no line of a receipt: give this submission a receipt of its own; nothing was sent"
+    for receipt, said in ((jobs, "is also the file of the jobs; name another file"), (other, no_receipt)):
+        done = postback_here("submit", jobs, "--receipt", receipt, env=environment_of(fleet))
+        assert (done.returncode, done.stderr) == (2, f"postback: --receipt {receipt}: {said}\n")
+        assert receipt.read_text() == '{"prompt": "private"}\n'
     done = postback_here("submit", jobs, "--receipt", tmp_path / "absent" / "receipt", env=environment_of(fleet))
     assert (done.returncode, done.stderr) == (
         2,

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import unicodedata
 from collections import Counter
@@ -53,7 +54,7 @@ from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from tests.integration.gateway.running_parts import running_parts
-from tests.postback_command import environment_of, postback_here
+from tests.postback_command import POSTBACK, environment_of, postback_here
 from tests.process_state import state_kept
 from tests.unit.gateway_rig import Rig, gateway_rig
 from tests.unit.test_model_registry_file import FULL
@@ -140,6 +141,14 @@ def test_a_misspelt_command_gets_the_nearest_names() -> None:
 def test_the_version_is_that_of_the_installed_package() -> None:
     done = postback_here("--version", env={})
     assert (done.returncode, done.stdout, done.stderr) == (0, f"postback {version('postback')}\n", "")
+
+
+def test_standard_output_on_a_full_disk_ends_the_command_with_one_line() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        done = subprocess.run((POSTBACK, "--version"), stdout=full, stderr=subprocess.PIPE, text=True)
+    fix = "free space where standard output goes, and run the command again"
+    said = f"postback: standard output: No space left on device; {fix}\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 # -- audit lines of commands -------------------------------------------------------------------------------------------

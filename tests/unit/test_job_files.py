@@ -171,17 +171,18 @@ def test_the_file_of_jobs_is_never_emptied_for_its_own_invalid_lines(tmp_path: P
     jobs.write_text(f"{FINE}{{}}\n")
     link.hardlink_to(jobs)
     status, said = check(jobs, "--skip-invalid", link)
-    assert (status, said) == (2, [f"--skip-invalid: {link} is the file of jobs; nothing was sent"])
+    assert (status, said) == (2, [f"--skip-invalid {link}: is also the file of the jobs; name another file"])
     assert jobs.read_text() == f"{FINE}{{}}\n"
 
 
 def test_invalid_lines_have_a_file_of_their_own_and_a_full_disk_stops_the_submission(tmp_path: Path) -> None:
-    said = "postback: --skip-invalid: names the file of another option; nothing was sent\n"
     for option in ("--receipt", "--results"):
         arguments = ("submit", "-", "--wait", option, str(tmp_path / "one"), "--skip-invalid", f"{tmp_path}/./one")
         done = postback_here(*arguments, env=environment_of(), given=FINE)
+        said = f"postback: --skip-invalid {tmp_path}/one: is also the file of {option}; name another file\n"
         assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (2, said, [])
-    full = "--skip-invalid /dev/full: No space left on device; nothing was sent"
+    fix = "nothing was sent; free space there, and run the command again"
+    full = f"--skip-invalid /dev/full: No space left on device; {fix}"
     assert check("-", "--skip-invalid", "/dev/full", given=f"{FINE}{{}}\n") == (2, [full])
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import random
+import resource
+import stat
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.shared.failures import Failures
-from cli.shared.output import OrderedLines, written
+from cli.shared.output import OrderedLines, refuse_one_file, written
 from cli.take.answers import Answers, as_line, as_text
 from producers.newest import Moment, Moments, superseded
 from producers.receipts import ReceiptEntry
@@ -151,7 +154,90 @@ def test_a_full_disk_ends_the_command_with_one_line_that_names_the_file(
         for _ in range(lines):
             answers.add(result("a"))
     assert ended.value.exit_code == 1
-    assert capsys.readouterr().err == "postback: --output /dev/full: No space left on device\n"
+    said = "--output /dev/full: No space left on device; free space there, and run the command again"
+    assert capsys.readouterr().err == f"postback: {said}\n"
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let this process write no file of more than 1 MiB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("earlier", [None, "of an earlier run\n"])
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_fills_up_keeps_the_earlier_file_and_the_lines_that_were_written(
+    earlier: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, part = tmp_path / "results.jsonl", tmp_path / "results.jsonl.part"
+    if earlier is not None:
+        output.write_text(earlier)
+    with pytest.raises(typer.Exit) as ended, written("--output", output, "free 2 GB") as out:
+        assert out is not None
+        for number in range(1_000_000):
+            out.write(f"{number:0999}\n")
+    assert ended.value.exit_code == 1
+    assert (output.read_text() if output.exists() else None) == earlier
+    assert part.read_text().splitlines() == [f"{number:0999}" for number in range(1048)]
+    assert set(tmp_path.iterdir()) == {part, *([output] if earlier is not None else [])}
+    kept = f"{part} has the 1048 lines that were written"
+    if earlier is not None:
+        kept = f"{output} is as it was, and {kept}"
+    assert capsys.readouterr().err == f"postback: --output {output}: File too large; {kept}; free 2 GB\n"
+
+
+def test_an_output_file_is_replaced_at_the_end_and_keeps_its_mode(tmp_path: Path) -> None:
+    output, link = tmp_path / "results.jsonl", tmp_path / "link"
+    output.write_text("of an earlier run\n")
+    output.chmod(0o640)
+    link.symlink_to(output)
+    with written("--output", link) as out:
+        assert out is not None
+        out.write("new\n")
+        out.flush()
+        assert output.read_text() == "of an earlier run\n"
+    assert (output.read_text(), stat.S_IMODE(output.stat().st_mode), link.is_symlink()) == ("new\n", 0o640, True)
+    assert set(tmp_path.iterdir()) == {output, link}
+
+
+@pytest.mark.parametrize("lines", [0, 2])
+def test_a_command_that_ends_on_the_way_keeps_the_earlier_file_and_names_the_new_lines(
+    lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, part = tmp_path / "results.jsonl", tmp_path / "results.jsonl.part"
+    output.write_text("of an earlier run\n")
+    with pytest.raises(KeyboardInterrupt), written("--output", output) as out:
+        assert out is not None
+        out.write("line\n" * lines)
+        raise KeyboardInterrupt
+    assert output.read_text() == "of an earlier run\n"
+    assert set(tmp_path.iterdir()) == ({output, part} if lines else {output})
+    said = f"postback: --output: {output} is as it was, and {part} has the 2 lines that were written\n"
+    assert capsys.readouterr().err == (said if lines else "")
+
+
+def test_no_output_is_an_input_or_another_output_by_any_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs, hard, absent = tmp_path / "jobs.jsonl", tmp_path / "hard", tmp_path / "absent"
+    jobs.write_text("{}\n")
+    hard.hardlink_to(jobs)
+    for outputs, inputs in (
+        ({"--out": hard}, {"FILE": str(jobs)}),
+        ({"--a": None, "--out": tmp_path / "." / "absent"}, {"FILE": f"{tmp_path}/../{tmp_path.name}/absent"}),
+        ({"FILE": jobs, "--out": hard}, {"--other": None}),
+        ({"FILE": absent, "--out": absent}, {}),
+    ):
+        with pytest.raises(typer.Exit) as ended:
+            refuse_one_file(outputs, inputs)
+        assert ended.value.exit_code == 2
+        said = capsys.readouterr().err
+        assert said == f"postback: --out {outputs['--out']}: is also the file of FILE; name another file\n"
+    refuse_one_file({"--a": jobs, "--b": absent}, {"--c": "-", "--d": None})
+    refuse_one_file({"--a": Path("/dev/null"), "--b": Path("/dev/null")}, {"FILE": "/dev/null"})
 
 
 # -- the newest of a job's results -------------------------------------------------------------------------------------

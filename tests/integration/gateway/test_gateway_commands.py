@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pytest
 
 from tests.fleet_here import FleetHere
 from tests.integration.gateway.gateway_process import Gateway
-from tests.postback_command import environment_of, postback_here, started
+from tests.postback_command import POSTBACK, environment_of, postback_here, started
 from tests.product import eventually
 from tests.unit.batch_rig import jsonl, line
 
@@ -106,7 +107,7 @@ def test_a_batch_is_created_awaited_shown_and_downloaded(shell: Shell) -> None:
     assert (done.returncode, done.stderr.splitlines()) == (
         0,
         [
-            f"postback: the batch has no error file; {errors} stays as it is",
+            f"postback: the batch has no file for --errors; {errors} stays as it is",
             f"postback: {batch_id}  completed  10 of 10 succeeded, 0 failed",
         ],
     )
@@ -189,8 +190,36 @@ def test_a_request_that_fails_leaves_the_files_and_one_file_for_two_outputs_is_r
     away = shell.run("results", "--id", "a", "--output", kept, "--wait", "--timeout", "1", url="http://127.0.0.1:1")
     assert (refused.returncode, away.returncode, Path(kept).read_text()) == (1, 1, "of an earlier run\n")
     for command in (("create", kept), ("wait", "batch_1")):
-        done = shell.run("batches", *command, "--output", kept, "--errors", kept, url="http://127.0.0.1:1")
-        assert (done.returncode, done.stderr) == (2, "postback: --errors must name another file than --output\n")
+        for files, said in (
+            (("--output", "new", "--errors", "./new"), "--errors new: is also the file of --output; name another file"),
+            (("--output", "/absent/new"), "--output /absent/new: No such file or directory"),
+        ):
+            done = shell.run("batches", *command, *files, url="http://127.0.0.1:1")
+            assert (done.returncode, done.stderr) == (2, f"postback: {said}\n")
+    done = shell.run("batches", "create", kept, "--errors", kept, url="http://127.0.0.1:1")
+    said = f"postback: --errors {kept}: is also the file of the requests; name another file\n"
+    assert (done.returncode, done.stderr, Path(kept).read_text()) == (2, said, "of an earlier run\n")
+
+
+def test_a_full_disk_ends_a_download_with_the_command_that_goes_on(shell: Shell) -> None:
+    target = shell.folder / "target"
+    target.write_text("of an earlier run\n")
+    source = shell.file("two.bin", b"x" * 2_000_000)
+    (file_id,) = shell.run("files", "upload", source, "--purpose", "user_data").stdout.split()
+    command = (POSTBACK, "files", "download", file_id, "--output", str(target), "--gateway", shell.gateway.url)
+    process = subprocess.run(
+        ("bash", "-c", 'ulimit -f 900 && exec "$@"', "-", *command),
+        env=environment_of(POSTBACK_GATEWAY_KEY=shell.key),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert target.read_text() == "of an earlier run\n"
+    assert re.fullmatch(
+        rf"postback: --output {target}: File too large; \d+ of 2000000 bytes came, and none is kept; "
+        rf"free space there, then run `postback files download {file_id} --output {target}`\n",
+        process.stderr,
+    )
 
 
 def test_a_key_is_read_from_a_file(shell: Shell) -> None:
