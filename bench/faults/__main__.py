@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.faults.faults import Fault, brokers_killed, ill, killed
+from bench.faults.faults import Fault, brokers_killed, clock_moved, files_frozen, frozen, ill, killed, redis_away
 from bench.faults.judge import Measured, judge
 from bench.faults.rig import Needs, Rig
 from bench.fleet import wait_for
@@ -65,12 +65,31 @@ class Cell:
         return FOLDER / f"{self.name.lower().replace(' ', '-').replace('±', '')}.json"
 
 
+_FROZEN = "30 s are shorter than the wait of RoleDown"
+
 CELLS = (
     Cell("worker", "SIGKILL", killed("worker-1"), "PostbackRoleDown worker", quick=True),
     Cell("delivery", "SIGKILL", killed("deliver-1"), "PostbackRoleDown delivery", quick=True),
     Cell("gateway", "SIGKILL", killed("gateway-1"), "PostbackRoleDown gateway", quick=True),
+    Cell("exporter", "SIGKILL", killed("exporter-1"), "PostbackRoleDown exporter"),
+    Cell("worker", "SIGSTOP 30 s", frozen("worker-1"), silent=_FROZEN, seconds=30),
+    Cell("delivery", "SIGSTOP 30 s", frozen("deliver-1"), silent=_FROZEN, seconds=30),
+    Cell("gateway", "SIGSTOP 30 s", frozen("gateway-1"), silent=_FROZEN, seconds=30),
+    Cell("worker", "clock +10 min", clock_moved(600), "PostbackClockSkew", seconds=60, needs=Needs(clock="worker-1")),
+    Cell("worker", "clock -10 min", clock_moved(-600), "PostbackClockSkew", seconds=60, needs=Needs(clock="worker-1")),
     Cell("one of three brokers", "SIGKILL", brokers_killed(2), "PostbackBrokerAway", quick=True),
+    Cell("all brokers", "away 60 s", brokers_killed(0, 1, 2), "PostbackKafkaAway", seconds=60),
+    Cell("Redis", "away", redis_away, "PostbackRedisAway"),
+    Cell("S3", "hung", files_frozen, "PostbackFilesAway"),
     Cell("model server", "hung", ill("model", "hung"), "PostbackModelServerAway", quick=True),
+    Cell("model server", "5xx", ill("model", "5xx"), "PostbackModelServerAway", seconds=30),
+    Cell("model server", "garbage", ill("model", "garbage"), "PostbackModelServerAway", seconds=30),
+    Cell("model server", "slow", ill("model", "slow"), silent="its answers come", seconds=45),
+    Cell("endpoint", "away", ill("endpoint", "away"), "PostbackCallbacksFail", seconds=30),
+    Cell("endpoint", "hung", ill("endpoint", "hung"), "PostbackCallbacksFail", seconds=30),
+    Cell("endpoint", "slow", ill("endpoint", "slow"), silent="its answers come", seconds=45),
+    Cell("endpoint", "redirecting", ill("endpoint", "redirecting"), "PostbackCallbacksFail", seconds=30),
+    Cell("endpoint", "huge answer", ill("endpoint", "huge"), "PostbackCallbacksFail", seconds=30),
 )
 
 
@@ -78,6 +97,7 @@ def main() -> None:
     """Run the cells that have no samples of this commit, and print the table. Raises SystemExit if a cell failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="cells whose names contain one of these texts")
+    parser.add_argument("--any-commit", action="store_true", help="run no cell that has samples of an earlier commit")
     parser.add_argument("--quick", action="store_true", help="a few cells only")
     options = parsed(parser)
     chosen = [cell for cell in CELLS if cell.quick or not options.quick]
@@ -85,7 +105,8 @@ def main() -> None:
     title(f"{len(chosen)} faults at a fleet that answers five jobs a second")
     now, broken = commit(), []
     for number, cell in enumerate(chosen, 1):
-        if cell.file.exists() and Measured.read(cell.file).commit == now and not now.endswith("+"):
+        known = Measured.read(cell.file).commit if cell.file.exists() else ""
+        if known and (options.any_commit or (known == now and "+" not in now)):
             continue
         print(f"{number} of {len(chosen)}: {cell.name}", flush=True)
         try:
@@ -120,7 +141,7 @@ def run(cell: Cell, now: str) -> Measured:
         _settle(rig)
         rig.count_results()
         alerts = {name: at - began for name, at in rig.alerts.items() if at >= began}
-        return Measured(now, date, load, began, ended, alerts, rig.restarts, list(rig.outside.jobs.values()))
+        return Measured(now, date, load, began, ended, alerts, dict(rig.restarts), list(rig.outside.jobs.values()))
 
 
 def _hold(cell: Cell, rig: Rig, began: float) -> None:
@@ -144,7 +165,20 @@ def _settle(rig: Rig) -> None:
 
 def report(done: list[tuple[Cell, Measured]]) -> None:
     """Print the table of cells, and the verdicts over all of them."""
-    head = ("process", "fault", "accepted", "refused", "failed", "lost", "doubled", "longest s", "recovery s", "alert")
+    head = (
+        "process",
+        "fault",
+        "accepted",
+        "refused",
+        "failed",
+        "lost",
+        "doubled",
+        "longest s",
+        "recovery s",
+        "alert",
+        "load",
+        "commit",
+    )
     table(head, [_row(cell, measured) for cell, measured in done])
     for cell, measured in done:
         samples(f"{cell.name}, due", [round(job.due - measured.began, 2) for job in measured.jobs])
@@ -160,7 +194,16 @@ def _row(cell: Cell, measured: Measured) -> tuple[object, ...]:
     one = judge(measured)
     recovery = "never" if one.recovery_seconds is None else f"{one.recovery_seconds:.0f}"
     counts = one.accepted, one.refused, one.failed, one.lost, one.doubled
-    return cell.process, cell.fault, *counts, f"{one.longest_seconds:.1f}", recovery, _alert(cell, measured)
+    return (
+        cell.process,
+        cell.fault,
+        *counts,
+        f"{one.longest_seconds:.1f}",
+        recovery,
+        _alert(cell, measured),
+        f"{measured.load:.0f}",
+        measured.commit,
+    )
 
 
 def _alert(cell: Cell, measured: Measured) -> str:

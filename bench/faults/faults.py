@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import psutil
+
 from bench.faults.outside import Mode
 from bench.faults.rig import Rig
 
@@ -65,3 +67,32 @@ def brokers_killed(*indexes: int) -> Fault:
             thread.join()
 
     return fault
+
+
+def clock_moved(seconds: int) -> Fault:
+    """Move the clock of the cell's process while it runs."""
+
+    @contextmanager
+    def fault(rig: Rig) -> Iterator[None]:
+        rig.set_clock(seconds)
+        yield
+        rig.set_clock(0)
+
+    return fault
+
+
+@contextmanager
+def redis_away(rig: Rig) -> Iterator[None]:
+    """Kill Redis, which loses its data."""
+    rig.redis.kill()
+    yield
+    rig.redis.start()
+
+
+@contextmanager
+def files_frozen(rig: Rig) -> Iterator[None]:
+    """Freeze the S3 server."""
+    [server] = [one for one in psutil.Process().children(recursive=True) if "versitygw" in one.name()]
+    server.suspend()
+    yield
+    server.resume()

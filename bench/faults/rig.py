@@ -7,14 +7,12 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -25,11 +23,11 @@ from bench.faults.outside import MODEL, Outside
 from bench.fleet import POSTBACK, START_SECONDS, Command, wait_for
 from bench.result import ROOT
 from cli.devkit.broker import Broker
-from cli.operations.certificates import LEAF_DAYS, Leaf, init, issue
 from cli.operations.topics import configure_groups, create_topics
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.debian_package import unpacked
 from tests.postgres_server import PostgresServer
 from tests.prometheus_tools import Prometheus, free_port, scraping
 from tests.redis_server import RedisServer
@@ -53,20 +51,8 @@ TENANT = "bench"
 class Needs:
     """Wishes of a cell for its fleet."""
 
-    engine: str = "openai"
-    host: str = "127.0.0.1"
-    """The receiver's name in callback URLs."""
-    through: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Commands that start the processes of a role."""
-    variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Further variables of single processes, such as `worker-1`."""
-    certificate_seconds: float | None = None
-    """If given, the gateways serve over TLS, with a certificate that ends after these seconds."""
-    small_disk: str = ""
-    """`broker`, `store` or `logs`: its files are on a disk of SMALL_BYTES."""
-
-
-SMALL_BYTES = 400 * 1024 * 1024
+    clock: str = ""
+    """The process whose clock the fault moves, such as `worker-1`."""
 
 
 class Rig:
@@ -75,7 +61,6 @@ class Rig:
     def __init__(self, folder: Path, needs: Needs) -> None:
         self.folder = folder
         self.needs = needs
-        self.disk = folder / "disk"
         self.alerts: dict[str, float] = {}
         """Unix seconds at which each alert fired first."""
         self.restarts: Counter[str] = Counter()
@@ -92,8 +77,6 @@ class Rig:
     def running(self) -> Iterator[Rig]:
         """Start all, and end all with the block."""
         with ExitStack() as stack:
-            if self.needs.small_disk:
-                stack.enter_context(small_disk(self.disk))
             self._start_peers(stack)
             stack.callback(self._kill_all)
             self._start_roles()
@@ -106,14 +89,8 @@ class Rig:
     def _start_peers(self, stack: ExitStack) -> None:
         keyring = Keyring.create(self.folder / "keyring.json", SystemClock())
         self.outside = stack.enter_context(Outside(keyring))
-        data = None
-        if self.needs.small_disk == "broker":
-            data = self.folder / "kafka"
-            data.mkdir()
-            (data / "node-3").symlink_to(self.disk)
-        self.broker = stack.enter_context(Broker.start(brokers=3, data=data))
-        with temporary_folder(self.disk if self.needs.small_disk == "store" else None):
-            self.postgres = stack.enter_context(PostgresServer())
+        self.broker = stack.enter_context(Broker.start(brokers=3))
+        self.postgres = stack.enter_context(PostgresServer())
         self.redis = stack.enter_context(RedisServer(self.folder))
         self.s3 = stack.enter_context(s3_server(self.folder / "s3" / "data", "files"))
         self.kafka = KafkaSettings(
@@ -125,11 +102,7 @@ class Rig:
         create_topics(self.kafka)
         configure_groups(self.kafka)
         self.store = self.postgres.new_database()
-        if self.needs.certificate_seconds is not None:
-            then = datetime.now(UTC) - timedelta(days=LEAF_DAYS) + timedelta(minutes=5)
-            then += timedelta(seconds=self.needs.certificate_seconds)
-            init(self.folder / "authority", then)
-            self.certificate = issue(self.folder / "authority", Leaf.server("door", ("127.0.0.1",)), then).certificate
+        self.set_clock(0)
 
     # -- roles -----------------------------------------------------------------------------------------------------
 
@@ -158,19 +131,15 @@ class Rig:
         if role == "exporter":
             arguments[1] = "--port"
         if role == "worker":
-            arguments += ["--engine", self.needs.engine, "--model", MODEL][: 2 if self.needs.engine == "echo" else 4]
+            arguments += ["--engine", "openai", "--model", MODEL]
             variables["POSTBACK_ENGINE__OPENAI__BASE_URL"] = f"http://127.0.0.1:{self.outside.model.port}/v1"
             variables["POSTBACK_CACHE__REDIS_URL"] = self.redis.url
         if role == "gateway":
             arguments += ["--port", str(self.door_ports[name]), "--store", self.store]
-            if self.needs.certificate_seconds is not None:
-                key = self.certificate.with_suffix(".key")
-                arguments += ["--tls-cert", str(self.certificate), "--tls-key", str(key)]
             variables |= self._of_gateway()
-        variables |= self.needs.variables.get(name, {})
-        through = self.needs.through.get(role, ())
-        with temporary_folder(self.disk if self.needs.small_disk == "logs" else None):
-            self.processes[name] = Command(self.kafka, *arguments, through=through, **variables)
+        if name == self.needs.clock:
+            variables |= self._with_own_clock()
+        self.processes[name] = Command(self.kafka, *arguments, **variables)
 
     def _of_gateway(self) -> dict[str, str]:
         return {
@@ -183,6 +152,21 @@ class Rig:
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+    def _with_own_clock(self) -> dict[str, str]:
+        library = next(unpacked("libfaketime").rglob("libfaketimeMT.so.1"))
+        return {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set_clock(self, seconds: int) -> None:
+        """Move the clock of the cell's process by so many seconds."""
+        new = self.folder / "clock.new"
+        new.write_text(f"{seconds:+d}\n", encoding="utf-8")
+        new.rename(self.folder / "clock")
 
     def kill(self, name: str) -> None:
         """Send SIGKILL; the process stays away until `start`."""
@@ -211,10 +195,8 @@ class Rig:
 
     def start_load(self) -> None:
         """Let the clients post jobs to both gateways."""
-        scheme = "http" if self.needs.certificate_seconds is None else "https"
-        doors = [f"{scheme}://127.0.0.1:{port}" for port in self.door_ports.values()]
-        authority = None if scheme == "http" else str(self.folder / "authority" / "ca.pem")
-        self.outside.start_load(doors, self.key, RATE, self.needs.host, authority)
+        doors = [f"http://127.0.0.1:{port}" for port in self.door_ports.values()]
+        self.outside.start_load(doors, self.key, RATE)
 
     def open_jobs(self) -> int:
         """Return the number of accepted jobs without a callback."""
@@ -275,26 +257,3 @@ class Rig:
             if one["state"] == "firing":
                 role = one["labels"].get("job", "").removeprefix("postback-")
                 self.alerts.setdefault(f"{one['labels']['alertname']} {role}".strip(), time.time())
-
-
-@contextmanager
-def temporary_folder(folder: Path | None) -> Iterator[None]:
-    """Let new temporary files be in this folder during the block."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(folder) if folder else before
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Mount a disk of SMALL_BYTES in memory. Needs root."""
-    folder.mkdir()
-    folder.chmod(0o777)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES},mode=777", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
