@@ -1,8 +1,8 @@
 """Runs the benches one after another, keeps their figures as JSON, and renders docs/EVIDENCE.md from them.
 
 A stopped run goes on at the next bench, as long as the commit is the same. `--only` takes a part (core, peers,
-mutations) or a question, such as latency. `--quick` runs tiny sizes into build/evidence: this shows that each bench
-runs, and measures nothing. `--render` only makes the page again.
+mutations, faults) or a question, such as latency. `--quick` runs tiny sizes into build/evidence: this shows that each
+bench runs, and measures nothing. `--render` only makes the page again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.mutations import SURVIVED
-from bench.result import ROOT, Result, commit
+from bench.result import ROOT, Result, Table, commit
 
 FOLDER = ROOT / "docs" / "evidence"
 PAGE = ROOT / "docs" / "EVIDENCE.md"
@@ -38,6 +38,8 @@ class Question:
     by: str = ""
     quick: str = ""
     tables: tuple[int, ...] = ()
+    page: str = ""
+    """A page of docs/ that has all tables, for a question with long tables."""
 
     @property
     def file(self) -> str:
@@ -66,6 +68,8 @@ def main() -> None:
     failed = [] if options.render else run(_chosen(parser, options.only), quick=options.quick)
     if not options.quick:
         PAGE.write_text(page(FOLDER), encoding="utf-8")
+        for name, text in own_pages(FOLDER).items():
+            PAGE.with_name(name).write_text(text, encoding="utf-8")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; run the same command again to repeat only these")
 
@@ -118,13 +122,34 @@ def page(folder: Path) -> str:
             parts += [f"## {question.name}", f"`python -m {question.run}` has not run yet.\n\n{question.about}"]
             continue
         result = Result.read(file)
-        rows = [[row.what, row.target, row.result, _bold(row.verdict)] for row in result.rows]
+        if question.page:
+            missed = sum(row.verdict == "missed" for row in result.rows)
+            told = f", **{missed} missed**" if missed else ""
+            parts += [f"## {question.name}", f"[Its own page]({question.page}) has the figures{told}."]
+            continue
         shown = [result.tables[number] for number in question.tables if number < len(result.tables)]
-        parts += [f"## {question.name}", f"`{result.command}` ({_origin(result)})\n\n{question.about}"]
-        if rows:
-            parts.append(_table(["claim", "target", "result", ""], rows))
-        parts += [_table(table.head, table.rows) for table in shown]
+        parts += [f"## {question.name}", *_answer(question, result, shown)]
     return "\n\n".join(parts) + "\n"
+
+
+def own_pages(folder: Path) -> dict[str, str]:
+    """Return the pages of single questions, by name."""
+    found = {}
+    for question in questions():
+        if question.page and (folder / question.file).exists():
+            result = Result.read(folder / question.file)
+            parts = [f"# {question.name}", *_answer(question, result, result.tables)]
+            found[question.page] = "\n\n".join(parts) + "\n"
+    return found
+
+
+def _answer(question: Question, result: Result, shown: Sequence[Table]) -> list[str]:
+    """Return the parts below a question's heading."""
+    rows = [[row.what, row.target, row.result, _bold(row.verdict)] for row in result.rows]
+    parts = [f"`{result.command}` ({_origin(result)})\n\n{question.about}"]
+    if rows:
+        parts.append(_table(["claim", "target", "result", ""], rows))
+    return parts + [_table(table.head, table.rows) for table in shown]
 
 
 def _origin(result: Result) -> str:

@@ -6,6 +6,7 @@ asked every few seconds on a thread of its own, and a scrape tells how long the 
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -22,6 +23,8 @@ ASK_SECONDS = 5.0
 """The time between two questions to one peer. An alert's threshold is several times longer."""
 ANSWER_SECONDS = 5.0
 """The longest wait for an HTTP server's answer."""
+MOST_BYTES = 4 * 1024 * 1024
+"""The longest answer that is read."""
 
 Peer = Literal["kafka", "store", "files", "redis", "model_server"]
 
@@ -89,10 +92,18 @@ class PeerWatch:
 
 
 def http_answers(url: str) -> None:
-    """Ask an HTTP server without a key. Any answer counts that is not a server's error. Raises OSError otherwise."""
+    """Ask an HTTP server for JSON, without a key.
+
+    Refusals of the request count as answers. Raises OSError for a server's error, or ValueError if a success has no
+    JSON in it: then jobs wait as if the server were away.
+    """
     try:
         # As the engine does, the question uses no proxy of the environment.
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=ANSWER_SECONDS).close()
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=ANSWER_SECONDS) as answer:
+            body = answer.read(MOST_BYTES + 1)
+        if len(body) <= MOST_BYTES:  # a longer list is not judged
+            json.loads(body)
     except urllib.error.HTTPError as error:
         with error:
             if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:

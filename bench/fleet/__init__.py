@@ -163,6 +163,20 @@ class Command:
             self._process.wait()
         self._log.close()
 
+    @property
+    def port(self) -> int:
+        """The port of metrics and health."""
+        return self._port
+
+    @property
+    def process(self) -> psutil.Process:
+        """The process itself, for signals and limits."""
+        return self._watched
+
+    def status(self) -> int | None:
+        """Return the exit status, or None if the process runs."""
+        return self._process.poll()
+
     def stop(self) -> None:
         """Send SIGTERM without waiting, so that several processes end at the same time."""
         self._process.terminate()

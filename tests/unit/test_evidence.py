@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from bench import evidence, result
-from bench.evidence import FOLDER, PAGE, Question, page, questions, run
+from bench.evidence import FOLDER, PAGE, Question, own_pages, page, questions, run
+from bench.faults.__main__ import CELLS
 from bench.result import ROOT, Result, Row, Table
 
 MOST_WORDS = 3_000
@@ -34,10 +35,16 @@ def test_the_page_is_rendered_from_the_files_and_short() -> None:
     assert len(page(FOLDER).split()) <= MOST_WORDS
 
 
+def test_the_page_of_the_fault_ledger_has_a_row_for_each_cell() -> None:
+    text = PAGE.with_name("evidence-faults.md").read_text(encoding="utf-8")
+    assert {"evidence-faults.md": text} == own_pages(FOLDER), "run scripts/evidence --render"
+    assert [cell.name for cell in CELLS if f"| {cell.process} | {cell.fault} |" not in text] == []
+
+
 def test_each_file_answers_a_question_and_each_bench_exists() -> None:
     assert {file.name for file in FOLDER.iterdir()} <= {question.file for question in questions()}
     assert [each.run for each in questions() if each.part and find_spec(each.run) is None] == []
-    assert {each.part for each in questions()} == {"core", "peers", "mutations", ""}
+    assert {each.part for each in questions()} == {"core", "peers", "mutations", "faults", ""}
 
 
 def test_a_question_without_figures_is_named_as_not_run(tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""The world around the fleet, on one thread: the clients with their jobs, the model server, and the receiver."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Literal, Self, TypeVar
+
+import aiohttp
+from aiohttp import web
+
+from bench.faults.judge import Job
+from schemas.signature import ID_HEADER, VerificationError, verify
+from workers.delivery.keyring import Keyring
+
+Mode = Literal["well", "away", "hung", "5xx", "garbage", "slow", "redirecting", "huge"]
+ANSWER_SECONDS = 0.1
+"""Time that the model server takes for an answer."""
+SLOW_SECONDS = 8.0
+HUGE_BYTES = 64 * 1024 * 1024
+POST_SECONDS = 5.0
+"""The client's timeout for one request; it then asks the other gateway with the same idempotency key."""
+TRIES = 4
+MODEL = "echo-1"
+_USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+T = TypeVar("T")
+
+
+class Server:
+    """An HTTP server on a loopback port whose `mode` is its illness."""
+
+    def __init__(self, well: Callable[[web.Request], Coroutine[Any, Any, web.StreamResponse]]) -> None:
+        self.mode: Mode = "well"
+        self.port = 0
+        self._well = well
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen, on the same port as before."""
+        app = web.Application(client_max_size=16 * 1024 * 1024)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
+        self.port = int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Close the port and all connections."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        match self.mode:
+            case "hung":
+                await asyncio.sleep(3600)
+            case "5xx":
+                return web.Response(status=500, text="broken")
+            case "garbage":
+                return web.Response(text='{"choices": [{"mess', content_type="application/json")
+            case "redirecting":
+                return web.Response(status=307, headers={"location": f"http://127.0.0.1:{self.port}/elsewhere"})
+            case "huge":
+                return web.Response(status=500, body=b"x" * HUGE_BYTES)
+            case "slow":
+                await asyncio.sleep(SLOW_SECONDS)
+        return await self._well(request)
+
+
+class Outside:
+    """Clients, model server and receiver. `jobs` has the samples of each job by its number."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self.jobs: dict[int, Job] = {}
+        self.refused: dict[str, int] = {}
+        """Number of the receiver's refusals by reason."""
+        self.model = Server(self._complete)
+        self.endpoint = Server(self._receive)
+        self._keyring = keyring
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._posting: set[asyncio.Task[None]] = set()
+        self._load: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._call(self.model.start())
+        self._call(self.endpoint.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_load()
+        self._call(self.model.stop())
+        self._call(self.endpoint.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def set(self, server: Server, mode: Mode) -> None:
+        """Make a server ill or well."""
+        if "away" in (mode, server.mode):
+            self._call(server.stop() if mode == "away" else server.start())
+        server.mode = mode
+
+    def start_load(self, doors: list[str], key: str, rate: float) -> None:
+        """Post `rate` jobs a second, in turns to the doors' URLs."""
+        self._load = self._call(self._begin(doors, key, rate))
+
+    def stop_load(self) -> None:
+        """Post no new jobs, and wait for those that clients still try to post."""
+        if self._load is not None:
+            self._loop.call_soon_threadsafe(self._load.cancel)
+            self._call(self._all_posted())
+            self._load = None
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+
+    async def _begin(self, *how: Any) -> asyncio.Task[None]:
+        return asyncio.ensure_future(self._posts(*how))
+
+    async def _all_posted(self) -> None:
+        if self._posting:
+            await asyncio.wait(self._posting)
+
+    async def _posts(self, doors: list[str], key: str, rate: float) -> None:
+        """Post at an open-loop rate until cancelled."""
+        url = f"http://127.0.0.1:{self.endpoint.port}/hook"
+        # A session of its own for the life of the load; requests under way end with it only after `_all_posted`.
+        session = aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"})
+        number, begin = 0, self._loop.time()
+        try:
+            while True:
+                job = self.jobs[number] = Job(time.time())
+                order = [doors[(number + turn) % len(doors)] for turn in range(TRIES)]
+                body = {"prompt": f"Case {number}?", "callback_url": url, "custom_id": str(number)}
+                task = asyncio.ensure_future(_post(session, order, f"job-{number}", body, job))
+                self._posting.add(task)
+                task.add_done_callback(self._posting.discard)
+                number += 1
+                await asyncio.sleep(max(0.0, begin + number / rate - self._loop.time()))
+        finally:
+            await asyncio.shield(self._all_posted())
+            await session.close()
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        """Answer as a server of OpenAI's protocol."""
+        if request.path.endswith("/models"):
+            return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        if not request.path.endswith("/chat/completions"):
+            return web.Response(status=404)
+        await asyncio.sleep(ANSWER_SECONDS)
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "yes"},
+        }
+        return web.json_response({"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": _USAGE})
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        """Count a callback if its signature is good."""
+        body, now = await request.read(), time.time()
+        for tenant in ("bench", "default"):
+            keys = self._keyring.secrets(tenant, now), self._keyring.public_keys(tenant, now)
+            with suppress(VerificationError):
+                verify(request.headers, body, *keys, now)
+                break
+        else:
+            return web.Response(status=401)
+        custom_id = json.loads(body)["data"].get("custom_id") or ""
+        if custom_id.isdigit() and (job := self.jobs.get(int(custom_id))) is not None:
+            job.callbacks.append((now, request.headers[ID_HEADER]))
+        return web.Response()
+
+
+async def _post(session: aiohttp.ClientSession, doors: list[str], key: str, body: Any, job: Job) -> None:
+    """Try the doors in turn until one accepts the job."""
+    for turn, door in enumerate(doors):
+        with suppress(aiohttp.ClientError, TimeoutError):
+            timeout = aiohttp.ClientTimeout(total=POST_SECONDS)
+            headers = {"idempotency-key": key}
+            async with session.post(f"{door}/v1/jobs", json=body, headers=headers, timeout=timeout) as answer:
+                if answer.status == 202:
+                    job.accepted = time.time()
+                    return
+        await asyncio.sleep(0.2 * 2**turn)

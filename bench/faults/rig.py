@@ -1,0 +1,259 @@
+"""The fleet of one cell: three brokers, stores, two processes of each role, and a Prometheus with our rules."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from bench.committed import committed_records
+from bench.faults.outside import MODEL, Outside
+from bench.fleet import POSTBACK, START_SECONDS, Command, wait_for
+from bench.result import ROOT
+from cli.devkit.broker import Broker
+from cli.operations.topics import configure_groups, create_topics
+from schemas.codec import read_result
+from schemas.settings import KafkaSettings
+from telemetry.clock import SystemClock
+from tests.debian_package import unpacked
+from tests.postgres_server import PostgresServer
+from tests.prometheus_tools import Prometheus, free_port, scraping
+from tests.redis_server import RedisServer
+from tests.s3_server import ACCESS, SECRET, s3_server
+from workers.delivery.keyring import Keyring
+
+RULES = ROOT / "helm" / "postback" / "files" / "prometheus" / "postback.rules.yml"
+DELIVERED = {"scrape_interval": "15s", "evaluation_interval": "15s"}
+"""The intervals of helm/postback/files/prometheus/prometheus.yml."""
+SHORT = "for: 15s"
+"""Rules that wait for minutes wait for this time here: a cell lasts three minutes."""
+TIERS = (1, 5, 15, 30, 60)
+"""Waits between the attempts of a callback, in seconds; the default's second wait of five minutes outlasts a cell."""
+PARTITIONS = 4
+RATE = 5.0
+ROLES = ("worker", "deliver", "gateway", "exporter")
+TENANT = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Wishes of a cell for its fleet."""
+
+    clock: str = ""
+    """The process whose clock the fault moves, such as `worker-1`."""
+
+
+class Rig:
+    """A running fleet. The processes are named `worker-1`, `worker-2`, `deliver-1`, and so on."""
+
+    def __init__(self, folder: Path, needs: Needs) -> None:
+        self.folder = folder
+        self.needs = needs
+        self.alerts: dict[str, float] = {}
+        """Unix seconds at which each alert fired first."""
+        self.restarts: Counter[str] = Counter()
+        self.processes: dict[str, Command] = {}
+        self.down: set[str] = set()
+        """Processes that the fault keeps from starting again."""
+        self._ports: dict[str, int] = {f"{role}-{n}": free_port() for role in ROLES for n in (1, 2)}
+        self.door_ports = {"gateway-1": free_port(), "gateway-2": free_port()}
+        """The gateways' ports for clients."""
+        self._lock = threading.RLock()
+        self._over = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[Rig]:
+        """Start all, and end all with the block."""
+        with ExitStack() as stack:
+            self._start_peers(stack)
+            stack.callback(self._kill_all)
+            self._start_roles()
+            self.prometheus = stack.enter_context(self._watched_by_prometheus())
+            stack.enter_context(self._kept())
+            yield self
+
+    # -- peers -----------------------------------------------------------------------------------------------------
+
+    def _start_peers(self, stack: ExitStack) -> None:
+        keyring = Keyring.create(self.folder / "keyring.json", SystemClock())
+        self.outside = stack.enter_context(Outside(keyring))
+        self.broker = stack.enter_context(Broker.start(brokers=3))
+        self.postgres = stack.enter_context(PostgresServer())
+        self.redis = stack.enter_context(RedisServer(self.folder))
+        self.s3 = stack.enter_context(s3_server(self.folder / "s3" / "data", "files"))
+        self.kafka = KafkaSettings(
+            bootstrap_servers=self.broker.bootstrap_servers,
+            partitions=PARTITIONS,
+            replication_factor=3,
+            tier_delays_seconds=TIERS,
+        )
+        create_topics(self.kafka)
+        configure_groups(self.kafka)
+        self.store = self.postgres.new_database()
+        self.set_clock(0)
+
+    # -- roles -----------------------------------------------------------------------------------------------------
+
+    def _start_roles(self) -> None:
+        first = [name for name in self._ports if name != "gateway-2"]
+        for name in first:
+            self._launch(name)
+        for name in first:
+            self.processes[name].__enter__()
+        wait_for(lambda: self.processes["gateway-1"].ready(), START_SECONDS)  # it has made the store's tables
+        self._launch("gateway-2")
+        self.processes["gateway-2"].__enter__()
+        for name in ("gateway-2", "worker-1", "worker-2", "deliver-1", "deliver-2"):
+            wait_for(lambda name=name: self.processes[name].ready(), START_SECONDS)  # type: ignore[misc]
+        made = subprocess.run(
+            [POSTBACK, "api-keys", "create", "--tenant", TENANT, "--json", "--store", self.store],
+            env=os.environ | self._of_gateway(), capture_output=True, check=True, text=True,
+        )  # fmt: skip
+        self.key = str(json.loads(made.stdout)["key"])
+
+    def _launch(self, name: str) -> None:
+        role = name.partition("-")[0]
+        arguments = [role, "--metrics-port", str(self._ports[name])]
+        variables = {"POSTBACK_REPLICA": name, "POSTBACK_KEYRING": str(self.folder / "keyring.json")}
+        variables["POSTBACK_KAFKA__TIER_DELAYS_SECONDS"] = json.dumps(TIERS)
+        if role == "exporter":
+            arguments[1] = "--port"
+        if role == "worker":
+            arguments += ["--engine", "openai", "--model", MODEL]
+            variables["POSTBACK_ENGINE__OPENAI__BASE_URL"] = f"http://127.0.0.1:{self.outside.model.port}/v1"
+            variables["POSTBACK_CACHE__REDIS_URL"] = self.redis.url
+        if role == "gateway":
+            arguments += ["--port", str(self.door_ports[name]), "--store", self.store]
+            variables |= self._of_gateway()
+        if name == self.needs.clock:
+            variables |= self._with_own_clock()
+        self.processes[name] = Command(self.kafka, *arguments, **variables)
+
+    def _of_gateway(self) -> dict[str, str]:
+        return {
+            "POSTBACK_ENV": "development",
+            "POSTBACK_ACCESS__PEPPER_FILE": str(self.folder / "pepper"),
+            "POSTBACK_ACCESS__REDIS_URL": self.redis.url,
+            "POSTBACK_FILES__PLACE": "s3://files",
+            "POSTBACK_FILES__S3_ENDPOINT": self.s3,
+            "AWS_ACCESS_KEY_ID": ACCESS,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def _with_own_clock(self) -> dict[str, str]:
+        library = next(unpacked("libfaketime").rglob("libfaketimeMT.so.1"))
+        return {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set_clock(self, seconds: int) -> None:
+        """Move the clock of the cell's process by so many seconds."""
+        new = self.folder / "clock.new"
+        new.write_text(f"{seconds:+d}\n", encoding="utf-8")
+        new.rename(self.folder / "clock")
+
+    def kill(self, name: str) -> None:
+        """Send SIGKILL; the process stays away until `start`."""
+        with self._lock:
+            self.down.add(name)
+            self.processes[name].kill()
+
+    def start(self, name: str) -> None:
+        """Start a killed process again, and return when it serves its metrics."""
+        with self._lock:
+            self._launch(name)
+            self.down.discard(name)
+        self.processes[name].__enter__()
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to a process."""
+        self.processes[name].process.send_signal(number)
+
+    def _kill_all(self) -> None:
+        for process in self.processes.values():
+            with suppress(psutil.NoSuchProcess):
+                process.process.send_signal(signal.SIGCONT)
+            process.kill()
+
+    # -- load and alerts -------------------------------------------------------------------------------------------
+
+    def start_load(self) -> None:
+        """Let the clients post jobs to both gateways."""
+        doors = [f"http://127.0.0.1:{port}" for port in self.door_ports.values()]
+        self.outside.start_load(doors, self.key, RATE)
+
+    def open_jobs(self) -> int:
+        """Return the number of accepted jobs without a callback."""
+        return sum(job.accepted is not None and not job.callbacks for job in list(self.outside.jobs.values()))
+
+    def count_results(self) -> None:
+        """Read all results, and note their outcomes at their jobs."""
+        for message in committed_records(self.kafka.client_config(), self.kafka.topics.results):
+            result = read_result(message.value() or b"")
+            if (name := str(result.custom_id)).isdigit() and (job := self.outside.jobs.get(int(name))):
+                job.outcomes.append(str(result.outcome))
+
+    @contextmanager
+    def _watched_by_prometheus(self) -> Iterator[Prometheus]:
+        rules = re.sub(r"\bfor: \d+m", SHORT, RULES.read_text(encoding="utf-8"))
+        (self.folder / "rules.yml").write_text(rules, encoding="utf-8")
+        jobs = {"worker": "worker", "deliver": "delivery", "gateway": "gateway", "exporter": "exporter"}
+        targets = {f"postback-{job}": [self._ports[f"{role}-{n}"] for n in (1, 2)] for role, job in jobs.items()}
+        with scraping(self.folder, targets, rule_files=["rules.yml"], **{"global": DELIVERED}) as started:
+            yield started
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Start processes again that end by themselves, as an orchestrator does, and note the alerts that fire."""
+        threads = [threading.Thread(target=self._repeat, args=(each,)) for each in (self._restart_ended, self._note)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+    def _repeat(self, work: object) -> None:
+        while not self._over.wait(0.5):
+            with suppress(requests.RequestException, RuntimeError):
+                work()  # type: ignore[operator]
+
+    def _restart_ended(self) -> None:
+        for name in list(self.processes):
+            with self._lock:
+                ended = name not in self.down and self.processes[name].status() is not None
+                if ended:
+                    self.restarts[name] += 1
+                    self._keep_output(name)
+                    self._launch(name)
+            if ended:
+                self.processes[name].__enter__()
+
+    def _keep_output(self, name: str) -> None:
+        with (self.folder / f"{name}.ended.log").open("a", encoding="utf-8") as log:
+            log.write(self.processes[name].output())
+
+    def _note(self) -> None:
+        answer = requests.get(f"{self.prometheus.url}/api/v1/alerts", timeout=10).json()
+        for one in answer["data"]["alerts"]:
+            if one["state"] == "firing":
+                role = one["labels"].get("job", "").removeprefix("postback-")
+                self.alerts.setdefault(f"{one['labels']['alertname']} {role}".strip(), time.time())

@@ -1,0 +1,62 @@
+"""The fault ledger's judge: lost, doubled, repeated and late jobs are told apart, and recovery is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.faults.judge import LATE_SECONDS, Job, Judged, Measured, judge
+
+BEGAN, ENDED = 1_000.0, 1_060.0
+
+
+def job(due: float, seconds: float | None = 0.5, *more: tuple[float, str], outcomes: int = 1) -> Job:
+    """An accepted job that was called back after `seconds`, or never; `more` are its further callbacks."""
+    callbacks = [] if seconds is None else [(due + seconds, "msg")]
+    return Job(due, due + 0.1, ["succeeded"] * outcomes, [*callbacks, *more])
+
+
+def measured(*jobs: Job) -> Measured:
+    return Measured("abc", "2026-12-01T10:00:00Z", 1.5, BEGAN, ENDED, {"PostbackRoleDown worker": 57.0}, {}, jobs)
+
+
+WELL = job(BEGAN - 5)
+LATE = job(BEGAN + 10, 60.0)
+REFUSED = Job(ENDED + 2)
+NOTHING = Judged(1, 0, 0, 0, 0, 0, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "judged"),
+    [
+        pytest.param([WELL], NOTHING, id="well"),
+        pytest.param([job(BEGAN, None)], Judged(1, 0, 0, 1, 0, 0, 0.0, None), id="a result without a callback is lost"),
+        pytest.param([job(BEGAN, outcomes=0)], Judged(1, 0, 0, 1, 0, 0, 0.5, None), id="a callback without a result"),
+        pytest.param([Job(BEGAN)], Judged(0, 1, 0, 0, 0, 0, 0.0, 0.0), id="a refused job is not lost"),
+        pytest.param([job(BEGAN, outcomes=2)], Judged(1, 0, 0, 0, 1, 0, 0.5, 0.0), id="two results"),
+        pytest.param([job(BEGAN, 0.5, (BEGAN + 1, "two"))], Judged(1, 0, 0, 0, 1, 0, 0.5, 0.0), id="two events"),
+        pytest.param([job(BEGAN, 0.5, (BEGAN + 9, "msg"))], Judged(1, 0, 0, 0, 0, 1, 0.5, 0.0), id="one event twice"),
+        pytest.param([LATE, WELL], Judged(2, 0, 0, 0, 0, 0, 60.0, 10.0), id="late until 10 s after the end"),
+        pytest.param([WELL, REFUSED], Judged(1, 1, 0, 0, 0, 0, 0.5, 2.0), id="refused until 2 s after the end"),
+        pytest.param(
+            [job(ENDED + 30, LATE_SECONDS)], Judged(1, 0, 0, 0, 0, 0, LATE_SECONDS, 0.0), id="not late at the limit"
+        ),
+        pytest.param(
+            [Job(BEGAN, None, ["succeeded"] * 2, [])], Judged(0, 1, 0, 0, 1, 0, 0.0, 0.0), id="refused, and yet doubled"
+        ),
+        pytest.param(
+            [Job(BEGAN, BEGAN, ["failed"], [(BEGAN + 1, "msg")])], Judged(1, 0, 1, 0, 0, 0, 1.0, 0.0), id="failed"
+        ),
+    ],
+)
+def test_a_cell_is_judged_from_its_jobs(jobs: list[Job], judged: Judged) -> None:
+    assert judge(measured(*jobs)) == judged
+
+
+def test_samples_are_the_same_after_they_were_written_and_read(tmp_path: Path) -> None:
+    written = measured(WELL, LATE, REFUSED)
+    written.write(tmp_path / "cell.json")
+    read = Measured.read(tmp_path / "cell.json")
+    assert (read.jobs, read.alerts, read.began) == ([WELL, LATE, REFUSED], written.alerts, BEGAN)
+    assert judge(read) == judge(written)
