@@ -80,7 +80,7 @@ class Unusable(ProcessError):  # noqa: N818 - it names what is wrong
 
 
 class TlsMissing(ProcessError):  # noqa: N818 - it names what is missing
-    """Give --tls-cert and --tls-key. Plain HTTP is for a loopback address with POSTBACK_ENV=development only."""
+    """Give --tls-cert and --tls-key, or POSTBACK_GATEWAY__PLAIN_HTTP=true behind a proxy that speaks TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,7 @@ def _add_door(
     bound = _bound(options.host, options.port)
     stack.callback(bound.close)
     tls = _tls(options, limits, clock, process.metrics)
-    if tls is None and not (process.development and _is_loopback(bound)):
+    if tls is None and not (limits.plain_http or (process.development and _is_loopback(bound))):
         raise TlsMissing(TlsMissing.__doc__)
     access, gate = _access(shelf.store, options.store_url, clock, stack, tls)
     policy = read_settings(EgressSettings).callback_policy(development=process.development)

@@ -14,11 +14,14 @@ from tests.go_tools import downloaded
 
 _KEDA = ("github.com/kedacore/keda/v2@v2.21.0", "config/crd/bases")
 _PROMETHEUS = ("github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd")
+_GATEWAY_API = ("sigs.k8s.io/gateway-api@v1.4.1", "config/crd/standard")
 _CERT_MANAGER = ("github.com/cert-manager/cert-manager@v1.19.1", "deploy/crds")
 _DEFINED = {
     "Certificate": (*_CERT_MANAGER, "cert-manager.io_certificates.yaml"),
+    "HTTPRoute": (*_GATEWAY_API, "gateway.networking.k8s.io_httproutes.yaml"),
     "ScaledObject": (*_KEDA, "keda.sh_scaledobjects.yaml"),
     "PodMonitor": (*_PROMETHEUS, "monitoring.coreos.com_podmonitors.yaml"),
+    "ServiceMonitor": (*_PROMETHEUS, "monitoring.coreos.com_servicemonitors.yaml"),
     "PrometheusRule": (*_PROMETHEUS, "monitoring.coreos.com_prometheusrules.yaml"),
 }
 

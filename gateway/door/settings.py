@@ -50,8 +50,9 @@ class GatewayConstants(Constants):
 class GatewaySettings(GatewayConstants, RoomSettings, env_prefix="POSTBACK_GATEWAY__", env_nested_delimiter="__"):
     """The gateway's HTTP server: its patience with slow clients, and the limits of one connection and of all."""
 
-    public_url: str | None = Field(default=None, pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$", max_length=2048)
-    """The URL under which clients reach the door, without `/v1`, for links. By default the door's own address."""
+    plain_http: bool = False
+    """True if a mesh's sidecar or an ingress speaks TLS in front of the door: the door then serves plain HTTP, at any
+    address. Let only that proxy reach its port, since requests carry keys and prompts."""
     audit_file: Path | None = None
     """The file to which audit lines are appended; by default standard output.
 

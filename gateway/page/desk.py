@@ -110,28 +110,6 @@ def _host_of(origin: str) -> str | None:
         return None
 
 
-def cookie_name(request: Request) -> str:
-    """Return the cookie's name. A browser accepts the prefix `__Host-` only over TLS, and only from this host."""
-    return "__Host-postback" if _is_tls(request) else "postback"
-
-
-def set_cookie(request: Request, response: Response, token: str, seconds: int) -> None:
-    """Set the cookie to a session's token. An empty token with 0 seconds removes the cookie."""
-    response.set_cookie(
-        cookie_name(request),
-        token,
-        max_age=seconds,
-        path="/",
-        secure=_is_tls(request),
-        httponly=True,
-        samesite="strict",
-    )
-
-
-def _is_tls(request: Request) -> bool:
-    return request.url.scheme == "https"
-
-
 SIGN_IN = "/sign-in"
 _MOST_NEXT = 2000
 
@@ -157,7 +135,7 @@ class Desk:
 
     async def visit(self, request: Request, scope: Scope) -> Visit:
         """Return the visit of an admitted person. Raises NotSignedIn, ApiError (403, 429) and StoreAway."""
-        token, peer = request.cookies.get(cookie_name(request)), request.scope.get(PEER)
+        token, peer = request.cookies.get(self._cookie_name(request)), request.scope.get(PEER)
         if token is None and peer is None:
             raise NotSignedIn
         try:
@@ -252,22 +230,42 @@ class Desk:
         request.scope["state"][PRINCIPAL] = admitted.principal
         if not admitted.principal.may(Scope.READ):
             raise ApiError(403, "insufficient_permissions", "The credential lacks the scope `read`; use another one.")
-        former = request.cookies.get(cookie_name(request))
+        former = request.cookies.get(self._cookie_name(request))
         if former is not None:
             await self._sessions.end(former)
         response = going_to(_own(wanted))
         token = await self._sessions.begin(admitted.principal)
-        set_cookie(request, response, token, self.door.settings.session_seconds)
+        self._set_cookie(request, response, token, self.door.settings.session_seconds)
         return response
 
     async def _leave(self, request: Request) -> Response:
         """End the session."""
         note_action(request, "signOut")
         await self._with_form(request, Scope.READ)
-        await self._sessions.end(request.cookies.get(cookie_name(request), ""))
+        await self._sessions.end(request.cookies.get(self._cookie_name(request), ""))
         response = going_to(link(SIGN_IN))
-        set_cookie(request, response, "", 0)
+        self._set_cookie(request, response, "", 0)
         return response
+
+    def _cookie_name(self, request: Request) -> str:
+        """Return the cookie's name. A browser accepts the prefix `__Host-` only over TLS, and only from this host."""
+        return "__Host-postback" if self._is_tls(request) else "postback"
+
+    def _set_cookie(self, request: Request, response: Response, token: str, seconds: int) -> None:
+        """Set the cookie to a session's token. An empty token with 0 seconds removes the cookie."""
+        response.set_cookie(
+            self._cookie_name(request),
+            token,
+            max_age=seconds,
+            path="/",
+            secure=self._is_tls(request),
+            httponly=True,
+            samesite="strict",
+        )
+
+    def _is_tls(self, request: Request) -> bool:
+        """True if the browser speaks TLS, with the door or with the proxy in front of it."""
+        return self.door.settings.plain_http or request.url.scheme == "https"
 
 
 def _page(shown: ShownPage, visit: Visit, path: str, here: str = "") -> Response:

@@ -33,7 +33,7 @@ Every value of the chart in [helm/postback](../../helm/postback), with its defau
 `python -m scripts.publish` writes this page from the comments of `values.yaml`; a test compares it with them.
 [DEPLOY](../DEPLOY.md#kubernetes-the-helm-chart) explains the chart.
 [helm/values](../../helm/values) has whole examples.
-`values.schema.json` refuses unknown names and impossible values.
+`values.schema.json`, made from them too, refuses unknown names and impossible values.
 """
 _LINE = re.compile(r"(?P<indent> *)(?:# ?(?P<comment>.*)|(?P<name>[A-Za-z]+):.*)")
 
@@ -161,17 +161,12 @@ _Line = Callable[[list[str], list[str]], str]
 
 ENGINE_PLACES: tuple[tuple[Path, str, _Line], ...] = (
     (
-        CHART / "values.schema.json",
-        r'"engine": \{"enum": \[[^\]]*\]\}',
-        lambda names, _: f'"engine": {{"enum": {json.dumps(names)}}}',
-    ),
-    (
         CHART / "values.yaml",
         r"(?m)^  # .*\n(?=  engine: )",
         lambda names, _: f"  # {_either(names)}.\n",
     ),
     (
-        CHART / "templates" / "_worker.tpl",
+        CHART / "templates" / "_roles.tpl",
         r"has \.engine \(list [^)]*\)",
         lambda _, alone: f"has .engine (list {' '.join(map(json.dumps, alone))})",
     ),

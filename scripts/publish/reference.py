@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client import Gauge
 from prometheus_client.metrics import MetricWrapperBase
 
-from scripts.publish import chart_reference, job_reference
+from scripts.publish import chart_reference, chart_schema, job_reference
 from scripts.publish.catalogue import Section, names, sections
 from scripts.publish.markdown import table
 from telemetry.actions import SECTIONS, Action
@@ -88,6 +88,7 @@ def documents() -> dict[Path, str]:
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "cli" / "shared" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
         OPERATIONS: _MEASURED_TABLE.sub(_measured_table(), OPERATIONS.read_text(encoding="utf-8")),
+        chart_reference.CHART / "values.schema.json": chart_schema.schema(),
         **chart_reference.documents(),
     }
 

@@ -131,6 +131,37 @@ REGISTRY: Manifest = {
         "extraInitContainers": [{"name": "wait", "image": "wait:1"}],
     },
 }
+MESHED: Manifest = {
+    "extraEnv": [
+        {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
+        {"name": "POSTBACK_LOG_LEVEL", "value": "info"},
+    ],
+    "extraEnvFrom": [{"configMapRef": {"name": "everywhere"}}],
+    "priorityClassName": "fleet",
+    "nodeSelector": {"pool": "inference"},
+    "tolerations": [{"key": "inference", "operator": "Exists"}],
+    "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+    "probes": {"liveness": {"timeoutSeconds": 20}},
+    "worker": {
+        "gpus": 1,
+        "gpuResource": "amd.com/gpu",
+        "priorityClassName": "inference",
+        "extraEnv": [{"name": "POSTBACK_LOG_LEVEL", "value": "debug"}],
+    },
+    "gateway": {
+        "enabled": True,
+        "tls": {"enabled": False},
+        "service": {"port": 80},
+        "httpRoute": {
+            "enabled": True,
+            "parentRefs": [{"name": "public", "namespace": "gateways"}],
+            "hostnames": ["inference.example.com"],
+        },
+    },
+    "networkPolicy": {"enabled": True},
+    "monitoring": {"serviceMonitor": {"enabled": True, "labels": {"release": "kps"}}},
+}
+"""A fleet whose gateway stands behind a mesh, with values for every pod."""
 VALUE_SETS: dict[str, Manifest] = {
     "defaults": DEFAULTS,
     "secured": SECURED,
@@ -140,15 +171,18 @@ VALUE_SETS: dict[str, Manifest] = {
     "scaled": SCALED,
     "gateway": GATEWAY,
     "registry": REGISTRY,
+    "meshed": MESHED,
     **{path.stem: yaml.safe_load(path.read_text()) for path in sorted(EXAMPLES.glob("*.yaml"))},
 }
 every_value_set = pytest.mark.parametrize("values", VALUE_SETS.values(), ids=VALUE_SETS.keys())
 
 
 def helm(*arguments: str, values: Manifest) -> subprocess.CompletedProcess[str]:
+    """Run Helm with the values; without a repository of theirs, the image is `postback`."""
+    image = {"repository": "postback", **values.get("image", {})}
     return subprocess.run(
         [ensure(HELM), *arguments, "--kube-version", OLDEST_KUBERNETES, "--values", "-"],
-        input=yaml.safe_dump(values),
+        input=yaml.safe_dump({**values, "image": image}),
         capture_output=True,
         text=True,
         check=False,

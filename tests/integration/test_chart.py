@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from producers.connection import connection_config
 from schemas.settings import FleetSettings
+from tests.go_tools import HELM, ensure
 from tests.integration.deployment import (
     AT_REST,
     AUTHORITIES,
     CHART,
     DEFAULTS,
     DENIED,
+    EXAMPLES,
+    MESHED,
     OLDEST_KUBERNETES,
     ON_GPUS,
     OWN_BYTES,
     REGISTRY,
     ROLES,
+    ROOT,
     SCALED,
     SECURED,
     VALUE_SETS,
     Manifest,
+    compose_model,
     container_of,
     environment,
     every_value_set,
@@ -33,6 +43,7 @@ from tests.integration.deployment import (
     pod_of,
     pods,
     readers_bytes,
+    refusal,
     render,
     rendered,
 )
@@ -110,6 +121,7 @@ def test_gpus_are_asked_for_beside_the_other_limits_and_only_by_workers() -> Non
     }
     assert "nvidia.com/gpu" not in container_of(manifests, "delivery")["resources"]["limits"]
     assert "nvidia.com/gpu" not in container_of(render(DEFAULTS), "worker")["resources"]["limits"]
+    assert container_of(render(MESHED), "worker")["resources"]["limits"] == {"memory": "1664Mi", "amd.com/gpu": 1}
 
 
 def test_a_worker_has_room_for_the_processes_that_read_pages() -> None:
@@ -179,7 +191,7 @@ def test_credentials_come_from_secrets_for_both_roles_and_the_topics_job() -> No
             "secretKeyRef": {"name": "kafka-user", "key": "username"}
         }
         assert env["POSTBACK_KAFKA__EXTRA__SASL_PASSWORD"] == {"secretKeyRef": {"name": "kafka-user", "key": "pass"}}
-        assert {"name": "kafka-tls", "mountPath": "/etc/postback/kafka", "readOnly": True} in container["volumeMounts"]
+        assert {"name": "kafka", "mountPath": "/etc/postback/kafka", "readOnly": True} in container["volumeMounts"]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -298,6 +310,99 @@ def test_the_default_values_reach_the_program_too(monkeypatch: pytest.MonkeyPatc
     assert EgressSettings().allow_callbacks == ()
 
 
+def test_values_of_the_fleet_reach_every_pod_unless_its_role_has_its_own() -> None:
+    manifests = render(MESHED)
+    worker, delivery = (container_of(manifests, role) for role in ROLES)
+
+    for pod in pods(manifests):
+        own = pod["containers"][0]["name"] == "worker"
+        assert pod["priorityClassName"] == ("inference" if own else "fleet")
+        assert pod["nodeSelector"] == {"pool": "inference"}
+        assert pod["tolerations"] == MESHED["tolerations"]
+        for container in pod["containers"]:
+            env = [(each["name"], each.get("value")) for each in container["env"]]
+            assert ("HTTPS_PROXY", "http://proxy:3128") in env
+            levels = [value for name, value in env if name == "POSTBACK_LOG_LEVEL"]
+            assert levels == ["debug" if own else "info"]
+            assert container["envFrom"] == [{"configMapRef": {"name": "everywhere"}}]
+    assert [each["livenessProbe"]["timeoutSeconds"] for each in (worker, delivery)] == [20, 20]
+    assert delivery["livenessProbe"]["failureThreshold"] == 6, "the other times stay"
+
+
+@pytest.mark.parametrize("role", ["worker", "delivery", "gateway"])
+def test_a_constraint_on_the_spread_counts_the_pods_of_its_role_unless_it_says_which(role: str) -> None:
+    manifests = render(MESHED)
+    selected = find(manifests, "StatefulSet", role)["spec"]["selector"]
+
+    assert pod_of(manifests, role)["topologySpreadConstraints"] == [
+        {**MESHED["topologySpreadConstraints"][0], "labelSelector": selected}
+    ]
+    [own] = ON_GPUS["worker"]["topologySpreadConstraints"]  # type: ignore[index]
+    assert pod_of(render(ON_GPUS), "worker")["topologySpreadConstraints"] == [own]
+
+
+def test_a_variable_of_the_operators_replaces_the_charts_own() -> None:
+    own = {"name": "POSTBACK_KAFKA__REPLICATION_FACTOR", "value": "1"}
+    for container in own_containers(render({"extraEnv": [own]})):
+        assert [each for each in container["env"] if each["name"] == own["name"]] == [own]
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_example_is_complete_as_printed(example: Path) -> None:
+    text = example.read_text().replace("\\\n#", "")
+    [(verb, options)] = re.findall(r"^# +helm (install|upgrade) (.*)$", text, re.MULTILINE)
+    printed = [option for option in options.split() if option not in ("--reuse-values", "--wait")]
+    earlier = "--set image.repository=postback" if verb == "upgrade" else ""
+
+    done = subprocess.run(
+        [ensure(HELM), "template", *printed, "--kube-version", OLDEST_KUBERNETES, *earlier.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert ("--reuse-values" in options) == (verb == "upgrade")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_demos_kafka_is_valid_and_at_the_demos_address(kubeconform: Kubeconform) -> None:
+    text = (ROOT / "helm" / "demo-kafka.yaml").read_text()
+    service, deployment = yaml.safe_load_all(text)
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    address = VALUE_SETS["cpu-demo"]["kafka"]["bootstrapServers"]
+    of_compose = compose_model()["services"]["kafka"]
+
+    assert kubeconform.faults(text, OLDEST_KUBERNETES) == {}
+    assert address == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert environment(container)["KAFKA_ADVERTISED_LISTENERS"] == f"FLEET://{address}"
+    assert container["image"] == of_compose["image"]
+    assert environment(container).keys() - {"KAFKA_HEAP_OPTS"} <= of_compose["environment"].keys()
+
+
+def test_without_the_images_name_nothing_is_rendered_and_the_error_says_what_to_set() -> None:
+    error = refusal({"image": {"repository": ""}})
+
+    assert "image.repository: name the image that you built and pushed, such as registry.example/postback" in error
+    assert refusal({"image": {"repository": ""}, "worker": {"image": {"repository": "heavy"}}})
+
+
+def test_the_notes_name_the_image_of_every_pod(tmp_path: Path) -> None:
+    chart = shutil.copytree(CHART, tmp_path / "postback")
+    notes = (chart / "templates" / "NOTES.txt").read_text()
+    # `helm template` renders no notes, so they become an object here.
+    (chart / "templates" / "notes.yaml").write_text(
+        f'{{{{ define "notes" }}}}{notes}{{{{ end }}}}kind: Notes\ntext: {{{{ include "notes" . | toJson }}}}\n'
+    )
+    done = helm("template", "fleet", str(chart), values=VALUE_SETS["many-gpus"])
+    [text] = [each["text"] for each in yaml.safe_load_all(done.stdout) if each["kind"] == "Notes"]
+
+    assert "fleet-postback-worker-small, of registry.example/postback:0.1.0-gpu: 1 to 16 worker(s)" in text
+    assert "The other pods run registry.example/postback:0.1.0." in text
+    assert "name it in image.repository" in text
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_a_voluntary_disruption_takes_one_replica_at_a_time_unless_told_otherwise(role: str) -> None:
     manifests = render(DEFAULTS)
@@ -378,6 +483,12 @@ def test_each_way_of_naming_an_engines_model_is_accepted(told: Manifest) -> None
         ({"delivery": {"drainSeconds": 20}}, "drainSeconds"),
         ({"egress": {"allowCallbacks": ["internal.example"]}}, "allowCallbacks"),
         ({"egress": {"deny": ["https://internal.example"]}}, "deny"),
+        ({"extraEnv": [{"name": "HF_TOKEN", "value": "in plain sight"}]}, "extraEnv"),
+        ({"extraEnv": [{"name": "A", "valu": "b"}]}, "valu"),
+        ({"probes": {"liveness": {"timeout": 5}}}, "timeout"),
+        ({"worker": {"gpuResource": "gpu"}}, "gpuResource"),
+        ({"worker": {"resources": {"limit": {}}}}, "limit"),
+        ({"tolerations": [{"keys": "a"}]}, "keys"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values: Manifest, named: str) -> None:

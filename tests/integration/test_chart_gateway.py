@@ -12,6 +12,7 @@ from gateway.store.settings import StoreSettings
 from schemas.settings import FleetSettings
 from tests.integration.deployment import (
     GATEWAY,
+    MESHED,
     VALUE_SETS,
     Manifest,
     container_of,
@@ -82,6 +83,24 @@ def test_requests_reach_the_pods_with_the_door_and_no_others() -> None:
     assert rule["http"]["paths"][0]["backend"]["service"] == {"name": "fleet-postback-door", "port": {"name": "https"}}
 
 
+def test_behind_a_mesh_the_door_speaks_plain_http_on_a_port_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifests = render(MESHED)
+    container = container_of(manifests, "gateway")
+
+    monkeypatch.setenv("POSTBACK_GATEWAY__PLAIN_HTTP", environment(container)["POSTBACK_GATEWAY__PLAIN_HTTP"])
+    assert GatewaySettings().plain_http
+    assert "--tls-cert" not in container["args"]
+    assert "door" not in {volume["name"] for volume in pod_of(manifests, "gateway")["volumes"]}
+    assert {"name": "http", "containerPort": 8443} in container["ports"]
+    service = find(manifests, "Service", "door")["spec"]
+    assert service["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    [policy] = [m for m in manifests if m["kind"] == "NetworkPolicy"]
+    assert {"ports": [{"port": "http"}]} in policy["spec"]["ingress"]
+    route = find(manifests, "HTTPRoute", "door")["spec"]
+    assert route["rules"] == [{"backendRefs": [{"name": "fleet-postback-door", "port": 80}]}]
+    assert route["parentRefs"] == [{"name": "public", "namespace": "gateways"}]
+
+
 @pytest.mark.parametrize(
     ("values", "secret"), [(GATEWAY, "door"), (MANY, "fleet-postback-gateway-tls")], ids=["own", "cert-manager"]
 )
@@ -121,7 +140,7 @@ def test_clients_may_have_to_show_a_certificate() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"gateway": {"enabled": True}}, "gateway.tls.existingSecret: the door speaks TLS only"),
+        ({"gateway": {"enabled": True}}, "gateway.tls.existingSecret: the door needs a certificate"),
         (gateway(replicas=2), "SQLite serves one pod and 2 are asked for"),
         (gateway(pools={"a": {}, "b": {}}), "SQLite serves one pod and 2 are asked for"),
         (gateway(store={"existingSecret": "store"}), "gateway.pepper.existingSecret"),
@@ -136,6 +155,8 @@ def test_clients_may_have_to_show_a_certificate() -> None:
         ),
         (gateway(tls={"existingSecret": "a", "clientCA": {"required": True}}), "gateway.tls.clientCA.existingSecret"),
         (gateway(ingress={"enabled": True}), "gateway.ingress.host"),
+        (gateway(httpRoute={"enabled": True}), "gateway.httpRoute.parentRefs"),
+        (gateway(tls={"enabled": False, "existingSecret": "a"}), "gateway.tls.enabled: the door speaks plain HTTP"),
         (gateway(extraEnv=[{"name": "POSTBACK_STORE__URL", "value": "postgresql://u:in plain sight@h/d"}]), "extraEnv"),
     ],
 )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from telemetry.health import READY, HealthServer, Readiness
 from telemetry.metrics import Metrics
 from tests.integration.deployment import (
+    AT_REST,
     DEFAULTS,
     GATEWAY,
     SECURED,
@@ -164,7 +165,10 @@ def test_helms_test_asks_every_role_that_has_a_pod_and_lets_doctor_look_at_the_f
     assert environment(doctor)["POSTBACK_KAFKA__BOOTSTRAP_SERVERS"] == "kafka:9092"
     scaled = _test_pod({**VALUE_SETS["many-gpus"], "test": {"doctor": False}})["containers"]
     assert [each["name"] for each in scaled] == ["ready"]
-    assert not [url for url in scaled[0]["args"] if "worker" in url], "a lane without jobs may have no worker"
+    asked = [url for url in scaled[0]["args"] if "worker" in url]
+    assert asked == ["http://fleet-postback-worker-small.inference.svc:9464/readyz"], "the other may have no pod"
+    resting = _test_pod(AT_REST)["containers"][0]["args"][2:]
+    assert resting == ["http://fleet-postback-exporter.inference.svc:9464/readyz"], "no other role has a pod"
 
 
 def _test_pod(values: Manifest) -> Manifest:

@@ -43,7 +43,11 @@ def test_custom_resources_are_valid_by_their_own_schemas(values: Manifest) -> No
     for manifest in custom:
         custom_resources.validate(manifest)
     kinds = {"ScaledObject", "PodMonitor", "PrometheusRule"}
-    made = {"scaled": kinds, "many-gpus": {*kinds, "Certificate"}}
+    made = {
+        "scaled": kinds,
+        "many-gpus": {*kinds, "Certificate"},
+        "meshed": {"HTTPRoute", "ServiceMonitor"},
+    }
     [name] = [name for name, each in VALUE_SETS.items() if each is values]
     assert {manifest["kind"] for manifest in custom} == made.get(name, set())
 
@@ -124,6 +128,10 @@ def test_the_exporter_s_settings_are_those_of_the_values(monkeypatch: pytest.Mon
         ({"worker": {"lane": "batch"}}, "lane"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "interval"),
         ({"monitoring": {"gpuMonitor": {"namespace": ""}}}, "namespace"),
+        (
+            {"monitoring": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+            "monitoring.serviceMonitor.enabled: monitoring.podMonitor is enabled too",
+        ),
     ],
 )
 def test_values_that_cannot_scale_are_refused_by_name(values: Manifest, named: str) -> None:

@@ -58,6 +58,7 @@ def test_the_sets_of_values_have_an_object_of_every_kind_that_the_chart_makes() 
     assert made == {
         *("StatefulSet", "Deployment", "Job", "Pod", "Service", "ConfigMap", "ServiceAccount", "Ingress"),
         *("PodDisruptionBudget", "NetworkPolicy", "ScaledObject", "PodMonitor", "PrometheusRule", "Certificate"),
+        *("ServiceMonitor", "HTTPRoute"),
     }
 
 

@@ -33,6 +33,7 @@ from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
 from gateway.door.door import PEER
+from gateway.door.settings import GatewaySettings
 from gateway.page.callbacks import MOST_LOOKED_AT, MOST_SHOWN, last_attempts
 from gateway.page.desk import Visit
 from gateway.page.endpoints import EVENT_FIELD
@@ -238,6 +239,8 @@ def test_a_visitor_without_a_session_is_sent_to_the_form_and_back_to_the_page(ri
 def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(rig: Rig) -> None:
     plain = Browser(rig).sign_in(rig.key()).headers["set-cookie"]
     over_tls = Browser(rig, "https").sign_in(rig.key()).headers["set-cookie"]
+    proxied = changed(rig, page_routes, settings=GatewaySettings(plain_http=True))
+    assert Browser(proxied).sign_in(rig.key()).headers["set-cookie"].startswith("__Host-postback=")
     for cookie in (plain, over_tls):
         assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(cookie.split("; "))
         assert "Domain" not in cookie

@@ -101,12 +101,12 @@ def test_the_settings_page_the_chart_and_its_documentation_have_a_new_engine() -
     assert "| `POSTBACK_ENGINE__FAKE__SPEED` | `3` | from 1 | How fast the answers come. |" in texts["settings.md"]
     assert "POSTBACK_ENGINE__FAKE__SPEED\n" in texts["variables.txt"]
     schema = json.loads(texts["values.schema.json"])
-    assert schema["properties"]["worker"]["properties"]["engine"] == {"enum": [*ENGINES]}
+    assert schema["properties"]["worker"]["properties"]["engine"]["enum"] == [*ENGINES]
     *_, before, last = ENGINES
     assert f"{before} or {last}.\n  engine: echo\n" in texts["values.yaml"]
     sections = engine_settings()()
     alone = " ".join(f'"{name}"' for name in ENGINES if not sections.section(name).needs_model)
-    assert f"has .engine (list {alone})" in texts["_worker.tpl"], "the chart asks for the model of any other engine"
+    assert f"has .engine (list {alone})" in texts["_roles.tpl"], "the chart asks for the model of any other engine"
 
 
 def test_a_file_without_a_place_for_the_names_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

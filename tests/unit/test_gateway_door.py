@@ -132,14 +132,6 @@ def test_json_that_would_exhaust_a_parser_gets_400_and_retry_after_is_at_most_a_
         assert ApiError(429, "slow_down", "Later.", headers={"Retry-After": said}).headers == {"retry-after": sent}
 
 
-def test_a_public_url_is_a_url_without_a_query() -> None:
-    for url in ("https://api.example.com", "https://api.example.com/door", "http://127.0.0.1:8080"):
-        assert GatewaySettings(public_url=url).public_url == url
-        for wrong in (url + "?a=1", url + "#a", "api.example.com", "ftp://a"):
-            with pytest.raises(ValueError, match="public_url"):
-                GatewaySettings(public_url=wrong)
-
-
 # -- the description of the API ----------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ from schemas.codes import DEAD_LETTER_REASONS, ERROR_CODES
 from schemas.job import Job
 from schemas.outcome import Outcome
 from schemas.result import Result, Support
-from scripts.publish import chart_reference, job_reference
+from scripts.publish import chart_reference, chart_schema, job_reference
 from scripts.publish.asyncapi import PRODUCER_HEADERS
 from scripts.publish.catalogue import sections
 from scripts.publish.chart_reference import (
@@ -169,39 +171,36 @@ def test_each_error_code_and_each_reason_of_a_dead_letter_has_a_meaning_and_no_o
 # -- the chart's values ------------------------------------------------------------------------------------------------
 
 
-SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES = (CHART / "values.yaml").read_text()
-FREE = ("global",)
-"""Values that Helm itself defines, which values.yaml need not contain."""
+DEFAULTS: dict[str, Any] = yaml.safe_load(VALUES)
 
 
-def parts_of(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """A schema with the schemas that it refers to or combines."""
-    if "$ref" in schema:
-        found: Any = SCHEMA
-        for step in schema["$ref"].removeprefix("#/").split("/"):
-            found = found[step]
-        return parts_of(found)
-    return [schema, *(part for each in schema.get("allOf", []) for part in parts_of(each))]
+def test_the_chart_takes_its_own_values_and_refuses_a_misspelt_name_in_each_section() -> None:
+    jsonschema.validate(DEFAULTS, SCHEMA)
+    sections = [value.path for value in chart_values(VALUES) if value.is_section]
+    for path in [(), *sections, ("worker", "image"), ("worker", "resources"), ("probes", "liveness")]:
+        values = copy.deepcopy(DEFAULTS)
+        place = values
+        for name in path:
+            place = place[name]
+        place["replcias"] = 1
+        with pytest.raises(jsonschema.ValidationError, match="replcias"):
+            jsonschema.validate(values, SCHEMA)
 
 
-def properties_of(schema: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for part in parts_of(schema) for name, value in part.get("properties", {}).items()}
-
-
-def schema_sections() -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Yield each section of values.yaml with its schema and its defaults."""
-    yield "", SCHEMA, yaml.safe_load(VALUES)
-    for value in (each for each in chart_values(VALUES) if each.is_section):
+def test_every_value_of_the_schema_is_described_by_its_comment() -> None:
+    for value in (each for each in chart_values(VALUES) if each.meaning):
         schema = SCHEMA
         for name in value.path:
-            schema = properties_of(schema)[name]
-        yield ".".join(value.path), schema, value.default
+            schema = schema["properties"][name]
+        assert schema["description"].split()[0] == value.meaning.lstrip("[").split()[0].rstrip("]"), value.path
 
 
-def test_the_schema_knows_exactly_the_values_that_have_defaults() -> None:
-    for where, schema, defaults in schema_sections():
-        assert properties_of(schema).keys() - set(FREE) == set(defaults), where or "values.yaml"
+def test_a_rule_for_a_value_that_is_gone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(chart_schema.RULES, "worker.gone", {"minimum": 1})
+    with pytest.raises(chart_schema.RuleWithoutValue, match=r"values\.yaml has no worker\.gone"):
+        chart_schema.schema()
 
 
 def test_every_value_stands_on_the_page_once() -> None:

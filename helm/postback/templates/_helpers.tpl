@@ -25,30 +25,33 @@
 {{- $name }}
 {{- end }}
 
-{{/* Takes a dict of root and image, the values that replace the chart's. If the repository or the tag is replaced, the chart's digest is not used. */}}
+{{- define "postback.serviceAccountName" -}}
+{{- default (ternary (include "postback.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- end }}
+
+{{/* Takes a dict of root and role, whose image replaces values of the chart's. If the repository or the tag is replaced, the chart's digest is not used. */}}
 {{- define "postback.image" -}}
-{{- $own := default dict .image }}
+{{- $own := default dict .role.image }}
 {{- $shared := .root.Values.image }}
 {{- if or $own.repository $own.tag }}
 {{- $shared = omit $shared "digest" }}
 {{- end }}
 {{- $image := merge (deepCopy $own) $shared }}
+{{- $repository := required "image.repository: name the image that you built and pushed, such as registry.example/postback (docs/DEPLOY.md, Kubernetes)" $image.repository }}
 {{- if $image.digest }}
-{{- printf "%s@%s" $image.repository $image.digest }}
+{{- printf "%s@%s" $repository $image.digest }}
 {{- else }}
-{{- printf "%s:%s" $image.repository (default .root.Chart.AppVersion $image.tag) }}
+{{- printf "%s:%s" $repository (default .root.Chart.AppVersion $image.tag) }}
 {{- end }}
-{{- end }}
-
-{{- define "postback.pullPolicy" -}}
-{{- default .root.Values.image.pullPolicy (default dict .image).pullPolicy }}
 {{- end }}
 
 {{/* These take a dict of root, component and pool, which may be absent. */}}
 {{- define "postback.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "postback.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
 {{- with .pool }}
 postback/pool: {{ . }}
 {{- end }}
@@ -64,9 +67,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
-{{/* An object's metadata. Also takes name, and the object's own labels and annotations. */}}
+{{/* An object's metadata. Also takes name, by default the role's, and the object's own labels and annotations. */}}
 {{- define "postback.metadata" -}}
-name: {{ .name }}
+name: {{ .name | default (include "postback.roleName" .) }}
 namespace: {{ .root.Release.Namespace }}
 labels:
   {{- include "postback.labels" . | nindent 2 }}
@@ -79,46 +82,32 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* A pod template's metadata. Takes a dict of root, component, pool, role, and podLabels of the role's own. */}}
-{{- define "postback.podMetadata" -}}
-labels:
-  {{- include "postback.labels" . | nindent 2 }}
-  {{- with merge (dict) (default dict .podLabels) (default dict .role.podLabels) }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-{{- with merge (dict) (default dict .role.podAnnotations) .root.Values.commonAnnotations }}
-annotations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end }}
-
-{{- define "postback.serviceAccountName" -}}
-{{- default (ternary (include "postback.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
-{{- end }}
-
-{{/* The fields of every pod. Takes a dict of root and role. */}}
-{{- define "postback.pod" -}}
-automountServiceAccountToken: false
-enableServiceLinks: false
-securityContext:
-  {{- toYaml .root.Values.podSecurityContext | nindent 2 }}
-{{- with .root.Values.imagePullSecrets }}
-imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- range $field := list "runtimeClassName" "priorityClassName" "nodeSelector" "tolerations" "affinity" }}
-{{- with index $.role $field }}
-{{ $field }}: {{ toJson . }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* The pools of a role as JSON: the role's values, with those of each pool over them. Takes a dict of role. */}}
+{{/*
+The pools of a component, as a JSON array of dicts of component, pool and role. A role has the values of the component,
+those of the pool over them, and the fleet's where it has none; a variable of its own precedes the fleet's of that name.
+Takes a dict of root and component.
+*/}}
 {{- define "postback.pools" -}}
-{{- $base := omit .role "pools" }}
+{{- $fleet := .root.Values }}
+{{- $component := .component }}
+{{- $base := index $fleet $component }}
 {{- $pools := list }}
-{{- range $pool, $values := .role.pools }}
-{{- $pools = append $pools (dict "pool" $pool "role" (mergeOverwrite (deepCopy $base) $values)) }}
+{{- range $pool, $values := default (dict "" dict) $base.pools }}
+{{- $role := mergeOverwrite (omit $base "pools" | deepCopy) $values }}
+{{- range $field := list "priorityClassName" "nodeSelector" "tolerations" "topologySpreadConstraints" }}
+{{- $_ := set $role $field (default (index $fleet $field) (index $role $field)) }}
 {{- end }}
-{{- dict "pools" (default (list (dict "pool" "" "role" $base)) $pools) | toJson }}
+{{- $own := dict }}
+{{- range $role.extraEnv }}
+{{- $_ := set $own .name true }}
+{{- end }}
+{{- $variables := list }}
+{{- range $fleet.extraEnv }}
+{{- $variables = ternary $variables (append $variables .) (hasKey $own .name) }}
+{{- end }}
+{{- $_ := set $role "extraEnv" (concat $variables (default list $role.extraEnv)) }}
+{{- $_ := set $role "extraEnvFrom" (concat $fleet.extraEnvFrom (default list $role.extraEnvFrom)) }}
+{{- $pools = append $pools (dict "component" $component "pool" $pool "role" $role) }}
+{{- end }}
+{{- toJson $pools }}
 {{- end }}

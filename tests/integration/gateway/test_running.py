@@ -79,11 +79,18 @@ def test_sigterm_ends_the_process_with_status_0(product: Product) -> None:
         assert "Stopped." in gateway.role.said()
 
 
+def test_behind_a_proxy_that_speaks_tls_the_door_serves_plain_http_at_any_address(product: Product) -> None:
+    plain = {"POSTBACK_ENV": "production", "POSTBACK_GATEWAY__PLAIN_HTTP": "true"}
+    with running_gateway(product, "--host", "0.0.0.0", **plain) as gateway:
+        assert "http://0.0.0.0:" in gateway.role.said()
+        assert gateway.get("/v1/models", gateway.key()).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"env": "production"}, "Give --tls-cert and --tls-key."),
-        ({"host": "0.0.0.0"}, "Give --tls-cert and --tls-key."),
+        ({"env": "production"}, "Give --tls-cert and --tls-key"),
+        ({"host": "0.0.0.0"}, "Give --tls-cert and --tls-key"),
         ({"tls_key": Path("door.key")}, "need --tls-cert"),
         ({"client_ca": Path("ca.pem")}, "need --tls-cert"),
         ({"client_crl": Path("crl.pem")}, "need --tls-cert"),
