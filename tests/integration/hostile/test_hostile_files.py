@@ -110,7 +110,7 @@ async def test_a_pdf_or_an_office_file_may_be_larger_than_a_page_whatever_type_i
 PDF = "Content-Type: application/pdf"
 PDF_FACT = "The Halvorsen bridge opened in 1987."
 FORM = "/Type /XObject /Subtype /Form /BBox [0 0 600 900]"
-CALL = f"{line(FACT)} /X Do"
+CALL = f"{line(PDF_FACT)} /X Do"
 RESOURCES = "/XObject << /X 5 0 R >>"
 
 
