@@ -10,6 +10,8 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,16 +19,19 @@ from openai import InvalidWebhookSignatureError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from cli.devkit.receiver import Behaviour, Keys, Received
+from schemas.event import event_body
+from schemas.outcome import Outcome
+from schemas.result import Result
 from schemas.settings import KafkaSettings
 from schemas.signature import Signer, VerificationError, generate_secret, generate_signing_key, verify
+from telemetry.health import READY, HealthServer
+from telemetry.metrics import Metrics
 from tests.contract.consumers import PROGRAMS, Consumer, consuming
 from tests.fleet_here import FleetHere, running_here
 from tests.node_tools import STANDARDWEBHOOKS, modules, node
 from tests.postback_command import environment_of, postback_here
 from tests.product import CLOCK, Callbacks, Role, eventually
-from workers.delivery.keyring import OVERLAP_SECONDS, Keyring
-
-pytestmark = pytest.mark.broker
+from workers.delivery.keyring import JWKS_FOLDER, OVERLAP_SECONDS, Keyring, tenant_jwks_page
 
 PROMPT = "Was ist ein “Webhook”? Ω </script> 🪝"
 """Prompt that the echo engine returns: letters of one to four bytes, and characters that JSON writers escape."""
@@ -106,6 +111,7 @@ def consumer(request: pytest.FixtureRequest, fleet: Fleet, tmp_path: Path) -> It
         yield started
 
 
+@pytest.mark.broker
 @pytest.mark.parametrize("consumer", [*BY_SECRET, *BY_PUBLIC_KEY], indirect=True)
 def test_a_program_of_the_page_takes_real_callbacks_and_refuses_everything_else(
     consumer: Consumer, fleet: Fleet, genuine: Received, request: pytest.FixtureRequest
@@ -162,6 +168,7 @@ def forged(fleet: Fleet, genuine: Received, other_version: str) -> dict[str, tup
     return changed
 
 
+@pytest.mark.broker
 def test_openais_client_unwraps_a_real_callback_whatever_the_case_of_its_headers(
     genuine: Received, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -179,6 +186,7 @@ def test_openais_client_unwraps_a_real_callback_whatever_the_case_of_its_headers
                 program["unwrap"](body, changed)
 
 
+@pytest.mark.broker
 def test_a_repeat_is_the_same_event_and_is_taken_once(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +205,7 @@ def test_a_repeat_is_the_same_event_and_is_taken_once(
     assert rows == [(first.webhook_id, first.event["data"]["id"], PROMPT)]
 
 
+@pytest.mark.broker
 def test_the_page_states_the_bytes_on_the_wire(fleet: Fleet) -> None:
     head, body = raw_request(fleet)
     request_line, *lines = head.decode("ascii").split("\r\n")
@@ -238,6 +247,7 @@ def raw_request(fleet: Fleet) -> tuple[bytes, bytes]:
     return head, body
 
 
+@pytest.mark.broker
 def test_headers_of_fetch_and_of_wsgi_have_to_be_translated_as_the_page_says(
     genuine: Received, fleet: Fleet, tmp_path: Path
 ) -> None:
@@ -269,6 +279,7 @@ def test_headers_of_fetch_and_of_wsgi_have_to_be_translated_as_the_page_says(
     assert done.stdout.splitlines() == ["Missing required headers", genuine.webhook_id], done.stderr
 
 
+@pytest.mark.broker
 def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without_a_restart(fleet: Fleet) -> None:
     before = keys_of(fleet)
     assert postback_here("keys", "rotate", env=environment(fleet)).returncode == 0
@@ -290,6 +301,7 @@ def test_while_keys_rotate_old_and_new_keys_verify_and_a_leaked_key_ends_without
     assert_no_key_is_told(fleet, [*rotated.secrets, *ended.secrets])
 
 
+@pytest.mark.broker
 @pytest.mark.usefixtures("genuine")  # the JWKS page shows a tenant's keys only after a callback
 def test_a_broken_keyring_stops_no_callback_and_is_logged(fleet: Fleet) -> None:
     path = fleet.fleet_here.keyring.path
@@ -377,3 +389,64 @@ def assert_no_key_is_told(fleet: Fleet, secrets: list[str]) -> None:
             told += answer.read().decode()
     assert "keyring-reloaded" in told
     assert [one for one in hidden if one in told] == []
+
+
+# -- events of a stranger: another tenant, which gets genuine signatures of its own events -------------------------
+
+RESULT = Result(job_id="job_1", outcome=Outcome.SUCCEEDED, text="yours", created_at=1_700_000_000)
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Keyring:
+    return Keyring.create(tmp_path / "keyring.json", CLOCK)
+
+
+@contextmanager
+def jwks_url(keyring: Keyring) -> Iterator[str]:
+    pages = {JWKS_FOLDER: partial(tenant_jwks_page, keyring, CLOCK)}
+    with HealthServer(Metrics(), lambda: READY, pages=pages) as server:
+        yield f"http://127.0.0.1:{server.port}{JWKS_FOLDER}victim.json"
+
+
+def request(signer: Signer, tenant: str) -> tuple[dict[str, str], bytes]:
+    body = event_body(RESULT, "msg_1", tenant)
+    return signer.headers("msg_1", int(CLOCK.time()), body), body
+
+
+def strangers_requests(keyring: Keyring) -> list[tuple[dict[str, str], bytes]]:
+    """Return the signed requests that a stranger can get: those of its own events.
+
+    A stranger can also sign forged bodies with its own keys.
+    """
+    stranger = keyring.signer("stranger", CLOCK.time())
+    return [request(stranger, "stranger"), request(stranger, "victim")]
+
+
+@pytest.mark.parametrize("program", [*BY_SECRET, *BY_PUBLIC_KEY])
+def test_a_strangers_event_is_refused_by_each_program_of_the_page(
+    program: str, keyring: Keyring, tmp_path: Path
+) -> None:
+    victim, secret = keyring.signer("victim", CLOCK.time()), keyring.secrets("victim", CLOCK.time())[0]
+    with (
+        jwks_url(keyring) as url,
+        consuming(program, tmp_path, WEBHOOK_SECRET=secret, JWKS_URL=url, TENANT="victim") as consumer,
+    ):
+        assert consumer.answer(*request(victim, "victim")) == 204
+        for headers, body in strangers_requests(keyring):
+            assert consumer.answer(headers, body) == 401, body
+        assert consumer.answer(*request(victim, "victim")) == 204
+        assert [consumer.line() for _ in range(2)] == ["inference.succeeded msg_1 yours"] * 2
+
+
+def test_a_strangers_event_is_refused_by_openais_client(
+    keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_SECRET", keyring.secrets("victim", CLOCK.time())[0])
+    (tmp_path / "with_openai.py").write_text(PROGRAMS["with_openai.py"])
+    program = runpy.run_path(str(tmp_path / "with_openai.py"))
+    with program["client"]:
+        headers, body = request(keyring.signer("victim", CLOCK.time()), "victim")
+        assert program["unwrap"](body, headers) == ("inference.succeeded", "msg_1", "yours")
+        for headers, body in strangers_requests(keyring):
+            with pytest.raises(InvalidWebhookSignatureError):
+                program["unwrap"](body, headers)

@@ -10,7 +10,7 @@ import pytest
 
 from cli.fleet.roles import ROLES
 from cli.main import COMMANDS
-from tests.integration.test_base_install import command, without_extras
+from tests.integration.test_install import command, without_extras
 
 OURS = {"cli", "gateway", "producers", "schemas", "screening", "telemetry", "workers"}
 OF_A_HELP = {"annotated_doc", "shellingham", "typer"}

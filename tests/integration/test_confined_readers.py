@@ -1,4 +1,4 @@
-"""A page that takes over its reader reaches neither the worker's secrets nor anything outside."""
+"""Processes that read pages: a taken-over one reaches no secret and nothing outside; their start, end and secrecy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 import pytest
 
 from bench.evaluation.pages import load_pages
+from telemetry.metrics import Metrics
 from tests.integration.trapping import hook, named
-from workers.enrichment.evidence import Extractor
+from tests.postback_command import environment_of, line_of, started
+from workers.enrichment.evidence import Extractor, Unreadable
+from workers.enrichment.processes.pool import Pool
+from workers.enrichment.settings import EnrichmentSettings
+from workers.enrichment.turns import Asker
 from workers.processes import child as child_module
 from workers.processes import confinement
 from workers.processes.child import Child, ChildLost
@@ -152,3 +159,119 @@ def test_a_filter_fits_the_kernel_and_its_jumps_stay_within_it(machine: str) -> 
     steps = [program[start : start + 8] for start in range(0, len(program), 8)]
     assert len(steps) < 4096
     assert all(index + 1 + max(step[2], step[3]) < len(steps) for index, step in enumerate(steps[:-1]))
+
+
+# -- start and end, while jobs come and go faster than processes start ---------------------------------------------
+
+TASK = {"kind": "extract", "media_type": "text/plain", "charset": "utf-8", "url": "https://a.example/"}
+
+
+Children = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def children() -> Children:
+    """A function that lists the children that the test has started, without earlier ones such as a broker."""
+    before = psutil.Process().children()
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
+async def asked(pool: Pool) -> str:
+    return str((await pool.ask(dict(TASK), b"A bridge.", Asker("default")))["text"])
+
+
+def python_that(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the members' interpreter with this shell script."""
+    program = folder / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+async def test_waiters_that_give_up_leave_no_more_than_one_starting_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
+) -> None:
+    python_that("exec sleep 60", tmp_path, monkeypatch)
+    pool = Pool(EnrichmentSettings(members=2), Metrics())
+    for _ in range(6):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asked(pool), 0.1)
+    assert len(children()) == 1
+    await pool.close()
+    assert children() == []
+
+
+async def test_a_reader_that_starts_for_a_job_that_is_gone_serves_the_next(children: Children) -> None:
+    pool = Pool(EnrichmentSettings(members=2, member_seconds=10), Metrics())
+    first = asyncio.create_task(asked(pool))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert await asked(pool) == "A bridge."
+    assert len(children()) == 1
+    await pool.close()
+
+
+async def test_a_pool_closes_while_a_reader_that_never_gets_ready_is_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
+) -> None:
+    python_that("exec sleep 60", tmp_path, monkeypatch)
+    pool = Pool(EnrichmentSettings(), Metrics())
+    warming = asyncio.create_task(pool.warm())
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        await pool.close()
+        await warming
+    assert children() == []
+
+
+async def test_a_reader_that_cannot_start_is_our_own_fault_and_the_next_job_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
+) -> None:
+    pool = Pool(EnrichmentSettings(member_seconds=10), Metrics())
+    with monkeypatch.context() as patched:
+        python_that("exit 1", tmp_path, patched)
+        with pytest.raises(Unreadable, match="could not be started") as failed:
+            await asked(pool)
+        assert failed.value.is_ours
+    assert await asked(pool) == "A bridge."
+    await pool.close()
+
+
+# -- secrets, unreadable by other processes of the same user -------------------------------------------------------
+
+
+def test_a_process_that_keeps_its_secrets_is_readable_by_no_other_and_still_measures_itself() -> None:
+    """The user is unprivileged, like uid 10001 of the image; prometheus still reads the process's own /proc."""
+    script = Path(__file__).parent / "secret_process.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(done.stdout)
+    assert found["before"] == ["environ", "mem", "maps"]
+    assert found["after"] == []
+    assert found["core"] == [0, 0]
+    assert found["no_new_privs"]
+    assert found["open_files"]
+    assert set(found["metrics"]) >= {
+        "process_cpu_seconds_total",
+        "process_max_fds",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_virtual_memory_bytes",
+    }
+
+
+def test_every_command_keeps_its_secrets(tmp_path: Path) -> None:
+    """A process's dumpable flag is visible from inside only; this test checks the other effects of `harden_process`."""
+    environment = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json")
+    process = started("receive", "--port", "0", env=environment)
+    try:
+        line_of(process.stderr)
+        about = Path(f"/proc/{process.pid}")
+        assert "NoNewPrivs:\t1" in (about / "status").read_text()
+        limits = (about / "limits").read_text().splitlines()
+        assert ["0", "0"] in [line.split()[4:6] for line in limits if line.startswith("Max core file size")]
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,9 +1,13 @@
-"""Scanned pages and images as sources, read by Debian's tesseract."""
+"""Scanned pages and images as sources, read by Debian's tesseract, also by one that a picture has taken over."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
+import socket
+import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,13 +23,11 @@ from telemetry.metrics import Metrics
 from tests.integration.raw_server import FACT, enriching, page, saying, speaking
 from tests.scanned import saved, scanned, scanned_pdf, tesseract
 from workers.enrichment.evidence import Evidence
-from workers.enrichment.processes.tesseract import Tesseract
+from workers.enrichment.processes.tesseract import Tesseract, fenced
 from workers.enrichment.settings import EnrichmentSettings
 from workers.processes.child import Child
 from workers.system.errors import ProcessError
 from workers.system.secrecy import prctl
-
-pytestmark = pytest.mark.usefixtures("trapped")
 
 QUESTION = "When did the Halvorsen bridge in Tarnby open?"
 HALVES = "The Halvorsen bridge in Tarnby opened in 1987", "and carries the coast road over the river Vesla."
@@ -53,6 +55,7 @@ def read_by(evidence: Evidence) -> list[str | None]:
     return [source.particulars.read_by for source in evidence.sources]
 
 
+@pytest.mark.usefixtures("trapped")
 @pytest.mark.parametrize("kind", ["PDF", "PNG", "JPEG", "TIFF", "WEBP"])
 async def test_a_scan_that_is_fetched_is_quoted_and_told_apart(kind: str) -> None:
     letter = scanned(*HALVES, OTHER)
@@ -67,6 +70,7 @@ async def test_a_scan_that_is_fetched_is_quoted_and_told_apart(kind: str) -> Non
         assert read_by(evidence) == ["ocr"]
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_scan_in_the_job_itself_is_quoted_whatever_its_type_is_called() -> None:
     async with enriching(None, **PATIENT) as enricher:
         for body, media_type in (
@@ -77,6 +81,7 @@ async def test_a_scan_in_the_job_itself_is_quoted_whatever_its_type_is_called() 
             assert FACT in quoted(evidence), evidence.notes
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_library_that_a_worker_preloads_does_not_hide_the_one_that_tesseract_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -89,6 +94,7 @@ async def test_a_library_that_a_worker_preloads_does_not_hide_the_one_that_tesse
     assert FACT in quoted(evidence), evidence.notes
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_all_pages_of_a_fax_are_read_up_to_the_bound() -> None:
     pages = [scanned(f"Page number {number} is about bridges.") for number in ("one", "two", "three")]
     fax = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
@@ -111,6 +117,7 @@ def _half_scanned() -> bytes:
     return pdf(pages, objects=[shown], resources="/XObject << /X 5 0 R >>")
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_scanned_page_stands_between_pages_of_text() -> None:
     async with enriching(None, **PATIENT) as enricher:
         evidence = await enricher.enrich(document(_half_scanned()), QUESTION)
@@ -119,6 +126,7 @@ async def test_a_scanned_page_stands_between_pages_of_text() -> None:
     assert read_by(evidence) == ["ocr"]
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_without_the_setting_no_picture_is_read() -> None:
     async with enriching() as enricher:
         evidence = await enricher.enrich(document(_half_scanned()), QUESTION)
@@ -147,6 +155,7 @@ async def _stopped() -> psutil.Process:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_tesseract_that_hangs_is_killed_and_the_text_of_other_pages_is_used() -> None:
     async with enriching(ocr="eng", ocr_seconds=8.0) as enricher:
         hangs = asyncio.create_task(_stopped())
@@ -162,6 +171,7 @@ async def test_a_tesseract_that_hangs_is_killed_and_the_text_of_other_pages_is_u
         assert FACT in quoted(await enricher.enrich(document(saved(scanned(*HALVES), "PNG")), QUESTION))
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_document_that_waits_in_line_for_ocr_keeps_all_of_its_time_for_its_own_pictures() -> None:
     """In an earlier version, the wait behind the first document used up the second document's seconds."""
     image = document(saved(scanned(*HALVES), "PNG"))
@@ -173,6 +183,7 @@ async def test_a_document_that_waits_in_line_for_ocr_keeps_all_of_its_time_for_i
         assert not (await first).sources
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_reason() -> None:
     image = document(saved(scanned(*HALVES), "PNG"))
     hasty = image.model_copy(update={"budget_seconds": 5.0})
@@ -191,6 +202,7 @@ async def test_a_document_whose_turn_for_ocr_does_not_come_is_left_out_with_the_
     assert waited["sum"] >= 4
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's server says that the page stays fresh, and would confirm an incomplete copy in the cache."""
     monkeypatch.setattr("schemas.settings.constants_of", lambda _: frozenset())
@@ -211,6 +223,7 @@ async def test_a_page_whose_pictures_were_late_is_read_again(monkeypatch: pytest
         assert FACT in again
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_patient_job_reads_the_pictures_that_a_hasty_one_before_it_could_not() -> None:
     """In an earlier version, all jobs at a page had the deadline of the one that had asked first."""
     async with (
@@ -228,6 +241,7 @@ async def test_a_patient_job_reads_the_pictures_that_a_hasty_one_before_it_could
         assert FACT in quoted(later), "the whole reading replaces the one that was cut short"
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_hasty_job_gets_the_text_of_a_page_whose_pictures_a_patient_one_waits_for() -> None:
     async with (
         speaking(saying(_half_scanned(), "Content-Type: application/pdf")) as origin,
@@ -257,6 +271,7 @@ def _bomb(name: str) -> bytes:
     return png_header(100_000 if name.startswith("100,000") else 5_000)
 
 
+@pytest.mark.usefixtures("trapped")
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_hostile_image_costs_one_source(name: str) -> None:
     async with (
@@ -272,12 +287,14 @@ async def test_a_hostile_image_costs_one_source(name: str) -> None:
     assert note.endswith(BOMBS[name])
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_worker_without_the_language_does_not_start() -> None:
     with pytest.raises(ProcessError, match=r"names xyz_abc, and .* eng.* only; .*install tesseract-ocr-xyz-abc\)"):
         async with enriching(ocr="eng+xyz_abc"):
             pass
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_worker_without_tesseract_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ProcessError, match="tesseract is missing; install it"):
@@ -304,6 +321,7 @@ async def _reading() -> Child:
     )
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_killed_tesseract_leaves_no_dead_process_in_a_container() -> None:
     with _first_process():
         child = await _reading()
@@ -312,6 +330,7 @@ async def test_a_killed_tesseract_leaves_no_dead_process_in_a_container() -> Non
         assert started.pid not in [one.pid for one in psutil.Process().children()]
 
 
+@pytest.mark.usefixtures("trapped")
 async def test_a_tesseract_ends_with_the_process_that_started_it() -> None:
     with _first_process():
         child = await _reading()
@@ -325,3 +344,58 @@ async def test_a_tesseract_ends_with_the_process_that_started_it() -> None:
                 await asyncio.sleep(0.01)
             await child.kill()
         assert _tesseracts() == []
+
+
+# -- confinement ---------------------------------------------------------------------------------------------------
+
+ATTEMPTS = """
+import errno, json, os, socket, sys
+keyring, written, port, parent = sys.argv[1:]
+attempts = {
+    "password": lambda: open("/etc/passwd").read(),
+    "keyring": lambda: open(keyring).read(),
+    "environ": lambda: open(f"/proc/{parent}/environ").read(),
+    "write": lambda: open(written, "w"),
+    "tcp": lambda: socket.create_connection(("127.0.0.1", int(port)), timeout=5),
+    "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    "fork": lambda: os.fork() or os._exit(0),
+    "program": lambda: os.execv("/bin/sh", ["sh", "-c", "exit 3"]),
+    "signal": lambda: os.kill(int(parent), 0),
+    "own": lambda: open(sys.executable, "rb").close(),
+}
+found = {}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        found[name] = "done"
+    except OSError as error:
+        found[name] = errno.errorcode[error.errno]
+print(json.dumps(found))
+"""
+
+
+def test_a_fenced_program_reads_its_own_files_and_nothing_else(tmp_path: Path) -> None:
+    """Python runs a stranger's code in tesseract's place, with the same confinement."""
+    keyring = tmp_path / "keyring.json"
+    keyring.write_text("secret")
+    own = [*{sys.base_prefix + "/lib", "/usr/lib", "/lib64"}, os.path.realpath(sys.executable), "/etc/ld.so.cache"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        told = [str(keyring), str(tmp_path / "written"), str(server.getsockname()[1]), str(os.getpid())]
+        command = [os.path.realpath(sys.executable), "-I", "-S", "-c", ATTEMPTS, *told]
+        output, _ = fenced(command, own, 60).communicate(timeout=60)
+    found = json.loads(output)
+    assert found.pop("own") == "done"
+    assert set(found.values()) <= {"EACCES", "EPERM", "ENOSYS"}, found
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_tesseract_reads_its_input_and_no_file_that_the_input_names(tmp_path: Path, is_named: bool) -> None:
+    """If the input is no image, tesseract reads it as a list of image files."""
+    tesseract()
+    picture = saved(scanned("The secret is kept in Tarnby."), "PNG")
+    file = tmp_path / "picture.png"
+    file.write_bytes(picture)
+    given = f"{file}\n".encode() if is_named else picture
+    output, _ = Tesseract.find("eng").start("eng", 60).communicate(given, timeout=60)
+    assert (b"The secret is kept in Tarnby." in output) == (not is_named)

@@ -1,11 +1,11 @@
-"""The page cache in memory, in Redis and on disk: each level alone, and the levels together."""
+"""The caches of pages (in memory, in Redis and on disk: each level alone, and all together) and of robots.txt files."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from pydantic import SecretStr
 from schemas.job import Sources
 from schemas.outcome import Outcome
 from schemas.result import Result
+from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from tests.aiohttp_server import serving as served
 from tests.integration.answering_worker import AnsweringWorker
-from tests.integration.raw_server import CLOCK, FACT, LOOPBACK, PATIENT, SLOW
+from tests.integration.raw_server import CLOCK, FACT, LOOPBACK, PATIENT, SLOW, saying, speaking
 from tests.postback_command import environment_of, postback_here
 from tests.readers_here import readers_here
 from tests.redis_server import RedisServer
@@ -27,8 +28,13 @@ from workers.egress import EgressPolicy, Guard
 from workers.enrichment.cache.entry import Key
 from workers.enrichment.cache.levels import Disk
 from workers.enrichment.enrich import Enricher
-from workers.enrichment.evidence import Evidence
+from workers.enrichment.evidence import Evidence, Unreadable
+from workers.enrichment.fetching import robots
+from workers.enrichment.fetching.fetch import Fetcher, Politeness
+from workers.enrichment.fetching.robots import MAX_ROBOTS_BYTES, Robots
+from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import CacheSettings, EnrichmentSettings
+from workers.enrichment.turns import Asker
 
 QUESTION = "When did the Halvorsen bridge open?"
 
@@ -390,3 +396,66 @@ def test_an_invalidation_that_cannot_be_written_is_reported(
     env = environment_of(None, **({"POSTBACK_CACHE__REDIS_URL": redis_url} if redis_url else {}))
     done = postback_here("cache", "invalidate", *arguments, env=env)
     assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+
+
+# -- robots.txt ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file_bytes", "fetches"), [(10, 3), (MAX_ROBOTS_BYTES, 4)])
+async def test_files_beyond_the_bytes_of_the_cache_leave_it(
+    monkeypatch: pytest.MonkeyPatch, file_bytes: int, fetches: int
+) -> None:
+    """Blank files allow every page, and no process has to read them."""
+    monkeypatch.setattr(robots, "KEPT_BYTES", 5 * MAX_ROBOTS_BYTES // 2)
+    settings = EnrichmentSettings(budget_seconds=120)
+    politeness = Politeness(settings, CLOCK)
+    fetcher = Fetcher(settings, Guard(LOOPBACK), politeness, CLOCK)
+    rules = Robots(settings, fetcher, Pool(settings, Metrics()), politeness, CLOCK)
+    asked: list[str] = []
+    async with AsyncExitStack() as servers:
+        await fetcher.start()
+        servers.push_async_callback(fetcher.close)
+        blank = saying(b" " * file_bytes, "Content-Type: text/plain")
+        origins = [await servers.enter_async_context(speaking(blank, targets=asked)) for _ in range(3)]
+        for origin in (*origins, origins[-1], origins[0]):
+            await rules.check(f"{origin}/page", Asker("default"))
+    assert asked == ["/robots.txt"] * fetches
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        ("429 Too Many Requests", ["Retry-After: 600"], 600),
+        ("503 Service Unavailable", ["Retry-After: 5"], 5),
+        ("429 Too Many Requests", [], 60),
+        ("429 Too Many Requests", ["Retry-After: 0"], 1),
+        ("503 Service Unavailable", ["Retry-After: 86400"], 3600),
+    ],
+)
+async def test_a_busy_server_forbids_every_page_until_the_time_that_it_names(
+    status: str, headers: list[str], seconds: float
+) -> None:
+    """In an earlier version, a 429 counted as a missing file (4xx), which allows every page."""
+    clock = HandClock()
+    settings = EnrichmentSettings(budget_seconds=120)
+    politeness = Politeness(settings, clock)
+    fetcher = Fetcher(settings, Guard(LOOPBACK), politeness, clock)
+    rules = Robots(settings, fetcher, Pool(settings, Metrics()), politeness, clock)
+    asked: list[str] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await (saying(b"", *headers, status=status) if len(asked) == 1 else saying(b" "))(reader, writer)
+
+    async with speaking(script, targets=asked) as origin:
+        await fetcher.start()
+        try:
+            for later in (0, seconds - 0.5):
+                clock.sleep(later)
+                with pytest.raises(Unreadable, match="its server answered") as refused:
+                    await rules.check(f"{origin}/page", Asker("default"))
+                assert (refused.value.is_outage, len(asked)) == (True, 1)
+            clock.sleep(1)
+            await rules.check(f"{origin}/page", Asker("default"))
+        finally:
+            await fetcher.close()
+    assert asked == ["/robots.txt"] * 2

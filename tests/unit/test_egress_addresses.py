@@ -112,7 +112,7 @@ def test_an_allowed_network_holds_for_mapped_spellings() -> None:
 
 
 DENIED_URLS = [url for url in VECTORS["urls_deny"] if "nip.io" not in url]
-"""URLs that the guard denies by their text. The names of nip.io are in tests/integration/test_rebinding.py."""
+"""URLs that the guard denies by their text. The names of nip.io are in tests/integration/test_hostile_names.py."""
 OTHER_REASONS = {
     "http://0x7f000001/": Refusal.HOST,
     "http://2130706433/": Refusal.HOST,

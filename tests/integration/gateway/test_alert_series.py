@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.certificates import Authority
 from tests.integration.gateway.gateway_process import start_gateway
-from tests.integration.test_prometheus_rules import OF_OTHERS, rules
+from tests.integration.test_monitoring import OF_OTHERS, rules
 from tests.product import Product, Role, eventually
 
 pytestmark = pytest.mark.broker

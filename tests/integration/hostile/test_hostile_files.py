@@ -1,23 +1,24 @@
-"""Hostile feeds, Office files and workbooks, read by confined processes beside an ordinary page."""
+"""Hostile feeds, Office files, workbooks and PDFs, read by confined processes beside an ordinary page."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
+import zlib
 from base64 import b64encode
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
+from bench.pdf_files import line, pdf, stream
 from schemas.job import Sources
 from scripts.play.site import Site
 from tests.integration.hostile.reading import GROWTH_BYTES, PEAK_BYTES, QUESTION, enriched, measured
 from tests.integration.raw_server import CLOCK, FACT, HTML, enriching, saying, speaking
 from tests.unit.office_files import document, packed, paragraph, row, workbook
 from workers.enrichment.enrich import Enricher
-
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("trapped")]
 
 WORD = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
 XML = "Content-Type: application/xml"
@@ -47,6 +48,8 @@ async def enricher() -> AsyncIterator[Enricher]:
         yield one
 
 
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.usefixtures("trapped")
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_bomb_costs_one_source_and_bounded_memory(name: str, enricher: Enricher, site: Site) -> None:
     kind, body = BOMBS[name]
@@ -60,6 +63,8 @@ async def test_a_bomb_costs_one_source_and_bounded_memory(name: str, enricher: E
     assert growth.kept_bytes < GROWTH_BYTES
 
 
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.usefixtures("trapped")
 async def test_a_documents_pictures_are_not_unpacked(enricher: Enricher) -> None:
     kind, body = BOMBS["a document with a picture of 256 MB"]
     async with speaking(saying(body, kind)) as origin:
@@ -67,6 +72,8 @@ async def test_a_documents_pictures_are_not_unpacked(enricher: Enricher) -> None
     assert FACT in " ".join(evidence.sources[0].passages)
 
 
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.usefixtures("trapped")
 async def test_a_damaged_workbook_costs_one_source(enricher: Enricher) -> None:
     chance = random.Random("workbook")
     whole = workbook({"Bridges": "".join(row(number, "Halvorsen", 1987) for number in range(1, 30))})
@@ -81,6 +88,8 @@ async def test_a_damaged_workbook_costs_one_source(enricher: Enricher) -> None:
     assert "good" in {source.id for source in evidence.sources}
 
 
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.usefixtures("trapped")
 async def test_a_pdf_or_an_office_file_may_be_larger_than_a_page_whatever_type_it_has() -> None:
     large = document(paragraph(FACT), **{"word/media/picture.png": random.Random(1).randbytes(200_000)})
     async with enriching(page_bytes=100_000) as enricher:
@@ -94,3 +103,75 @@ async def test_a_pdf_or_an_office_file_may_be_larger_than_a_page_whatever_type_i
             evidence = await enriched(enricher, origin)
             assert FACT in " ".join(evidence.sources[0].passages)
             assert "never" not in " ".join(evidence.sources[0].passages)
+
+
+# -- PDFs ----------------------------------------------------------------------------------------------------------
+
+PDF = "Content-Type: application/pdf"
+PDF_FACT = "The Halvorsen bridge opened in 1987."
+FORM = "/Type /XObject /Subtype /Form /BBox [0 0 600 900]"
+CALL = f"{line(PDF_FACT)} /X Do"
+RESOURCES = "/XObject << /X 5 0 R >>"
+
+
+def compressed(megabytes: int) -> bytes:
+    """A PDF page with this many megabytes of unpacked content."""
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(b" " * 2**20) for _ in range(megabytes)) + packer.flush()
+    return pdf([CALL], objects=[stream(packed, f"/Filter /FlateDecode {FORM}")], resources=RESOURCES)
+
+
+def doubling(levels: int, times: int) -> bytes:
+    """A PDF of forms that each draw the next one several times: a few kilobytes that would paint for years."""
+    inner = [
+        stream(b"/X Do " * times, f"{FORM} /Resources << /XObject << /X {6 + level} 0 R >> >>")
+        for level in range(levels)
+    ]
+    return pdf([CALL], objects=[*inner, stream(b"0 0 1 1 re f", FORM)], resources=RESOURCES)
+
+
+def drawing_itself() -> bytes:
+    own = stream(b"/X Do", f"{FORM} /Resources << {RESOURCES} >>")
+    return pdf([CALL], objects=[own], resources=RESOURCES)
+
+
+@pytest.mark.usefixtures("trapped")
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        (compressed(400), "more memory than allowed|took more than 4 s"),
+        # The machine's speed decides which limit is reached first.
+        (doubling(12, 10), "more memory than allowed|took more than 4 s"),
+        (pdf([line(PDF_FACT)]).replace(b"/Kids [6 0 R]", b"/Kids [2 0 R]"), "no visible text"),
+        (pdf([line(PDF_FACT)]) + b"\0" * 20_000_000, "larger than 20000000 bytes"),
+    ],
+    ids=["unpacks to 400 MB", "forms in forms", "a tree of pages that holds itself", "20 MB"],
+)
+async def test_a_pdf_that_would_exhaust_its_reader_is_left_out_and_the_page_beside_it_is_read(
+    document: bytes, why: str
+) -> None:
+    async with (
+        Site() as site,
+        speaking(saying(document, PDF)) as origin,
+        enriching(member_seconds=4.0, member_bytes=2**29) as enricher,
+    ):
+        hostile, fine = await asyncio.gather(
+            enricher.enrich(Sources(urls=[f"{origin}/x.pdf"]), "When did the bridge open?"),
+            enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine"),
+        )
+        assert hostile.sources == ()
+        (note,) = hostile.notes
+        assert re.search(why, note)
+        assert len(fine.sources) == 1
+
+
+@pytest.mark.usefixtures("trapped")
+@pytest.mark.parametrize(
+    "document",
+    [drawing_itself(), pdf([line(PDF_FACT)]).replace(b"/Count 1", b"/Count 2000000000")],
+    ids=["a form that draws itself", "two billion pages"],
+)
+async def test_a_pdf_with_false_structure_is_read_as_far_as_it_is_valid(document: bytes) -> None:
+    async with speaking(saying(document, PDF)) as origin, enriching(member_seconds=5.0) as enricher:
+        evidence = await enricher.enrich(Sources(urls=[f"{origin}/x.pdf"]), "When did the bridge open?")
+        assert [source.passages for source in evidence.sources] == [(PDF_FACT,)]

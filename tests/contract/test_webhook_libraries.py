@@ -1,16 +1,23 @@
-"""The official `standardwebhooks` package verifies our signatures, and we verify its signatures."""
+"""The packages `standardwebhooks` and `openai` of Python accept our events; OpenAI's models parse our Batch output."""
 
 from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from openai import InvalidWebhookSignatureError, OpenAI
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from schemas.event import Event, event_body
+from schemas.openai import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
+from schemas.openai_answers import output_line
 from schemas.outcome import Outcome
-from schemas.result import Result
+from schemas.result import Result, Usage
 from schemas.signature import (
     NoMatchingSignature,
     Signer,
@@ -74,3 +81,47 @@ def test_we_verify_signatures_of_their_package() -> None:
 
     verify(headers, BODY, [secret], [], moment)
     assert signature == Signer([secret]).sign(WEBHOOK_ID, moment, BODY)
+
+
+# -- OpenAI's package ----------------------------------------------------------------------------------------------
+
+ANSWERED = Result(
+    job_id="job_1",
+    custom_id="row 1",
+    model_id="small",
+    outcome=Outcome.SUCCEEDED,
+    text="Because.",
+    usage=Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5),
+    finish_reason="stop",
+    created_at=1_700_000_000,
+)
+ANSWERED_BODY = event_body(ANSWERED, WEBHOOK_ID, "acme")
+
+
+def body(url: str) -> Any:
+    return output_line(ANSWERED, url)["response"]["body"]
+
+
+def test_their_client_unwraps_our_webhook() -> None:
+    secret = generate_secret()
+    headers = Signer([secret], [generate_signing_key()]).headers(WEBHOOK_ID, int(time.time()), ANSWERED_BODY)
+    with OpenAI(api_key="unused", webhook_secret=secret) as client:
+        event: Any = client.webhooks.unwrap(ANSWERED_BODY, headers)
+        with pytest.raises(InvalidWebhookSignatureError):
+            client.webhooks.unwrap(ANSWERED_BODY + b" ", headers)
+
+    assert (event.id, event.object, event.created_at) == (WEBHOOK_ID, "event", 1_700_000_000)
+    assert (event.type, event.tenant, event.data.id) == ("inference.succeeded", "acme", "job_1")
+
+
+def test_their_models_read_the_answers_of_our_output_lines() -> None:
+    chat = ChatCompletion.model_validate(body(CHAT_COMPLETIONS))
+    completion = Completion.model_validate(body(COMPLETIONS))
+    response = Response.model_validate(body(RESPONSES))
+
+    assert chat.choices[0].message.content == completion.choices[0].text == response.output_text == "Because."
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens == 2
+    assert response.usage is not None
+    assert response.usage.output_tokens == 2
+    assert response.status == "completed"

@@ -1,11 +1,13 @@
-"""A followed topic on real brokers: unreachable for a while, for too long, and stopped by a defect."""
+"""The kernel on real brokers: followed topics that are away, contact with the group, and records not yet due."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cli.devkit.broker import Broker
+from cli.operations.topics import configure_groups
 from schemas.settings import FleetSettings, KafkaSettings
 from telemetry.clock import SystemClock
+from telemetry.metrics import Metrics
 from tests.product import Product, eventually
 from workers.delivery.endpoint_states import EndpointStates
 from workers.delivery.keyring import Keyring
@@ -22,6 +26,10 @@ from workers.kafka.compacted import SILENT_SECONDS, STALE_SECONDS, START_SECONDS
 from workers.kafka.topics import BrokerAway
 from workers.roles.delivery import run_delivery
 from workers.roles.process import Listen
+from workers.stage.build import group_stage
+from workers.stage.record import Failure, Output, Record
+from workers.stage.settings import StageSettings
+from workers.stage.source import GroupSource, PartitionId
 
 pytestmark = pytest.mark.broker
 
@@ -212,3 +220,124 @@ def test_a_process_that_is_stopped_during_its_initial_reading_exits_0(product: P
     assert process.terminate() == 0
     assert "Stopping during the start" in process.said()
     held.abort_transaction(20)
+
+
+# -- contact with the group ----------------------------------------------------------------------------------------
+
+
+class Held:
+    """A listener that remembers its partitions."""
+
+    def __init__(self) -> None:
+        self.partitions: set[PartitionId] = set()
+
+    def assigned(self, partitions: Sequence[PartitionId]) -> None:
+        self.partitions |= set(partitions)
+
+    def revoked(self, partitions: Sequence[PartitionId]) -> None:
+        self.partitions -= set(partitions)
+
+    lost = revoked
+
+
+@pytest.fixture
+def intakes(fleet: KafkaSettings) -> Iterator[tuple[GroupSource, GroupSource]]:
+    """Two consumers of a topic with one partition, before either has joined."""
+    group = f"{fleet.topic_prefix}contact"
+    configure_groups(fleet, [group])
+    with ExitStack() as stack:
+        made = [
+            GroupSource(fleet.client_config(), group, [fleet.topics.control], on_error=lambda error: None)
+            for _ in range(2)
+        ]
+        for intake in made:
+            stack.callback(intake.leave)
+        yield made[0], made[1]
+
+
+def test_a_consumer_is_a_member_once_it_is_admitted_even_without_partitions(
+    intakes: tuple[GroupSource, GroupSource],
+) -> None:
+    first, second = intakes
+    holds_first, holds_second = Held(), Held()
+
+    def is_member(intake: GroupSource, *others: GroupSource) -> bool:
+        for one in (intake, *others):
+            one.consume(1, 0.02)
+        return intake.contact().member
+
+    first.join(holds_first)
+    assert not first.contact().member  # Kafka has not answered the first member's request to join yet
+    assert not second.contact().member
+    eventually(lambda: is_member(first) and bool(holds_first.partitions), 20, "the first is not let in")
+
+    second.join(holds_second)
+    eventually(lambda: is_member(second, first), 20, "the second is not let in")
+    assert len(holds_first.partitions) + len(holds_second.partitions) == 1
+    assert first.contact().silent_seconds == second.contact().silent_seconds == 0
+
+
+# -- records that wait until they are due --------------------------------------------------------------------------
+
+CLOCK = SystemClock()
+
+
+class Collector:
+    """A handler that remembers every record."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[int, int]] = set()
+
+    async def handle(self, record: Record) -> Sequence[Output]:
+        self.seen.add((record.partition, record.offset))
+        return ()
+
+    def give_up(self, record: Record, failure: Failure) -> Sequence[Output]:
+        raise AssertionError(failure.message)
+
+
+class DueWhenAskedAgain:
+    """A pace that calls a record far from due the first three times that the stage asks, and then due."""
+
+    def __init__(self) -> None:
+        self._asked = Counter[tuple[int, int]]()
+
+    def room(self) -> int:
+        return 1 << 30
+
+    def due_ms(self, record: Record) -> int | None:
+        place = record.partition, record.offset
+        self._asked[place] += 1
+        return None if self._asked[place] > 3 else round(CLOCK.time() * 1000) + 3_600_000
+
+    @property
+    def paced(self) -> bool:
+        return True
+
+
+async def test_a_record_that_comes_due_after_it_was_put_off_does_not_leave_its_partition_paused(
+    fleet: KafkaSettings,
+) -> None:
+    producer = Producer(fleet.client_config())
+    for number in range(16):
+        producer.produce(fleet.topics.results, b"{}", partition=number % 4)
+    assert producer.flush(20) == 0
+    handler = Collector()
+    stage = group_stage(
+        StageSettings("delivery"),
+        fleet,
+        [fleet.topics.results],
+        "r1",
+        handler,
+        CLOCK,
+        Metrics(),
+        DueWhenAskedAgain(),
+    )
+    running = asyncio.ensure_future(stage.run())
+    try:
+        async with asyncio.timeout(60):
+            while len(handler.seen) < 16:
+                await asyncio.sleep(0.02)
+    finally:
+        stage.stop()
+        await running

@@ -1,10 +1,11 @@
-"""Records that state wrong offsets: no client writes them, and a broker may accept them."""
+"""Offsets that are wrong: those that records state, though no client writes them, and a coordinator that refuses."""
 
 from __future__ import annotations
 
 import json
 
 from tests.faults.kernel_fleet import Ledgers, StageProcesses
+from tests.faults.link import Link
 from tests.record_batches import batch, produce, record
 
 
@@ -32,3 +33,20 @@ def test_a_record_that_states_another_offset_hides_no_other_record(ledgers: Ledg
     ledgers.submit([job(next(numbers)) for _ in range(5)], partitions=1)
     ledgers.wait_for_results(21, 60)
     ledgers.assert_each_exactly_once(21)
+
+
+# -- refused by the group's coordinator ----------------------------------------------------------------------------
+
+
+def test_partitions_whose_committed_offsets_were_refused_are_read_later(
+    ledgers: Ledgers, processes: StageProcesses, link: Link
+) -> None:
+    """The client gives such partitions up without an end: it asks no second time, and reads nothing."""
+    processes.kafka = processes.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{link.port}"})
+    link.refused_offsets = 1
+    jobs = ledgers.submit({"id": number, "ms": 1} for number in range(40))
+    processes.start("a")
+    ledgers.wait_for_results(jobs, 60)
+    ledgers.assert_each_exactly_once(jobs)
+    assert link.refused_offsets == 0
+    assert processes.terminate("a") == 0
