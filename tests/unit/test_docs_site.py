@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 INDEX = ROOT / "docs" / "index.md"
 CONF: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "site" / "conf.py"))
 LISTED = [(INDEX.parent / target).resolve() for _, target, _ in CONF["LINK"].findall(INDEX.read_text(encoding="utf-8"))]
-GENERATED = {"chart.md", "jobs.md", "log-actions.md", "metrics.md", "settings.md"}
+GENERATED = {
+    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("chart", "jobs", "log-actions", "metrics", "settings")),
+    ROOT / "docs" / "evidence-faults.md",  # a table of its cells, made from their samples
+}
 MOST_WORDS = 38_000
 """Limit for all pages together, as `wc -w` counts them, with code and tables: they can be read in a day."""
 
@@ -61,5 +64,5 @@ def test_a_link_to_a_file_that_is_no_page_becomes_its_name(text: str, shown: str
 
 
 def test_the_pages_written_by_hand_can_be_read_in_a_day() -> None:
-    by_hand = [page for page in pages() if not (page.parent.name == "reference" and page.name in GENERATED)]
+    by_hand = [page for page in pages() if page not in GENERATED]
     assert sum(len(page.read_text(encoding="utf-8").split()) for page in by_hand) <= MOST_WORDS
