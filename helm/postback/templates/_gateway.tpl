@@ -102,6 +102,7 @@
 {{- with .root.Values.redis }}
 {{- if .existingSecret }}
 {{ include "postback.secretEnv" (dict "name" "POSTBACK_ACCESS__REDIS_URL" "secret" .existingSecret "key" .key) }}
+{{ include "postback.secretEnv" (dict "name" "POSTBACK_DELTAS__REDIS_URL" "secret" .existingSecret "key" .key) }}
 {{- end }}
 {{- end }}
 {{ include "postback.trustEnv" .root }}

@@ -72,6 +72,7 @@
 {{- with .root.Values.redis }}
 {{- if .existingSecret }}
 {{ include "postback.secretEnv" (dict "name" "POSTBACK_CACHE__REDIS_URL" "secret" .existingSecret "key" .key) }}
+{{ include "postback.secretEnv" (dict "name" "POSTBACK_DELTAS__REDIS_URL" "secret" .existingSecret "key" .key) }}
 {{- end }}
 {{- end }}
 {{ include "postback.trustEnv" .root }}

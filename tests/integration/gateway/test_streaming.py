@@ -22,7 +22,7 @@ from workers.system.deltas import channel_of
 MODEL = "small"
 SECONDS = 60.0
 TENANT = "streaming"
-TEN_WORDS = "[[sleep 5]] two three four five six seven eight nine ten"
+SOME_WORDS = "[[sleep 5]] two three four five six seven eight nine ten"
 ENDLESS = f"[[sleep 3000]]{' word' * 3000}"
 """The answer has its first word after a second, and its last after 50 minutes."""
 
@@ -96,19 +96,19 @@ def test_the_first_words_come_before_the_result_and_a_client_that_leaves_ends_it
 
 
 def test_a_chat_and_a_response_grow_in_the_events_of_the_sdk(client: OpenAI) -> None:
-    chunks = list(chat(client, TEN_WORDS, stream_options={"include_usage": True}))
+    chunks = list(chat(client, SOME_WORDS, stream_options={"include_usage": True}))
     said = list(pieces(iter(chunks)))
-    assert ("".join(said), len(said) > 1) == (TEN_WORDS, True)
+    assert ("".join(said), len(said) > 1) == (SOME_WORDS, True)
     assert {(chunk.id, chunk.created, chunk.model) for chunk in chunks} == {
         (chunks[0].id, chunks[0].created, MODEL),
     }
     usage = chunks[-1].usage
     assert usage is not None
-    assert (usage.completion_tokens, chunks[-2].choices[0].finish_reason) == (10, "stop")
-    with client.responses.stream(model=MODEL, input=TEN_WORDS) as stream:
+    assert (usage.completion_tokens, chunks[-2].choices[0].finish_reason) == (len(SOME_WORDS.split()), "stop")
+    with client.responses.stream(model=MODEL, input=SOME_WORDS) as stream:
         events = list(stream)
         final = stream.get_final_response()
-    assert (final.output_text, final.status) == (TEN_WORDS, "completed")
+    assert (final.output_text, final.status) == (SOME_WORDS, "completed")
     kinds = [event.type for event in events]
     assert [event.sequence_number for event in events] == [*range(len(events))]
     assert kinds.count("response.output_text.delta") > 1
@@ -141,16 +141,16 @@ def test_an_answer_that_is_checked_or_has_parts_comes_as_a_whole(
 
 
 def test_a_second_attempt_of_the_job_continues_the_text(gateway: Gateway, client: OpenAI) -> None:
-    with chat(client, TEN_WORDS) as stream:
+    with chat(client, SOME_WORDS) as stream:
         _, first = first_piece(stream)
         gateway.product.submit([{"job_id": f"crash-{first}".strip("[ "), "prompt": "[[crash-engine]]"}])
-        assert first + "".join(pieces(stream)) == TEN_WORDS
+        assert first + "".join(pieces(stream)) == SOME_WORDS
 
 
 def test_an_attempt_with_another_text_ends_the_stream_with_an_error(
     gateway: Gateway, client: OpenAI, redis: RedisServer
 ) -> None:
-    with chat(client, TEN_WORDS) as stream, Redis.from_url(redis.url) as other:
+    with chat(client, SOME_WORDS) as stream, Redis.from_url(redis.url) as other:
         job_id, first = first_piece(stream)
         said = json.dumps(["other", 0, f"{first} and another word"])
         channel = channel_of(gateway.product.kafka.topic_prefix, TENANT, job_id)
@@ -161,10 +161,10 @@ def test_an_attempt_with_another_text_ends_the_stream_with_an_error(
 
 
 def test_without_redis_the_answer_is_whole_and_with_it_the_words_come_again(client: OpenAI, redis: RedisServer) -> None:
-    with chat(client, TEN_WORDS) as stream:
+    with chat(client, SOME_WORDS) as stream:
         _, first = first_piece(stream)
         redis.kill()
-        assert first + "".join(pieces(stream)) == TEN_WORDS
+        assert first + "".join(pieces(stream)) == SOME_WORDS
     assert list(pieces(chat(client, "[[sleep 1]] Why?"))) == ["[[sleep 1]] Why?"]
     redis.start()
 
@@ -180,8 +180,8 @@ def test_a_killed_workers_answer_goes_on_at_another_worker(product: Product, red
     with running_gateway(product, **channel) as gateway:
         eventually(lambda: first.ready()[0], SECONDS, "the worker is not ready")
         api = OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key(TENANT), max_retries=0)
-        with api as client, chat(client, TEN_WORDS) as stream:
+        with api as client, chat(client, SOME_WORDS) as stream:
             _, said = first_piece(stream)
             first.kill()
             product.worker("second", "--engine", "echo", "--model", MODEL, **channel)
-            assert said + "".join(pieces(stream)) == TEN_WORDS
+            assert said + "".join(pieces(stream)) == SOME_WORDS
