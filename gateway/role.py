@@ -66,6 +66,7 @@ from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
+from workers.system.deltas import DeltaListeners, DeltaSettings
 from workers.system.errors import ProcessError
 
 if TYPE_CHECKING:
@@ -270,6 +271,7 @@ def _add_door(
         webhooks=_sending(process, stack, policy),
         clock=clock,
         metrics=process.metrics,
+        deltas=_deltas(process),
         batches_changed=nothing if clerk is None else clerk.wake,
     )
     stack.callback(door.close)
@@ -283,6 +285,16 @@ def _add_door(
     url = f"{'http' if tls is None else 'https'}://{host}:{bound.getsockname()[1]}"
     process.duties.append(f"serves the API at {url}/v1 and the console page at {url}{CONSOLE}")
     options.announce(url)
+
+
+def _deltas(process: Process) -> DeltaListeners | None:
+    """Return the channels of answers while they are generated, as a part of the process; None without their Redis."""
+    url = read_settings(DeltaSettings).redis_url
+    if url is None:
+        return None
+    deltas = DeltaListeners(url.get_secret_value(), process.fleet.kafka.topic_prefix)
+    process.beside.append(deltas)
+    return deltas
 
 
 def _audit(limits: GatewaySettings, clock: Clock, stack: AsyncExitStack) -> Audit:

@@ -137,6 +137,8 @@ class ReceivedJob:
     """
     alias: str | None = None
     """The alias that the job named; None without a rollout. The rollout may have put a model's name into `job`."""
+    wants_deltas: bool = False
+    """True if a client of the gateway waits for the answer piece by piece."""
 
     @property
     def is_plain(self) -> bool:
@@ -146,6 +148,7 @@ class ReceivedJob:
             self.unknown is None
             and self.alias is None
             and not self.screening
+            and not self.wants_deltas
             and job.is_plain
             and job.not_before is None
         )
@@ -472,6 +475,7 @@ def _received(
         idempotency_key=get(topics.IDEMPOTENCY_KEY),
         unknown=unknown,
         screening=read_findings(said[topics.SCREENING]) if topics.SCREENING in said else (),
+        wants_deltas=topics.DELTAS in said,
     )
 
 
@@ -543,6 +547,7 @@ _HEADER_RULES = {
     topics.JOB_ORIGIN: _rule(_PLACE, None),
     topics.TRACEPARENT: _rule(topics.TRACEPARENT_FORMAT.pattern, None),
     topics.SCREENING: _rule(r"[\x20-\x7e]{1,16384}", None),
+    topics.DELTAS: _rule("1", None),
 }
 
 

@@ -263,6 +263,13 @@ class Job(WireModel):
         """True if the job is a prompt with no field that goes with another one."""
         return self.prompt is not None and self.__pydantic_fields_set__ <= _PLAIN
 
+    @property
+    def is_final_as_generated(self) -> bool:
+        """True if the answer's text is shown as the model writes it: nothing checks it, or takes parts out of it."""
+        asks_text = self.kind is None and self.payload_url is None
+        is_checked = self.sources is not None or self.response_format is not None or self.tools
+        return asks_text and not is_checked and self.n == 1 and not self.logprobs
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not self.is_plain:

@@ -40,6 +40,9 @@ headers."""
 SCREENING = "screening"
 """On a job: the findings of the gateway's input filter, as a JSON list (`schemas.screening`). The job's result has them
 beside those of the worker's own filter."""
+DELTAS = "deltas"
+"""On a job: `1` if a client waits for its answer piece by piece. Only the gateway writes this header, and workers read
+it. On another producer's job it has no effect, since nothing listens to the pieces."""
 CALLBACK_URL = "callback-url"
 WEBHOOK_ENDPOINT = "webhook-endpoint"
 """On an event of `callback_events`: the id of the tenant's webhook endpoint. The record's value is sent as it

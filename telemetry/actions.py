@@ -53,6 +53,12 @@ PROCESS = {
         "Look at the server that the line names; an alert rings if it stays silent.",
     ),
     "peer-answers": Action("info", "A server that was silent answers again."),
+    "deltas-away": Action(
+        "warning",
+        "The Redis of POSTBACK_DELTAS__REDIS_URL does not answer; streamed answers come as a whole until it does.",
+        "Start Redis, or see why it cannot be reached; a refused PUBLISH or SUBSCRIBE needs another ACL.",
+    ),
+    "deltas-back": Action("info", "The Redis of POSTBACK_DELTAS__REDIS_URL answers again."),
     "setting-unread": Action(
         "warning",
         "An environment variable looks like a setting, and no process reads it.",

@@ -116,7 +116,7 @@ def _services(environment: Mapping[str, str], roles: Sequence[str]) -> Iterator[
         yield Check("store", check_store)
     if environment.get("POSTBACK_FILES__PLACE", "").startswith("s3://"):
         yield Check("files", check_bucket)
-    for name in ("access", "cache"):
+    for name in ("access", "cache", "deltas"):
         variable = f"POSTBACK_{name.upper()}__REDIS_URL"
         if variable in environment:
             yield Check(f"redis-{name}", partial(check_redis, variable, environment[variable]))

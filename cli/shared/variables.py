@@ -31,6 +31,7 @@ ROOMS = {
     "workers.enrichment.settings:PayloadSettings": "workers",
     "workers.enrichment.settings:CacheSettings": "workers and `postback cache`",
     "workers.screening.loading:ScreeningSettings": "workers and the gateway",
+    "workers.system.deltas:DeltaSettings": "workers and the gateway",
     "workers.egress.settings:EgressSettings": "workers and delivery",
     "workers.delivery.settings:DeliverySettings": "delivery, also in a worker `--with-delivery`",
     "cli.operations.exporter.replicas:ExporterSettings": "the exporter",

@@ -29,6 +29,7 @@ from telemetry.audit import Audit
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
 from workers.egress import EgressPolicy
+from workers.system.deltas import DeltaListeners
 
 if TYPE_CHECKING:
     from workers.screening.screen import Screen
@@ -100,6 +101,8 @@ class Door:
     """Writes the audit lines. If None, no audit lines are written."""
     webhooks: Sending | None = None
     """Keys of webhook endpoints; None if the operator has set no keyring."""
+    deltas: DeltaListeners | None = None
+    """Hears answers while they are generated; None without a Redis for it."""
     batches_changed: Callable[[], None] = nothing
     """Tells the clerk of batches, if it works in this process, that a batch was created or cancelled."""
     streams: Counter[str] = field(default_factory=Counter)

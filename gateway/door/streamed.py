@@ -1,7 +1,12 @@
-"""Answers as streams: the whole answer in the events that OpenAI's SDKs read, once the answer is there.
+"""Answers as streams, in the events that OpenAI's SDKs read.
 
-While a job runs, the stream carries comments, which keep the connection open. The head of the response waits a moment
-for the answer, so that a refusal that comes soon has its own status.
+The text of an answer that is final as the model writes it comes piece by piece while its job runs, by the channel of
+`workers.system.deltas`. The result decides: it must continue the text that was sent, and the rest of the answer is the
+result's. A result that says something else ends the stream with an error, since sent text cannot be withdrawn. Every
+other answer comes as a whole.
+
+Without text, the stream carries comments, which keep the connection open. The head of the response waits a moment for
+the answer or its first piece, so that a refusal that comes soon has its own status.
 Sources: OpenAI's API reference, "Streaming" of chat completions and of responses; WHATWG HTML, "Server-sent events".
 """
 
@@ -9,21 +14,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from gateway.door.endpoint import Call
 from gateway.door.routes.events import HEADERS, stream_part
 from gateway.errors import ApiError
+from schemas.job import Job
 from schemas.result import Result
+from workers.system.deltas import Listener
 
 HEAD_SECONDS = 2.0
 _KEEP_ALIVE = b": waiting for the answer\n\n"
 DONE = b"data: [DONE]\n\n"
 
-Events = Callable[[Result], Awaitable[list[bytes]]]
+
+class AnswerEvents(Protocol):
+    """The events of one answer's stream."""
+
+    def delta(self, piece: str) -> list[bytes]:
+        """Return the events of the text's next piece."""
+        ...
+
+    async def ended(self, result: Result) -> list[bytes]:
+        """Return the events of what was not sent yet. Raises ApiError for an answer that does not continue the text."""
+        ...
+
+    def failed(self, error: ApiError) -> bytes:
+        """Return the event of an answer that failed after the response's head."""
+        ...
 
 
 def taken_stream(body: Any) -> tuple[bool, bool]:
@@ -41,93 +64,215 @@ def taken_stream(body: Any) -> tuple[bool, bool]:
     return True, options.get("include_usage", False)
 
 
+def wants_deltas(call: Call, job: Job) -> bool:
+    """True if the answer of a job, whose client wants a stream, comes piece by piece."""
+    return call.door.deltas is not None and job.is_final_as_generated
+
+
+def hearing(call: Call, job_id: str, *, wanted: bool) -> AbstractAsyncContextManager[Listener]:
+    """Return the listener to a job's text while it is generated; if it is not `wanted`, one that hears nothing."""
+    deltas = call.door.deltas
+    return nullcontext(Listener()) if deltas is None or not wanted else deltas.hearing(call.tenant, job_id)
+
+
 class AnswerStream:
     """A response that ends with its job's answer."""
 
     def __init__(
-        self, answering: asyncio.Task[Result], events: Events, failed: Callable[[ApiError], bytes], seconds: float
+        self,
+        answering: asyncio.Task[Result],
+        events: AnswerEvents,
+        listener: Listener,
+        seconds: float,
+        stack: AsyncExitStack,
     ) -> None:
-        """`seconds` is the time between two comments."""
+        """`seconds` is the time between two comments. The stream closes the `stack` at its end."""
         self._answering = answering
         self._events = events
-        self._failed = failed
+        self._listener = listener
         self._seconds = seconds
+        self._stack = stack
+        answering.add_done_callback(lambda _: listener.changed.set())
 
     @classmethod
     async def begun(
-        cls, answer: Awaitable[Result], events: Events, failed: Callable[[ApiError], bytes], seconds: float
+        cls,
+        answer: Awaitable[Result],
+        events: AnswerEvents,
+        hearing: AbstractAsyncContextManager[Listener],
+        seconds: float,
     ) -> AnswerStream:
-        """Wait HEAD_SECONDS for the answer, then return the stream. Raises the error of an answer that came by then."""
-        answering = asyncio.ensure_future(answer)
-        try:
-            await asyncio.wait({answering}, timeout=HEAD_SECONDS)
+        """Wait HEAD_SECONDS for the answer or its first piece, then return the stream.
+
+        Raises the error of an answer that came by then.
+        """
+        async with AsyncExitStack() as stack:
+            answering = asyncio.ensure_future(answer)
+            stack.callback(answering.cancel)
+            listener = await stack.enter_async_context(hearing)
+            begun = cls(answering, events, listener, seconds, stack)
+            await begun._has_news(HEAD_SECONDS)
             if answering.done():
                 answering.result()
-        except BaseException:
-            answering.cancel()
-            raise
-        return cls(answering, events, failed, seconds)
+            begun._stack = stack.pop_all()
+            return begun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send comments until the answer is there, then its events."""
-        try:
+        """Send the text's pieces, or comments, until the answer is there, then the rest of it."""
+        sent = 0
+        async with self._stack:
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-            while not (await asyncio.wait({self._answering}, timeout=self._seconds))[0]:
-                await send(stream_part(_KEEP_ALIVE))
+            while not self._answering.done():
+                piece = self._listener.text[sent:]
+                if piece:
+                    sent += len(piece)
+                    await send(stream_part(b"".join(self._events.delta(piece))))
+                elif not await self._has_news(self._seconds):
+                    await send(stream_part(_KEEP_ALIVE))
             try:
-                events = await self._events(self._answering.result())
+                events = await self._events.ended(self._answering.result())
             except ApiError as error:
-                events = [self._failed(error)]
+                events = [self._events.failed(error)]
             await send({"type": "http.response.body", "body": b"".join(events)})
-        finally:
-            self._answering.cancel()
+
+    async def _has_news(self, seconds: float) -> bool:
+        """Wait for the answer or a further piece. Return False if none comes in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._listener.changed.wait()
+        except TimeoutError:
+            return False
+        self._listener.changed.clear()
+        return True
 
 
-def chat_events(answer: dict[str, Any], *, with_usage: bool) -> list[bytes]:
-    """Return the chunks of a chat completion."""
-    base = {name: answer[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    more: dict[str, Any] = {"usage": None} if with_usage else {}
+def rest_of(text: str | None, sent: str) -> str:
+    """Return the part of an answer's text after the sent part. Raises ApiError if the answer begins otherwise."""
+    if not (text or "").startswith(sent):
+        message = "The job was answered again with another text than the one that was sent; ask again."
+        raise ApiError(500, "answer_changed", message)
+    return (text or "")[len(sent) :]
 
-    def chunk(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
+
+class ChatEvents:
+    """The chunks of a chat completion."""
+
+    def __init__(
+        self, shown: Callable[[Result], dict[str, Any]], job_id: str, created: int, model: str, *, with_usage: bool
+    ) -> None:
+        """`shown` returns the completion of a result. `created` and `model` are those of chunks before the result."""
+        self._shown = shown
+        self._base: dict[str, Any] = {"id": f"chatcmpl-{job_id}", "created": created, "model": model}
+        self._with_usage = with_usage
+        self._sent = ""
+
+    def delta(self, piece: str) -> list[bytes]:
+        """See `AnswerEvents`."""
+        first = [] if self._sent else [self._chunk(0, {"role": "assistant", "content": ""})]
+        self._sent += piece
+        return [*first, self._chunk(0, {"content": piece})]
+
+    async def ended(self, result: Result) -> list[bytes]:
+        """See `AnswerEvents`."""
+        answer, made = self._shown(result), []
+        if not self._sent:
+            self._base = {name: answer[name] for name in self._base}
+        for choice in answer["choices"]:
+            message, index = choice["message"], choice["index"]
+            if self._sent:
+                message = {**message, "content": rest_of(message["content"], self._sent)}
+            else:
+                made.append(self._chunk(index, {"role": "assistant", "content": ""}))
+            said = {name: message[name] for name in _SAID if message.get(name)}
+            if calls := message.get("tool_calls"):
+                said["tool_calls"] = [{"index": number, **call} for number, call in enumerate(calls)]
+            if said:
+                made.append(self._chunk(index, said, logprobs=choice["logprobs"]))
+            made.append(self._chunk(index, {}, choice["finish_reason"]))
+        usage = {"usage": answer["usage"]} if self._with_usage else {}
+        return [*made, self._event({"choices": [], "postback": answer["postback"], **usage}), DONE]
+
+    def failed(self, error: ApiError) -> bytes:
+        """See `AnswerEvents`."""
+        return _data(error.body) + DONE
+
+    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
+        usage = {"usage": None} if self._with_usage else {}
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return _data({**base, **more, "choices": [choice]})
+        return self._event({**usage, "choices": [choice]})
 
-    made = []
-    for choice in answer["choices"]:
-        message, index = choice["message"], choice["index"]
-        made.append(chunk(index, {"role": "assistant", "content": ""}))
-        said = {name: message[name] for name in ("content", "reasoning", "reasoning_content") if message.get(name)}
-        if calls := message.get("tool_calls"):
-            said["tool_calls"] = [{"index": number, **call} for number, call in enumerate(calls)]
-        if said:
-            made.append(chunk(index, said, logprobs=choice["logprobs"]))
-        made.append(chunk(index, {}, choice["finish_reason"]))
-    last = {**base, "choices": [], "postback": answer["postback"]}
-    return [*made, _data(last | ({"usage": answer["usage"]} if with_usage else {})), DONE]
+    def _event(self, members: dict[str, Any]) -> bytes:
+        return _data({**self._base, "object": "chat.completion.chunk", **members})
 
 
-def chat_failed(error: ApiError) -> bytes:
-    """Return the event of an answer that failed after the response's head."""
-    return _data(error.body) + DONE
+_SAID = ("content", "reasoning", "reasoning_content")
 
 
-def response_events(queued: dict[str, Any], answer: dict[str, Any]) -> list[bytes]:
-    """Return the events of a response: `queued` is its object before the answer."""
-    numbers = count()
+class ResponseEvents:
+    """The events of a response."""
 
-    def event(kind: str, **members: Any) -> bytes:
-        return _named(kind, {"type": kind, "sequence_number": next(numbers), **members})
+    def __init__(
+        self, queued: dict[str, Any], shown: Callable[[Result], Awaitable[dict[str, Any]]], job_id: str
+    ) -> None:
+        """`queued` is the response before its answer, and `shown` returns the response of a result."""
+        self._begun = {**queued, "status": "in_progress"}
+        self._shown = shown
+        self._message = {"id": f"msg_{job_id}", "type": "message", "role": "assistant", "content": []}
+        self._numbers = count()
+        self._sent = ""
 
-    begun = {**queued, "status": "in_progress"}
-    made = [event("response.created", response=begun), event("response.in_progress", response=begun)]
-    for place, item in enumerate(answer["output"]):
-        at = {"output_index": place, "item_id": item["id"]}
+    def delta(self, piece: str) -> list[bytes]:
+        """See `AnswerEvents`."""
+        made = []
+        if not self._sent:
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            made = [*self._created(), self._added(0, self._message)]
+            made.append(self._in_message("response.content_part.added", part=part))
+        self._sent += piece
+        return [*made, self._in_message("response.output_text.delta", delta=piece, logprobs=[])]
+
+    async def ended(self, result: Result) -> list[bytes]:
+        """See `AnswerEvents`. A message that was begun stays the first item, before the reasoning."""
+        answer = await self._shown(result)
+        if not self._sent:
+            made, begun = self._created(), 0
+        else:
+            output = sorted(answer["output"], key=lambda item: item["type"] != "message")
+            answer, begun = {**answer, "output": output}, 1
+            made = self._message_ended(output[0])
+        for place, item in enumerate(answer["output"][begun:], begun):
+            made.append(self._added(place, item))
+            at = {"output_index": place, "item_id": item["id"]}
+            made += (self._event(kind, **at, **members) for kind, members in _parts(item))
+            made.append(self._event("response.output_item.done", output_index=place, item=item))
+        return [*made, self._event(f"response.{answer['status']}", response=answer)]
+
+    def failed(self, error: ApiError) -> bytes:
+        """See `AnswerEvents`."""
+        return self._event("error", code=error.code, message=error.message, param=error.param)
+
+    def _created(self) -> list[bytes]:
+        kinds = ("response.created", "response.in_progress")
+        return [self._event(kind, response=self._begun) for kind in kinds]
+
+    def _added(self, place: int, item: dict[str, Any]) -> bytes:
         empty = {**item, "status": "in_progress"} | {name: blank for name, blank in _BLANK.items() if name in item}
-        made.append(event("response.output_item.added", output_index=place, item=empty))
-        made += (event(kind, **at, **members) for kind, members in _parts(item))
-        made.append(event("response.output_item.done", output_index=place, item=item))
-    made.append(event(f"response.{answer['status']}", response=answer))
-    return made
+        return self._event("response.output_item.added", output_index=place, item=empty)
+
+    def _message_ended(self, item: dict[str, Any]) -> list[bytes]:
+        """Return the events that end the message whose begin was sent. Raises ApiError for another text."""
+        [part] = item.get("content") or [{}]
+        rest = rest_of(part.get("text"), self._sent)
+        made = [self._in_message("response.output_text.delta", delta=rest, logprobs=[])] if rest else []
+        made.append(self._in_message("response.output_text.done", text=part["text"], logprobs=part["logprobs"]))
+        made.append(self._in_message("response.content_part.done", part=part))
+        return [*made, self._event("response.output_item.done", output_index=0, item=item)]
+
+    def _in_message(self, kind: str, **members: Any) -> bytes:
+        return self._event(kind, output_index=0, item_id=self._message["id"], content_index=0, **members)
+
+    def _event(self, kind: str, **members: Any) -> bytes:
+        return _named(kind, {"type": kind, "sequence_number": next(self._numbers), **members})
 
 
 _BLANK: dict[str, Any] = {"content": [], "arguments": ""}
@@ -141,16 +286,16 @@ def _parts(item: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     elif item["type"] == "message":
         for index, part in enumerate(item["content"]):
             at = {"content_index": index}
+            if part["type"] == "refusal":
+                yield "response.content_part.added", {**at, "part": {**part, "refusal": ""}}
+                yield "response.refusal.delta", {**at, "delta": part["refusal"]}
+                yield "response.refusal.done", {**at, "refusal": part["refusal"]}
+                yield "response.content_part.done", {**at, "part": part}
+                continue
             yield "response.content_part.added", {**at, "part": {**part, "text": "", "logprobs": []}}
             yield "response.output_text.delta", {**at, "delta": part["text"], "logprobs": part["logprobs"]}
             yield "response.output_text.done", {**at, "text": part["text"], "logprobs": part["logprobs"]}
             yield "response.content_part.done", {**at, "part": part}
-
-
-def response_failed(error: ApiError) -> bytes:
-    """Return the event of a response that failed after the response's head."""
-    said = {"type": "error", "code": error.code, "message": error.message, "param": error.param, "sequence_number": 0}
-    return _named("error", said)
 
 
 def _named(kind: str, content: dict[str, Any]) -> bytes:

@@ -94,13 +94,14 @@ def new_job(
     traceparent: str | None = None,
     kept: Mapping[str, Any] | None = None,
     index: int | None = None,
+    deltas: bool = False,
 ) -> NewJob:
     """Return the job with an id, ready to be accepted.
 
     Raises ApiError (400) if the job's record would be too large, or its `not_before` is too late.
 
     `traceparent` is the parent of the job's spans. `kept` are members of the request's body that are stored with the
-    job. `index` is the job's place in an array.
+    job. `index` is the job's place in an array. With `deltas`, the answer is to come piece by piece.
     """
     job, findings = let_in
     named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
@@ -118,6 +119,7 @@ def new_job(
         headers=[
             *([(topics.TRACEPARENT, traceparent.encode())] if traceparent is not None else ()),
             *([(topics.SCREENING, write_findings(findings))] if findings else ()),
+            *([(topics.DELTAS, b"1")] if deltas else ()),
         ],
         lane=lane,
         model_id=job.model_id,

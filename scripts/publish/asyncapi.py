@@ -53,6 +53,12 @@ HEADERS: dict[str, dict[str, Any]] = {
         **_TEXT,
         "description": "Findings of the gateway's input filter, as a JSON list. The result has them in `screening`.",
     },
+    topics.DELTAS: {
+        "type": "string",
+        "const": "1",
+        "description": "A client of the gateway waits for the answer piece by piece. Only the gateway writes the "
+        "header, and workers read it; on another producer's job it has no effect.",
+    },
     topics.SAID_TENANT: {**_TEXT, "description": "The `tenant` that a rejected record stated."},
     topics.SAID_JOB_ID: {**_TEXT, "description": "The `job-id` that a rejected record stated."},
     topics.CALLBACK_URL: {
@@ -100,7 +106,7 @@ PRODUCER_HEADERS = (
 
 _JOB_HEADERS = (
     *PRODUCER_HEADERS,
-    *(topics.TENANT_SIGNATURE, topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN, topics.SCREENING),
+    *(topics.TENANT_SIGNATURE, topics.JOB_ID, topics.WEBHOOK_ID, topics.JOB_ORIGIN, topics.SCREENING, topics.DELTAS),
     *(topics.DEFERRED, topics.FORWARDED, topics.ATTEMPTS),
 )
 _LATER_HEADERS = (*_JOB_HEADERS, topics.LANE, topics.NOT_BEFORE, topics.LEFT, topics.WRITTEN)

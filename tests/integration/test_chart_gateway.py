@@ -64,6 +64,7 @@ def test_several_gateways_share_postgresql_the_pepper_and_a_bucket() -> None:
         assert env["POSTBACK_ACCESS__PEPPER_FILE"] == "/etc/postback/pepper/pepper"
         assert env["POSTBACK_FILES__PLACE"] == "s3://inference-files/gateway"
         assert env["POSTBACK_ACCESS__REDIS_URL"] == {"secretKeyRef": {"name": "redis", "key": "url"}}
+        assert env["POSTBACK_DELTAS__REDIS_URL"] == {"secretKeyRef": {"name": "redis", "key": "url"}}
         assert "volumeClaimTemplates" not in statefulset
 
 

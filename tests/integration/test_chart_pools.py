@@ -160,6 +160,7 @@ def test_keys_come_from_secrets_by_the_name_that_their_reader_looks_for() -> Non
     assert env["POSTBACK_ENGINE__OPENAI__API_KEY"] == {"secretKeyRef": {"name": "hosted", "key": "k"}}
     assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert env["POSTBACK_CACHE__REDIS_URL"] == {"secretKeyRef": {"name": "redis", "key": "url"}}
+    assert env["POSTBACK_DELTAS__REDIS_URL"] == {"secretKeyRef": {"name": "redis", "key": "url"}}
     assert (env["POSTBACK_TRUST__SECRET_FILE"], env["POSTBACK_WORKER__TRUST"]) == (
         "/etc/postback/trust/secrets",
         "signed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +34,15 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytes
 SETTINGS = VllmSettings(model=str(tiny_model()))
 THREAD = ThreadPoolExecutor(1)
 TOOLS = [{"type": "function", "function": {"name": "opening_hours", "parameters": {"type": "object"}}}]
+
+
+async def test_an_answer_grows_to_the_text_that_it_has_without_a_stream(vllm_engine: VllmEngine) -> None:
+    whole, grown = await vllm_engine.generate(request()), list[str]()
+    asked = request()
+    asked.on_delta = grown.append
+    assert await vllm_engine.generate(asked) == whole
+    assert len(grown) > 1
+    assert all(later.startswith(earlier) for earlier, later in pairwise([*grown, whole.text]))
 
 
 async def test_the_beginning_of_sentence_token_occurs_once(vllm_engine: VllmEngine) -> None:

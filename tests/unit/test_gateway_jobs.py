@@ -36,7 +36,7 @@ from gateway.access.quotas import queued_work
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.body import MOST_VALUES
 from gateway.door.settings import GatewaySettings
-from gateway.door.streamed import chat_events, response_events
+from gateway.door.streamed import AnswerEvents, ChatEvents, ResponseEvents
 from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batch_segments, idempotency, jobs, outbox, tenants, view_offsets
@@ -917,12 +917,27 @@ async def test_a_stream_has_comments_until_its_answer_or_its_failure_comes(
     assert refused(await streamed(rig, 0, **failure), 422)["code"] == "not_json"
 
 
-def test_the_events_of_a_tool_call_and_of_several_choices_are_those_of_the_sdk() -> None:
+def events_of(url: str) -> AnswerEvents:
+    """The events of a stream of the job `j`."""
+    if url == CHAT_COMPLETIONS:
+        return ChatEvents(lambda result: answer_body(result, url), "j", 1, "m", with_usage=False)
+
+    async def shown(result: Result) -> dict[str, Any]:
+        return answer_body(result, url)
+
+    return ResponseEvents({"id": "resp_j", "status": "queued"}, shown, "j")
+
+
+def kinds_of(events: Sequence[bytes]) -> list[str]:
+    return [event.partition(b"\n")[0].decode().removeprefix("event: response.") for event in events]
+
+
+async def test_the_events_of_a_tool_call_and_of_a_refusal_are_those_of_the_sdk() -> None:
     call = ToolCall(id="call_1", function=CalledFunction(name="look", arguments='{"a": 1}'))
     result = Result(job_id="j", outcome=Outcome.SUCCEEDED, created_at=1, text="", tool_calls=[call], model_id="m")
     chunks = [
         ChatCompletionChunk.model_validate_json(event.removeprefix(b"data: "))
-        for event in chat_events(answer_body(result, CHAT_COMPLETIONS), with_usage=False)[:-1]
+        for event in (await events_of(CHAT_COMPLETIONS).ended(result))[:-1]
     ]
     [called] = [each for chunk in chunks for choice in chunk.choices for each in choice.delta.tool_calls or ()]
     assert called.function is not None
@@ -930,15 +945,50 @@ def test_the_events_of_a_tool_call_and_of_several_choices_are_those_of_the_sdk()
         *(0, "call_1", "look"),
         '{"a": 1}',
     )
-    body = answer_body(result, RESPONSES)
-    kinds = [event.partition(b"\n")[0].decode() for event in response_events(body, body)]
-    assert kinds == [
-        f"event: response.{kind}"
-        for kind in (
-            *("created", "in_progress", "output_item.added", "function_call_arguments.delta"),
-            *("function_call_arguments.done", "output_item.done", "completed"),
-        )
+    assert kinds_of(await events_of(RESPONSES).ended(result)) == [
+        *("created", "in_progress", "output_item.added", "function_call_arguments.delta"),
+        *("function_call_arguments.done", "output_item.done", "completed"),
     ]
+    refused = result.model_copy(update={"tool_calls": None, "text": None, "refusal": "No."})
+    assert kinds_of(await events_of(RESPONSES).ended(refused)) == [
+        *("created", "in_progress", "output_item.added", "content_part.added", "refusal.delta", "refusal.done"),
+        *("content_part.done", "output_item.done", "completed"),
+    ]
+
+
+TEXTS = st.text(alphabet="ab", max_size=6)
+
+
+@pytest.mark.parametrize("url", [CHAT_COMPLETIONS, RESPONSES])
+@settings(max_examples=drawn(60))
+@given(pieces=st.lists(TEXTS.filter(bool), max_size=4), rest=TEXTS, text=TEXTS | st.none(), reasoning=TEXTS)
+async def test_a_stream_says_the_results_text_once_or_ends_with_an_error(
+    url: str, pieces: list[str], rest: str, text: str | None, reasoning: str
+) -> None:
+    """`text` is what the result says; None stands for a continuation of the pieces."""
+    sent = "".join(pieces)
+    said = sent + rest if text is None else text
+    result = Result(
+        job_id="j", outcome=Outcome.SUCCEEDED, created_at=1, text=said, model_id="m", reasoning=reasoning or None
+    )
+    events = events_of(url)
+    made = [event for piece in pieces for event in events.delta(piece)]
+    if not said.startswith(sent):
+        with pytest.raises(ApiError, match="another text"):
+            await events.ended(result)
+        return
+    documents = [
+        json.loads(event.rpartition(b"data: ")[2]) for event in [*made, *await events.ended(result)] if b"{" in event
+    ]
+    if url == CHAT_COMPLETIONS:
+        deltas = [choice["delta"] for each in documents for choice in each["choices"]]
+        assert [list(each) for each in deltas].count(["role", "content"]) == 1
+        assert "".join(each.get("content", "") for each in deltas) == said
+    else:
+        assert [each["sequence_number"] for each in documents] == [*range(len(documents))]
+        added = [each["item"]["id"] for each in documents if each["type"] == "response.output_item.added"]
+        assert added == [item["id"] for item in documents[-1]["response"]["output"]]
+        assert "".join(each["delta"] for each in documents if each["type"].endswith("output_text.delta")) == said
 
 
 async def test_embeddings_come_in_the_form_that_openai_s_sdk_asks_for(rig: Rig, key: str) -> None:

@@ -90,6 +90,12 @@ class GenerationRequest:
     """
     abort: Abort = field(default_factory=Abort, compare=False, repr=False)
     """Ends this request early. The copies of a request share it."""
+    on_delta: Callable[[str], object] | None = field(default=None, compare=False, repr=False)
+    """Called on the event loop with the answer's text so far, again and again while it grows, without the reasoning.
+
+    An engine that cannot stream ignores it. An engine that begins the answer again begins with a shorter text. The
+    completion has the whole text in any case.
+    """
 
     @property
     def is_raw(self) -> bool:

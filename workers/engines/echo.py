@@ -1,5 +1,7 @@
 """The development engine: it answers at once with the words of the question. A token is a word.
 
+An answer that takes time grows word by word, for a request with `on_delta`.
+
 Jobs without a question get numbers that depend on their texts alone.
 
 Directives in the question cause delays and faults for tests and rehearsals:
@@ -115,9 +117,10 @@ class EchoEngine(AddressEngine):
             if request.is_whole:
                 raise PromptTooLong(room / len(words))
             words = words[-room:]
-        if seconds > 0 and await self._sleep(request.abort, seconds) == "aborted":
+        answer = _answer(words, request) if asked is None else _pooled(asked, len(words))
+        if seconds > 0 and await self._say(answer.text, request, seconds) == "aborted":
             return Completion("", "abort", len(words), 0)
-        return _answer(words, request) if asked is None else _pooled(asked, len(words))
+        return answer
 
     def load(self) -> EngineLoad:
         """Return the load. A request counts as running while it sleeps and has a place.
@@ -147,6 +150,17 @@ class EchoEngine(AddressEngine):
             if not sleeping.done():
                 sleeping.set_exception(EngineDied("the engine died with this request in flight"))
         raise EngineDied("the engine died with this request in flight")
+
+    async def _say(self, text: str, request: GenerationRequest, seconds: float) -> _Woken:
+        """Sleep for the seconds; with `on_delta`, an equal part before each word of the text."""
+        if request.on_delta is None:
+            return await self._sleep(request.abort, seconds)
+        ends = [word.end() for word in _TOKEN.finditer(text)] or [0]
+        for end in ends:
+            if await self._sleep(request.abort, seconds / len(ends)) == "aborted":
+                return "aborted"
+            request.on_delta(text[:end])
+        return "slept"
 
     async def _sleep(self, abort: Abort, seconds: float) -> _Woken:
         sleeping: asyncio.Future[_Woken] = asyncio.get_running_loop().create_future()

@@ -23,6 +23,18 @@ class Parted:
     """Characters of the output up to the end of the reasoning, its closing mark included; 0 without reasoning."""
 
 
+def answer_begun(output: str, marks: ReasoningMarks, *, reasons: bool | None, is_open: bool = False) -> str:
+    """Return the answer in an output that still grows; empty while the output may be reasoning.
+
+    `reasons` is False if the request asked for no reasoning. See `parted` for `is_open`.
+    """
+    if marks.closing in output:
+        return parted(output, marks, is_open=is_open).text
+    began = output.lstrip()
+    may_reason = reasons is not False or is_open
+    return "" if may_reason or began.startswith(marks.opening) or marks.opening.startswith(began) else output
+
+
 def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Parted:
     """Separate the reasoning from the answer in a whole output.
 

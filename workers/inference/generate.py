@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 
 from schemas.affinity import prefix_of
@@ -64,11 +65,15 @@ class Generator:
         """For each model that is away, the events of the jobs that wait for its next answer."""
 
     async def generated(
-        self, received: ReceivedJob, asked: GroundedRequest, model_id: str | None = None
+        self,
+        received: ReceivedJob,
+        asked: GroundedRequest,
+        model_id: str | None = None,
+        on_delta: Callable[[str], object] | None = None,
     ) -> tuple[GroundedRequest, Completion | None]:
         """Return the request and its completion. If the prompt was too long, the returned request has less evidence.
 
-        `model_id` replaces the job's own model.
+        `model_id` replaces the job's own model. `on_delta` is called with the answer's text while it grows.
 
         The finish reason is `abort` if the job's end cut the completion off, or if the engine was away until then:
         `failure` has the reason. The completion is None if the job was over before. If a cancellation cut the
@@ -76,6 +81,7 @@ class Generator:
         EngineKeepsFailing, EngineDied, RequestRejected and CandidateAway.
         """
         request, life = self._request(received, asked, model_id), self._lifetimes.remaining(received)
+        request.on_delta = on_delta
         wait, failures, last = FIRST_RETRY_SECONDS, 0, ""
         run = self._lifetimes.begin(received, request.abort.ask)
         self._watch.asking += 1

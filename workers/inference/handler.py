@@ -58,6 +58,7 @@ from workers.inference.second_check import Judges
 from workers.inference.settings import WorkerSettings
 from workers.inference.tenants import TenantSharing
 from workers.stage.record import Failure, HandlerCrashed, Output, Record
+from workers.system.deltas import DeltaPublisher, Speaker, channel_of
 
 if TYPE_CHECKING:
     from workers.screening.screen import Screen  # for types only: workers without rules lack the extra `screening`
@@ -83,6 +84,8 @@ class Parts:
     """The secrets by one of which each job must be signed; None if jobs need no signature."""
     screen: Screen | None = None
     rules: ModelRules = field(default_factory=ModelRules)
+    deltas: DeltaPublisher | None = None
+    """The channel of answers while they are generated; None without a Redis for it."""
 
 
 class InferenceHandler:
@@ -106,6 +109,7 @@ class InferenceHandler:
         """True if this worker, but for a model's rules, does nothing more with a plain job than to answer it."""
         self._filter = InputFilter(parts.screen, self._lifetimes, self.pace, metrics)
         self._rules = parts.rules
+        self._deltas, self._topic_prefix = parts.deltas, topics.prefix
         self.rollouts = Rollouts(registry)
         """The rollouts of models, kept up to date by the process from `model_rollouts`."""
         self._admission = Admission(
@@ -336,13 +340,29 @@ class InferenceHandler:
         asked = job.asked
         assert asked is not None, "a job is grounded before it is generated"  # noqa: S101 - an invariant
         began = self._phases.now()
+        speaker = self._speaker(received, model_id)
         try:
             with self._phases.span("infer", received):
-                asked, completion = await self._generator.generated(received, asked, model_id)
+                asked, completion = await self._generator.generated(received, asked, model_id, speaker)
         except EngineKeepsFailing as failing:
             return self._kept_failing(received, failing)
+        finally:
+            if speaker is not None:
+                speaker.end()
         job.infer_seconds = (job.infer_seconds or 0.0) + self._phases.now() - began
         return await self._judged(job, received, asked, completion), None
+
+    def _speaker(self, received: ReceivedJob, model_id: str | None) -> Speaker | None:
+        """Return the speaker that publishes the answer's text while it grows.
+
+        None if no client waits for it, or the text may be withdrawn: by a check of the answer, another model's second
+        try, or a rollout whose candidate does not answer.
+        """
+        if self._deltas is None or not received.wants_deltas or not received.job.is_final_as_generated:
+            return None
+        if model_id is not None or received.alias is not None or self._rules.escalates(received.job.model_id):
+            return None
+        return self._deltas.speaker(channel_of(self._topic_prefix, received.tenant, received.job_id))
 
     def _kept_failing(self, received: ReceivedJob, failing: EngineKeepsFailing) -> tuple[Result, Failure]:
         failure = Failure("engine_error", str(failing), FAILURES)

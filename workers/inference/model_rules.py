@@ -37,6 +37,11 @@ class ModelRules:
         entry = model.entry
         return entry.max_tokens is None and entry.temperature is None and entry.escalate is None
 
+    def escalates(self, model_id: str | None) -> bool:
+        """Return whether another model may answer a job instead, after this model's answer."""
+        model = self._model(model_id)
+        return model is not None and model.entry.escalate is not None
+
     def with_defaults(self, received: ReceivedJob) -> ReceivedJob:
         """Return the job with its model's defaults for the options that the job does not set."""
         model = self._model(received.job.model_id)

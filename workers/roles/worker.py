@@ -41,6 +41,7 @@ from workers.stage.build import group_stage
 from workers.stage.settings import StageSettings
 from workers.stage.stage import Stage
 from workers.stage.window import Limits
+from workers.system.deltas import DeltaPublisher, DeltaSettings
 
 log = get_logger()
 
@@ -130,6 +131,10 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
             RegistryWatch(settings.registry, partial(read_file, settings.registry), engine, registry, settings.lane)
         )
     process.duties.append(f"answers model {listed(registry.shown)} from topic {lane}")
+    deltas, url = None, read_settings(DeltaSettings).redis_url
+    if url is not None:
+        deltas = DeltaPublisher(url.get_secret_value(), process.clock)
+        process.beside.append(deltas)
     handler = InferenceHandler(
         Parts(
             engine=engine,
@@ -144,6 +149,7 @@ async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStac
             trust=trust,
             screen=screen,
             rules=rules,
+            deltas=deltas,
         )
     )
     process.beside.append(handler.engine_watch)

@@ -21,7 +21,7 @@ from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json
 from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
-from gateway.door.streamed import AnswerStream, chat_events, chat_failed, taken_stream
+from gateway.door.streamed import AnswerStream, ChatEvents, hearing, taken_stream, wants_deltas
 from gateway.errors import ApiError, not_found
 from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, list_jobs, relabel_job
 from schemas.bounded import BoundedModel
@@ -66,19 +66,20 @@ async def create(call: Call) -> Answer:
     if url == CHAT_COMPLETIONS and body.get("store") is True:
         kept = _kept(body, [note] if note is not None else [], is_redacted=let_in.job != job)
     trace = submitted.traceparent_of(call.request)
-    new = submitted.new_job(let_in, url, door.clock, traceparent=trace, kept=kept)
+    deltas = streams and wants_deltas(call, let_in.job)
+    new = submitted.new_job(let_in, url, door.clock, traceparent=trace, kept=kept, deltas=deltas)
     stored = await accept(call, content, [new], to_json({"job_id": new.job_id}))
 
     def shown(result: Result) -> dict[str, Any]:
         answer = in_binary(answer_body(result, url)) if is_binary else answer_body(result, url)
         return _noted(answer, [note] if note is not None else [])
 
-    async def events(result: Result) -> list[bytes]:
-        return chat_events(shown(result), with_usage=with_usage)
-
-    answer = answer_of(call, content, stored, json.loads(stored.body)["job_id"])
+    job_id = json.loads(stored.body)["job_id"]
+    answer = answer_of(call, content, stored, job_id)
     if streams:
-        return await AnswerStream.begun(answer, events, chat_failed, door.settings.heartbeat_seconds)
+        events = ChatEvents(shown, job_id, int(door.clock.time()), job.model_id or "", with_usage=with_usage)
+        heard = hearing(call, job_id, wanted=deltas)
+        return await AnswerStream.begun(answer, events, heard, door.settings.heartbeat_seconds)
     return shown(await answer)
 
 

@@ -19,7 +19,7 @@ from gateway.door.body import parse_json
 from gateway.door.endpoint import Answer, Call
 from gateway.door.routes.jobs import end_job
 from gateway.door.screened import screened
-from gateway.door.streamed import AnswerStream, response_events, response_failed, taken_stream
+from gateway.door.streamed import AnswerStream, ResponseEvents, hearing, taken_stream, wants_deltas
 from gateway.errors import ApiError, conflict, not_found
 from gateway.view.stored_jobs import StoredJob, delete_job, find_job, line_of
 from schemas.codec import read_result
@@ -64,7 +64,8 @@ async def create(call: Call) -> Answer:
     # A body that the filter redacted is not stored either.
     kept = shown if body.get("store") is not False and let_in.job == job else None
     trace = submitted.traceparent_of(call.request)
-    new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept)
+    deltas = streams and wants_deltas(call, let_in.job)
+    new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept, deltas=deltas)
     # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
     told, now = kept if kept is not None else unstored_members(body), int(door.clock.time())
     queued = response_object(new.job_id, "queued", now, told, model_id=new.model_id, metadata=new.metadata)
@@ -77,11 +78,9 @@ async def create(call: Call) -> Answer:
     async def ended(result: Result) -> dict[str, Any]:
         return _object(await _found(call, job_id), result, shown)
 
-    async def events(result: Result) -> list[bytes]:
-        return response_events(json.loads(stored.body), await ended(result))
-
     if streams:
-        return await AnswerStream.begun(answer, events, response_failed, door.settings.heartbeat_seconds)
+        events, heard = ResponseEvents(json.loads(stored.body), ended, job_id), hearing(call, job_id, wanted=deltas)
+        return await AnswerStream.begun(answer, events, heard, door.settings.heartbeat_seconds)
     return await ended(await answer)
 
 

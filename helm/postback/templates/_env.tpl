@@ -96,6 +96,7 @@ POSTBACK_ENGINE__VLLM__EXTRA: {{ . | quote }}
 {{- end }}
 POSTBACK_ENGINE__{{ upper .role.engine }}__API_KEY: {{ include "postback.secretKey" .role.apiKey }}
 POSTBACK_CACHE__REDIS_URL: {{ include "postback.secretKey" .root.Values.redis }}
+POSTBACK_DELTAS__REDIS_URL: {{ include "postback.secretKey" .root.Values.redis }}
 POSTBACK_WORKER__TRUST: {{ ternary "signed" "" .root.Values.trust.required | quote }}
 {{- end }}
 
@@ -146,6 +147,7 @@ POSTBACK_KEYRING: {{ printf "/etc/postback/keyring/%s" .root.Values.keyring.key 
 {{- include "postback.trust.env" . }}
 POSTBACK_KEYRING: {{ printf "/etc/postback/keyring/%s" .root.Values.keyring.key | quote }}
 POSTBACK_ACCESS__REDIS_URL: {{ include "postback.secretKey" .root.Values.redis }}
+POSTBACK_DELTAS__REDIS_URL: {{ include "postback.secretKey" .root.Values.redis }}
 POSTBACK_GATEWAY__STOP_SECONDS: {{ .role.drainSeconds | quote }}
 {{- with .root.Values.gateway }}
 POSTBACK_GATEWAY__PLAIN_HTTP: {{ ternary "" "true" .tls.enabled | quote }}

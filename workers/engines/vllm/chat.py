@@ -61,7 +61,7 @@ class VllmChat:
         """Return the `SamplingParams`. `defaults` come from the model's `generation_config.json`.
 
         `marks_are_special` keeps the marks around reasoning in the text. With `decodes_at_end`, vLLM decodes only
-        answers whose stop texts or log-probabilities need the text of each token; see `decoding`.
+        answers whose stop texts, log-probabilities or stream need the text of each token; see `decoding`.
         """
         asked, own = self._asked, {"temperature": 0.0, **defaults}
         if self.request.n > 1:
@@ -69,6 +69,8 @@ class VllmChat:
         params = asked.to_sampling_params(self.request.max_tokens, own)
         params.flat_logprobs = True  # a flat list takes a third less CPU time than a dictionary for each token
         params.detokenize = bool(params.stop) or self.request.top_logprobs is not None or not decodes_at_end
+        if self.request.on_delta is not None:
+            params.detokenize, params.output_kind = True, type(params.output_kind).CUMULATIVE
         params.skip_special_tokens = asked.skip_special_tokens and not marks_are_special
         return params
 

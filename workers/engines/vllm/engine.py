@@ -15,7 +15,7 @@ import asyncio
 import gc
 import multiprocessing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -359,8 +359,10 @@ class VllmEngine(AddressEngine):
             lora_request=lora,
             reasoning_ended=True if is_grammar_first else None,
         )
-        async for output in outputs:  # noqa: B007 - the only output is the final one
-            pass
+        on_delta = _told_answers(chat, thinking)
+        async for output in outputs:  # without `on_delta`, the only output is the final one
+            if on_delta is not None and not output.finished:
+                on_delta(output.outputs[0].text)
         if output is None:
             return Completion("", "abort", len(chat.tokens), 0)
         if all(one.finish_reason != "abort" for one in output.outputs):
@@ -386,6 +388,15 @@ class VllmEngine(AddressEngine):
         """Load the engine now, so that the next request waits less."""
         if not self._closing.is_set():
             self._begin_loading()
+
+
+def _told_answers(chat: VllmChat, thinking: Thinking | None) -> Callable[[str], object] | None:
+    """Return the function that takes the output so far, and passes the answer in it to `on_delta`, if there is one."""
+    on_delta, reasons = chat.request.on_delta, chat.request.reasons
+    if on_delta is None or thinking is None:
+        return on_delta
+    is_open = thinking.is_open(chat.tokens)
+    return lambda output: on_delta(thinking.answer_begun(output, reasons=reasons, is_open=is_open))
 
 
 def _report(abort: asyncio.Future[None]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest, RequestRejected
 from workers.engines.families import Family, ReasoningMarks, marks_in
-from workers.engines.reasoning import Parted, parted
+from workers.engines.reasoning import Parted, answer_begun, parted
 
 _PROMPT_END = 32
 """The number of tokens at the prompt's end among which the opening mark is searched for."""
@@ -92,6 +92,10 @@ class Thinking:
         reasoning = whole.reasoning.removesuffix(self._marks.trailer) if whole.reasoning is not None else None
         shown = self._specials.sub("", reasoning).strip() if reasoning is not None else None
         return Parted(whole.text if keeps_special_tokens else self.shown(whole.text), shown, whole.end)
+
+    def answer_begun(self, output: str, *, reasons: bool | None, is_open: bool) -> str:
+        """Return the answer in an output that still grows, as `parted` will give it; see `reasoning.answer_begun`."""
+        return self.shown(answer_begun(output, self._marks, reasons=reasons, is_open=is_open))
 
     def tokens(self, output: str, ids: Sequence[int], whole: Parted) -> int:
         """Return the number of tokens of the reasoning, including its closing mark."""
