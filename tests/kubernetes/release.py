@@ -119,6 +119,7 @@ def _values(product: Product) -> Manifest:
     kafka = product.kafka
     return {
         "env": "development",
+        "image": {"repository": "postback"},
         "kafka": {
             "bootstrapServers": kafka.bootstrap_servers,
             "topicPrefix": kafka.topic_prefix,

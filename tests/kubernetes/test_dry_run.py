@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from tests import custom_resources
-from tests.integration.deployment import SCALED, VALUE_SETS, Manifest, every_value_set, find, render
+from tests.integration.deployment import MESHED, SCALED, VALUE_SETS, Manifest, every_value_set, find, render
 from tests.kubernetes.api import Api, Refused
 from tests.kubernetes.build import TEST_SECONDS
 from tests.kubernetes.control_plane import ControlPlane
@@ -24,11 +24,12 @@ pytestmark = pytest.mark.timeout(TEST_SECONDS)
 
 _NAMESPACE = "inference"
 _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_PRIORITIES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 
 
 @pytest.fixture(scope="module")
 def server(control_plane: ControlPlane) -> Iterator[Api]:
-    """An API server that knows the custom resources, with the namespace of rendered charts."""
+    """An API server that knows the custom resources and a priority, with the namespace of rendered charts."""
     api = control_plane.api
     for definition in custom_resources.definitions():
         path = f"{_DEFINITIONS}/{definition['metadata']['name']}"
@@ -37,9 +38,12 @@ def server(control_plane: ControlPlane) -> Iterator[Api]:
             served = f"/apis/{definition['spec']['group']}/{version['name']}/{definition['spec']['names']['plural']}"
             eventually(partial(api.answers, served), WAIT_SECONDS, f"{served} is not served")
     api.create("/api/v1/namespaces", {"metadata": {"name": _NAMESPACE, "labels": RESTRICTED}})
+    priority = MESHED["priorityClassName"]
+    api.create(_PRIORITIES, {"metadata": {"name": priority}, "value": 1})
     account = f"/api/v1/namespaces/{_NAMESPACE}/serviceaccounts/default"
     eventually(lambda: api.answers(account), WAIT_SECONDS, "the namespace has no account for pods")
     yield api
+    api.delete(f"{_PRIORITIES}/{priority}")
     api.delete(f"/api/v1/namespaces/{_NAMESPACE}")
 
 
