@@ -234,16 +234,14 @@ class ResponseEvents:
     async def ended(self, result: Result) -> list[bytes]:
         """See `AnswerEvents`. A message that was begun stays the first item, before the reasoning."""
         answer = await self._shown(result)
-        if not self._sent:
-            made, begun = self._created(), 0
-        else:
-            output = sorted(answer["output"], key=lambda item: item["type"] != "message")
-            answer, begun = {**answer, "output": output}, 1
-            made = self._message_ended(output[0])
-        for place, item in enumerate(answer["output"][begun:], begun):
-            made.append(self._added(place, item))
+        if self._sent:
+            answer = {**answer, "output": sorted(answer["output"], key=lambda item: item["type"] != "message")}
+        made = [] if self._sent else self._created()
+        for place, item in enumerate(answer["output"]):
+            sent = self._sent if place == 0 else ""
+            made += [] if sent else [self._added(place, item)]
             at = {"output_index": place, "item_id": item["id"]}
-            made += (self._event(kind, **at, **members) for kind, members in _parts(item))
+            made += (self._event(kind, **at, **members) for kind, members in _parts(item, sent))
             made.append(self._event("response.output_item.done", output_index=place, item=item))
         return [*made, self._event(f"response.{answer['status']}", response=answer)]
 
@@ -259,15 +257,6 @@ class ResponseEvents:
         empty = {**item, "status": "in_progress"} | {name: blank for name, blank in _BLANK.items() if name in item}
         return self._event("response.output_item.added", output_index=place, item=empty)
 
-    def _message_ended(self, item: dict[str, Any]) -> list[bytes]:
-        """Return the events that end the message whose begin was sent. Raises ApiError for another text."""
-        [part] = item.get("content") or [{}]
-        rest = rest_of(part.get("text"), self._sent)
-        made = [self._in_message("response.output_text.delta", delta=rest, logprobs=[])] if rest else []
-        made.append(self._in_message("response.output_text.done", text=part["text"], logprobs=part["logprobs"]))
-        made.append(self._in_message("response.content_part.done", part=part))
-        return [*made, self._event("response.output_item.done", output_index=0, item=item)]
-
     def _in_message(self, kind: str, **members: Any) -> bytes:
         return self._event(kind, output_index=0, item_id=self._message["id"], content_index=0, **members)
 
@@ -278,24 +267,30 @@ class ResponseEvents:
 _BLANK: dict[str, Any] = {"content": [], "arguments": ""}
 
 
-def _parts(item: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events between an item's begin and its end."""
+def _parts(item: dict[str, Any], sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events between an item's begin and its end, without those of the text that was sent.
+
+    Raises ApiError if the item is another answer than the sent one.
+    """
     if item["type"] == "function_call":
         yield "response.function_call_arguments.delta", {"delta": item["arguments"]}
         yield "response.function_call_arguments.done", {"arguments": item["arguments"], "name": item["name"]}
     elif item["type"] == "message":
         for index, part in enumerate(item["content"]):
-            at = {"content_index": index}
-            if part["type"] == "refusal":
-                yield "response.content_part.added", {**at, "part": {**part, "refusal": ""}}
-                yield "response.refusal.delta", {**at, "delta": part["refusal"]}
-                yield "response.refusal.done", {**at, "refusal": part["refusal"]}
-                yield "response.content_part.done", {**at, "part": part}
-                continue
-            yield "response.content_part.added", {**at, "part": {**part, "text": "", "logprobs": []}}
-            yield "response.output_text.delta", {**at, "delta": part["text"], "logprobs": part["logprobs"]}
-            yield "response.output_text.done", {**at, "text": part["text"], "logprobs": part["logprobs"]}
-            yield "response.content_part.done", {**at, "part": part}
+            yield from ((kind, {"content_index": index, **members}) for kind, members in _part(part, sent))
+
+
+def _part(part: dict[str, Any], sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of one part of a message, which is a text or a refusal. Raises ApiError, see `_parts`."""
+    kind, said = part["type"], "refusal" if part["type"] == "refusal" else "text"
+    logprobs = {} if said == "refusal" else {"logprobs": part["logprobs"]}
+    rest = rest_of(part.get("text"), sent) if sent else part[said]
+    if not sent:
+        yield "response.content_part.added", {"part": {**part, said: "", **{name: [] for name in logprobs}}}
+    if rest or not sent:
+        yield f"response.{kind}.delta", {"delta": rest, **logprobs}
+    yield f"response.{kind}.done", {said: part[said], **logprobs}
+    yield "response.content_part.done", {"part": part}
 
 
 def _named(kind: str, content: dict[str, Any]) -> bytes:

@@ -171,7 +171,10 @@ RULES: dict[str, Schema] = {
     "gateway.service.port": _PORT,
     "gateway.httpRoute.hostnames": {"items": {**_TEXT, **_NAMED}},
 }
-"""What a value's default does not say, by the last name of several values or by the path of one, which precedes."""
+"""Bounds that a value's default does not state, by the last name of several values, or by the path of one value.
+
+A rule by path goes before a rule by name.
+"""
 
 
 class RuleWithoutValue(Exception):  # noqa: N818 - named after the file's fault
