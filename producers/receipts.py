@@ -28,8 +28,8 @@ from schemas.bounded import WireModel
 from schemas.codec import write_job
 from schemas.job import CustomId, Identifier, Job, Tenant
 from schemas.settings import KafkaSettings
+from telemetry.atomic_file import replacing
 from telemetry.clock import Clock
-from telemetry.private_file import replacing
 
 _DIGEST_BYTES = 8
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from telemetry.atomic_file import replacing
+
 LATE_SECONDS = 5.0
 """A job is late if its first callback comes later than this after the job was due; without a fault, it takes 0.5 s."""
 
@@ -49,9 +51,8 @@ class Measured:
     def write(self, file: Path) -> None:
         """Write the samples as JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(".new")
-        new.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        new.rename(file)
+        with replacing(file) as out:
+            out.write(json.dumps(asdict(self)).encode())
 
     @classmethod
     def read(cls, file: Path) -> Measured:

@@ -26,6 +26,7 @@ from cli.devkit.broker import Broker
 from cli.operations.topics import configure_groups, create_topics
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
+from telemetry.atomic_file import replacing
 from telemetry.clock import SystemClock
 from tests.debian_package import unpacked
 from tests.postgres_server import PostgresServer
@@ -164,9 +165,8 @@ class Rig:
 
     def set_clock(self, seconds: int) -> None:
         """Move the clock of the cell's process by so many seconds."""
-        new = self.folder / "clock.new"
-        new.write_text(f"{seconds:+d}\n", encoding="utf-8")
-        new.rename(self.folder / "clock")
+        with replacing(self.folder / "clock") as out:
+            out.write(f"{seconds:+d}\n".encode())
 
     def kill(self, name: str) -> None:
         """Send SIGKILL; the process stays away until `start`."""

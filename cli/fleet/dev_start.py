@@ -19,7 +19,7 @@ from urllib.request import urlopen
 from cli.devkit.broker import Broker
 from cli.devkit.kafka.cluster import check_free, free_ports
 from cli.devkit.kafka.errors import PortInUse
-from telemetry.private_file import Replacement, replace_files
+from telemetry.atomic_file import Replacement, replace_files
 
 HOST = "127.0.0.1"
 LIST_SECONDS = 5.0

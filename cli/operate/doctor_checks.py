@@ -26,8 +26,8 @@ from cli.operations.doctor import brokers, fleet, topics
 from cli.operations.doctor.findings import Check, Finding, fault, warning
 from cli.shared.variables import ROOMS, complaints, settings_class
 from schemas.settings import FleetSettings, SettingsRefused, read_settings
+from telemetry.atomic_file import access_problem
 from telemetry.clock import Clock, SystemClock
-from telemetry.private_file import access_problem
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB, SMALLEST_WINDOW, memory_limit_bytes
 
 _LARGEST_BYTES = 16 * 1024 * 1024

@@ -49,7 +49,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.job import TENANT_PATTERN
-from telemetry.private_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
+from telemetry.atomic_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 90

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self, TextIO, TypeGuard
 
 from cli.shared.errors import BAD_INPUT, FAILED, fail, say
-from telemetry.private_file import PART, Unfinished
+from telemetry.atomic_file import PART, Unfinished
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """The `errno` values of a disk's errors; an OSError with another value may come from a socket to Kafka."""

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select
 from gateway.store.dialects import insert, sqlite_file
 from gateway.store.store import Store
 from gateway.store.tables import meta
-from telemetry.private_file import PrivateFileRefused, read_private
+from telemetry.atomic_file import PrivateFileRefused, read_private
 from workers.system.errors import ProcessError
 
 LEAST_BYTES = 32

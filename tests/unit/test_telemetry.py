@@ -33,10 +33,10 @@ from schemas.endpoint import DisabledBecause
 from schemas.outcome import Outcome
 from schemas.screening import Verdict
 from telemetry import logs
+from telemetry.atomic_file import Replacement, access_problem, only_writer, replace_files
 from telemetry.clock import Deadline, SystemClock
 from telemetry.hand_clock import HandClock, SetClock
 from telemetry.metrics import Metrics
-from telemetry.private_file import Replacement, access_problem, only_writer, replace_files
 from telemetry.series import ClosedCounter, QuickHistogram
 from telemetry.traces import TraceContext, exemplar, exporting, parse_traceparent, past_span, span
 from tests.process_state import changes, shared_state, state_kept

@@ -40,9 +40,9 @@ from pydantic_core import ErrorDetails
 
 from schemas.job import TENANT_PATTERN
 from schemas.signature import PUBLIC_KEY_PREFIX, SECRET_PREFIX, SIGNING_KEY_PREFIX, Signer, secret_bytes
+from telemetry.atomic_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from telemetry.private_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 
 if TYPE_CHECKING:
     from telemetry.health import HealthPage

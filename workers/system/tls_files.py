@@ -6,7 +6,7 @@ import os
 import ssl
 from pathlib import Path
 
-from telemetry.private_file import access_problem
+from telemetry.atomic_file import access_problem
 from workers.system.errors import ProcessError
 
 Stamp = tuple[int, int, int] | None
