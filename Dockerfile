@@ -29,6 +29,7 @@ ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
     --mount=type=bind,source=requirements/install,target=/requirements/install \
+    --mount=type=bind,source=docs/reference/licences.md,target=/requirements/licences.md \
     sh /requirements/install
 ENV PATH=/opt/postback/bin:$PATH \
     HOME=/var/cache/postback \
@@ -56,6 +57,7 @@ ARG SOURCE_DATE_EPOCH=1735689600
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=requirements/worker.txt,target=/requirements/worker.txt \
     --mount=type=bind,source=requirements/install,target=/requirements/install \
+    --mount=type=bind,source=docs/reference/licences.md,target=/requirements/licences.md \
     sh /requirements/install
 ENV PATH=/opt/postback/bin:$PATH \
     HOME=/var/cache/postback \

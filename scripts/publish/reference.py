@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client import Gauge
 from prometheus_client.metrics import MetricWrapperBase
 
-from scripts.publish import chart_reference, chart_schema, job_reference
+from scripts.publish import chart_reference, chart_schema, job_reference, licences
 from scripts.publish.catalogue import Section, names, sections
 from scripts.publish.markdown import table
 from telemetry.actions import SECTIONS, Action
@@ -85,6 +85,7 @@ def documents() -> dict[Path, str]:
         REFERENCE / "settings.md": _SETTINGS + "".join(_settings()),
         REFERENCE / "metrics.md": _METRICS + table(("metric", "kind", "labels", "meaning"), _metrics()),
         REFERENCE / "jobs.md": job_reference.page(),
+        REFERENCE / "licences.md": licences.page(),
         REFERENCE / "log-actions.md": _LOG_ACTIONS + "".join(starmap(_actions, SECTIONS.items())),
         ROOT / "cli" / "shared" / "published" / "variables.txt": "".join(f"{name}\n" for name in names()),
         OPERATIONS: _MEASURED_TABLE.sub(_measured_table(), OPERATIONS.read_text(encoding="utf-8")),

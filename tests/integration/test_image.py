@@ -58,6 +58,12 @@ def test_both_images_are_made_by_the_same_steps_and_say_what_they_are() -> None:
     assert {text for text in dockerfile("ARG") if text.startswith("VERSION=")} == {f"VERSION={version}"}
 
 
+def test_the_images_keep_the_page_of_licences_where_it_says() -> None:
+    page = (ROOT / "docs" / "reference" / "licences.md").read_text()
+    [place] = re.findall(r"The images have this page as `(.+)`", page)
+    assert f"install -D -m 0644 /requirements/licences.md {place}\n" in (ROOT / "requirements" / "install").read_text()
+
+
 def test_every_stage_knows_the_commits_time_so_that_no_step_writes_the_builds() -> None:
     """Without that time, `useradd` would write the day into /etc/shadow, and the wheel would have the build's times."""
     epochs = [text for text in dockerfile("ARG") if text.startswith("SOURCE_DATE_EPOCH=")]

@@ -18,7 +18,8 @@ INDEX = ROOT / "docs" / "index.md"
 CONF: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "site" / "conf.py"))
 LISTED = [(INDEX.parent / target).resolve() for _, target, _ in CONF["LINK"].findall(INDEX.read_text(encoding="utf-8"))]
 GENERATED = {
-    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("chart", "jobs", "log-actions", "metrics", "settings")),
+    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("chart", "jobs", "licences", "log-actions", "metrics")),
+    ROOT / "docs" / "reference" / "settings.md",
     ROOT / "docs" / "evidence-faults.md",  # a table of its cells, made from their samples
 }
 MOST_WORDS = 38_000
