@@ -4,7 +4,7 @@
 #   docker build -t postback:gpu --target worker-gpu .      # workers with vLLM on GPUs
 #   scripts/images                                          # both, the same bytes each time, with SBOM and digest
 #
-# A base brings Python 3.11 or newer as `python3` with its venv module. Name it with its digest for the same base each time.
+# A base brings Python 3.11 or newer as `python3` with its venv module. scripts/images gives it with its digest.
 ARG LIGHT_BASE=python:3.11-slim
 ARG GPU_BASE=vllm/vllm-openai:v0.32.0
 
@@ -39,8 +39,10 @@ ENV PATH=/opt/postback/bin:$PATH \
 # Below the installation, whose cached layer stays valid for another version or revision.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG GPU_BASE
 LABEL org.opencontainers.image.title="Postback worker with vLLM" \
       org.opencontainers.image.description="Asynchronous LLM inference over Kafka: workers with vLLM on GPUs" \
+      org.opencontainers.image.base.name="${GPU_BASE}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
@@ -67,8 +69,10 @@ ENV PATH=/opt/postback/bin:$PATH \
 # Below the installation, whose cached layer stays valid for another version or revision.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG LIGHT_BASE
 LABEL org.opencontainers.image.title="Postback" \
       org.opencontainers.image.description="Asynchronous LLM inference over Kafka: every role, without an engine of its own" \
+      org.opencontainers.image.base.name="${LIGHT_BASE}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -48,6 +48,7 @@ class GoTool:
 
 HELM = GoTool("helm.sh/helm/v3/cmd/helm", "v3.22.0")
 KUBECONFORM = GoTool("github.com/yannh/kubeconform/cmd/kubeconform", "v0.8.0")
+ACTIONLINT = GoTool("github.com/rhysd/actionlint/cmd/actionlint", "v1.7.12")
 COMPOSE = GoTool("github.com/compose-spec/compose-go/v2/cmd", "v2.16.2")
 
 

@@ -52,8 +52,8 @@ def test_both_images_are_made_by_the_same_steps_and_say_what_they_are() -> None:
     environments = dockerfile("ENV")
     assert environments[0] == environments[1]
     for labels in dockerfile("LABEL"):
-        named = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", labels))
-        assert named == {"title", "description", "licenses", "version", "revision"}
+        named = set(re.findall(r"org\.opencontainers\.image\.([\w.]+)=", labels))
+        assert named == {"title", "description", "base.name", "licenses", "version", "revision"}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert {text for text in dockerfile("ARG") if text.startswith("VERSION=")} == {f"VERSION={version}"}
 
@@ -62,6 +62,47 @@ def test_the_images_keep_the_page_of_licences_where_it_says() -> None:
     page = (ROOT / "docs" / "reference" / "licences.md").read_text()
     [place] = re.findall(r"The images have this page as `(.+)`", page)
     assert f"install -D -m 0644 /requirements/licences.md {place}\n" in (ROOT / "requirements" / "install").read_text()
+
+
+DOCKER = """#!/bin/sh
+echo "$*" >> calls
+case "$*" in
+  *--raw*) echo '{"manifests":[{"digest":"sha256:aa"},{"digest":"sha256:bb"}]}' ;;
+  *inspect*) echo "\\"sha256:$(echo "$4" | tr -dc a-z)\\"" ;;
+  *build*) echo '{"containerimage.digest": "sha256:cc"}' | tee build/images/light.json > build/images/worker-gpu.json ;;
+esac
+"""
+"""A docker that answers as a registry with an index, and whose digests of bases are their names."""
+
+
+def test_images_are_built_from_their_bases_by_digest(tmp_path: Path) -> None:
+    for name in ("scripts/images", "Dockerfile", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for name, text in (("docker", DOCKER), ("git", "#!/bin/sh\necho 1\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    light = "registry.example/python:3.11@sha256:dd"
+    done = subprocess.run(
+        ["bash", "scripts/images"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PUSH": "registry.example/postback", "LIGHT_BASE": light},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    gpu = next(text.removeprefix("GPU_BASE=") for text in dockerfile("ARG") if text.startswith("GPU_BASE="))
+    pinned = f"{gpu}@sha256:{re.sub('[^a-z]', '', gpu)}"
+    assert done.stdout.splitlines() == [
+        f"light {version} image sha256:aa index sha256:cc base {light}",
+        f"worker-gpu {version} image sha256:aa index sha256:cc base {pinned}",
+    ]
+    built = [call for call in (tmp_path / "calls").read_text().splitlines() if " build " in call]
+    assert [f"--build-arg LIGHT_BASE={light}" in call for call in built] == [True, True]
+    assert [f"--build-arg GPU_BASE={pinned}" in call for call in built] == [False, True]
 
 
 def test_every_stage_knows_the_commits_time_so_that_no_step_writes_the_builds() -> None:
