@@ -53,7 +53,7 @@ from schemas.settings import FleetSettings, read_settings
 from telemetry.audit import Audit
 from telemetry.clock import Clock
 from telemetry.metrics import Metrics
-from telemetry.peers import PeerWatch, redis_ping
+from telemetry.peers import PeerWatch
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
 from workers.delivery.settings import DeliverySettings
@@ -185,9 +185,7 @@ def _watch_peers(process: Process, stack: AsyncExitStack, shelf: Shelf) -> None:
     stack.callback(peers.close)
     peers.watch("store", lambda: shelf.store.read_now(lambda connection: connection.execute(select(1)).scalar()))
     peers.watch("files", partial(has_answer, shelf.blobs))
-    url = read_settings(AccessSettings).redis_url
-    if url is not None:
-        peers.watch("redis", redis_ping(url.get_secret_value()))
+    peers.watch_redis(read_settings(AccessSettings).redis_url, read_settings(DeltaSettings).redis_url)
 
 
 def _clerk(process: Process, shelf: Shelf) -> Clerk:

@@ -56,7 +56,7 @@ PROCESS = {
     "deltas-away": Action(
         "warning",
         "The Redis of POSTBACK_DELTAS__REDIS_URL does not answer; streamed answers come as a whole until it does.",
-        "Start Redis, or see why it cannot be reached; a refused PUBLISH or SUBSCRIBE needs another ACL.",
+        "Start Redis, or see why it cannot be reached; a refused PING, PUBLISH or SUBSCRIBE needs another ACL.",
     ),
     "deltas-back": Action("info", "The Redis of POSTBACK_DELTAS__REDIS_URL answers again."),
     "setting-unread": Action(

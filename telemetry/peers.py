@@ -15,6 +15,8 @@ from http.client import HTTPException
 from threading import Event, Lock, Thread
 from typing import Literal
 
+from pydantic import SecretStr
+
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -47,6 +49,11 @@ class PeerWatch:
         """Call `ask` every few seconds until `close`. An exception means that the peer did not answer."""
         answered = self.expect(peer)
         Thread(target=self._ask, args=(peer, ask, answered), name=f"peer-{peer}", daemon=True).start()
+
+    def watch_redis(self, *urls: SecretStr | None) -> None:
+        """Watch each Redis that settings name, once also where several name the same one."""
+        for url in {each.get_secret_value() for each in urls if each is not None}:
+            self.watch("redis", redis_ping(url))
 
     def expect(self, peer: Peer) -> Callable[[], None]:
         """Show a peer that the caller asks itself. Returns the function to call after each answer."""

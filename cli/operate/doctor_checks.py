@@ -17,6 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import gettempdir
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 
@@ -29,6 +30,9 @@ from schemas.settings import FleetSettings, SettingsRefused, read_settings
 from telemetry.atomic_file import access_problem
 from telemetry.clock import Clock, SystemClock
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB, SMALLEST_WINDOW, memory_limit_bytes
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 _LARGEST_BYTES = 16 * 1024 * 1024
 _CLOCK = SystemClock()
@@ -119,7 +123,8 @@ def _services(environment: Mapping[str, str], roles: Sequence[str]) -> Iterator[
     for name in ("access", "cache", "deltas"):
         variable = f"POSTBACK_{name.upper()}__REDIS_URL"
         if variable in environment:
-            yield Check(f"redis-{name}", partial(check_redis, variable, environment[variable]))
+            uses = _speaks if name == "deltas" else _keeps
+            yield Check(f"redis-{name}", partial(check_redis, variable, environment[variable], uses))
     if languages := environment.get("POSTBACK_ENRICHMENT__OCR"):
         yield Check("ocr", partial(check_ocr, languages))
     judge = environment.get("POSTBACK_ENRICHMENT__ENTAILMENT")
@@ -437,7 +442,22 @@ def check_entailment(judge: str | None) -> Iterator[Finding]:
         )
 
 
-def check_redis(variable: str, url: str) -> Iterator[Finding]:
+def _keeps(redis: Redis) -> None:
+    """Write a key, as the cache and the gateways' counters do. Raises RedisError."""
+    redis.set("postback/doctor", b"", px=1000)
+
+
+def _speaks(redis: Redis) -> None:
+    """Hear and say something that all listeners ignore, as for deltas. Raises RedisError."""
+    from workers.system.deltas import OWN_CHANNEL
+
+    with redis.pubsub() as hearing:  # type: ignore[no-untyped-call]
+        hearing.subscribe(OWN_CHANNEL)
+        hearing.get_message(timeout=_REDIS_SECONDS)
+    redis.publish(OWN_CHANNEL, b"")
+
+
+def check_redis(variable: str, url: str, uses: Callable[[Redis], None]) -> Iterator[Finding]:
     """Yield a fault if the Redis at `url` cannot be used. The URL, which may contain a password, is not shown."""
     if find_spec("redis") is None:
         yield fault(
@@ -450,13 +470,15 @@ def check_redis(variable: str, url: str) -> Iterator[Finding]:
     try:
         with Redis.from_url(url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS) as client:
             client.ping()
-            client.set("postback/doctor", b"", px=1000)
+            uses(client)
     except AuthenticationError:
         yield fault(f"the Redis of {variable} refuses the password", f"correct the password in {variable}")
-    except (ReadOnlyError, NoPermissionError) as error:
+    except ReadOnlyError:
+        yield fault(f"the Redis of {variable} takes no writes (ReadOnlyError)", f"name the primary in {variable}")
+    except NoPermissionError:
         yield fault(
-            f"the Redis of {variable} takes no writes ({type(error).__name__})",
-            f"name the primary in {variable}, and a user that may write",
+            f"the Redis of {variable} refuses a command of this user (NoPermissionError)",
+            "allow it PING and writes; for deltas PING, PUBLISH, SUBSCRIBE and UNSUBSCRIBE on postback:deltas:*",
         )
     except (RedisError, OSError) as error:
         yield fault(f"the Redis of {variable} fails ({type(error).__name__})", f"start it, or correct {variable}")

@@ -99,6 +99,37 @@ def test_a_redis_that_is_a_replica_is_named_as_read_only(tmp_path: Path) -> None
             assert told(found, f"the Redis of {variable} takes no writes (ReadOnlyError)", "name the primary"), found
 
 
+def test_a_redis_that_refuses_the_password_is_named_for_each_setting(tmp_path: Path) -> None:
+    import redis
+
+    with RedisServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", "right")
+        for setting in ("ACCESS", "CACHE", "DELTAS"):
+            variable, check = f"POSTBACK_{setting}__REDIS_URL", f"redis-{setting.lower()}"
+            assert findings(check, **{variable: server.url.replace("//", "//:right@")}) == []
+            for url in (server.url, server.url.replace("//", "//:wrong@")):
+                found = findings(check, **{variable: url})
+                assert told(found, f"the Redis of {variable} refuses the password", f"in {variable}"), found
+
+
+@pytest.mark.parametrize("refused", ["", "-publish", "-subscribe", "-ping", "resetchannels"])
+def test_a_user_of_redis_that_may_not_publish_or_subscribe_is_named_for_deltas(refused: str, tmp_path: Path) -> None:
+    """Without a refusal, the user has only the rights that docs/howto/gateway.md names."""
+    import redis
+
+    rights = ["on", ">word", "-@all", "&postback:deltas:*", *("+ping", "+publish", "+subscribe", "+unsubscribe")]
+    with RedisServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "speaker", *rights, *([refused] if refused else []))
+        url = server.url.replace("//", "//speaker:word@")
+        found = findings("redis-deltas", POSTBACK_DELTAS__REDIS_URL=url)
+        if refused:
+            problem = "the Redis of POSTBACK_DELTAS__REDIS_URL refuses a command of this user"
+            assert told(found, problem, "PUBLISH, SUBSCRIBE"), found
+        else:
+            assert found == []
+            assert told(findings("redis-cache", POSTBACK_CACHE__REDIS_URL=url), "refuses a command", "writes")
+
+
 def test_a_database_of_another_encoding_is_named(postgres: PostgresServer) -> None:
     found = findings("store", POSTBACK_STORE__URL=postgres.new_database("SQL_ASCII"))
     assert told(found, "the store's database has the encoding SQL_ASCII", "ENCODING 'UTF8'"), found

@@ -62,6 +62,7 @@ def told(found: list[tuple[str, str]], problem: str, fix: str) -> bool:
         ("TRUST__SECRET_FILE", "/none", "secret-files", "POSTBACK_TRUST__SECRET_FILE cannot", "correct the"),
         ("DELIVERY__CA_FILE", __file__, "certificates", "holds no certificate in PEM", "correct the path"),
         ("ACCESS__REDIS_URL", f"redis://{NO_KAFKA}/0", "redis-access", "fails (ConnectionError)", "start it"),
+        ("DELTAS__REDIS_URL", f"redis://{NO_KAFKA}/0", "redis-deltas", "fails (ConnectionError)", "start it"),
         ("CACHE__REDIS_URL", "http://x", "redis-cache", "POSTBACK_CACHE__REDIS_URL is no URL", "redis://HOST"),
         ("STORE__URL", "mysql://x", "store", "the store's URL cannot be used", "write sqlite:///FILE"),
         (

@@ -12,7 +12,7 @@ from schemas.settings import FleetSettings, read_settings
 from schemas.topics import Topics
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
-from telemetry.peers import PeerWatch, http_answers, redis_ping
+from telemetry.peers import PeerWatch, http_answers
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine
 from workers.engines.models.registry_engine import RegistryEngine
@@ -94,14 +94,12 @@ async def load(engine: Engine, clock: Clock) -> None:
 
 
 def _watch_peers(process: Process, engine: Engine, engine_name: str | None, stack: AsyncExitStack) -> None:
-    """Ask the model servers and the cache's Redis every few seconds, so that alerts know their silence."""
+    """Ask the model servers, and Redis for the cache and for deltas, every few seconds: alerts know their silence."""
     peers = PeerWatch(process.metrics, process.clock)
     stack.callback(peers.close)
     for url in model_servers(engine, engine_name):
         peers.watch("model_server", partial(http_answers, f"{url}/models"))
-    redis_url = read_settings(CacheSettings).redis_url
-    if redis_url is not None:
-        peers.watch("redis", redis_ping(redis_url.get_secret_value()))
+    peers.watch_redis(read_settings(CacheSettings).redis_url, read_settings(DeltaSettings).redis_url)
 
 
 async def inference_stage(process: Process, engine: Engine, stack: AsyncExitStack) -> Stage:

@@ -45,7 +45,8 @@ ANSWER_SECONDS: Final = 2.0
 """Longest wait for a connection to Redis, and for the answer to a batch."""
 _PING_SECONDS: Final = 5.0
 """A listener without a message for this time asks Redis for a sign of life, and waits as long for it."""
-_PREFIX: Final = "postback:deltas:"
+OWN_CHANNEL: Final = "postback:deltas:"
+"""The channel of no job, which a gateway always hears; the names of all channels begin with it."""
 
 log = get_logger()
 
@@ -62,7 +63,7 @@ class DeltaSettings(RoomSettings, env_prefix="POSTBACK_DELTAS__"):
 
 def channel_of(topic_prefix: str, tenant: str, job_id: str) -> str:
     """Return the name of a job's channel. Neither prefix nor tenant has a colon, so no two jobs share a channel."""
-    return f"{_PREFIX}{topic_prefix}:{tenant}:{job_id}"
+    return f"{OWN_CHANNEL}{topic_prefix}:{tenant}:{job_id}"
 
 
 # -- The worker's side --
@@ -250,7 +251,7 @@ class DeltaListeners(SideTask):
 
     async def _listen(self, pubsub: PubSub) -> None:
         """Read messages until Redis is silent. Raises RedisError and OSError."""
-        await pubsub.subscribe(_PREFIX, *self._listening)  # its own channel too: it always has one
+        await pubsub.subscribe(OWN_CHANNEL, *self._listening)  # the connection always has a channel
         self._pubsub = pubsub
         is_asked = False
         while True:

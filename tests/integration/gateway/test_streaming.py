@@ -13,9 +13,10 @@ from openai.types.chat import ChatCompletionChunk
 from redis import Redis
 
 from schemas.topics import DELTAS
+from telemetry.peers import ASK_SECONDS
 from tests.fleet_here import FleetHere
 from tests.integration.gateway.gateway_process import Gateway, running_gateway
-from tests.product import Product, eventually
+from tests.product import Product, Role, eventually
 from tests.redis_server import RedisServer
 from workers.system.deltas import channel_of
 
@@ -34,10 +35,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def gateway(module_fleet_here: FleetHere, redis: RedisServer) -> Iterator[Gateway]:
+def worker(module_fleet_here: FleetHere, redis: RedisServer) -> Role:
     channel = {"POSTBACK_DELTAS__REDIS_URL": redis.url}
-    module_fleet_here.worker("w", "--engine", "echo", "--model", MODEL, **channel)
-    with running_gateway(module_fleet_here, **channel) as started:
+    return module_fleet_here.worker("w", "--engine", "echo", "--model", MODEL, **channel)
+
+
+@pytest.fixture(scope="module")
+def gateway(module_fleet_here: FleetHere, redis: RedisServer, worker: Role) -> Iterator[Gateway]:
+    with running_gateway(module_fleet_here, POSTBACK_DELTAS__REDIS_URL=redis.url) as started:
         yield started
 
 
@@ -172,6 +177,21 @@ def test_without_redis_the_answer_is_whole_and_with_it_the_words_come_again(clie
         return len(list(pieces(chat(client, "[[sleep 2]] one two three")))) > 1
 
     eventually(grows, SECONDS, "no answer grows")
+
+
+def test_the_silence_of_a_redis_for_deltas_alone_is_a_series_of_worker_and_gateway(
+    worker: Role, gateway: Gateway, redis: RedisServer
+) -> None:
+    """PostbackRedisAway asks for this series."""
+
+    def silences() -> list[float]:
+        return [role.metrics()["postback_peer_silent_seconds{redis}"] for role in (worker, gateway.role)]
+
+    assert max(silences()) < SECONDS
+    redis.kill()
+    eventually(lambda: min(silences()) > 2 * ASK_SECONDS, SECONDS, lambda: f"{silences()}")
+    redis.start()
+    eventually(lambda: max(silences()) <= ASK_SECONDS, SECONDS, lambda: f"{silences()}")
 
 
 def test_a_killed_workers_answer_goes_on_at_another_worker(product: Product, redis: RedisServer) -> None:
