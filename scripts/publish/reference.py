@@ -60,7 +60,7 @@ The level is the highest that the action is logged with; `POSTBACK_LOG_LEVEL` hi
 
 
 OPERATIONS = ROOT / "docs" / "OPERATIONS.md"
-_PROMISES = {
+PROMISES = {
     "PostbackRoleDown worker": "A worker answers jobs",
     "PostbackRoleDown delivery": "Delivery calls back",
     "PostbackRoleDown gateway": "The gateway takes jobs",
@@ -109,7 +109,7 @@ def _measured_table() -> str:
             *(promise, f"[{alert}](#{alert.split()[0].lower()})", str(seconds["SIGKILL"][alert])),
             str(seconds["SIGSTOP"].get(alert, seconds["read-only"].get(alert, ""))),
         )
-        for alert, promise in _PROMISES.items()
+        for alert, promise in PROMISES.items()
     )
     return table(("promise", "alert", "killed", "stopped"), rows)
 

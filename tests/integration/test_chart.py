@@ -367,6 +367,23 @@ def test_each_example_is_complete_as_printed(example: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_page_of_a_fleet_on_gpus_names_objects_alerts_and_labels_of_its_values() -> None:
+    page = (ROOT / "docs" / "howto" / "first-fleet.md").read_text()
+    manifests = render(VALUE_SETS["scaled-gpus"])
+    objects = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in manifests}
+    rules = next(each for each in manifests if each["kind"] == "PrometheusRule")["spec"]["groups"]
+    [stack] = re.findall(r"helm install (\S+) kube-prometheus-stack ", page)
+    watched = [each for each in manifests if each["kind"] in ("PodMonitor", "PrometheusRule")]
+
+    assert set(re.findall(r"\b(?:deployment|statefulset)/\S+", page)) - objects == set()
+    assert set(re.findall(r"grep -o (\w+)", page)) <= {
+        rule["alert"] for group in rules for rule in group["rules"] if "alert" in rule
+    }
+    assert [each["metadata"]["labels"]["release"] for each in watched] == [stack] * 3
+    assert find(manifests, "ScaledObject", "worker")["spec"]["minReplicaCount"] == 0
+    assert VALUE_SETS["scaled-gpus"]["kafka"]["bootstrapServers"] == VALUE_SETS["cpu-demo"]["kafka"]["bootstrapServers"]
+
+
 def test_the_demos_kafka_is_valid_and_at_the_demos_address(kubeconform: Kubeconform) -> None:
     text = (ROOT / "helm" / "demo-kafka.yaml").read_text()
     service, deployment = yaml.safe_load_all(text)

@@ -22,7 +22,7 @@ from cli.operations.certificates import LEAF_DAYS, Leaf, init, issue
 from scripts.dashboards import __main__ as dashboards
 from scripts.dashboards.__main__ import FOLDER as DASHBOARDS
 from scripts.play.model import embedding_model
-from scripts.publish.reference import ROOT
+from scripts.publish.reference import PROMISES, ROOT
 from telemetry.clock import Deadline, SystemClock
 from telemetry.health import READY, HealthServer
 from telemetry.metrics import Metrics
@@ -91,6 +91,14 @@ def names_of(family: Any) -> set[str]:
     """The names of a metric's samples."""
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
     return {family.name + suffix for suffix in suffixes}
+
+
+def test_each_alert_of_a_death_stands_in_the_table_of_measured_seconds() -> None:
+    groups = yaml.safe_load((RULES_FOLDER / RULES).read_text())["groups"]
+    [deaths] = [group for group in groups if group["name"] == "postback-deaths"]
+    assert {rule["alert"] for rule in deaths["rules"]} | {"PostbackFiguresStale"} == {
+        promised.split()[0] for promised in PROMISES
+    }
 
 
 def test_each_alert_has_a_runbook_section() -> None:
