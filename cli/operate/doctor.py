@@ -52,8 +52,8 @@ def doctor(
     """Examine Kafka, the fleet, the settings and this machine. Each check prints a line: ok, or a fault and its fix.
 
     The command reads the same variables as the roles, so run the command where the roles run. The command writes one
-    tombstone into fleet_workers, to learn the broker's time; a key that lasts a second into each Redis; and an object
-    that it deletes into the bucket of files.
+    tombstone into fleet_workers, to learn the broker's time; a key that lasts a second into each Redis, or for deltas
+    an empty message; and an object that it deletes into the bucket of files.
 
     Exit status: 0 no fault, 1 a fault was found.
     """

@@ -24,7 +24,7 @@ from cryptography import x509
 from cli.operate import doctor_engine
 from cli.operations.certificates import State, authority_state, days_left, state_at
 from cli.operations.doctor import brokers, fleet, topics
-from cli.operations.doctor.findings import Check, Finding, fault, warning
+from cli.operations.doctor.findings import Check, Finding, fault, fault_of, warning
 from cli.shared.variables import ROOMS, complaints, settings_class
 from schemas.settings import FleetSettings, SettingsRefused, read_settings
 from telemetry.atomic_file import access_problem
@@ -381,8 +381,7 @@ def check_store() -> Iterator[Finding]:
     try:
         examine_store(read_settings(StoreSettings).url)
     except StoreAway as away:
-        problem, _, fix = str(away).partition("; ")
-        yield fault(problem, fix or "start the database, or correct POSTBACK_STORE__URL")
+        yield fault_of(away, "start the database, or correct POSTBACK_STORE__URL")
 
 
 def check_bucket() -> Iterator[Finding]:
@@ -406,8 +405,8 @@ def check_bucket() -> Iterator[Finding]:
         step = "deleted from"
         blobs.delete(name)
     except BlobsAway as away:
-        problem, _, fix = str(away).partition("; ")
-        yield fault(f"the bucket of {variable} cannot be {step}: {problem}", fix or f"correct {variable} and its keys")
+        found = fault_of(away, f"correct {variable} and its keys")
+        yield fault(f"the bucket of {variable} cannot be {step}: {found.problem}", found.fix)
 
 
 def check_ocr(languages: str) -> Iterator[Finding]:
@@ -418,8 +417,7 @@ def check_ocr(languages: str) -> Iterator[Finding]:
     try:
         Tesseract.find(languages)
     except ProcessError as missing:
-        problem, _, fix = str(missing).partition("; ")
-        yield fault(problem, fix)
+        yield fault_of(missing, "install tesseract again")
 
 
 def check_entailment(judge: str | None) -> Iterator[Finding]:

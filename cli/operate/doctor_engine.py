@@ -17,6 +17,7 @@ from schemas.settings import read_settings
 from workers.system.paths import expanded
 
 _ANSWER_SECONDS = 5.0
+_BASE_URL = "POSTBACK_ENGINE__OPENAI__BASE_URL"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
@@ -113,52 +114,52 @@ def server_findings(base_url: str, key: str | None, model: str | None) -> Iterat
     """Yield the faults of a server that speaks OpenAI's protocol, from its list of models. No key is shown."""
     from telemetry.logs import origin_of
 
-    where = origin_of(base_url)
+    where = f"the server at {origin_of(base_url)}"
     request = urllib.request.Request(f"{base_url.rstrip('/')}/models")  # noqa: S310 - the setting allows only http(s)
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=_ANSWER_SECONDS) as answer:
             listed = json.loads(answer.read(1024 * 1024))
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 401:
-            yield fault(f"{where} refuses the key (401)", "correct POSTBACK_ENGINE__OPENAI__API_KEY")
-        elif error.code == 403:
-            yield warning(
-                f"the server at {where} does not let this key list its models (403)",
-                "give the key that right, or let the worker's first request show whether it may generate",
-            )
-        else:
-            yield warning(
-                f"the server at {where} lists no models ({error.code})",
-                "end POSTBACK_ENGINE__OPENAI__BASE_URL with /v1, or look at the server's log",
-            )
-        return
-    except ValueError:
-        yield fault(
-            f"the server at {where} answers, and is no model server: its list of models is no JSON",
-            "correct POSTBACK_ENGINE__OPENAI__BASE_URL",
-        )
-        return
-    except TimeoutError:
-        yield fault(
-            f"the server at {where} hangs: it accepts connections, and gives no answer within {_ANSWER_SECONDS:g} s",
-            "restart it, and look at its log",
-        )
-        return
-    except (OSError, RecursionError, HTTPException) as error:
-        yield fault(
-            f"the server at {where} does not answer ({type(error).__name__})",
-            "start it, or correct POSTBACK_ENGINE__OPENAI__BASE_URL",
-        )
+    except (OSError, ValueError, RecursionError, HTTPException) as error:
+        yield _without_models(where, error)
         return
     names = _model_names(listed)
     if model and names and model not in names:
         yield fault(
-            f"the server at {where} does not serve the model {model}",
+            f"{where} does not serve the model {model}",
             f"set POSTBACK_ENGINE__OPENAI__MODEL to one of its models: {', '.join(names[:3])}",
         )
+
+
+def _without_models(where: str, error: Exception) -> Finding:
+    """Return the finding of a server that gave no list of models."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+    match error:
+        case urllib.error.HTTPError(code=401):
+            return fault(f"{where} refuses the key (401)", "correct POSTBACK_ENGINE__OPENAI__API_KEY")
+        case urllib.error.HTTPError(code=403):
+            return warning(
+                f"{where} does not let this key list its models (403)",
+                "give the key that right, or let the worker's first request show whether it may generate",
+            )
+        case urllib.error.HTTPError():
+            return warning(
+                f"{where} lists no models ({error.code})",
+                f"end {_BASE_URL} with /v1, or look at the server's log",
+            )
+        case ValueError():
+            return fault(
+                f"{where} answers, and is no model server: its list of models is no JSON", f"correct {_BASE_URL}"
+            )
+        case TimeoutError():
+            return fault(
+                f"{where} hangs: it accepts connections, and gives no answer within {_ANSWER_SECONDS:g} s",
+                "restart it, and look at its log",
+            )
+        case _:
+            return fault(f"{where} does not answer ({type(error).__name__})", f"start it, or correct {_BASE_URL}")
 
 
 def _model_names(listed: object) -> list[str]:

@@ -48,6 +48,12 @@ def warning(problem: str, fix: str) -> Finding:
     return Finding(FindingLevel.WARNING, problem, fix)
 
 
+def fault_of(error: Exception, fix: str, separator: str = "; ") -> Finding:
+    """Return a fault in the words of an error, whose text is a problem and perhaps its own fix behind the separator."""
+    problem, _, own_fix = str(error).partition(separator)
+    return fault(problem, own_fix or fix)
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One subject to examine. `look` may block, and may raise ProducerError and SettingsRefused."""
@@ -110,8 +116,7 @@ def _made(check: Check) -> Examined:
     except BrokerUnreachable:
         found = fault("Kafka stopped answering", "run the command again; look at the brokers' logs if it repeats")
     except ProducerError as error:
-        problem, _, fix = str(error).partition(": ")
-        found = fault(problem, fix or "look at the brokers' logs")
+        found = fault_of(error, "look at the brokers' logs", ": ")
     except Exception as error:
         # The error's text may hold a setting's value, so only its type is shown.
         found = fault(f"this check itself failed ({type(error).__name__})", "report it as a defect of Postback")

@@ -27,44 +27,29 @@ _UNKNOWN = kafka_errors.UnknownTopicOrPartitionError.errno
 _CREATE = "run `postback topics create`"
 _IN_SYNC = "min.insync.replicas"
 
+_READ: frozenset[str] = frozenset({"READ"})
+_WRITE: frozenset[str] = frozenset({"WRITE"})
+_BOTH = _READ | _WRITE
+
 NEEDED: dict[str, dict[str, frozenset[str]]] = {
     "worker": {
-        "model_requests*": frozenset({"READ", "WRITE"}),
-        "job_control": frozenset({"READ"}),
-        "fleet_workers": frozenset({"READ", "WRITE"}),
-        "model_rollouts*": frozenset({"READ", "WRITE"}),
-        "model_results": frozenset({"WRITE"}),
-        "dead_letters": frozenset({"WRITE"}),
+        **dict.fromkeys(("model_requests*", "fleet_workers", "model_rollouts*"), _BOTH),
+        **dict.fromkeys(("job_control",), _READ),
+        **dict.fromkeys(("model_results", "dead_letters"), _WRITE),
     },
     "deliver": {
-        "model_results": frozenset({"READ"}),
-        "model_requests*": frozenset({"READ", "WRITE"}),
-        "callback_events": frozenset({"READ"}),
-        "callback_retries.*": frozenset({"READ", "WRITE"}),
-        "callback_endpoints": frozenset({"READ", "WRITE"}),
-        "callback_attempts": frozenset({"WRITE"}),
-        "dead_letters": frozenset({"WRITE"}),
+        **dict.fromkeys(("callback_retries.*", "callback_endpoints", "model_requests*"), _BOTH),
+        **dict.fromkeys(("model_results", "callback_events"), _READ),
+        **dict.fromkeys(("callback_attempts", "dead_letters"), _WRITE),
     },
     "gateway": {
-        "model_requests*": frozenset({"READ", "WRITE"}),
-        "batch_requests": frozenset({"READ", "WRITE"}),
-        "job_control": frozenset({"READ", "WRITE"}),
-        "callback_endpoints": frozenset({"READ"}),
-        "callback_events": frozenset({"READ", "WRITE"}),
-        "callback_retries.*": frozenset({"READ", "WRITE"}),
-        "callback_attempts": frozenset({"READ"}),
-        "model_results": frozenset({"READ", "WRITE"}),
-        "fleet_workers": frozenset({"READ"}),
-        "model_rollouts": frozenset({"READ"}),
-        "dead_letters*": frozenset({"READ", "WRITE"}),
+        **dict.fromkeys(("model_requests*", "batch_requests", "job_control", "callback_events"), _BOTH),
+        **dict.fromkeys(("model_results", "dead_letters*", "callback_retries.*"), _BOTH),
+        **dict.fromkeys(("callback_endpoints", "callback_attempts", "fleet_workers", "model_rollouts"), _READ),
     },
-    "exporter": {
-        "model_requests*": frozenset({"READ"}),
-        "model_results": frozenset({"READ"}),
-        "callback_*": frozenset({"READ"}),
-        "dead_letters*": frozenset({"READ"}),
-        "fleet_workers": frozenset({"READ"}),
-    },
+    "exporter": dict.fromkeys(
+        ("model_requests*", "model_results", "callback_*", "dead_letters*", "fleet_workers"), _READ
+    ),
 }
 """For each role, the operations that it needs on each topic; topics are named without the prefix. A test compares them
 with the table in docs/DEPLOY.md."""
