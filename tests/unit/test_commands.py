@@ -33,12 +33,12 @@ from cli.devkit.receiver import Received
 from cli.main import COMMANDS, app
 from cli.operate import dead_letters
 from cli.operate.dead_letters import ROWS_AT_ONCE, report_counts, write_lines, write_table
+from cli.operate.endpoint_deliveries import timeline
 from cli.operations.dead_letters import Letter, LetterCounts
 from cli.operations.deliveries import CallbackStep
 from cli.shared.bar_columns import STANDSTILL_SECONDS, FailedColumn, OutlookColumn
 from cli.shared.help import EXAMPLES
 from cli.shared.variables import complaints
-from cli.take.deliveries import timeline
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from producers.errors import BrokerUnreachable
@@ -60,6 +60,7 @@ from tests.unit.gateway_rig import Rig, gateway_rig
 from tests.unit.test_model_registry_file import FULL
 from workers.kafka.topics import unanswered
 
+MOST_COMMANDS = 30
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
 
@@ -130,6 +131,10 @@ def test_the_help_lists_every_command_in_a_section_with_the_first_sentence_of_it
     assert titles == ["Options:", "Run a fleet:", "Send work:", "Take results:", "Operate a fleet:", "Develop:"]
     listed = [line.split(maxsplit=1) for line in lines[lines.index("Run a fleet:") :] if line.startswith("  ")]
     assert listed == [[name, command.get_short_help_str(1_000)] for name, command in LOADED.items()]
+
+
+def test_the_help_lists_few_commands() -> None:
+    assert len(COMMANDS) <= MOST_COMMANDS, "move a verb about one noun into the noun's group"
 
 
 def test_a_misspelt_command_gets_the_nearest_names() -> None:

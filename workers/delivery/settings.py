@@ -57,8 +57,8 @@ class DeliverySettings(DeliveryConstants, RoomSettings, env_prefix="POSTBACK_DEL
     Set it above `deadline_seconds` and below the pod's grace period. When a partition moves to another process, the
     wait is five seconds."""
     answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)
-    """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
-    the endpoint's own text and may hold personal data."""
+    """Bytes of a response's body that `callback_attempts` keeps for `postback endpoints deliveries`; 0 keeps none. The
+    body is the endpoint's own text and may hold personal data."""
     keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
     """Seconds to keep an idle connection: less than the 5 s after which Node, uvicorn and Apache close it."""
     ca_file: FilePath | None = None
