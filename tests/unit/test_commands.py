@@ -330,6 +330,24 @@ def test_the_state_of_each_job_is_shown_and_an_unknown_job_is_reported(rig: Rig)
         assert (foreign.returncode, foreign.stdout) == (1, f"{first}  never seen\n")
 
 
+def test_a_gateway_that_is_away_is_named_on_standard_error_while_the_command_goes_on_trying() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nothing listens, and no other program gets the port
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        asked = (POSTBACK, "status", "job-1", "--json", "--gateway", url)
+        env = environment_of(POSTBACK_GATEWAY_KEY="k")
+        with subprocess.Popen(asked, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            is_trying = process.poll() is None
+            process.kill()
+            assert process.stdout.read() == ""
+    said = rf"postback: the gateway at {url} does not answer; trying again until \d\d:\d\d:\d\d UTC\n"
+    assert re.fullmatch(said, line)
+    assert is_trying
+
+
 # -- unknown variables -------------------------------------------------------------------------------------------------
 
 
