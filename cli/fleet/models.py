@@ -11,6 +11,7 @@ import typer
 from cli.fleet.models_bench import bench
 from cli.shared.errors import BAD_INPUT, FAILED, fail, needing, say, telling
 from cli.shared.settings import checked_settings
+from cli.shared.terminal import table
 
 if TYPE_CHECKING:
     from workers.engines.models.registry_file import ModelRegistry, RegistryModel
@@ -32,10 +33,8 @@ def list_models(file: File = None, without_secrets: WithoutSecrets = False, as_j
     if as_json:
         typer.echo(json.dumps([_described(registry, model) for model in registry.models.values()], indent=1))
         return
-    rows = [_COLUMNS, *(_row(registry, model) for model in registry.models.values())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    for line in table([_COLUMNS, *(_row(registry, model) for model in registry.models.values())]):
+        typer.echo(line)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 
 from cli.shared.errors import BAD_INPUT, FAILED, asking_kafka, fail, say
 from cli.shared.settings import fleet_settings
+from cli.shared.terminal import table
 from schemas.groups import INFERENCE_GROUP
 from workers.stage.progress import done_offsets
 
@@ -88,7 +89,7 @@ def backlog(
         said = {"jobs": jobs, "callbacks": total - jobs, "total": total, "topics": topics}
         typer.echo(json.dumps(said, indent=1))
         return
-    for line in _table(topics):
+    for line in table([_COLUMNS, *([str(each[column]) for column in _COLUMNS] for each in topics)], _NAMES):
         typer.echo(line)
     typer.echo(f"{total} in all: {jobs} jobs, {total - jobs} results and callbacks")
 
@@ -121,15 +122,6 @@ def _report_groups(report: GroupsReport) -> None:
         say(f"a killed worker's partitions go to other workers after {report.session_timeout_ms / 1000:g} s")
     for problem in report.problems:
         say(f"consumer groups keep the broker's session timeout, 45 s unless changed: {problem}")
-
-
-def _table(topics: list[dict[str, Any]]) -> list[str]:
-    rows = [_COLUMNS, *(tuple(str(each[column]) for column in _COLUMNS) for each in topics)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([*map(str.ljust, row[:_NAMES], widths[:_NAMES]), *map(str.rjust, row[_NAMES:], widths[_NAMES:])])
-        for row in rows
-    ]
 
 
 def _topic(standing: GroupProgress) -> str:

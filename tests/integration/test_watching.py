@@ -1,4 +1,4 @@
-"""Commands that watch a fleet on a real broker: `postback top`, `tail` and `backlog`."""
+"""Commands that watch a fleet on a real broker: `postback top`, `tail` and `topics backlog`."""
 
 from __future__ import annotations
 
