@@ -53,8 +53,6 @@ WARM_UP_PER_SECOND = 1_500.0
 WARM_UP_ROUNDS = 2
 BEGINNING_ROUNDS = 4
 """Number of first rounds in each outage that do not count: the processes have just started, and few records wait."""
-OPEN_SECONDS = 30
-"""Seconds for which a failing origin first gets no calls: about the duration of a round."""
 UNSTEADY_SECONDS = 1.0
 """First seconds of each turn, which do not count: the fleet was idle, and its connections are closed."""
 MOVED = 1.1
@@ -236,7 +234,6 @@ def _outage(used: Kafka, load: Load, order: Sequence[Side]) -> Outage:
         own = {
             "POSTBACK_REPLICA": "d0",
             "POSTBACK_KEYRING": str(keyring),
-            "POSTBACK_DELIVERY__BREAKER_OPEN_SECONDS": str(OPEN_SECONDS),
         }
         processes = [stack.enter_context(Command(kafka, "deliver", **own)) for kafka in fleets]
         for process in processes:

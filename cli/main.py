@@ -23,14 +23,13 @@ if "--multiprocessing-fork" in sys.orig_argv:
 _SECTIONS = {
     "Run a fleet": ("fleet", "dev worker deliver gateway exporter topics models keys api-keys store tenants"),
     "Send work": ("send", "submit cancel batches files"),
-    "Take results": ("take", "results status deliveries replay verify-answer"),
-    "Operate a fleet": (
-        "operate",
-        "doctor top tail backlog bench-fleet trace dead-letters endpoints rollout certs cache",
-    ),
-    "Develop": ("develop", "broker receive trigger"),
+    "Take results": ("take", "results status replay verify-answer"),
+    "Operate a fleet": ("operate", "doctor top tail trace dead-letters endpoints rollout certs cache"),
+    "Develop": ("develop", "broker receive"),
 }
-"""The sections of the help: the folder in `cli/` that has a module for each command, and the commands."""
+"""The sections of the help: the folder in `cli/` that has a module for each command, and the commands.
+
+At most 30 names, so that the help is read in one look; a verb about one noun belongs into the noun's group."""
 
 COMMANDS = {name: Listed(section, folder) for section, (folder, names) in _SECTIONS.items() for name in names.split()}
 

@@ -27,7 +27,7 @@ class StageMetrics:
     in_flight = gauge("in_flight", "Records in the handler now.")
     backlog = gauge(
         "backlog_records",
-        "Undone records of a partition, reported by its owner. `postback backlog` also works without an owner.",
+        "Undone records of a partition, reported by its owner. `postback topics backlog` also works without an owner.",
         "topic",
         "partition",
     )

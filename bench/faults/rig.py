@@ -148,7 +148,7 @@ class Rig:
             "POSTBACK_ACCESS__PEPPER_FILE": str(self.folder / "pepper"),
             "POSTBACK_ACCESS__REDIS_URL": self.redis.url,
             "POSTBACK_FILES__PLACE": "s3://files",
-            "POSTBACK_FILES__S3_ENDPOINT": self.s3,
+            "AWS_ENDPOINT_URL_S3": self.s3,
             "AWS_ACCESS_KEY_ID": ACCESS,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",

@@ -1,4 +1,4 @@
-"""`postback models`: the registry's file, which says which models a fleet has."""
+"""`postback models`: the registry's file, which says which models a fleet has, and a bench of one on the fleet."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.fleet.models_bench import bench
 from cli.shared.errors import BAD_INPUT, FAILED, fail, needing, say, telling
 from cli.shared.settings import checked_settings
+from cli.shared.terminal import table
 
 if TYPE_CHECKING:
     from workers.engines.models.registry_file import ModelRegistry, RegistryModel
 
-app = typer.Typer(no_args_is_help=True, help="Check the model registry, and show its models.")
+app = typer.Typer(no_args_is_help=True, help="Check the model registry, show its models, and measure one.")
 
 File = Annotated[Path | None, typer.Option("--file", help="The registry's file, instead of POSTBACK_WORKER__REGISTRY.")]
 WithoutSecrets = Annotated[
@@ -31,10 +33,8 @@ def list_models(file: File = None, without_secrets: WithoutSecrets = False, as_j
     if as_json:
         typer.echo(json.dumps([_described(registry, model) for model in registry.models.values()], indent=1))
         return
-    rows = [_COLUMNS, *(_row(registry, model) for model in registry.models.values())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    for line in table([_COLUMNS, *(_row(registry, model) for model in registry.models.values())]):
+        typer.echo(line)
 
 
 @app.command()
@@ -80,6 +80,9 @@ def show(
         return
     for line in _lines(described):
         typer.echo(line)
+
+
+app.command()(bench)
 
 
 def _registry(file: Path | None, without_secrets: bool) -> ModelRegistry:

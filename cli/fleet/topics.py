@@ -1,23 +1,28 @@
-"""`postback topics`: the fleet's topics and the configuration of its consumer groups."""
+"""`postback topics`: creates the fleet's topics, configures its consumer groups, and counts the records that wait."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.shared.errors import BAD_INPUT, FAILED, asking_kafka, fail, say
 from cli.shared.settings import fleet_settings
+from cli.shared.terminal import table
+from schemas.groups import INFERENCE_GROUP
+from workers.stage.progress import done_offsets
 
 if TYPE_CHECKING:
+    from cli.operations.backlog import GroupProgress
     from cli.operations.topics import GroupsReport, TopicsReport
 
-app = typer.Typer(no_args_is_help=True, help="Create and configure the fleet's topics.")
+app = typer.Typer(no_args_is_help=True, help="Create and configure the topics; count the jobs and callbacks that wait.")
 
-
-@app.callback()
-def _topics() -> None:
-    """Keep the name `create` on the command line: typer drops the name of a group's only command."""
+_NAMES = 2
+"""The number of leading columns that hold names; the other columns hold numbers."""
+_COLUMNS = ("topic", "group", "committed", "end", "backlog")
 
 
 @app.command()
@@ -63,6 +68,32 @@ def create(
         raise typer.Exit(FAILED)
 
 
+@app.command()
+def backlog(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON that lists each partition, for programs.")
+    ] = False,
+) -> None:
+    """Show the backlog: jobs in the lanes, and results and callbacks for delivery.
+
+    The command only reads Kafka, so it works without running workers. A topic's offsets are the sums over its
+    partitions. The backlog also counts transaction markers, until the partition's reader has passed them.
+    """
+    from cli.operations.backlog import standings
+
+    with asking_kafka():
+        topics = [_summary(list(each)) for _, each in groupby(standings(fleet_settings().kafka), _topic)]
+    jobs = sum(each["backlog"] for each in topics if each["group"] == INFERENCE_GROUP)
+    total = sum(each["backlog"] for each in topics)
+    if as_json:
+        said = {"jobs": jobs, "callbacks": total - jobs, "total": total, "topics": topics}
+        typer.echo(json.dumps(said, indent=1))
+        return
+    for line in table([_COLUMNS, *([str(each[column]) for column in _COLUMNS] for each in topics)], _NAMES):
+        typer.echo(line)
+    typer.echo(f"{total} in all: {jobs} jobs, {total - jobs} results and callbacks")
+
+
 def _report_topics(report: TopicsReport) -> None:
     for name in report.created:
         typer.echo(f"created {name}")
@@ -91,3 +122,16 @@ def _report_groups(report: GroupsReport) -> None:
         say(f"a killed worker's partitions go to other workers after {report.session_timeout_ms / 1000:g} s")
     for problem in report.problems:
         say(f"consumer groups keep the broker's session timeout, 45 s unless changed: {problem}")
+
+
+def _topic(standing: GroupProgress) -> str:
+    return standing.topic
+
+
+def _summary(partitions: list[GroupProgress]) -> dict[str, Any]:
+    said = [
+        {"partition": each.partition, "committed": each.base, "end": each.end, "backlog": each.undone(done_offsets)}
+        for each in partitions
+    ]
+    sums = {column: sum(each[column] for each in said) for column in ("committed", "end", "backlog")}
+    return {"topic": partitions[0].topic, "group": partitions[0].group, **sums, "partitions": said}

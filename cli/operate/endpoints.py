@@ -1,4 +1,4 @@
-"""`postback endpoints`: lists disabled and failing endpoints, and enables or disables one.
+"""`postback endpoints`: lists, enables, disables and tests endpoints, and shows the timeline of a callback.
 
 URLs are shown whole, with path and query, because a whole URL identifies an endpoint, and only an operator sees it.
 Logs have origins only.
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.operate.endpoint_deliveries import deliveries
+from cli.operate.endpoint_test import checked_url, test_endpoint
 from cli.shared.errors import asking_kafka, fail, say
-from cli.shared.settings import checked_tenant, checked_text, fleet_settings
+from cli.shared.settings import checked_tenant, fleet_settings
 from cli.shared.terminal import harmless
 
 if TYPE_CHECKING:
     from schemas.endpoint import EndpointRecord, EndpointState
 
-app = typer.Typer(no_args_is_help=True, help="List disabled and failing endpoints; enable or disable one.")
+app = typer.Typer(no_args_is_help=True, help="List, enable, disable and test endpoints; show a callback's timeline.")
 
 Tenant = Annotated[str, typer.Option(help="The tenant of the endpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -72,7 +74,11 @@ def disable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> 
     """Stop calling endpoints: their events become dead letters until the endpoints are enabled."""
     from schemas.endpoint import EndpointState
 
-    _put(checked_tenant(tenant), [_checked_url(url) for url in urls], EndpointState.DISABLED, as_json=as_json)
+    _put(checked_tenant(tenant), [checked_url(url) for url in urls], EndpointState.DISABLED, as_json=as_json)
+
+
+app.command("test")(test_endpoint)
+app.command()(deliveries)
 
 
 def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -> None:
@@ -98,13 +104,6 @@ def _redrive(tenant: str, url: str) -> str:
     return shlex.join(
         ["postback", "dead-letters", "redrive", *reasons, "--tenant", tenant, "--endpoint", harmless(url)]
     )
-
-
-def _checked_url(url: str) -> str:
-    """Return the URL if a job may name it as its callback, else end the command."""
-    from schemas.job import Url
-
-    return checked_text(Url, url, "URL: a whole http or https URL without credentials")
 
 
 def endpoint_summary(record: EndpointRecord) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.operate.endpoint_deliveries import timeline
 from cli.shared.errors import asking_kafka
 from cli.shared.settings import checked_tenant, fleet_settings
 from cli.shared.terminal import harmless
 from cli.shared.times import HELP, TIME, checked_time
-from cli.take.deliveries import timeline
 from schemas.outcome import Outcome
 
 if TYPE_CHECKING:

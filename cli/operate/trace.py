@@ -30,7 +30,8 @@ def trace(
 ) -> None:
     """Show one job from its submission to its callbacks: submitter, hash of the prompt, model, sources, attempts.
 
-    The command reads the gateway's store; `postback deliveries JOB` reads Kafka instead, for fleets without a gateway.
+    The command reads the gateway's store. `postback endpoints deliveries JOB` reads Kafka instead, for fleets without a
+    gateway.
     """
     if tenant is not None:
         tenant = checked_tenant(tenant)

@@ -35,12 +35,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "tenants list": ("postback tenants list",),
     "tenants remove": ("postback tenants remove acme",),
     "topics create": ("postback topics create", "postback topics create --partitions 64 --raise-partitions"),
+    "topics backlog": ("postback topics backlog", "postback topics backlog --json"),
     "models list": ("POSTBACK_WORKER__REGISTRY=models.toml postback models list",),
     "models check": (
         "postback models check --file models.toml",
         "postback models check --file models.toml --without-secrets --json",
     ),
     "models show": ("postback models show small --file models.toml",),
+    "models bench": (
+        "postback models bench --model echo --jobs 1000",
+        "postback models bench --model small --rate 20 --host 0.0.0.0 --port 80 --callback-url https://bench.example/",
+    ),
     "rollout start": ("postback rollout start --alias default --candidate google/gemma-3-1b-it --sample 0.1",),
     "rollout status": ("postback rollout status --json", "postback rollout status --report rollout.html"),
     "rollout promote": ("postback rollout promote --alias default",),
@@ -76,7 +81,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback results --id job-1 --gateway https://postback.example --wait",
     ),
     "status": ("postback status job-1 job-2 --gateway https://postback.example",),
-    "deliveries": ("postback deliveries job-1",),
     "replay": (
         "postback replay --tenant acme --since -2h --dry-run",
         "postback replay --tenant acme --since -7d --undelivered",
@@ -94,11 +98,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "tail": ("postback tail --tenant acme --outcome failed", "postback tail --since -10m --json"),
     "top": ("postback top", "postback top --once --metrics http://127.0.0.1:9464/metrics"),
-    "backlog": ("postback backlog",),
-    "bench-fleet": (
-        "postback bench-fleet --model echo --jobs 1000",
-        "postback bench-fleet --model small --rate 20 --host 0.0.0.0 --port 8080 --callback-url https://bench.example/",
-    ),
     "trace": ("postback trace job-1", "postback trace job-1 --tenant acme --json"),
     "dead-letters list": ("postback dead-letters list --tenant acme",),
     "dead-letters show": ("postback dead-letters show 0:7",),
@@ -106,6 +105,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "endpoints list": ("postback endpoints list",),
     "endpoints enable": ("postback endpoints enable https://example.com/hook --tenant acme",),
     "endpoints disable": ("postback endpoints disable https://example.com/hook --tenant acme",),
+    "endpoints test": (
+        "postback endpoints test https://example.com/hook --tenant acme",
+        "POSTBACK_ENV=development postback endpoints test http://127.0.0.1:8080/ --outcome failed --secret @secret.txt",
+    ),
+    "endpoints deliveries": ("postback endpoints deliveries job-1",),
     "certs init": ("postback certs init ca", "postback certs init ca --name 'Acme CA' --days 1825"),
     "certs issue": (
         "postback certs issue ca gateway --server --san gateway.example.com --san 10.0.0.7",
@@ -122,9 +126,5 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "broker start": ("postback broker start", "postback broker start --port 9100 --data ./kafka"),
     "broker stop": ("postback broker stop",),
     "receive": ("postback receive --port 8080 --tenant acme", "postback receive --port 8080 --secret @secret.txt -v"),
-    "trigger": (
-        "postback trigger --url https://example.com/hook --tenant acme",
-        "POSTBACK_ENV=development postback trigger --url http://127.0.0.1:8080/ --outcome failed --secret @secret.txt",
-    ),
 }
 """Each command's examples, by its full name."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, fail, telling
+from cli.shared.errors import BAD_INPUT, fail, say, telling
 from cli.shared.given_secrets import given_text
 from cli.shared.settings import checked_settings
 
@@ -58,7 +58,7 @@ def gateway_client(url: str, key: str | None) -> Iterator[HttpClient]:
         raise fail("give the API key: set POSTBACK_GATEWAY_KEY or POSTBACK_GATEWAY_KEY_FILE, or --key @FILE", BAD_INPUT)
     ca_file = str(settings.ca_file) if settings.ca_file is not None else None
     with telling(ValueError, code=BAD_INPUT):
-        client = HttpClient(url, given, ca_file=ca_file)
+        client = HttpClient(url, given, ca_file=ca_file, tell=say)
     with telling(PostbackError), client:
         yield client
 

@@ -12,6 +12,8 @@ MIB = 1024 * 1024
 class FilesConstants(Constants):
     """Bounds and lifetimes of files, as OpenAI's."""
 
+    s3_endpoint: str | None = None
+    """The URL of S3-compatible storage, before `AWS_ENDPOINT_URL_S3`, which operators set."""
     most_bytes: int = 200 * MIB
     """The maximum number of bytes of one uploaded file."""
     upload_seconds: float = 3600
@@ -32,10 +34,8 @@ class FilesSettings(FilesConstants, RoomSettings, env_prefix="POSTBACK_FILES__",
     place: str | None = Field(default=None, min_length=1)
     """The storage of contents: a folder, or `s3://BUCKET/PREFIX`. By default the folder `postback-files`, beside the
     file of an SQLite database, and otherwise in the working directory. All gateways of one store need the same
-    storage."""
-    s3_endpoint: str | None = None
-    """The URL of S3-compatible storage; by default Amazon's. Credentials are `AWS_ACCESS_KEY_ID` and
-    `AWS_SECRET_ACCESS_KEY`, or any other source that boto3 reads."""
+    storage. For a bucket, credentials and the URL of a storage that is not Amazon's are `AWS_ACCESS_KEY_ID`,
+    `AWS_SECRET_ACCESS_KEY` and `AWS_ENDPOINT_URL_S3`, or any other source that boto3 reads."""
     tenant_bytes: int = Field(default=50 * 1024 * MIB, ge=1024)
     """The maximum number of bytes of all files of a tenant, its batches' outputs included.
 

@@ -96,7 +96,7 @@ def callback_routes(desk: Desk) -> list[Route]:
         return link_of(identifier, done="resent") if "from_object" in visit.form else link("/callbacks", done="resent")
 
     return [
-        desk.shows("/callbacks", Scope.READ, "listCallbacks", several),
+        desk.shows("/callbacks", Scope.READ, "listCallbacks", several, tab="Callbacks"),
         desk.acts("/callbacks/resend", Scope.REDRIVE, "resendCallback", again),
     ]
 

@@ -126,11 +126,21 @@ Show = Callable[[Visit], Awaitable[ShownPage | Response]]
 Act = Callable[[Visit], Awaitable[str | ShownPage]]
 
 
+class Tab(NamedTuple):
+    """A link in the head of every page."""
+
+    path: str
+    name: str
+    scope: Scope
+    """Only visitors with this scope see the link."""
+
+
 class Desk:
     """Makes the routes of pages, finds the visitor of each request, and signs visitors in and out."""
 
     def __init__(self, door: Door) -> None:
         self.door = door
+        self._tabs: list[Tab] = []
         self._sessions = Sessions(door.store, door.clock, door.settings.session_seconds)
 
     async def visit(self, request: Request, scope: Scope) -> Visit:
@@ -170,14 +180,19 @@ class Desk:
             raise ApiError(403, "form_refused", "The form is of another session; load its page again, and repeat it.")
         return replace(visit, form=form)
 
-    def shows(self, path: str, scope: Scope, action: str, show: Show) -> Route:
-        """Return the route of a page. `action` is the page's name in the audit."""
+    def shows(self, path: str, scope: Scope, action: str, show: Show, *, tab: str | None = None) -> Route:
+        """Return the route of a page. `action` is the page's name in the audit.
+
+        With `tab`, the head of every page links to this page by that name, for visitors with its scope.
+        """
+        if tab is not None:
+            self._tabs.append(Tab(path, tab, scope))
 
         async def serve(request: Request) -> Response:
             note_action(request, action)
             visit = await self.visit(request, scope)
             shown = await show(visit)
-            return shown if isinstance(shown, Response) else _page(shown, visit, path, _asked(request))
+            return shown if isinstance(shown, Response) else self._page(shown, visit, path, _asked(request))
 
         return Route(link(path), guarded(serve), methods=["GET"])
 
@@ -191,7 +206,7 @@ class Desk:
             note_action(request, action)
             visit = await self._with_form(request, scope)
             done = await act(visit)
-            return _page(done, visit, path) if isinstance(done, ShownPage) else going_to(done)
+            return self._page(done, visit, path) if isinstance(done, ShownPage) else going_to(done)
 
         return Route(link(path), guarded(serve), methods=["POST"])
 
@@ -202,6 +217,11 @@ class Desk:
             Route(link(SIGN_IN), guarded(self._enter), methods=["POST"]),
             Route(link("/sign-out"), guarded(self._leave), methods=["POST"]),
         ]
+
+    def _page(self, shown: ShownPage, visit: Visit, path: str, here: str = "") -> Response:
+        """Return the response with a page. `here` is the address by which the page can be requested again."""
+        values = {"visitor": visit, "tabs": self._tabs, "path": path, "here": here}
+        return page(shown.template, shown.status, **values, **shown.values)
 
     async def _show_form(self, request: Request) -> Response:
         """Show the form; a visitor who is signed in already gets the console."""
@@ -266,11 +286,6 @@ class Desk:
     def _is_tls(self, request: Request) -> bool:
         """True if the browser speaks TLS, with the door or with the proxy in front of it."""
         return self.door.settings.plain_http or request.url.scheme == "https"
-
-
-def _page(shown: ShownPage, visit: Visit, path: str, here: str = "") -> Response:
-    """Return the response with a page. `here` is the address by which the page can be requested again."""
-    return page(shown.template, shown.status, visitor=visit, path=path, here=here, **shown.values)
 
 
 def _asked(request: Request) -> str:

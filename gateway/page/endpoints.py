@@ -32,7 +32,7 @@ _SAID: Final = {
 def endpoint_routes(desk: Desk) -> list[Route]:
     """Return the routes of webhook endpoints."""
     return [
-        desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", _several),
+        desk.shows("/endpoints", Scope.READ, "listWebhookEndpoints", _several, tab="Endpoints"),
         desk.acts("/endpoints/register", Scope.WEBHOOKS, "createWebhookEndpoint", _register),
         desk.acts("/endpoints/test", Scope.WEBHOOKS, "testWebhookEndpoint", _test),
         desk.acts("/endpoints/switch", Scope.WEBHOOKS, "updateWebhookEndpoint", _switch),

@@ -70,7 +70,7 @@ def fleet_route(desk: Desk) -> Route:
         rates = {pool["lane"]: pool["jobs_per_second"] for pool in frame.figures["lanes"]}
         return ShownPage("fleet", {**values, "rates": rates, "alerts": told, "now_ms": unix_ms(clock)})
 
-    return desk.shows("/fleet", Scope.ADMIN, "readFleet", show)
+    return desk.shows("/fleet", Scope.ADMIN, "readFleet", show, tab="Fleet")
 
 
 def fetch_alerts(url: str, clock: Clock) -> list[Alert]:

@@ -123,7 +123,7 @@ def letter_routes(desk: Desk) -> list[Route]:
         return link("/letters", done="redriven")
 
     return [
-        desk.shows("/letters", Scope.READ, "listDeadLetters", several),
+        desk.shows("/letters", Scope.READ, "listDeadLetters", several, tab="Dead letters"),
         desk.acts("/letters/redrive", Scope.REDRIVE, "redriveDeadLetter", redrive),
     ]
 

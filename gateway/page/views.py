@@ -64,7 +64,7 @@ def overview_route(desk: Desk) -> Route:
         figures = await recent.get(visit.tenant)
         return ShownPage("overview", {"figures": figures, "minutes": MINUTES, "now_ms": unix_ms(door.clock)})
 
-    return desk.shows("", Scope.READ, "readOverview", show)
+    return desk.shows("", Scope.READ, "readOverview", show, tab="Overview")
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +313,11 @@ def page_routes(door: Door) -> list[BaseRoute]:
         *static_routes(),
         *desk.routes(),
         overview_route(desk),
-        desk.shows("/batches", Scope.READ, "listBatches", _batches_page),
+        desk.shows("/batches", Scope.READ, "listBatches", _batches_page, tab="Batches"),
         desk.shows("/batch", Scope.READ, "getBatch", _batch_page),
         desk.shows("/file", Scope.READ, "getFileContent", _file),
         desk.acts("/batch/cancel", Scope.CANCEL, "cancelBatch", _end_batch),
-        desk.shows("/jobs", Scope.READ, "listJobs", _jobs_page),
+        desk.shows("/jobs", Scope.READ, "listJobs", _jobs_page, tab="Jobs"),
         desk.shows("/job", Scope.READ, "getJob", _job_page),
         desk.acts("/job/cancel", Scope.CANCEL, "cancelJob", _end_job),
         desk.shows("/search", Scope.READ, "search", _search),

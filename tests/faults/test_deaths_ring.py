@@ -175,7 +175,7 @@ def _rig(make_fleet: MakeFleet, folder: Path) -> Iterator[Rig]:
         asked = {"POSTBACK_ENGINE__OPENAI__BASE_URL": f"http://127.0.0.1:{model_port}/v1"}
         asked |= {"POSTBACK_CACHE__REDIS_URL": redis.url}
         workers = [product.worker(name, "--engine", "openai", "--model", "echo-1", **asked) for name in ("w1", "w2")]
-        door: dict[str, Any] = {"POSTBACK_FILES__PLACE": "s3://files", "POSTBACK_FILES__S3_ENDPOINT": s3}
+        door: dict[str, Any] = {"POSTBACK_FILES__PLACE": "s3://files", "AWS_ENDPOINT_URL_S3": s3}
         door |= {"POSTBACK_ACCESS__REDIS_URL": redis.url}
         url = postgres.new_database()
         gateways = [start_gateway(product, store=url, replica="g1", **door)]

@@ -187,8 +187,8 @@ def test_every_role_does_its_work_with_the_operations_of_the_table(fleet_here: F
     fleet_here.put([b"{}"])  # this record is no job, so it becomes a dead letter
     eventually(lambda: len(fleet_here.dead_letters()) == 1, 30, "what is no job is not given up")
 
-    assert "delivered" in run("operator", "deliveries", "job_0")
-    assert "in all" in run("operator", "backlog")
+    assert "delivered" in run("operator", "endpoints", "deliveries", "job_0")
+    assert "in all" in run("operator", "topics", "backlog")
     assert "faults: 0, warnings: 1" in run("operator", "doctor")  # the warning names the dead letter
     assert run("operator", "cancel", "job_of_tomorrow")
     assert run("operator", "endpoints", "disable", "https://hooks.example/")

@@ -1,4 +1,4 @@
-"""A job's history: `postback deliveries` after a real delivery and a redrive, and `postback trace`."""
+"""A job's history: `postback endpoints deliveries` after a real delivery and a redrive, and `postback trace`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery
     with Scanner(fleet_here.kafka) as scanner:
         scanner.wait_until_settled([fleet_here.kafka.topics.attempts])
 
-    steps = json.loads(postback_here("deliveries", "msg_1", "--json", env=env).stdout)
+    steps = json.loads(postback_here("endpoints", "deliveries", "msg_1", "--json", env=env).stdout)
     assert {(step["tenant"], step["job_id"]) for step in steps} == {("default", "job_1")}
     assert [step["at"] for step in steps] == sorted(step["at"] for step in steps)
     told = [(step["what"], step.get("attempt") or step.get("attempts"), step.get("error")) for step in steps]
@@ -81,14 +81,15 @@ def test_a_failed_and_redriven_callback_is_shown_from_its_result_to_its_delivery
     # A redrive writes the mark and the callback in one transaction, so either may come first.
     assert {what for what, *_ in told[7:9]} == {"redriven", "waiting"}
     assert told[9:] == [("attempt", 1, None)]
-    lines = postback_here("deliveries", "job_1", env=env).stdout.splitlines()
+    lines = postback_here("endpoints", "deliveries", "job_1", env=env).stdout.splitlines()
     assert len(lines) == len(steps)
     origin = fleet_here.callbacks.url.removesuffix("/hook?token=secret")
     assert re.fullmatch(rf"\S+Z  settled: succeeded, to be called back at {origin} \(model_results 0:0\)", lines[0])
     assert re.fullmatch(rf"\S+Z  attempt 1 of {ATTEMPTS} delivered: status 200, [\d.]+ ms, \d+ bytes", lines[-1])
     assert lines[1].partition("attempt ")[2].startswith(f"1 of {ATTEMPTS} failed: ")
     assert "secret" not in "".join(lines)
-    assert postback_here("deliveries", "job_2", env=env).stdout.count(f"attempt 1 of {ATTEMPTS} delivered") == 1
+    second = postback_here("endpoints", "deliveries", "job_2", env=env).stdout
+    assert second.count(f"attempt 1 of {ATTEMPTS} delivered") == 1
 
 
 def put(fleet: KafkaSettings, topic: str, headers: dict[str, str], value: bytes = b"{}", at_ms: int = 0) -> None:
@@ -100,7 +101,7 @@ def put(fleet: KafkaSettings, topic: str, headers: dict[str, str], value: bytes 
 
 def told(fleet: KafkaSettings, *arguments: str) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = json.loads(
-        postback_here("deliveries", "msg_1", "--json", *arguments, env=environment_of(fleet)).stdout
+        postback_here("endpoints", "deliveries", "msg_1", "--json", *arguments, env=environment_of(fleet)).stdout
     )
     return steps
 
@@ -135,7 +136,7 @@ def test_hundreds_of_deferrals_of_an_event_are_shown_as_one_line_for_each_wait(f
     first = steps[1]
     assert (first["topic"], first["until"]) == (former_tier, "2023-11-14T22:13:20.000Z")
     assert first["at"] < first["last"]
-    lines = postback_here("deliveries", "job_1", env=environment_of(fleet)).stdout.splitlines()
+    lines = postback_here("endpoints", "deliveries", "job_1", env=environment_of(fleet)).stdout.splitlines()
     assert len(lines) == len(steps)
     assert lines[1] == (
         f"{first['at']}  waits until 2023-11-14T22:13:20.000Z ({former_tier}), deferred 300 times until {first['last']}"
@@ -175,7 +176,9 @@ def stamped_by_us(fleet: KafkaSettings) -> KafkaSettings:
 
 @pytest.mark.broker
 def test_an_unknown_job_is_reported_as_unknown(fleet_here: FleetHere) -> None:
-    done = postback_here("deliveries", "nobody", "--since", "-1h", "--json", env=environment_of(fleet_here.kafka))
+    done = postback_here(
+        "endpoints", "deliveries", "nobody", "--since", "-1h", "--json", env=environment_of(fleet_here.kafka)
+    )
 
     said = "postback: nobody was never seen: no lane and no kept result has it\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "[]\n", said)

@@ -17,7 +17,7 @@ from tests.unit.test_doctor import NO_KAFKA, findings, told
 
 pytestmark = pytest.mark.timeout(1_200)  # the first test builds the S3 server, which takes minutes
 
-ENDPOINT = "POSTBACK_FILES__S3_ENDPOINT"
+ENDPOINT = "AWS_ENDPOINT_URL_S3"
 
 
 @pytest.fixture(scope="module")

@@ -143,14 +143,14 @@ def test_replay_finds_undelivered_results(foreign: Fleet) -> None:
 
 
 def test_the_steps_of_a_job_are_shown(foreign: Fleet) -> None:
-    steps = json.loads(foreign.run("deliveries", "named", "--json"))
+    steps = json.loads(foreign.run("endpoints", "deliveries", "named", "--json"))
     assert {step["what"] for step in steps} == {"settled", "attempt", "dead_letter", "redriven", "waiting"}
-    assert foreign.run("deliveries", "named")
+    assert foreign.run("endpoints", "deliveries", "named")
 
 
 def test_endpoints_are_listed_waiting_records_counted_and_jobs_cancelled(foreign: Fleet) -> None:
     assert [each["url"] for each in json.loads(foreign.run("endpoints", "list", "--json"))] == [HOOK]
-    assert foreign.run("backlog")
+    assert foreign.run("topics", "backlog")
     foreign.run("cancel", "named")
 
 

@@ -41,7 +41,14 @@ def command(*arguments: str, **variables: str | Path) -> subprocess.CompletedPro
     "arguments",
     [
         *((), ("submit",), ("receive",), ("keys", "init"), ("topics", "create"), ("broker",), ("exporter",)),
-        *(("replay",), ("dead-letters", "redrive"), ("deliveries",), ("backlog",), ("results",), ("certs", "issue")),
+        *(
+            ("replay",),
+            ("dead-letters", "redrive"),
+            ("endpoints", "deliveries"),
+            ("topics", "backlog"),
+            ("results",),
+            ("certs", "issue"),
+        ),
     ],
 )
 def test_every_help_text_is_there(arguments: tuple[str, ...]) -> None:
@@ -77,7 +84,7 @@ def test_an_authority_issues_without_the_gateways_libraries(tmp_path: Path) -> N
 
 
 def test_the_backlog_is_read_with_the_done_offsets_of_the_ledgers() -> None:
-    modules = "cli.operate.backlog, cli.operations.exporter.exporter, cli.operations.exporter.reading"
+    modules = "cli.fleet.topics, cli.operations.exporter.exporter, cli.operations.exporter.reading"
     done = without_extras(f"import {modules}, workers.stage.progress")
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -36,7 +36,7 @@ def test_jobs_that_wait_are_answered_once_and_never_early_though_each_process_is
     with Scanner(product.kafka) as scanner:
         look = look_into_lanes(product.kafka, scanner, done_offsets, {job["job_id"] for job in waiting})
     assert look.starts_ms == {job["job_id"]: round(1000 * begins) for job in waiting}
-    shown = postback_here("deliveries", "later-0", env=environment_of(product.kafka))
+    shown = postback_here("endpoints", "deliveries", "later-0", env=environment_of(product.kafka))
     assert f"later-0 is scheduled for {show_time(round(1000 * begins))}, and has not started" in shown.stderr
 
     first.kill()

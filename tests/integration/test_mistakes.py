@@ -75,7 +75,7 @@ COMMANDS = {
     ("cancel", "--undo", "a-job"): "job_control",
     ("endpoints", "disable", "https://hook.example/"): "callback_endpoints",
     ("submit", "-"): "model_requests",
-    ("backlog",): "model_requests",
+    ("topics", "backlog"): "model_requests",
     ("results", "--since", "-1h", "--output", "results.jsonl"): "model_results",
 }
 """Commands, and the topic that each asks for first."""
@@ -95,7 +95,7 @@ def test_a_command_under_a_wrong_prefix_names_the_missing_topic_and_changes_no_f
     assert (tmp_path / "results.jsonl").read_text() == "kept"
 
 
-@pytest.mark.parametrize("arguments", [("submit", "-"), ("backlog",), ("topics", "create")], ids=" ".join)
+@pytest.mark.parametrize("arguments", [("submit", "-"), ("topics", "backlog"), ("topics", "create")], ids=" ".join)
 def test_no_broker_is_one_line_that_says_what_to_do(arguments: tuple[str, ...]) -> None:
     env = environment_of(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
     done = postback(*arguments, env=env, given=b'{"prompt": "q"}')

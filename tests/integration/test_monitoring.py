@@ -488,7 +488,6 @@ def settings_with_sources(web: str) -> dict[str, str]:
         "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
         "POSTBACK_SEARCH__SEARXNG__BASE_URL": web,
         "POSTBACK_ENRICHMENT__RERANK_MODEL": str(embedding_model()),
-        "POSTBACK_ENRICHMENT__RERANK_SECONDS": "30",
         "POSTBACK_ENRICHMENT__EVIDENCE_CHARS": "200",
     }
 

@@ -51,7 +51,7 @@ def rights(endpoint: str, authority: Authority, rules: Path) -> dict[str, str]:
     return {
         "POSTBACK_EGRESS__ALLOW_FETCH": "127.0.0.1/32",
         "POSTBACK_PAYLOADS__S3": "s3://uploads/{tenant}/",
-        "POSTBACK_PAYLOADS__S3_ENDPOINT": endpoint,
+        "AWS_ENDPOINT_URL_S3": endpoint,
         "POSTBACK_SCREENING__RULES": str(rules),
         "SSL_CERT_FILE": str(authority.ca_file),
         "AWS_ACCESS_KEY_ID": ACCESS,

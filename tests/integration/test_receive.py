@@ -335,7 +335,7 @@ def test_a_missing_keyring_is_one_line_with_the_fix(command: list[str], env: dic
     assert "set POSTBACK_KEYRING" in unset.stderr
 
 
-# -- `postback trigger`: a test event, accepted like a callback and sent under the guard's rules -------------------
+# -- `postback endpoints test`: a test event, accepted like a callback and sent under the guard's rules -----------
 TRIGGERED_KEYS = Keys([SECRET], [], "acme")
 FRIENDLY = Behaviour()
 LOOPBACK = {"POSTBACK_EGRESS__ALLOW_CALLBACKS": "127.0.0.0/8", "POSTBACK_ENV": "development"}
@@ -346,7 +346,7 @@ async def triggered(
 ) -> tuple[subprocess.CompletedProcess[str], list[Received]]:
     received: list[Received] = []
     async with Receiver(lambda: keys, received.append, behaviour=behaviour) as receiver:
-        arguments = ("trigger", "--url", f"{receiver.url}hook?token=t0ken", "--tenant", "acme", *options)
+        arguments = ("endpoints", "test", f"{receiver.url}hook?token=t0ken", "--tenant", "acme", *options)
         done = await asyncio.to_thread(postback_here, *arguments, env=environment_of(**{**LOOPBACK, **env}))
     return done, received
 
@@ -398,7 +398,7 @@ async def test_the_beginning_of_the_answer_is_shown_with_its_control_characters_
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    arguments = ("trigger", "--url", url, "--secret", SECRET)
+    arguments = ("endpoints", "test", url, "--secret", SECRET)
     done = await asyncio.to_thread(postback_here, *arguments, env=environment_of(**LOOPBACK))
     await runner.cleanup()
     assert done.returncode == 1
@@ -423,15 +423,15 @@ async def test_an_address_that_callbacks_may_not_reach_gets_no_event(env: dict[s
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--url", "ftp://example.com/"], "--url: is not an http or https URL without credentials"),
-        (["--url", "https://me:pw@example.com/"], "--url: is not an http or https URL without credentials"),
-        (["--url", "https://example.com/", "--secret", "swordfish"], "--secret: a key of this kind starts with whsec_"),
-        (["--url", "https://example.com/"], "set POSTBACK_KEYRING"),
-        (["--url", "https://example.com/", "--tenant", "a b"], "--tenant: "),
+        (["ftp://example.com/"], "URL: is not an http or https URL without credentials"),
+        (["https://me:pw@example.com/"], "URL: is not an http or https URL without credentials"),
+        (["https://example.com/", "--secret", "swordfish"], "--secret: a key of this kind starts with whsec_"),
+        (["https://example.com/"], "set POSTBACK_KEYRING"),
+        (["https://example.com/", "--tenant", "a b"], "--tenant: "),
     ],
 )
 def test_a_wrong_question_sends_nothing(arguments: list[str], told: str) -> None:
-    done = postback_here("trigger", *arguments, env=environment_of())
+    done = postback_here("endpoints", "test", *arguments, env=environment_of())
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"postback: {told}")
     assert "swordfish" not in done.stderr

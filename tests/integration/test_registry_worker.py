@@ -29,9 +29,7 @@ def test_a_worker_answers_for_each_model_of_its_registry_and_follows_the_files_a
 ) -> None:
     file = tmp_path / "models.toml"
     file.write_text(FILE)
-    worker = fleet_here.worker(
-        "w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file), POSTBACK_WORKER__MODEL_WAIT_SECONDS="1"
-    )
+    worker = fleet_here.worker("w1", "--host", "127.0.0.1", POSTBACK_WORKER__REGISTRY=str(file))
     topic = fleet_here.kafka.topics.workers
     eventually(lambda: bool(fleet_here.read(topic)), 60, "the worker does not announce itself")
     assert json.loads(fleet_here.read(topic)[-1].value() or b"")["models"] == ["small", "gpt-4o-mini", "other"]

@@ -380,10 +380,11 @@ def test_a_waiting_job_and_one_that_was_never_seen_are_told_apart(
     none = "0 of 3 jobs have a result, 3 without a result"
     assert told(*named) == (1, f"{none} (2 still waiting, 1 never seen)\n")
     assert told(*named, "--tenant", "acme") == (1, f"{none} (3 never seen)\n")
-    assert told("deliveries", "job_5") == (1, "job_5 still waits for its answer, so it has no callback yet\n")
-    assert told("deliveries", "nobody") == (1, "nobody was never seen: no lane and no kept result has it\n")
+    timeline = ("endpoints", "deliveries")
+    assert told(*timeline, "job_5") == (1, "job_5 still waits for its answer, so it has no callback yet\n")
+    assert told(*timeline, "nobody") == (1, "nobody was never seen: no lane and no kept result has it\n")
     monkeypatch.setattr(unanswered, "LOOK_SECONDS", 0.0)
-    assert told("deliveries", "nobody")[1].startswith("nobody was not seen within 0 s of reading: no lane")
+    assert told(*timeline, "nobody")[1].startswith("nobody was not seen within 0 s of reading: no lane")
     monkeypatch.undo()
 
     fleet_here.worker("w1")

@@ -1,4 +1,4 @@
-"""Commands that watch a fleet on a real broker: `postback top`, `tail` and `backlog`."""
+"""Commands that watch a fleet on a real broker: `postback top`, `tail` and `topics backlog`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from cli.operate.endpoint_deliveries import timeline
 from cli.operate.top import TokenRates
 from cli.operate.top_view import view
 from cli.operations.deliveries import CallbackStep, read_step
 from cli.operations.top import Frame, RecentEvents
 from cli.operations.topics import create_topics
-from cli.take.deliveries import timeline
 from producers.scan import Stored, StoredPlace
 from schemas.codec import write_result
 from schemas.outcome import Outcome
@@ -293,7 +293,7 @@ def test_no_record_moves_the_cursor_or_ends_the_command(
 
 
 def told(fleet: KafkaSettings) -> dict[str, Any]:
-    done = postback_here("backlog", "--json", env=environment_of(fleet))
+    done = postback_here("topics", "backlog", "--json", env=environment_of(fleet))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -326,7 +326,7 @@ def test_waiting_records_are_shown_without_any_process_until_they_are_done(fleet
     after = told(fleet_here.kafka)
     assert after["jobs"] == 3
     assert after["callbacks"] >= 10
-    lines = postback_here("backlog", env=environment_of(fleet_here.kafka)).stdout.splitlines()
+    lines = postback_here("topics", "backlog", env=environment_of(fleet_here.kafka)).stdout.splitlines()
     assert lines[0].split() == ["topic", "group", "committed", "end", "backlog"]
     assert [names.requests("big", bulk=True), "inference", "0", "3", "3"] in [line.split() for line in lines]
     assert lines[-1] == f"{after['total']} in all: 3 jobs, {after['callbacks']} results and callbacks"

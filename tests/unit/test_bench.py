@@ -490,7 +490,7 @@ def test_a_question_is_asked_with_the_pages_that_are_similar() -> None:
     assert max(Counter(page.subject for page in PAGES).values()) == SIDE_BY_SIDE
 
 
-# -- `postback bench-fleet` --------------------------------------------------------------------------------------------
+# -- `postback models bench` -------------------------------------------------------------------------------------------
 
 
 URL = "https://bench.example/"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 import tomllib
@@ -36,6 +37,7 @@ from postback_client import (
     RateLimited,
     Result,
     SubmitFailed,
+    Unreachable,
     UnreadableAnswer,
     UnusableKey,
     verify,
@@ -106,6 +108,34 @@ def test_a_repeat_sends_the_same_request_with_the_same_key_after_the_pause_that_
     ):
         client.status("job_1")
     assert (error.value.code, len(got), clock.time() - NOW) == ("rate_limited", 2, 60)
+
+
+def test_a_wait_for_a_gateway_that_is_away_is_told_once_with_its_end_until_the_gateway_answers_again() -> None:
+    clock, said = HandClock(NOW), list[str]()
+    away: Answer = (503, {}, b"")
+    answers: list[Answer] = [*[away] * 6, (200, {}, b'{"id":"a","status":"queued"}'), away]
+    with (
+        scripted(*answers) as (url, got),
+        HttpClient(url, "k", clock=clock, patience_seconds=100, tell=said.append) as client,
+    ):
+        assert client.status("a") == "queued"
+        assert said == [f"the gateway at {url} answers with status 503; trying again until 08:01:40 UTC"]
+        with pytest.raises(PostbackError):
+            client.status("a")
+    assert len(said) == 2
+    assert len(got) > len(answers)
+
+
+def test_a_short_fault_is_not_told_and_the_default_is_a_warning_of_the_logger(caplog: pytest.LogCaptureFixture) -> None:
+    clock = HandClock(NOW)
+    with scripted((503, {}, b""), (202, {}, b"{}")) as (url, _), HttpClient(url, "k", clock=clock) as client:
+        client.submit([Job(prompt="q")])
+        assert caplog.messages == []
+    clock.now = NOW
+    with HttpClient(url, "k", clock=clock, patience_seconds=30) as client, pytest.raises(Unreachable):
+        client.status("a")
+    said = f"the gateway at {url} does not answer; trying again until 08:00:30 UTC"
+    assert caplog.record_tuples == [("postback_client", logging.WARNING, said)]
 
 
 def test_a_failed_submission_names_the_jobs_that_were_accepted_and_is_final_if_repeats_are_forbidden() -> None:

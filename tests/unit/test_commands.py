@@ -33,12 +33,12 @@ from cli.devkit.receiver import Received
 from cli.main import COMMANDS, app
 from cli.operate import dead_letters
 from cli.operate.dead_letters import ROWS_AT_ONCE, report_counts, write_lines, write_table
+from cli.operate.endpoint_deliveries import timeline
 from cli.operations.dead_letters import Letter, LetterCounts
 from cli.operations.deliveries import CallbackStep
 from cli.shared.bar_columns import STANDSTILL_SECONDS, FailedColumn, OutlookColumn
 from cli.shared.help import EXAMPLES
 from cli.shared.variables import complaints
-from cli.take.deliveries import timeline
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from producers.errors import BrokerUnreachable
@@ -60,6 +60,7 @@ from tests.unit.gateway_rig import Rig, gateway_rig
 from tests.unit.test_model_registry_file import FULL
 from workers.kafka.topics import unanswered
 
+MOST_COMMANDS = 30
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
 
@@ -130,6 +131,10 @@ def test_the_help_lists_every_command_in_a_section_with_the_first_sentence_of_it
     assert titles == ["Options:", "Run a fleet:", "Send work:", "Take results:", "Operate a fleet:", "Develop:"]
     listed = [line.split(maxsplit=1) for line in lines[lines.index("Run a fleet:") :] if line.startswith("  ")]
     assert listed == [[name, command.get_short_help_str(1_000)] for name, command in LOADED.items()]
+
+
+def test_the_help_lists_few_commands() -> None:
+    assert len(COMMANDS) <= MOST_COMMANDS, "move a verb about one noun into the noun's group"
 
 
 def test_a_misspelt_command_gets_the_nearest_names() -> None:
@@ -323,6 +328,24 @@ def test_the_state_of_each_job_is_shown_and_an_unknown_job_is_reported(rig: Rig)
         another = environment_of(POSTBACK_GATEWAY_KEY=rig.key("another"))
         foreign = postback_here("status", first, "--gateway", url, env=another)
         assert (foreign.returncode, foreign.stdout) == (1, f"{first}  never seen\n")
+
+
+def test_a_gateway_that_is_away_is_named_on_standard_error_while_the_command_goes_on_trying() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nothing listens, and no other program gets the port
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        asked = (POSTBACK, "status", "job-1", "--json", "--gateway", url)
+        env = environment_of(POSTBACK_GATEWAY_KEY="k")
+        with subprocess.Popen(asked, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            is_trying = process.poll() is None
+            process.kill()
+            assert process.stdout.read() == ""
+    said = rf"postback: the gateway at {url} does not answer; trying again until \d\d:\d\d:\d\d UTC\n"
+    assert re.fullmatch(said, line)
+    assert is_trying
 
 
 # -- unknown variables -------------------------------------------------------------------------------------------------

@@ -452,6 +452,19 @@ def body_of(page: LexborHTMLParser, selector: str = "main") -> str:
     return " ".join(node.text(separator=" ").split())
 
 
+def test_the_head_links_to_the_pages_of_the_visitors_scopes_and_marks_the_present_one(rig: Rig) -> None:
+    every = ["Overview", "Batches", "Jobs", "Callbacks", "Dead letters", "Endpoints", "Fleet"]
+    browser = Browser(rig)
+    for scope, path, shown, marked in (
+        (Scope.READ, "/console/jobs", every[:-1], ["Jobs"]),
+        (Scope.ADMIN, "/console", every, ["Overview"]),
+    ):
+        assert browser.sign_in(rig.key("acme", scope)).status_code == 303
+        links = browser.page(path).css("header nav a")
+        assert [each.text() for each in links] == shown
+        assert [each.text() for each in links if "aria-current" in each.attributes] == marked
+
+
 def test_the_overview_shows_the_tenants_figures_and_no_other_tenants(rig: Rig) -> None:
     waiting = [job_row("figures", f"w{n}") for n in range(3)] + [job_row("figures", "c", status="cancelling")]
     ended = [finished("figures", f"s{n}") for n in range(5)]
@@ -1008,7 +1021,7 @@ def test_any_letter_can_be_shown(record: Stored, states: list[bool], all_tenants
     found = NewestLetters()
     found.add(letter)
     said = {"found": found, "days": DAYS, "said": "", "obstacles": OBSTACLES, "all_tenants": all_tenants}
-    made = page("letters", 200, visitor=VISITOR, path="/letters", **said)
+    made = page("letters", 200, visitor=VISITOR, tabs=[], path="/letters", **said)
     shown = LexborHTMLParser(bytes(made.body).decode())
     assert len(shown.css("tbody tr")) == 1
     assert len(shown.css("tbody button")) == (letter.obstacle is None)

@@ -19,6 +19,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from pydantic_core import to_json
 
 from cli.operate.dead_letters import whole_letter
+from cli.operate.endpoint_deliveries import timeline
 from cli.operate.endpoints import endpoint_summary
 from cli.operations.cancel import CancelledJobs
 from cli.operations.dead_letters import Letter, LetterCounts, LetterFilter, _Partitions, kind_of, returning
@@ -28,7 +29,6 @@ from cli.operations.put_back import NotPutBack, PutBack, Returning, put_back
 from cli.operations.redrive_marks import RedriveMarks, mark
 from cli.operations.replay import Counts, has_callback
 from cli.operations.undelivered import CallbackStanding, Undelivered, event_of
-from cli.take.deliveries import timeline
 from producers.results import ResultsReader, kept_results
 from producers.scan import Range, Stored, StoredPlace, stored
 from producers.selection import Selection

@@ -65,6 +65,7 @@ from workers.stage.defects import HANDLER_DEFECT
 from workers.stage.settler import SettlerState
 
 READ_ALONE = re.compile(r"environ(?:\.get\(|\[)\"(POSTBACK_[A-Z_]+)\"")
+MOST_SETTINGS = 130
 PACKAGES = ("cli", "gateway", "producers", "schemas", "telemetry", "workers")
 
 
@@ -86,6 +87,12 @@ def test_each_variable_that_code_reads_is_listed_once_with_a_description() -> No
     assert [variable.name for variable in variables if not variable.meaning] == []
     assert "POSTBACK_LOG_LEVEL" in read
     assert read <= listed
+
+
+def test_operators_have_few_settings() -> None:
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `POSTBACK_", page, re.MULTILINE)
+    assert len(rows) <= MOST_SETTINGS, "a setting whose value no operator has a reason to change is a constant"
 
 
 def test_the_text_of_a_metric_lists_the_values_of_its_labels() -> None:

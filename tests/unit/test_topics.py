@@ -289,12 +289,12 @@ def test_every_refused_variable_is_named_and_those_of_one_field_by_their_common_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("POSTBACK_WORKER__WINDOW_RECORDS", "0")
-    monkeypatch.setenv("POSTBACK_WORKER__BULK_SHARE", "2")
+    monkeypatch.setenv("POSTBACK_WORKER__DRAIN_SECONDS", "900")
     with pytest.raises(SettingsRefused) as refused:
         read_settings(WorkerSettings)
     assert str(refused.value).split("; ") == [
         "POSTBACK_WORKER__WINDOW_RECORDS: Input should be greater than or equal to 1",
-        "POSTBACK_WORKER__BULK_SHARE: Input should be less than or equal to 0.9",
+        "POSTBACK_WORKER__DRAIN_SECONDS: Input should be less than or equal to 600",
     ]
     monkeypatch.setenv("POSTBACK_KAFKA__TIER_DELAYS_SECONDS", "[s3cret")
     with pytest.raises(SettingsRefused, match=r"^POSTBACK_KAFKA__…: is not JSON, as this variable has to be$"):

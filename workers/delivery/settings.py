@@ -29,6 +29,13 @@ class DeliveryConstants(Constants):
     """Timeout of a whole attempt; shorter than `drain_seconds`, so that a stop does not cut attempts off."""
     response_cap_bytes: int = 64 * 1024
     """Bytes of a response's body that delivery reads and drops. A longer body ends the connection."""
+    keep_alive_seconds: float = 4.0
+    """Seconds to keep an idle connection: less than the 5 s after which Node, uvicorn and Apache close it."""
+    destination_queue_records: int = 2048
+    """Records per tenant and origin that may wait in this process for an attempt; further records are deferred at once.
+
+    An origin that answers stays busy until deferred records return from the smallest tier.
+    """
     destination_wait_seconds: float = 4.0
     """Seconds that a record may wait in the process for an attempt before the record is deferred."""
     breaker_failures: int = 20
@@ -38,6 +45,9 @@ class DeliveryConstants(Constants):
     """
     breaker_failure_share: float = 0.5
     """The breaker also opens if at least this share of the last 64 attempts failed."""
+    breaker_open_seconds: float = 1.0
+    """Seconds for which the breaker is open at first, so that a short fault delays little. Each failed probe doubles
+    the time."""
     breaker_longest_seconds: float = 300.0
     """The maximum number of seconds for which the breaker stays open after failed probes.
 
@@ -57,10 +67,8 @@ class DeliverySettings(DeliveryConstants, RoomSettings, env_prefix="POSTBACK_DEL
     Set it above `deadline_seconds` and below the pod's grace period. When a partition moves to another process, the
     wait is five seconds."""
     answer_excerpt_bytes: int = Field(default=0, ge=0, le=MAX_ANSWER_EXCERPT_BYTES)
-    """Bytes of a response's body that `callback_attempts` keeps for `postback deliveries`; 0 keeps none. The body is
-    the endpoint's own text and may hold personal data."""
-    keep_alive_seconds: float = Field(default=4.0, gt=0, le=300)
-    """Seconds to keep an idle connection: less than the 5 s after which Node, uvicorn and Apache close it."""
+    """Bytes of a response's body that `callback_attempts` keeps for `postback endpoints deliveries`; 0 keeps none. The
+    body is the endpoint's own text and may hold personal data."""
     ca_file: FilePath | None = None
     """Certificates (PEM) of authorities to trust besides the system's authorities. A replaced file is read again."""
     client_certificates: dict[str, FilePath] = Field(default_factory=dict)
@@ -69,9 +77,6 @@ class DeliverySettings(DeliveryConstants, RoomSettings, env_prefix="POSTBACK_DEL
     must belong to this process's user or to root, and be closed to others; the group may read a file that root owns."""
     destination_concurrency: int = Field(default=64, ge=1, le=10_000)
     """Attempts that may run at the same time per tenant and origin, in this process."""
-    destination_queue_records: int = Field(default=2048, ge=0, le=10_000)
-    """Records per tenant and origin that may wait in this process for an attempt; further records are deferred at once.
-    With the default, an origin that answers stays busy until deferred records return from the smallest tier."""
     origin_rate_limits: dict[Origin, Annotated[float, Field(gt=0, le=MOST_A_SECOND)]] = Field(default_factory=dict)
     """The most callbacks a second to an origin, as JSON: `{"https://hooks.example.com": 10}`. All tenants' callbacks to
     the origin count together, apart from those to a registered endpoint with a rate limit of its own.
@@ -87,7 +92,5 @@ class DeliverySettings(DeliveryConstants, RoomSettings, env_prefix="POSTBACK_DEL
     Records that wait for their tier's time may have a further eighth. If absent, 256 MiB are subtracted from the
     container's memory limit, and the value is a quarter of the rest, at least 16 and at most 256 MiB. If a worker also
     delivers callbacks, it also subtracts the memory of its processes that read and rank web pages."""
-    breaker_open_seconds: float = Field(default=1.0, gt=0, le=3600)
-    """Seconds for which the breaker is open at first. Each failed probe doubles the time."""
     disable_after_seconds: float = Field(default=5 * 86_400.0, gt=0, le=366 * 86_400)
     """Seconds after which an endpoint is disabled, if every attempt in this time failed."""

@@ -67,8 +67,6 @@ class EchoSettings(EngineSection):
 
     needs_model: ClassVar[bool] = False
 
-    model: str | None = None
-    """The model's name in results, unless `--model` gives one."""
     latency_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Seconds that each answer takes."""
     max_concurrency: int = Field(default=1024, ge=1, le=8192)

@@ -34,7 +34,7 @@ class EngineSection(BaseModel):
     """Fields of a model's table in the registry that are settings of the engine too."""
 
     model: str | None = None
-    """The model's name, unless `--model` gives one."""
+    """The model's name, unless `--model` gives one. For vLLM a directory, or a name on the Hugging Face hub."""
     family: str | None = None
     """The model's family, such as `deepseek-r1`, if the model's name does not show it.
 

@@ -80,6 +80,11 @@ class EnrichmentConstants(Constants):
     `user_agent` contains."""
     robots_seconds: float = 3600.0
     """Time for which a robots.txt is cached."""
+    ocr_seconds: float = 30.0
+    """Timeout of reading one document's pictures, not counting the wait in line. Pages read by then are used.
+
+    The longest time that a job may set for its sources; a shorter budget ends the reading earlier.
+    """
     ocr_pages: int = 10
     """Maximum number of one document's pages that OCR reads."""
     renderer_seconds: float = 3.0
@@ -110,6 +115,11 @@ class EnrichmentConstants(Constants):
     """
     passage_chars: int = 600
     """Approximate length of one passage, in code points."""
+    rerank_seconds: float = 1.0
+    """Time in which the model compares a job's passages. Passages that are late are ranked by words, with a note.
+
+    Four of the five seconds of the default `budget_seconds` remain for finding and reading the pages.
+    """
     rerank_passages: int = 32
     """Number of a job's passages that the model compares with the question: those that rank highest by words."""
 
@@ -154,8 +164,6 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
 
     OCR needs the program tesseract, its data for each language, and the extra `ocr`.
     """
-    ocr_seconds: float = Field(default=10.0, gt=0, le=120)
-    """Timeout of reading one document's pictures, not counting the wait in line. Pages read by then are used."""
     ocr_documents: int = Field(default=1, ge=1, le=64)
     """Number of documents that OCR reads at once. A document takes two processes of at most `member_bytes` each."""
     renderer: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
@@ -165,8 +173,6 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
     """
     renderer_secret: SecretStr | None = None
     """The secret that the worker sends to the renderer as `Authorization: Bearer …`."""
-    rewrite: bool = False
-    """Let the model rewrite a conversation's last question for the search. A job or a profile may override this."""
     entailment: str | None = Field(default=None, min_length=1, max_length=1000)
     """The judge of answers: the folder of a cross-encoder in ONNX, or `engine` for the engine's own model.
 
@@ -184,8 +190,6 @@ class EnrichmentSettings(EnrichmentConstants, RoomSettings, env_prefix="POSTBACK
 
     By default, passages are ranked only by words.
     """
-    rerank_seconds: float = Field(default=1.0, gt=0, le=60)
-    """Time in which the model compares a job's passages. Passages that are late are ranked by words, with a note."""
 
     @property
     def named(self) -> str:
@@ -271,6 +275,8 @@ def _folder(item: str) -> ObjectFolder:
 class PayloadConstants(Constants):
     """Bounds on fetching payloads."""
 
+    s3_endpoint: str | None = None
+    """The URL of S3-compatible storage, before `AWS_ENDPOINT_URL_S3`, which operators set."""
     seconds: float = 30.0
     """Time for fetching a payload, including further tries if the server fails."""
     jobs: int = 32
@@ -290,11 +296,10 @@ class PayloadSettings(PayloadConstants, RoomSettings, env_prefix="POSTBACK_PAYLO
     """Folders `s3://BUCKET/PREFIX/`, separated by commas, whose objects jobs may name; none by default.
 
     `{tenant}` in a prefix stands for the job's tenant. Without `{tenant}`, each tenant may read all objects of the
-    prefix. Credentials and region come from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_DEFAULT_REGION`, or
-    any other source that boto3 reads. Needs the extra `s3`.
+    prefix. Credentials, region and the URL of a storage that is not Amazon's come from `AWS_ACCESS_KEY_ID`,
+    `AWS_SECRET_ACCESS_KEY`, `AWS_DEFAULT_REGION` and `AWS_ENDPOINT_URL_S3`, or any other source that boto3 reads. The
+    egress lists do not apply to that URL. Needs the extra `s3`.
     """
-    s3_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/?#@]+/?$")
-    """The URL of S3-compatible storage; by default Amazon's. The egress lists do not apply to this URL."""
 
 
 PUBMED_PER_SECOND: Final = 3.0

@@ -74,10 +74,10 @@ class Rewriter:
     def wants(self, job: Job, profile_rewrites: bool) -> bool:
         """True if the job wants a rewriting, and its conversation has more than one question.
 
-        If a job does not set the option, its profile decides, or else the settings.
+        If a job does not set the option, its profile decides.
         """
         wish = job.sources.rewrite if job.sources is not None else False
-        if not (profile_rewrites or self._settings.rewrite if wish is None else wish):
+        if not (profile_rewrites if wish is None else wish):
             return False
         return sum(message.role == "user" for message in job.messages or ()) > 1
 

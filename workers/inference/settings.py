@@ -27,13 +27,25 @@ Weight = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 class WorkerConstants(Constants):
-    """Bounds on the jobs under way."""
+    """Bounds on the jobs under way, and their shares."""
 
     waiting_target: int | None = None
     """A fixed number of jobs that wait inside the engine; the other jobs wait in Kafka.
 
     By default the number follows the engine: the jobs that the engine answers during one refill, and at most eight
     more.
+    """
+    bulk_share: float = 0.1
+    """The bulk lane's least share of the freed places while both lanes have jobs: enough that no bulk job starves.
+
+    While the default lane is empty, the bulk lane gets all places. Jobs of the default lane that would wait for long
+    move to the bulk lane.
+    """
+    model_wait_seconds: float = 5.0
+    """Seconds that a job for an unserved model waits before its rejection, counted from its record's timestamp.
+
+    So a job may be sent this much earlier than its worker starts or the registry changes. At most 64 jobs wait; further
+    jobs are rejected at once.
     """
     enrich_ahead: int = 512
     """Maximum number of jobs whose sources are read at once, ahead of the engine.
@@ -62,12 +74,6 @@ class WorkerSettings(WorkerConstants, RoomSettings, env_prefix="POSTBACK_WORKER_
 
     The parked jobs of one lane together have at most a third of these bytes.
     """
-    bulk_share: float = Field(default=0.1, ge=0.01, le=0.9)
-    """The bulk lane's least share of the freed places while both lanes have jobs.
-
-    While the default lane is empty, the bulk lane gets all places. Jobs of the default lane that would wait for long
-    move to the bulk lane.
-    """
     tenant_weights: dict[Tenant, Weight] = Field(default_factory=dict)
     """Weights of tenants, as JSON: a tenant of weight 3 gets three times the tokens of a tenant of weight 1.
 
@@ -92,12 +98,6 @@ class WorkerSettings(WorkerConstants, RoomSettings, env_prefix="POSTBACK_WORKER_
     """
     models: dict[str, EngineLane | None] = Field(default_factory=dict)
     """The registry of models, as JSON: each model's engine lane, or null for the shared lane."""
-    model_wait_seconds: float = Field(default=5.0, ge=0, le=600)
-    """Seconds that a job for an unserved model waits before its rejection, counted from its record's timestamp.
-
-    So a job may be sent this much earlier than its worker starts or the registry changes. At most 64 jobs wait; further
-    jobs are rejected at once.
-    """
     registry: Path | None = None
     """The file of the model registry (TOML), which replaces `--engine` and `models`.
 

@@ -85,7 +85,7 @@ def _without_members(
         yield fault(
             f"the group {settings.topic_prefix}{group} has no members, and records of {listed(sorted(oldest_ms))} "
             f"wait, one of them for {in_words(waited)}",
-            f"start `{_ROLE[group]}`; `postback backlog` shows what waits",
+            f"start `{_ROLE[group]}`; `postback topics backlog` shows what waits",
         )
     elif not is_all_read:
         yield warning(

@@ -20,10 +20,12 @@ HttpsUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s?#]+$", max_l
 
 
 class OidcConstants(Constants):
-    """Times and algorithms of the checks of tokens."""
+    """Times, algorithms and names of the checks of tokens."""
 
     algorithms: tuple[Algorithm, ...] = get_args(Algorithm)
     """The signature algorithms that are accepted, if the issuer's key fits them."""
+    scope_prefix: str = "postback:"
+    """The prefix of this service's scopes in tokens, so that the `read` of another service is no scope here."""
     leeway_seconds: int = 30
     """Largest difference between the issuer's clock and this machine's clock that the checks of `exp` and `nbf`
     allow."""
@@ -51,10 +53,8 @@ class OidcSettings(OidcConstants):
     tenant_claim: Claim = "tenant"
     """The claim with the tenant's name."""
     scope_claim: Claim = "scope"
-    """The claim with the scopes: a list, or a text with a space between two scopes."""
-    scope_prefix: str = Field(default="postback:", max_length=64)
-    """The prefix of this service's scopes in tokens: `postback:read` is the scope `read`. Scopes without
-    the prefix are ignored."""
+    """The claim with the scopes: a list, or a text with a space between two scopes. `postback:read` is the scope
+    `read`; scopes without the prefix `postback:` are ignored."""
 
     @model_validator(mode="after")
     def _have_an_audience(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Protocol
 
@@ -42,6 +43,15 @@ class TimeLimit:
     def passed(self) -> bool:
         """True if the time is up."""
         return self._end is not None and self._clock.monotonic() >= self._end
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left; infinity if the wait has no end."""
+        return self.within(math.inf)
+
+    def before(self, other: TimeLimit) -> TimeLimit:
+        """Return the one of the two that ends first."""
+        return self if self.left < other.left else other
 
     def within(self, seconds: float) -> float:
         """Return `seconds`, or the time that is left if that is shorter; never less than 0."""

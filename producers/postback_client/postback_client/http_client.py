@@ -9,7 +9,7 @@ with HttpClient("https://postback.example", key) as client:
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from postback_client.client import PostbackClient, Submitted
 from postback_client.clock import MACHINE, ClientClock, TimeLimit
 from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
 from postback_client.files import Files
-from postback_client.http_session import HttpSession
+from postback_client.http_session import HttpSession, warn
 from postback_client.job import JobState, Lane, NamedJob, named_jobs
 from postback_client.server_sent import EventFeed
 from postback_client.shapes import parsed, read
@@ -38,8 +38,9 @@ class HttpClient(PostbackClient):
     """A tenant's client of the gateway, for use by one thread.
 
     The client keeps connections open. `url` is the gateway's URL, with or without `/v1`. `ca_file` is a file with the
-    certificates of a private CA. A request that fails for a transient reason is repeated for up to `patience_seconds`.
-    Raises ValueError for a URL that is not `https://`, unless the URL leads to this machine.
+    certificates of a private CA. A request that fails for a transient reason is repeated for up to `patience_seconds`;
+    after two seconds, `tell` gets a sentence that says until when, by default a warning of the logger
+    `postback_client`. Raises ValueError for a URL that is not `https://`, unless the URL leads to this machine.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class HttpClient(PostbackClient):
         patience_seconds: float = PATIENCE_SECONDS,
         jobs_together: int = JOBS_TOGETHER,
         clock: ClientClock = MACHINE,
+        tell: Callable[[str], None] = warn,
     ) -> None:
         self._clock = clock
         self._jobs_together = jobs_together
-        self._http = HttpSession(url, key, ca_file=ca_file, patience_seconds=patience_seconds, clock=clock)
+        self._http = HttpSession(url, key, ca_file=ca_file, patience_seconds=patience_seconds, clock=clock, tell=tell)
         self.files = Files(self._http)
         """The tenant's files, which are requests and answers of batches."""
         self.batches = Batches(self._http, self.files)

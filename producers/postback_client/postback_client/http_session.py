@@ -2,13 +2,15 @@
 
 Failed requests are repeated if that is safe. A request is repeated after a lost connection and after 408, 429 and 5xx,
 unless the answer's `x-should-retry` forbids it. If the answer has a `Retry-After`, the pause before the repeat is that
-long, but at most `MOST_PAUSE_SECONDS`.
+long, but at most `MOST_PAUSE_SECONDS`. A wait of seconds is told once, until the gateway answers again.
 """
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,13 +27,18 @@ from postback_client.errors import (
 )
 from postback_client.shapes import Shape, parsed, read
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 """The longest silence of the gateway within an answer."""
 MOST_PAUSE_SECONDS = 60.0
+TOLD_SECONDS = 2.0
+"""A request that is not answered by this time has its wait told."""
 _PER_PAGE = "100"
 _FIRST_PAUSE_SECONDS, _GROWN_PAUSE_SECONDS = 0.25, 8.0
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
+
+warn: Callable[[str], None] = logging.getLogger("postback_client").warning
+"""Tells of a wait. In a program that has not set up `logging`, Python writes warnings to standard error."""
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -46,12 +53,27 @@ class _Bearer(requests.auth.AuthBase):
 
 
 class HttpSession:
-    """Sends requests with the key. Raises ValueError if the URL is not safe for sending a key."""
+    """Sends requests with the key. Raises ValueError if the URL is not safe for sending a key.
 
-    def __init__(self, url: str, key: str, *, ca_file: str | None, patience_seconds: float, clock: ClientClock) -> None:
+    `tell` gets a sentence when a request waits for a gateway that does not answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        ca_file: str | None,
+        patience_seconds: float,
+        clock: ClientClock,
+        tell: Callable[[str], None],
+    ) -> None:
         self.base = _base_of(url)
         self.clock = clock
         self._patience_seconds = patience_seconds
+        self._tell = tell
+        self._is_told = False
+        """True if the present wait was told."""
         self._session = requests.Session()
         self._session.auth = _Bearer(key)
         self._session.headers["user-agent"] = "postback-client"
@@ -74,17 +96,20 @@ class HttpSession:
         Use this method only for requests that may be repeated, because they have an idempotency key or because a repeat
         has no effect. Raises GatewayRefused and Unreachable.
         """
-        patience = TimeLimit(self.clock, self._patience_seconds)
+        patience, silence = TimeLimit(self.clock, self._patience_seconds), TimeLimit(self.clock, TOLD_SECONDS)
         grown = _FIRST_PAUSE_SECONDS
         while True:
             failure, pause = self._tried(method, path, body, headers, params, stream, silence_seconds)
             if isinstance(failure, requests.Response):
+                self._is_told = False
                 return failure
             wait = grown * random.uniform(0.5, 1.0) if pause is None else pause  # noqa: S311 - spreads repeats
             grown = min(2 * grown, _GROWN_PAUSE_SECONDS)
             ends = patience.within(wait) < wait or (limit is not None and limit.within(wait) < wait)
             if ends or not _may_repeat(failure):
                 raise failure
+            if silence.within(wait) < wait:
+                self._tell_of(failure, patience if limit is None else limit.before(patience))
             self.clock.sleep(wait)
 
     def json(self, method: str, path: str, **arguments: Any) -> Any:
@@ -106,6 +131,14 @@ class HttpSession:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+    def _tell_of(self, failure: PostbackError, until: TimeLimit) -> None:
+        if self._is_told:
+            return
+        self._is_told = True
+        end = datetime.fromtimestamp(self.clock.time() + until.left, UTC)
+        answer = f"answers with status {failure.status}" if isinstance(failure, GatewayRefused) else "does not answer"
+        self._tell(f"the gateway at {self.base} {answer}; trying again until {end:%H:%M:%S} UTC")
 
     def _tried(
         self,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 from standardwebhooks import Webhook
 
+from cli.operate.endpoint_deliveries import timeline
 from cli.operations.deliveries import read_step
-from cli.take.deliveries import timeline
 from producers.scan import Stored, StoredPlace
 from schemas import topics as names
 from schemas.event import event_body

@@ -32,8 +32,8 @@ class RemoteSettings(EngineSection):
     """Tries of one request before it fails."""
     request_timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)
     """Seconds for one request with all its attempts."""
-    start_timeout_seconds: float = Field(default=60.0, ge=0, le=86_400)
-    """Seconds that the service may be away at the start before the worker gives up."""
+    start_timeout_seconds: float = Field(default=600.0, ge=0, le=86_400)
+    """Seconds that the service may be away, or take to start, before the worker gives up."""
 
 
 class OpenAISettings(RemoteSettings):
@@ -41,8 +41,6 @@ class OpenAISettings(RemoteSettings):
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s]+$")
     """The server's URL, with its `/v1`."""
-    model: str | None = None
-    """The model's name in requests to the server, unless `--model` gives one."""
     api: Literal["chat", "completions"] = "chat"
     """The server's API. With `chat`, a plain prompt becomes one user message, and only a raw prompt is completed."""
     max_concurrency: int = Field(default=256, ge=1, le=8192)
@@ -52,7 +50,6 @@ class OpenAISettings(RemoteSettings):
     The worker sends fewer requests at once if the server's `/metrics`, like that of vLLM, states how many requests wait
     at the server. At any other server the worker begins with 16, and sends fewer after a 408, 429, 503 or timeout.
     """
-    start_timeout_seconds: float = Field(default=600.0, ge=0, le=86_400)
-    """Seconds that the server may take to start before the worker gives up."""
     log_probabilities: bool = True
-    """Ask the server for log-probabilities. Turn this off if the server refuses requests with `logprobs`."""
+    """Ask for the answers' log-probabilities, from which `confidence` is computed. They cost vLLM time, and some
+    servers refuse requests with `logprobs`."""

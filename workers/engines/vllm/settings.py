@@ -16,8 +16,6 @@ class VllmSettings(EngineSection):
     needs_package: ClassVar[tuple[str, str] | None] = ("vllm", "vllm")
     registry_fields: ClassVar[tuple[str, ...]] = ("revision", "context_tokens", "adapters")
 
-    model: str | None = None
-    """A directory, or a name on the Hugging Face hub, unless `--model` gives one."""
     revision: str | None = None
     """The branch, tag or commit of a model from the Hugging Face hub; if absent, the hub's default."""
     context_tokens: int | None = Field(default=None, ge=16)
@@ -31,7 +29,8 @@ class VllmSettings(EngineSection):
     CPU, where a step takes minutes.
     """
     log_probabilities: bool = True
-    """Ask the engine for the answers' log-probabilities, from which `confidence` is computed."""
+    """Ask for the answers' log-probabilities, from which `confidence` is computed. They cost vLLM time, and some
+    servers refuse requests with `logprobs`."""
     stop: tuple[str, ...] = ()
     """Texts that end every answer, for a base model, which would otherwise go on after its answer."""
     tool_parser: str | None = None

@@ -99,7 +99,7 @@ def _client(endpoint: str | None) -> Any:
         )
     except (BotoCoreError, ValueError) as error:
         raise ProcessError(
-            f"boto3 cannot use POSTBACK_PAYLOADS__S3_ENDPOINT or its AWS_ variables ({type(error).__name__})"
+            f"boto3 cannot use AWS_ENDPOINT_URL_S3 or another of its AWS_ variables ({type(error).__name__})"
         ) from None
 
 

@@ -167,7 +167,7 @@ class Recognition:
     async def read(self, page: Page, asker: Asker, seconds: float) -> dict[str, Any]:
         """Start a process for this page, and return its answer, with the text of the page's pictures.
 
-        `seconds` bounds the wait in line behind other documents and the reading together. The setting `ocr_seconds`
+        `seconds` bounds the wait in line behind other documents and the reading together. `ocr_seconds`
         bounds only the reading.
         Raises Unreadable.
         """

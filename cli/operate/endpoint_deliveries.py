@@ -1,4 +1,4 @@
-"""`postback deliveries ID`: shows the timeline of a job's callback."""
+"""`postback endpoints deliveries ID`: shows the timeline of a job's callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`postback trigger`: sends one signed test event to a URL, as delivery sends callbacks, but without Kafka."""
+"""`postback endpoints test`: sends one signed test event to a URL, as delivery sends callbacks, but without Kafka."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TEST_METADATA = {"postback-test": "true"}
 """The mark of a test event, in `data.metadata`."""
 
 
-def trigger(
-    url: Annotated[str, typer.Option(help="The endpoint.")],
+def test_endpoint(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The endpoint.")],
     outcome: Annotated[Outcome, typer.Option(help="The outcome that the event reports.")] = Outcome.SUCCEEDED,
     secrets: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def trigger(
 
         import aiohttp  # noqa: F401 - the import that a base install lacks
 
-    url, tenant, fleet = _checked_url(url), checked_tenant(tenant), fleet_settings()
+    url, tenant, fleet = checked_url(url), checked_tenant(tenant), fleet_settings()
     signer = _signer(checked_secrets(secrets or []), tenant, fleet)
     webhook_id, body = event_of(outcome, tenant)
     answered = asyncio.run(_post(url, tenant, signer, webhook_id, body, fleet))
@@ -118,10 +118,11 @@ def _signer(secrets: list[str], tenant: str, fleet: FleetSettings) -> Signer:
         return Keyring.load(keyring_path(fleet)).signer(tenant, SystemClock().time())
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
+    """Return the URL if a job may name it as its callback, else end the command."""
     from schemas.job import Url
 
-    return checked_text(Url, url, "--url: is not an http or https URL without credentials")
+    return checked_text(Url, url, "URL: is not an http or https URL without credentials")
 
 
 def _said(url: str, webhook_id: str, answered: PostOutcome) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`postback bench-fleet` on a running fleet, and on one that does not answer."""
+"""`postback models bench` on a running fleet, and on one that does not answer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_the_command_measures_a_fleet_and_says_if_a_job_did_not_succeed(fleet_he
         POSTBACK_KEYRING=fleet_here.folder / "keyring.json",
         POSTBACK_EGRESS__ALLOW_CALLBACKS="127.0.0.1/32",
     )
-    nobody = postback_here("bench-fleet", "--model", "echo", "--jobs", "3", "--timeout", "1", env=env)
+    nobody = postback_here("models", "bench", "--model", "echo", "--jobs", "3", "--timeout", "1", env=env)
     assert nobody.returncode == 1
     assert "3 of 3 jobs did not succeed in time" in nobody.stderr
     assert [cell.strip() for cell in nobody.stdout.splitlines()[2].split("|")[1:4]] == ["3", "0", "0"]
 
     fleet_here.worker("w1")
     fleet_here.deliver("d1")
-    done = postback_here("bench-fleet", "--model", "echo", "--jobs", "40", "--json", env=env)
+    done = postback_here("models", "bench", "--model", "echo", "--jobs", "40", "--json", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     assert {name: said[name] for name in ("model", "jobs", "accepted", "called_back", "outcomes")} == {
@@ -47,6 +47,6 @@ def test_the_command_measures_a_fleet_and_says_if_a_job_did_not_succeed(fleet_he
 def test_options_that_make_no_job_send_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
     Keyring.create(tmp_path / "keyring.json", SystemClock())
     env = environment_of(POSTBACK_KEYRING=tmp_path / "keyring.json")
-    done = postback_here("bench-fleet", *options, env=env)
+    done = postback_here("models", "bench", *options, env=env)
     assert done.returncode == 2
     assert f"{options[-2]}: is not valid in a job; nothing was sent" in done.stderr

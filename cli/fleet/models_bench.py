@@ -1,4 +1,4 @@
-"""`postback bench-fleet`: sends its own jobs to a running fleet, and measures the time from submission to callback."""
+"""`postback models bench`: sends its own jobs to a running fleet, and measures the time from submission to callback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_JOBS = 100_000
 _POLL_SECONDS = 0.05
 
 
-def bench_fleet(
+def bench(
     model: Annotated[str, typer.Option(metavar="NAME", help="The model that the jobs name, such as `echo`.")],
     jobs: Annotated[int, typer.Option(min=1, max=MOST_JOBS, help="The number of jobs.")] = 1_000,
     rate: Annotated[
@@ -75,7 +75,7 @@ def bench_fleet(
         ttl_seconds = timeout + (jobs / rate if rate is not None else 0.0)
         plan = BenchPlan(model, jobs, callback_url or url, min(ttl_seconds, LONGEST_TTL_SECONDS), rate)
         _check(plan, fleet)
-        with telling(ProducerError), exporting("bench-fleet"), Client(fleet.kafka, trust=trust) as client:
+        with telling(ProducerError), exporting("models-bench"), Client(fleet.kafka, trust=trust) as client:
             sent = client.submit(bench.work(plan), tenant=tenant, lane="bulk" if bulk else "default")
             _await(bench, sent.accepted, Deadline.after(clock, timeout), clock)
     report = bench.report(plan, sent.accepted)
