@@ -58,10 +58,10 @@ def _bytes_or_none(value: str | bytes | None) -> bytes | None:
     return value
 
 
-def put_results(kafka: KafkaSettings, urls: Mapping[str, str], tenant: str = "") -> None:
+def put_results(kafka: KafkaSettings, urls: Mapping[str, str], tenant: str | None = "default") -> None:
     """Write one result for each job id, with its callback URL, in turn over the partitions.
 
-    Each job is of its own tenant unless one is given: an origin's Retry-After also delays the tenant's other events.
+    If `tenant` is None, each job is of its own tenant: an origin's Retry-After also delays the tenant's other events.
     """
     producer = Producer(kafka.client_config())
     for count, (job_id, url) in enumerate(urls.items()):

@@ -204,7 +204,7 @@ def test_a_retry_after_is_met_in_full_by_any_process_that_makes_the_next_attempt
     eventually(lambda: doomed.ready()[0] and other.ready()[0], 60, "delivery is not ready")
     names = [f"event-{number}" for number in range(EVENTS)]
     patient.callbacks.tenants = names
-    put_results(patient.kafka, dict.fromkeys(names, patient.callbacks.url))
+    put_results(patient.kafka, dict.fromkeys(names, patient.callbacks.url), None)
     eventually(lambda: len(patient.attempts()) >= EVENTS, 60, lambda: f"{len(patient.attempts())} attempts are made")
     doomed.kill()
     patient.deliver("d3")
@@ -247,12 +247,12 @@ def test_healthy_endpoints_get_their_callbacks_before_the_first_attempt_at_the_h
 ) -> None:
     product.callbacks.up()
     killed = product.deliver("d1")
-    put_results(product.kafka, {f"first-{number}": hung for number in range(FIRST)}, "acme")
+    put_results(product.kafka, {f"first-{number}": hung for number in range(FIRST)})
     eventually(lambda: killed.metrics()["postback_in_flight"] == FIRST, 60, "not all is tried")
     killed.kill()
 
     urls = {f"found-{n}": hung if n % HUNG_ONE_IN == 0 else product.callbacks.url for n in range(FOUND)}
-    put_results(product.kafka, urls, "acme")
+    put_results(product.kafka, urls)
     # This is the longest deadline that the setting allows.
     restarted = product.deliver("d1")
     healthy = {name for name, url in urls.items() if url != hung}

@@ -29,7 +29,7 @@ def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_att
         hung.listen(100)
         names = [f"hung-{number}" for number in range(4 * PARTITIONS)]
         url = f"http://127.0.0.1:{hung.getsockname()[1]}/hook"
-        put_results(fleet_here.kafka, dict.fromkeys(names, url), "acme")
+        put_results(fleet_here.kafka, dict.fromkeys(names, url))
         first = fleet_here.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
         eventually(lambda: first.metrics()["postback_in_flight"] == len(names), 60, "not all attempts are under way")
         second = fleet_here.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
@@ -38,5 +38,5 @@ def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_att
         eventually(lambda: second.metrics()["postback_in_flight"] > 0, 60, "the next owner does not try the callbacks")
 
         fine = {f"ok-{number}": fleet_here.callbacks.url for number in range(4 * PARTITIONS)}
-        put_results(fleet_here.kafka, fine, "acme")
+        put_results(fleet_here.kafka, fine)
         fleet_here.wait_for_callbacks(4 * PARTITIONS, 60)

@@ -17,10 +17,10 @@ import urllib3
 
 from bench.fleet import shared_evenly
 from telemetry.clock import SystemClock
-from tests import custom_resources
 from tests.http_handler import Answering, handling
 from tests.integration.certificates import Authority
 from tests.integration.deployment import MESHED, SCALED, VALUE_SETS, Manifest, every_value_set, find, render
+from tests.kubeconform import definitions
 from tests.kubernetes.api import Api, Object, Refused
 from tests.kubernetes.build import TEST_SECONDS
 from tests.kubernetes.control_plane import ControlPlane
@@ -112,7 +112,7 @@ _PRIORITIES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 def server(control_plane: ControlPlane) -> Iterator[Api]:
     """An API server that knows the custom resources and a priority, with the namespace of rendered charts."""
     api = control_plane.api
-    for definition in custom_resources.definitions():
+    for definition in definitions():
         path = f"{_DEFINITIONS}/{definition['metadata']['name']}"
         api.apply(path, definition)
         for version in definition["spec"]["versions"]:
