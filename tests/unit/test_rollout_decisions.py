@@ -556,7 +556,6 @@ def test_a_short_text_must_have_equal_words_even_with_a_low_threshold() -> None:
 
 
 # -- rollout workers -------------------------------------------------------------------------------------------------
-ID = "ro_0123456789abcdef"
 ASSISTANT = RolloutOrder(id=ID, alias="assistant", candidate="next", sample=1, per_second=10_000, canary_jobs=2, at=0)
 MODELS: dict[str, str | None] = {"assistant": None, "next": None}
 ELSEWHERE: dict[str, str | None] = {"assistant": None, "next": "big"}
