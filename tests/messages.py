@@ -1,10 +1,15 @@
-"""Fields of Kafka's messages, for comparisons: a missing field fails the test."""
+"""Kafka's messages: their fields, for comparisons, where a missing field fails the test; and results to deliver."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from confluent_kafka import Message
+from confluent_kafka import Message, Producer
+
+from schemas.codec import write_result
+from schemas.outcome import Outcome
+from schemas.result import Result
+from schemas.settings import KafkaSettings
 
 Pairs = Iterable[tuple[str, bytes | None]]
 
@@ -51,3 +56,17 @@ def _present(headers: Pairs) -> dict[str, bytes]:
 def _bytes_or_none(value: str | bytes | None) -> bytes | None:
     assert not isinstance(value, str)
     return value
+
+
+def put_results(kafka: KafkaSettings, urls: Mapping[str, str], tenant: str | None = "default") -> None:
+    """Write one result for each job id, with its callback URL, in turn over the partitions.
+
+    If `tenant` is None, each job is of its own tenant: an origin's Retry-After also delays the tenant's other events.
+    """
+    producer = Producer(kafka.client_config())
+    for count, (job_id, url) in enumerate(urls.items()):
+        result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
+        headers = {"tenant": tenant or job_id, "webhook-id": f"msg_{job_id}", "job-id": job_id, "callback-url": url}
+        place = kafka.topics.results, write_result(result), job_id, count % kafka.partitions
+        producer.produce(*place, headers=list(headers.items()))
+    assert producer.flush(20) == 0

@@ -1,22 +1,25 @@
-"""Workers and delivery are killed, stopped and started under load, or lose their broker: no job is lost or repeated."""
+"""Processes are killed, stopped and started under load, and receivers hang, wait or are down: no job is lost."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from kafka import KafkaProducer
 
 from cli.devkit.broker import Broker
-from cli.devkit.receiver import Received
+from cli.devkit.receiver import Behaviour, Received
 from cli.operations.topics import create_topics
 from schemas.settings import KafkaSettings
+from tests.fleet_here import FleetHere, running_here
+from tests.messages import put_results
 from tests.product import PARTITIONS, Product, Role, eventually, running
 
 pytestmark = pytest.mark.broker
@@ -180,3 +183,131 @@ def test_log_lines_of_kafkas_client_are_json_like_all_others(unprefixed: Product
     own_broker.kill()
     eventually(lambda: '"log.logger":"librdkafka' in worker.said().replace(" ", ""), 60, worker.said)
     assert {line["service.name"] for line in worker.lines()} == {"worker"}
+
+
+TIERS = (1.0, 4.0, 14.0)
+"""The receiver's ten seconds lie between two tiers, so a record changes its tier while it waits."""
+ASKED_SECONDS = 10
+"""Long enough for the test to kill a process before the second attempts. A later kill would repeat some attempts."""
+EVENTS = 40
+ASKING = Behaviour(status=204, fail_first=1, fail_status=429, retry_after_seconds=ASKED_SECONDS)
+
+
+@pytest.fixture
+def patient(product_with_tiers: Callable[..., Product]) -> Product:
+    return product_with_tiers(*TIERS)
+
+
+def test_a_retry_after_is_met_in_full_by_any_process_that_makes_the_next_attempt(patient: Product) -> None:
+    patient.callbacks.up(ASKING)
+    doomed, other = (patient.deliver(name) for name in ("d1", "d2"))
+    eventually(lambda: doomed.ready()[0] and other.ready()[0], 60, "delivery is not ready")
+    names = [f"event-{number}" for number in range(EVENTS)]
+    patient.callbacks.tenants = names
+    put_results(patient.kafka, dict.fromkeys(names, patient.callbacks.url), None)
+    eventually(lambda: len(patient.attempts()) >= EVENTS, 60, lambda: f"{len(patient.attempts())} attempts are made")
+    doomed.kill()
+    patient.deliver("d3")
+    eventually(
+        lambda: len(patient.attempts()) >= 2 * EVENTS, 90, lambda: f"{len(patient.attempts())} attempts are made"
+    )
+    patient.wait_until_nothing_is_left()
+
+    said = sorted(patient.attempts(), key=lambda one: (one["job_id"], one["attempt"]))
+    assert [(one["job_id"], one["attempt"], one["status"]) for one in said] == [
+        (name, *each) for name in sorted(names) for each in ((1, 429), (2, 204))
+    ]
+    for first, second in zip(said[::2], said[1::2], strict=True):
+        answered = first["at"] + first["duration_ms"]
+        # Both times are rounded, so their difference may be up to 2 ms too small.
+        assert second["at"] - answered >= 1000 * ASKED_SECONDS - 2
+    assert {name: [one.status for one in got] for name, got in patient.callbacks.events.items()} == {
+        name: [429, 204] for name in names
+    }
+    assert patient.dead_letters() == []
+
+
+FIRST, FOUND = PARTITIONS, 492
+HUNG_ONE_IN = 41
+"""One in 41 of the FOUND events hangs: twelve events, and sixteen together with the four FIRST events.
+
+In an earlier version, suspects ran in groups of 32, and each group waited for its hung events.
+"""
+
+
+@pytest.fixture
+def hung() -> Iterator[str]:
+    """A URL whose server accepts connections and requests, and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/hook"
+
+
+def test_healthy_endpoints_get_their_callbacks_before_the_first_attempt_at_the_hung_one_has_ended(
+    product: Product, hung: str
+) -> None:
+    product.callbacks.up()
+    killed = product.deliver("d1")
+    put_results(product.kafka, {f"first-{number}": hung for number in range(FIRST)})
+    eventually(lambda: killed.metrics()["postback_in_flight"] == FIRST, 60, "not all is tried")
+    killed.kill()
+
+    urls = {f"found-{n}": hung if n % HUNG_ONE_IN == 0 else product.callbacks.url for n in range(FOUND)}
+    put_results(product.kafka, urls)
+    # This is the longest deadline that the setting allows.
+    restarted = product.deliver("d1")
+    healthy = {name for name, url in urls.items() if url != hung}
+    eventually(lambda: len(product.callbacks.events) == len(healthy), 120, "a healthy endpoint waits")
+    assert set(product.callbacks.events) == healthy
+    eventually(lambda: len(product.attempts()) >= len(healthy), 30, "not all that was sent is settled")
+    assert [attempt["error"] for attempt in product.attempts()] == [None] * len(healthy)
+    assert "partition-left-open" in restarted.said()
+
+
+NOBODY = "http://127.0.0.1:9/hook"
+"""The discard port, on which nothing listens."""
+LATE_TIERS = (0.3, 15.0)
+"""The second wait is long enough for the test to notice the first failures and start the receiver."""
+
+
+@pytest.fixture
+def patient_here(fleet: KafkaSettings, tmp_path: Path) -> Iterator[FleetHere]:
+    kafka = fleet.model_copy(update={"tier_delays_seconds": LATE_TIERS, "partitions": PARTITIONS})
+    create_topics(kafka)
+    with running_here(kafka, tmp_path) as started:
+        yield started
+
+
+def test_a_returning_receiver_gets_missed_events_and_untaken_ones_are_dead_letters(
+    patient_here: FleetHere,
+) -> None:
+    patient_here.callbacks.up()
+    patient_here.callbacks.down()  # from here on the port is reserved, and refuses connections
+    worker = patient_here.worker("w1", "--engine", "echo", "--with-delivery")
+    missed, lost = [f"missed-{n}" for n in range(12)], [f"lost-{n}" for n in range(4)]
+    patient_here.submit({"job_id": name, "prompt": name, "callback_url": patient_here.callbacks.url} for name in missed)
+    patient_here.submit({"job_id": name, "prompt": name, "callback_url": NOBODY} for name in lost)
+
+    def attempts() -> list[tuple[str, int, str | None]]:
+        return [(one["job_id"], one["attempt"], one["error"]) for one in patient_here.attempts()]
+
+    # Ask the process itself, because on a busy machine reading the attempts' topic may outlast a callback's second
+    # wait.
+    failed = "postback_callbacks_total{connect_failed}"
+    eventually(lambda: worker.metrics().get(failed, 0) >= len(missed + lost), 60, "not every callback was tried")
+    patient_here.callbacks.up()
+    patient_here.wait_for_callbacks(len(missed), 30)
+    eventually(lambda: len(patient_here.dead_letters()) >= len(lost), 30, "a lost callback is no dead letter")
+    patient_here.wait_until_nothing_is_left()
+
+    assert set(patient_here.callbacks.events) == set(missed)
+    letters = patient_here.dead_letters()
+    assert {letter["job-id"] for letter in letters} == set(lost)
+    assert {(letter["reason"], letter["attempts"]) for letter in letters} == {("callback_exhausted", "3")}
+    tried = sorted(attempts(), key=lambda one: one[1])  # a batch spreads its records over several partitions
+    assert {attempt for job, attempt, _ in tried if job in lost} == {1, 2, 3}
+    for name in missed:
+        errors = [error for job, _, error in tried if job == name]
+        assert errors[0] is not None
+        assert errors.count(None) == 1
+    webhook_ids = {name: {one.webhook_id for one in patient_here.callbacks.events[name]} for name in missed}
+    assert all(len(ids) == 1 for ids in webhook_ids.values())

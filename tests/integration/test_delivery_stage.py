@@ -25,7 +25,7 @@ from schemas.settings import KafkaSettings
 from schemas.signature import verify
 from telemetry.clock import Deadline, SystemClock
 from telemetry.metrics import Metrics
-from tests.messages import headers_of, key_of, value_of
+from tests.messages import headers_of, key_of, put_results, value_of
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
@@ -104,16 +104,6 @@ async def delivery(fleet: KafkaSettings, keyring: Keyring) -> AsyncIterator[Metr
     await handler.close()
 
 
-def put_results(fleet: KafkaSettings, urls: dict[str, str]) -> None:
-    """Write one result for each job id, with its callback URL."""
-    producer = Producer(fleet.client_config())
-    for job_id, url in urls.items():
-        result = Result(job_id=job_id, outcome=Outcome.SUCCEEDED, text="Paris", created_at=1_700_000_000)
-        headers = {"tenant": "acme", "webhook-id": f"msg_{job_id}", "job-id": job_id, "callback-url": url}
-        producer.produce(fleet.topics.results, write_result(result), job_id, headers=list(headers.items()))
-    assert producer.flush(20) == 0
-
-
 def read_all(fleet: KafkaSettings, topic: str, wanted: int) -> list[Message]:
     """At least `wanted` committed records of a topic. Fails after 60 s."""
     consumer = KafkaConsumer({**fleet.client_config(), "group.id": "unused", "isolation.level": "read_committed"})
@@ -135,7 +125,7 @@ async def test_every_result_is_delivered_retried_or_dead_lettered(
 ) -> None:
     kinds = {kind: f"{site.origin}/{kind}" for kind in ("ok", "flaky", "down", "gone", "moved", "late")}
     kinds |= {"private": "http://10.0.0.1/"}
-    put_results(fleet, {f"{kind}-{number}": url for kind, url in kinds.items() for number in range(8)})
+    put_results(fleet, {f"{kind}-{number}": url for kind, url in kinds.items() for number in range(8)}, "acme")
     letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 4 * 8)
     # Each event gets these attempts: ok 1, flaky 3, down 3 (two tiers), gone 1, moved 3, late 2, private 1.
     attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, (1 + 3 + 3 + 1 + 3 + 2 + 1) * 8)
@@ -192,7 +182,7 @@ async def test_a_record_that_is_too_large_to_be_kept_stops_nothing(
     result = Result(job_id="large", outcome=Outcome.SUCCEEDED, text="x" * 3_000_000, created_at=1_700_000_000)
     producer.produce(fleet.topics.results, write_result(result), "large", 0, headers=list(headers.items()))
     assert producer.flush(20) == 0
-    put_results(fleet, {f"ok-{number}": f"{site.origin}/ok" for number in range(8)})
+    put_results(fleet, {f"ok-{number}": f"{site.origin}/ok" for number in range(8)}, "acme")
     [letter] = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, 1)
     await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, 8)
 
@@ -208,7 +198,7 @@ async def test_results_whose_handling_raises_are_given_up_and_hold_nothing_up(
     """More results raise an error than an origin has places, so each of these results has to return its place."""
     port = site.origin.rpartition(":")[2]
     urls = {f"poison-{number}": f"http://poison.example:{port}/ok" for number in range(200)}
-    put_results(fleet, urls | {f"ok-{number}": f"http://fine.example:{port}/ok" for number in range(8)})
+    put_results(fleet, urls | {f"ok-{number}": f"http://fine.example:{port}/ok" for number in range(8)}, "acme")
     letters = await asyncio.to_thread(read_all, fleet, fleet.topics.dead_letters, len(urls))
     attempts = await asyncio.to_thread(read_all, fleet, fleet.topics.attempts, 8)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from promql_parser import AggModifierType, AggregateExpr, Expr, VectorSelector, parse, walk
 
 from cli.devkit.receiver import Behaviour
 from cli.operations.certificates import LEAF_DAYS, Leaf, init, issue
@@ -34,10 +35,43 @@ from tests.integration.test_engine_contract import request
 from tests.postback_command import environment_of, postback
 from tests.product import Product, Role, eventually
 from tests.prometheus_tools import Prometheus, alertmanager, free_port, promtool, scraping
-from tests.promql import kept_labels, selectors
 from tests.rollout_fleet import FAST, echo_fleet
 from tests.screening_rules import words
 from workers.engines.vllm import VllmEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A metric, and the label values that an expression asks for."""
+
+    metric: str
+    values: dict[str, str]
+
+
+def selectors(query: str) -> list[Selector]:
+    """The selectors of an expression. Raises ValueError if it is not PromQL, also if a function gets a wrong type."""
+    return [
+        Selector(node.name or "", {each.name: each.value for each in node.matchers.matchers})
+        for node in _nodes(query)
+        if isinstance(node, VectorSelector)
+    ]
+
+
+def kept_labels(query: str) -> set[str] | None:
+    """The labels that the outermost aggregation keeps, None if the expression aggregates nothing."""
+    for node in _nodes(query):
+        if isinstance(node, AggregateExpr):
+            assert node.modifier is None or node.modifier.type == AggModifierType.By, query
+            return set(node.modifier.labels if node.modifier else ())
+    return None
+
+
+def _nodes(query: str) -> Iterator[Expr]:
+    """The nodes, from the outside to the inside."""
+    found: list[Expr] = []
+    walk(parse(query), found.append)
+    return iter(found)
+
 
 RULES_FOLDER = ROOT / "helm" / "postback" / "files" / "prometheus"
 RULES = "postback.rules.yml"

@@ -15,7 +15,7 @@ from schemas.rollout.comparison import Comparison
 from scripts.play.model import embedding_model
 from tests.drawn import drawn
 from tests.handlers import CLOCK
-from tests.unit.test_rollout_workers import Shadow, sample_of
+from tests.unit.test_rollout_decisions import Shadow, sample_of
 from workers.enrichment.choosing.embedder import Embedder, EmbeddingModelRefused
 from workers.inference.rollout.difference import (
     MAX_CHARS,

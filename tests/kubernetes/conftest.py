@@ -16,10 +16,9 @@ from confluent_kafka.admin import AdminClient
 from schemas.settings import KafkaSettings
 from tests.conftest import TIER_DELAYS_SECONDS, SharedBroker
 from tests.kubernetes.control_plane import ControlPlane
-from tests.kubernetes.jobs import Jobs
 from tests.kubernetes.node import Node
 from tests.kubernetes.programs import WAIT_SECONDS
-from tests.kubernetes.release import Release
+from tests.kubernetes.release import Jobs, Release
 from tests.postback_command import POSTBACK
 from tests.product import PARTITIONS, Product, eventually, running
 

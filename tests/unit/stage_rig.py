@@ -16,7 +16,7 @@ from workers.stage.record import Failure, Output, Record
 from workers.stage.runner import Handled
 from workers.stage.settings import StageSettings
 from workers.stage.settler import SettlerState
-from workers.stage.sharing import Sharing
+from workers.stage.sharing import Place, Sharing
 from workers.stage.source import Committed, Contact, PartitionId
 from workers.stage.stage import Stage
 from workers.stage.topic_ids import Identities
@@ -184,3 +184,18 @@ def reread(stage: Stage, settler: Settler) -> None:
     settler.state, settler.resting = SettlerState.REREADING, False
     stage.settle(0)
     settler.resting = True
+
+
+class OneParty:
+    """All records belong to one party and to its first place, and cost the same; none may be deferred."""
+
+    later_share = 0.5
+
+    def assess(self, record: Record) -> None:
+        record.party = b""
+
+    def place(self, topic: str) -> Place:
+        return Place.FIRST
+
+    def defer(self, record: Record) -> Sequence[Output]:
+        raise AssertionError(record)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from sqlalchemy import Connection, select
 
 from gateway.accept.acceptance import Acceptance
@@ -273,3 +274,39 @@ def test_a_relay_whose_lease_is_taken_puts_no_more_rows_on_kafka(
         accept(store, b"for the other")
         assert (numbers(store), outlet.puts) == ([1], [])
     assert other.is_mine()
+
+
+def test_a_transaction_that_fails_is_tried_again_with_fewer_rows_and_grows_with_each_success(
+    store: Store, clock: HandClock
+) -> None:
+    """A transaction that is too large for the network to Kafka would otherwise fail each time."""
+
+    class Refusing(Outlet):
+        refusals = 2
+
+        def put(self, rows: Sequence[Any], position: int) -> None:
+            if self.refusals and rows:
+                self.refusals -= 1
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            super().put(rows, position)
+
+    accept(store, *[b"row"] * 7)
+    outlet = Refusing(store, clock)
+    with patch("gateway.accept.relay.MOST_ROWS", 8), relaying(store, outlet, clock):
+        outlet.idle()
+    assert [len(put.values) for put in outlet.puts] == [2, 4, 1, 0]
+
+
+def test_rows_whose_deletion_failed_are_deleted_later(store: Store, clock: HandClock) -> None:
+    failures = [StoreAway("the disk is full")]
+
+    def forget_once(connection: Connection, position: int) -> None:
+        if failures:
+            raise failures.pop()
+        forget(connection, position)
+
+    accept(store, b"one", b"two")
+    outlet = Outlet(store, clock)
+    with patch("gateway.accept.relay.forget", forget_once), relaying(store, outlet, clock):
+        outlet.idle(3)
+        assert (failures, numbers(store)) == ([], [])

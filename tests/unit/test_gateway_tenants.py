@@ -210,12 +210,21 @@ def test_work_beyond_the_quota_is_refused_and_not_counted(settings: TenantSettin
 def test_a_job_gives_its_reservation_back_once(store: Store) -> None:
     put_job(store, "counted", 10)
     put_job(store, "uncounted", None)
-    reserved(store, TenantSettings(queued_lines=9), Work(1, 10))
+    put_job(store, "waiting", 5)
+    reserved(store, TenantSettings(queued_lines=9), Work(2, 15))
     release(store, Answered("acme", "counted", None, first=False))
-    assert queued(store) == Work(1, 10)
+    assert queued(store) == Work(2, 15)
     for _ in range(2):
         release(store, *(Answered("acme", name, None) for name in ("counted", "uncounted", "unknown")))
         release(store, Answered("globex", "counted", None))
+        assert queued(store) == Work(1, 5)
+
+
+def test_a_count_that_is_too_low_ends_at_zero(store: Store) -> None:
+    """A count below zero would let the tenant queue more than its quota for good."""
+    put_job(store, "counted", 10)
+    reserved(store, TenantSettings(queued_lines=9), Work(0, 4))
+    release(store, Answered("acme", "counted", None))
     assert queued(store) == Work(0, 0)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import workers.stage.runner
 from telemetry.metrics import Metrics
-from tests.unit.one_party import OneParty
+from tests.unit.stage_rig import OneParty
 from workers.stage.defects import Defects
 from workers.stage.partition import Partition
 from workers.stage.record import Failure, Output, Record

@@ -67,12 +67,11 @@ def test_topics_that_may_be_written_to_are_swept_at_the_start() -> None:
     assert client(settler).asked == ["init", "begin", "results[0] sweep", "results[1] sweep", "abort"]
 
 
-def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(
-    settler: WatchedSettler, partition: Partition
-) -> None:
-    unopened = Partition("requests", 1, 1, 0.0)
+def test_offsets_of_partitions_that_were_never_opened_are_swept_once_more(partition: Partition) -> None:
+    settler, unopened = WatchedSettler(outputs=["results"]), Partition("requests", 1, 1, 0.0)
     repaired(settler, unopened)
     settler.settle(batch_of(partition, 5))
+    assert settler.state is SettlerState.SWEEPING, "a commit would be refused while the group has pending offsets"
     repaired(settler, unopened, partition)
     assert [asked for asked in client(settler).asked if asked.startswith("offsets")] == [
         "offsets requests[1]@0",
@@ -321,6 +320,23 @@ def test_a_failure_casts_doubt_on_topics_with_one_copy_and_on_others_only_if_it_
     sweeps.done(sweeps.step(0))
     sweeps.doubt(["a"])
     assert sweeps.owed == doubted
+
+
+def test_a_step_of_a_sweep_is_half_as_large_after_each_of_the_first_three_failures() -> None:
+    sweeps = Sweeps(["a"])
+    sweeps.plan({"a": Layout(2 * SWEEP_PARTITIONS, 1)})
+    assert [SWEEP_PARTITIONS // len(sweeps.step(failures)) for failures in (0, 1, 2, 3, 10)] == [1, 2, 4, 8, 8]
+
+
+def test_a_topic_that_a_failed_transaction_wrote_to_is_swept_although_it_had_no_leader_in_the_sweep_before() -> None:
+    sweeps, led = Sweeps(["a"]), Layout(2, 2)
+    sweeps.plan({"a": led})
+    sweeps.done([])
+    sweeps.doubt(["a"])
+    sweeps.plan({"a": Layout(2, 2, is_led=False)})
+    sweeps.done([])
+    sweeps.plan({"a": led})
+    assert sweeps.step(0) == [("a", 0), ("a", 1)]
 
 
 TOPICS = ["a", "b", "c"]
