@@ -1,13 +1,15 @@
-"""Anthropic's Messages API (`POST /v1/messages`), without streaming."""
+"""Anthropic's Messages API (`POST /v1/messages`)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from io import StringIO
 from typing import Any, ClassVar
 from urllib.parse import quote
 
 from pydantic import Field
+from pydantic_core import from_json
 
 from schemas.bounded import BoundedModel
 from schemas.tools import MAX_TOOL_CALLS, CalledFunction, ToolCall
@@ -30,6 +32,7 @@ from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
 from workers.engines.openai_http.settings import RemoteSettings
+from workers.engines.openai_http.stream import AnswerStream
 
 _MOST_BLOCKS = 4096
 _VERSION = "2023-06-01"
@@ -72,6 +75,74 @@ class AnthropicAnswer(BoundedModel):
     stop_reason: str
     stop_details: _StopDetails | None = None
     usage: _AnthropicUsage
+
+
+class _Delta(BoundedModel):
+    text: str = ""
+    thinking: str = ""
+    partial_json: str = ""
+    stop_reason: str | None = None
+    stop_details: dict[str, Any] | None = None
+
+    @property
+    def piece(self) -> str:
+        """The next piece of the block; each kind of delta has one member."""
+        return self.text or self.thinking or self.partial_json
+
+
+class _Start(BoundedModel):
+    usage: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Event(BoundedModel):
+    type: str
+    index: int = 0
+    message: _Start = _Start()
+    content_block: _Block | None = None
+    delta: _Delta = _Delta()
+    usage: dict[str, Any] = Field(default_factory=dict)
+
+
+class AnthropicStream(AnswerStream):
+    """The events of a message: its blocks grow one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks: dict[int, tuple[_Block, StringIO]] = {}
+        self._end: Body = {}
+        self._usage: Body = {}
+
+    def take(self, event: bytes) -> None:
+        """Take an event; see `AnswerStream`."""
+        said = _Event.model_validate_json(event)
+        delta, piece = said.delta, said.delta.piece
+        self._usage |= said.message.usage | said.usage
+        if said.content_block is not None and len(self._blocks) <= _MOST_BLOCKS:
+            self._blocks[said.index] = said.content_block, StringIO()
+        if piece:
+            if said.index not in self._blocks:
+                raise ValueError("has no such block")
+            block, grown = self._blocks[said.index]
+            grown.write(piece)
+            self.size += len(piece)
+            self._text.write(piece if block.type == "text" else "")
+        if delta.stop_reason is not None:
+            self._end = {"stop_reason": delta.stop_reason, "stop_details": delta.stop_details}
+        self.is_whole = self.is_whole or said.type == "message_stop"
+
+    def plain(self) -> Body:
+        """Return the message. Raises ValueError for arguments of a call that are no JSON."""
+        return {"content": [_whole(*block) for block in self._blocks.values()], "usage": self._usage, **self._end}
+
+
+def _whole(block: _Block, grown: StringIO) -> Body:
+    said = grown.getvalue()
+    match block.type:
+        case "text" | "thinking":
+            return {"type": block.type, block.type: getattr(block, block.type) + said}
+        case "tool_use":
+            return {**block.model_dump(), "input": from_json(said) if said else block.input}
+    return {"type": block.type}
 
 
 class AnthropicModel(BoundedModel):
@@ -122,6 +193,10 @@ class AnthropicServer(ModelServer):
             schema = {"type": "json_schema", "schema": form["json_schema"]["schema"]}
             body["output_config"] = body.get("output_config", {}) | {"format": schema}
         return body
+
+    def stream(self, request: GenerationRequest) -> AnthropicStream:
+        """Return the reader of the events."""
+        return AnthropicStream()
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
         """Return the message's text blocks as one text. Raises ValidationError."""

@@ -1,16 +1,17 @@
-"""Google's Gemini API (`POST /v1beta/models/{model}:generateContent`), without streaming."""
+"""Google's Gemini API (`POST /v1beta/models/{model}:generateContent`, and `:streamGenerateContent` for a stream)."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
 from urllib.parse import quote
 
 from pydantic import Field
+from pydantic_core import from_json
 from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
@@ -36,6 +37,7 @@ from workers.engines.online.turns import Turn, options_of, parted
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
 from workers.engines.openai_http.settings import RemoteSettings
+from workers.engines.openai_http.stream import AnswerStream
 
 _MOST_PARTS = 4096
 _OF_A_TOOL = ("name", "description")
@@ -118,6 +120,49 @@ class GeminiAnswer(BoundedModel):
     usage: Usage = Field(default=Usage(), alias="usageMetadata")
 
 
+class GeminiStream(AnswerStream):
+    """The responses of a stream, each with the next parts of its candidates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._candidates: dict[int, Body] = {}
+        self._others: Body = {}
+
+    def take(self, event: bytes) -> None:
+        """Take a response; see `AnswerStream`."""
+        answer = GeminiAnswer.model_validate_json(event)
+        said = from_json(event)
+        self.size += len(event)
+        self._others |= {name: said[name] for name in ("usageMetadata", "promptFeedback") if name in said}
+        for read, piece in zip(answer.candidates, said.get("candidates", ()), strict=True):
+            whole = self._candidates.setdefault(read.index, {"index": read.index, "content": {"parts": []}})
+            whole |= {name: piece[name] for name in ("finishReason", "avgLogprobs") if name in piece}
+            _add_parts(whole["content"]["parts"], piece.get("content", {}).get("parts", ()))
+            if read.logprobs is not None:
+                logprobs = whole.setdefault("logprobsResult", {"chosenCandidates": [], "topCandidates": []})
+                for name, tokens in logprobs.items():
+                    tokens += piece["logprobsResult"].get(name, ())
+            if read.index == 0:
+                self._text.writelines(part.text for part in read.content.parts if not part.thought)
+        is_ended = bool(self._candidates) and all(each.get("finishReason") for each in self._candidates.values())
+        self.is_whole = is_ended or answer.feedback.block_reason is not None
+
+    def plain(self) -> Body:
+        """Return the whole response."""
+        return {"candidates": [*self._candidates.values()], **self._others}
+
+
+def _add_parts(parts: list[Body], further: Sequence[Body]) -> None:
+    """Add parts to those before; a text becomes one with the text before it, since the number of parts is bounded."""
+    for part in further:
+        last = parts[-1] if parts else {"call": None}
+        are_texts = part.keys() | last.keys() <= {"text", "thought"}
+        if are_texts and part.get("thought") == last.get("thought"):
+            last["text"] = last.get("text", "") + part.get("text", "")
+        else:
+            parts.append(part)
+
+
 class GeminiModel(BoundedModel):
     """The answer to `GET /v1beta/models/{model}`."""
 
@@ -160,6 +205,17 @@ class GeminiServer(ModelServer):
         if system:
             body["systemInstruction"] = {"parts": [{"text": system}]}
         return body
+
+    stream_options: ClassVar[Mapping[str, Any]] = {}
+
+    def paths(self, request: GenerationRequest) -> Sequence[str]:
+        """Return the path for questions, which is another one for a stream."""
+        path = f"{self.model_path}:streamGenerateContent?alt=sse" if self.streams(request) else self.generation_path
+        return (path,)
+
+    def stream(self, request: GenerationRequest) -> GeminiStream:
+        """Return the reader of the events."""
+        return GeminiStream()
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
         """Return the first candidate as a completion; `further` has the other candidates that the request asks for.

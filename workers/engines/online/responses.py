@@ -1,4 +1,4 @@
-"""OpenAI's Responses API (`POST /v1/responses`), without streaming and without storage at the service.
+"""OpenAI's Responses API (`POST /v1/responses`), without storage at the service.
 
 Items and parts whose type this module does not know are left out, because newer versions of the API add types.
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -38,6 +38,7 @@ from workers.engines.openai_http.answers import Token, logprobs_of
 from workers.engines.openai_http.engine import HttpEngine
 from workers.engines.openai_http.server import MAX_REASON_CHARACTERS, OF_ACCOUNTS, ModelServer, Usage
 from workers.engines.openai_http.settings import RemoteSettings
+from workers.engines.openai_http.stream import DONE, AnswerStream
 
 _LOGPROBS: Final = "message.output_text.logprobs"
 
@@ -86,6 +87,10 @@ class ResponsesServer(ModelServer):
         if request.top_logprobs is not None:
             body["include"] = [_LOGPROBS]
         return body
+
+    def stream(self, request: GenerationRequest) -> ResponsesStream:
+        """Return the reader of the events."""
+        return ResponsesStream(request)
 
     def completion(self, body: bytes, request: GenerationRequest) -> Completion:
         """Return the answer to the request: its text up to a stop text, its reasoning and its calls.
@@ -280,6 +285,53 @@ class ResponsesAnswer(BoundedModel):
         if self.status == "incomplete" and self.incomplete_details is not None and self.incomplete_details.reason:
             return self.incomplete_details.reason
         return self.status
+
+
+class _Event(BoundedModel):
+    type: str
+    output_index: int = 0
+    item: dict[str, Any] | None = None
+    delta: Any = None
+    response: dict[str, Any] | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+class ResponsesStream(AnswerStream):
+    """The events of a response. The last one has the whole response."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        super().__init__()
+        self._is_cut = "stop" in request.body
+        """True if the text is perhaps cut at its end, so that no text is told before."""
+        self._commentaries: set[int] = set()
+        self._response: dict[str, Any] = {}
+
+    def take(self, event: bytes) -> None:
+        """Take an event; see `AnswerStream`."""
+        if event == DONE:
+            return
+        said = _Event.model_validate_json(event)
+        if said.type == "error":
+            failed = {"code": said.code, "message": said.message}
+            self._end({"status": "failed", "output": [], "error": failed}, len(event))
+        elif said.type in _LAST_EVENTS and said.response is not None:
+            self._end(said.response, len(event))
+        elif said.type == "response.output_item.added" and (said.item or {}).get("phase") == "commentary":
+            self._commentaries.add(said.output_index)
+        elif said.type == "response.output_text.delta" and isinstance(said.delta, str):
+            is_told = not self._is_cut and said.output_index not in self._commentaries
+            self._text.write(said.delta if is_told else "")
+
+    def plain(self) -> dict[str, Any]:
+        """Return the response."""
+        return self._response
+
+    def _end(self, response: dict[str, Any], size: int) -> None:
+        self._response, self.size, self.is_whole = response, size, True
+
+
+_LAST_EVENTS: Final = frozenset(("response.completed", "response.incomplete", "response.failed"))
 
 
 def _failed(error: _Error, usage: Usage, request: GenerationRequest) -> Completion:

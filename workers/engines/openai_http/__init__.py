@@ -3,7 +3,7 @@
 `engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
 Requests beyond the `limits` wait in `slots`. `follow` learns the limits from the server's `figures`; without figures,
 the limits follow the server's refusals. `dialect` writes requests in the form that the server takes, and `answers`
-reads the server's responses.
+reads the server's responses. `stream` reads an answer that comes piece by piece.
 """
 
 from __future__ import annotations

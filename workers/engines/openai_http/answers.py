@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from io import StringIO
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -28,7 +30,8 @@ from workers.engines.base import (
 from workers.engines.families import ReasoningMarks
 from workers.engines.finish import finish_reason, is_failure, is_refusal
 from workers.engines.openai_http.server import Usage
-from workers.engines.reasoning import parted
+from workers.engines.openai_http.stream import DONE, AnswerStream
+from workers.engines.reasoning import answer_begun, parted
 
 log = get_logger()
 
@@ -205,3 +208,140 @@ def _completion(
     if request is None or "tools" not in request.body or choice.message is None:
         return completion
     return with_calls(completion, [call.named(at) for at, call in enumerate(choice.message.tool_calls or ())])
+
+
+# -- Streams --
+_TOKEN_BYTES: Final = 32
+"""The size of a token or an alternative with its log-probability, which is at least that of its JSON."""
+
+
+class _FunctionPiece(BoundedModel):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class _CallPiece(BoundedModel):
+    index: int | None = None
+    id: str | None = None
+    function: _FunctionPiece = _FunctionPiece()
+
+
+class _Delta(BoundedModel):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_CallPiece] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
+
+
+class _ChoicePiece(BoundedModel):
+    index: int = 0
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Chunk(BoundedModel):
+    choices: list[_ChoicePiece] = Field(default_factory=list, max_length=_MOST_CHOICES)
+    usage: dict[str, Any] | None = None
+
+
+class _StreamedChoice:
+    """One choice while it comes."""
+
+    def __init__(self) -> None:
+        self.texts: defaultdict[str, StringIO] = defaultdict(StringIO)
+        """The members of the message that are texts."""
+        self.finish_reason: str | None = None
+        self._calls: list[dict[str, Any]] = []
+        self._by_index: dict[int, dict[str, Any]] = {}
+        self._logprobs: dict[str, list[Any]] | None = None
+
+    def take(self, piece: _ChoicePiece) -> int:
+        """Take the choice's next piece, and return the size of what is kept of it. Raises ValueError."""
+        delta = piece.delta or _Delta(content=piece.text)
+        said = {name: getattr(delta, name) for name in ("content", "refusal", "reasoning", "reasoning_content")}
+        for name, text in said.items():
+            if text:
+                self.texts[name].write(text)
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        size = sum(len(text) for text in said.values() if text)
+        size += sum(map(self._take_call, delta.tool_calls or ()))
+        return size + (self._take_logprobs(piece.logprobs) if piece.logprobs is not None else 0)
+
+    def _take_call(self, piece: _CallPiece) -> int:
+        """Take a piece of a call. Some servers send whole calls, without an index or all with the same one."""
+        index = piece.index if piece.index is not None else len(self._calls) - (not piece.function.name)
+        call = self._by_index.get(index)
+        if call is None or (piece.id and call["id"] and piece.id != call["id"]):
+            if len(self._calls) == MAX_TOOL_CALLS:
+                raise ValueError("has too many calls")
+            call = self._by_index[index] = {"id": None, "function": {"name": "", "arguments": StringIO()}}
+            self._calls.append(call)
+        function, said = call["function"], piece.function.arguments
+        arguments = json.dumps(said, ensure_ascii=False) if isinstance(said, dict) else said or ""
+        call["id"] = call["id"] or piece.id
+        function["name"] = function["name"] or piece.function.name or ""
+        function["arguments"].write(arguments)
+        return len(piece.id or "") + len(piece.function.name or "") + len(arguments)
+
+    def _take_logprobs(self, piece: _Logprobs) -> int:
+        lists = {name: each for name, each in dict(piece).items() if each is not None}
+        kept = self._logprobs = self._logprobs if self._logprobs is not None else {}
+        for name, each in lists.items():
+            kept.setdefault(name, []).extend(each)
+        tops = [*(token.get("top_logprobs") or () for token in piece.content or ()), *(piece.top_logprobs or ())]
+        return _TOKEN_BYTES * (sum(map(len, lists.values())) + sum(len(top or ()) for top in tops))
+
+    def plain(self, index: int) -> dict[str, Any]:
+        """Return the choice of a chat completion."""
+        calls = [
+            {**call, "function": {**call["function"], "arguments": call["function"]["arguments"].getvalue()}}
+            for call in self._calls
+        ]
+        message = {**{name: text.getvalue() for name, text in self.texts.items()}, "tool_calls": calls}
+        said = {"finish_reason": self.finish_reason, "logprobs": self._logprobs}
+        return {"index": index, "message": message, **said}
+
+
+class ChatStream(AnswerStream):
+    """The chunks of a chat completion or a completion."""
+
+    def __init__(self, marks: ReasoningMarks | None, request: GenerationRequest) -> None:
+        super().__init__()
+        self._marks = marks
+        self._reasons = request.reasons
+        self._n = request.n
+        self._choices: dict[int, _StreamedChoice] = {}
+        self._usage: dict[str, Any] | None = None
+
+    def take(self, event: bytes) -> None:
+        """Take a chunk; see `AnswerStream`."""
+        if event == DONE:
+            self.is_whole = True
+            return
+        chunk = _Chunk.model_validate_json(event)
+        self._usage = chunk.usage or self._usage
+        for piece in chunk.choices:
+            choice = self._choices.setdefault(piece.index, _StreamedChoice())
+            self.size += choice.take(piece)
+        if len(self._choices) > _MOST_CHOICES:
+            raise ValueError("has too many choices")
+        ended = sum(each.finish_reason is not None for each in self._choices.values())
+        self.is_whole = ended == len(self._choices) >= self._n
+
+    def plain(self) -> dict[str, Any]:
+        """Return the chat completion."""
+        return {"choices": [each.plain(index) for index, each in self._choices.items()], "usage": self._usage}
+
+    @property
+    def text(self) -> str:
+        """The first choice's text so far; see `AnswerStream`."""
+        if not self._choices:
+            return ""
+        texts = self._choices[min(self._choices)].texts
+        said = texts["content"].getvalue()
+        if self._marks is None or texts["reasoning"].tell() or texts["reasoning_content"].tell():
+            return said
+        return answer_begun(said, self._marks, reasons=self._reasons)

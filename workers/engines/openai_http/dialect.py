@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from telemetry.clock import Clock
 from workers.engines.base import Completion, GenerationRequest, RequestRejected, first_requests, inline, require_texts
 from workers.engines.body import FIELDS, Body, parts_of, passed, plain_text
-from workers.engines.openai_http.answers import ServerAnswer, completion_of
+from workers.engines.openai_http.answers import ChatStream, ServerAnswer, completion_of
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.pooling import completion_of as pooled
 from workers.engines.openai_http.server import ModelServer, question_of
@@ -32,6 +32,8 @@ class OpenAIServer(ModelServer):
     """A reranker does not answer questions, so texts to embed, score, rank and classify are tried too."""
     parameters: ClassVar[Mapping[str, str]] = {"max_completion_tokens": "max_tokens", "dimensions": "dimensions"}
 
+    stream_options: ClassVar[Mapping[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
+
     def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
         super().__init__(settings, clock)
         family = settings.model_family()
@@ -42,6 +44,10 @@ class OpenAIServer(ModelServer):
         if request.pooling is not None:
             return pooled(request.pooling, body)
         return completion_of(ServerAnswer.model_validate_json(body), self._marks, request)
+
+    def stream(self, request: GenerationRequest) -> ChatStream:
+        """Return the reader of the chunks."""
+        return ChatStream(self._marks, request)
 
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a job that chose the missing path: a raw prompt, or texts without a question.

@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Final
 
 import aiohttp
 from pydantic import AliasChoices, AliasPath, Field, ValidationError
+from pydantic_core import to_json
 
 from schemas.bounded import BoundedModel
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
-from workers.egress.answers import BodyTooLarge, bounded_body, parse_retry_after
+from workers.egress.answers import BodyTooLarge, bounded_body, bounded_pieces, parse_retry_after
 from workers.egress.proxy import bounded_connector
 from workers.engines.base import (
     Completion,
@@ -35,6 +36,7 @@ from workers.engines.base import (
 from workers.engines.body import FIELDS, passed
 from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
 from workers.engines.openai_http.settings import RemoteSettings
+from workers.engines.openai_http.stream import CONTENT_TYPE, AnswerStream, EventCutter
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
@@ -47,6 +49,8 @@ SPARE_CONNECTIONS = 3
 MAX_REASON_CHARACTERS = 300
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 """Limit on an answer, which may have 131,072 tokens with 20 alternatives each only without most of their text."""
+STREAM_FACTOR = 8
+"""A stream may have as many times the bytes of a plain answer, since each of its tokens has an envelope."""
 
 _TOO_MANY_OF_ALL: Final = 529
 """Anthropic's status for too many requests of all customers together."""
@@ -69,6 +73,10 @@ _OF_LENGTH: Final = (
     "exceeds the maximum number of tokens",  # Gemini
     "exceeds the context window",  # OpenAI's Responses API
 )
+_IN_STREAMS: Final = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429}
+"""Maps the types and codes of errors in a stream to the status that a plain answer would have; others have 500."""
+_TOO_LARGE: Final = "the server's answer is larger than this engine reads"
+_OTHER_FORM: Final = "the answer has another form than its API describes"
 _LESS: Final = 0.6
 """The fraction of a too long prompt that is tried next, as servers report in too many forms how many tokens fit."""
 _NAMED: Final = re.compile(r"(?:^\W*|['`\"])(\w[\w.\[\]]*)(?=['`\"]|:|\ (?:is|must|should)\b)")
@@ -89,10 +97,22 @@ class ServerProblem(BoundedModel):
     message: str = ""
     param: str | None = None
     code: str | int | None = None
+    type: str | None = None
+
+    @property
+    def status(self) -> int:
+        """The status of an error in a stream. vLLM and Gemini name it in the code, and others name a word."""
+        if isinstance(self.code, int):
+            return self.code if 400 <= self.code < 600 else 500
+        return _IN_STREAMS.get(self.code or "", _IN_STREAMS.get(self.type or "", 500))
 
 
 class _Refusal(BoundedModel):
     error: ServerProblem
+
+
+class _Event(BoundedModel):
+    error: ServerProblem | str | None = None
 
 
 def problem_in(body: bytes) -> ServerProblem:
@@ -218,6 +238,17 @@ class ModelServer(ABC):
         """
         return _Models.model_validate_json(body).window_of(self.model)
 
+    stream_options: ClassVar[Mapping[str, Any]] = {"stream": True}
+    """The members of a body that ask for a stream."""
+
+    @abstractmethod
+    def stream(self, request: GenerationRequest) -> AnswerStream:
+        """Return the reader of a streamed answer to the request."""
+
+    def streams(self, request: GenerationRequest) -> bool:
+        """True if the server is asked for a stream: the request has `on_delta`, and streams were not refused."""
+        return request.on_delta is not None and request.pooling is None and "stream" not in self.refused
+
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a request whose kind needs the missing path; None if the settings chose the path."""
         return None
@@ -232,13 +263,15 @@ class ModelServer(ABC):
 
         Return True if the request may be sent again without the parameter.
         """
-        name = "logprobs" if problem.param == "top_logprobs" else problem.param
-        if name is None and "temperature" in problem.message.lower():
-            name = "temperature"
+        name = "logprobs" if problem.param == "top_logprobs" else (problem.param or "").partition(".")[0] or None
+        if name is None:
+            said = problem.message.lower()
+            name = next((each for each in ("temperature", "stream_options") if each in said), None)
         if name is None or not (name in sent or name in sent.get("generationConfig", ())):
             return False
         is_ours = (
-            (name == "logprobs" and request.top_logprobs is None)
+            name in self.stream_options
+            or (name == "logprobs" and request.top_logprobs is None)
             or (name == "temperature" and request.temperature_is_default)
             # with another code, the job's own `max_tokens` is at fault
             or (name == "max_tokens" and problem.code == "unsupported_parameter")
@@ -275,16 +308,18 @@ class ModelServer(ABC):
         path, *others = self.paths(request)
         try:
             while True:
-                sent = self.body(request)
+                sent = self.body(request) | self._streaming(request)
                 async with self._http.post(self._url(path), json=sent, allow_redirects=False) as response:
-                    body = await self._read(response)
-                if response.status == 404 and others and problem_in(body).param != "model":
+                    is_stream = response.status == 200 and response.content_type == CONTENT_TYPE
+                    read = self._gathered(response, request) if is_stream else self._read(response)
+                    status, body = await read
+                if status == 404 and others and problem_in(body).param != "model":
                     path, *others = others
                     continue
-                if response.status == 200:
+                if status == 200:
                     self.found.add(path)
-                if response.status != 400 or not self.learns(request, sent, problem_in(body)):
-                    return self.outcome(request, path, response.status, response.headers, body)
+                if status not in (400, 422) or not self.learns(request, sent, problem_in(body)):
+                    return self.outcome(request, path, status, response.headers, body)
         except aiohttp.ClientError as error:
             return TryAgain(f"the server was not reached: {type(error).__name__}", is_away=True)
 
@@ -331,7 +366,7 @@ class ModelServer(ABC):
         path = self.model_path
         try:
             async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:
-                body, status = await self._read(response), response.status
+                status, body = await self._read(response)
             if status in _OF_THE_SERVER or status == 504:
                 raise EngineUnavailable(f"the server answered {status}")
             # OpenAI's restricted keys may generate, but get a 403 for the list.
@@ -406,7 +441,7 @@ class ModelServer(ABC):
             return self.completion(body, request)
         except ValueError:
             tokens = _billed(body)
-            raise EngineFailed("the answer has another form than its API describes", wasted_tokens=tokens) from None
+            raise EngineFailed(_OTHER_FORM, wasted_tokens=tokens) from None
 
     def _refusal(
         self, request: GenerationRequest, status: int, problem: ServerProblem
@@ -439,12 +474,44 @@ class ModelServer(ABC):
         beside = path.removeprefix("../")
         return f"{self._base}/{path}" if beside == path else f"{self._base.removesuffix('/v1')}/{beside}"
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the body. Raises RequestRejected for more than the settings allow, counted after decompression."""
+    async def _read(self, response: aiohttp.ClientResponse) -> tuple[int, bytes]:
+        """Return the status and the body. Raises RequestRejected for more bytes than an answer may have."""
         try:
-            return await bounded_body(response, MAX_RESPONSE_BYTES)
+            return response.status, await bounded_body(response, MAX_RESPONSE_BYTES)
         except BodyTooLarge:
-            raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None
+            raise RequestRejected("max_tokens", _TOO_LARGE) from None
+
+    def _streaming(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return the members that ask for a stream, without the refused ones; none if no stream is wanted."""
+        wanted = self.stream_options if self.streams(request) else {}
+        return {name: value for name, value in wanted.items() if name not in self.refused}
+
+    async def _gathered(self, response: aiohttp.ClientResponse, request: GenerationRequest) -> tuple[int, bytes]:
+        """Read a stream, and call `on_delta` while its text grows. Return 200 and the body of the plain answer.
+
+        If the server reports an error in the stream, return the error's status and body. Raises RequestRejected for an
+        answer that is too large, EngineFailed for an event without the API's form, and a ClientError for a lost end.
+        """
+        stream, cutter, told = self.stream(request), EventCutter(), ""
+        try:
+            async for piece in bounded_pieces(response, STREAM_FACTOR * MAX_RESPONSE_BYTES):
+                for event in cutter.events(piece):
+                    if b'"error"' in event and (problem := _Event.model_validate_json(event).error):
+                        return (problem.status if isinstance(problem, ServerProblem) else 500), event
+                    stream.take(event)
+                if max(stream.size, cutter.pending) > MAX_RESPONSE_BYTES:
+                    raise BodyTooLarge
+                if request.on_delta is not None and (text := stream.text) != told:
+                    told = text
+                    request.on_delta(text)
+            body = to_json(stream.plain())
+        except BodyTooLarge:
+            raise RequestRejected("max_tokens", _TOO_LARGE) from None
+        except ValueError:
+            raise EngineFailed(_OTHER_FORM) from None
+        if not stream.is_whole:
+            raise aiohttp.ClientPayloadError("the stream ended before its answer")
+        return 200, body
 
     @property
     def _http(self) -> aiohttp.ClientSession:
