@@ -206,6 +206,7 @@ CONTENTS = [
     {"candidates": [{"content": {"parts": [{"text": "es"}]}, "finishReason": "STOP"}], "usageMetadata": {}},
 ]
 RESPONSE = [
+    {"type": "response.output_item.added", "output_index": 0, "item": {"type": "message"}},
     {"type": "response.output_text.delta", "output_index": 0, "delta": "y"},
     {"type": "response.output_text.delta", "output_index": 0, "delta": "es"},
     {"type": "response.completed", "response": response_answer("yes")},

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from telemetry.clock import Clock
 from workers.engines.base import Completion, GenerationRequest, RequestRejected, first_requests, inline, require_texts
 from workers.engines.body import FIELDS, Body, parts_of, passed, plain_text
-from workers.engines.openai_http.answers import ChatStream, ServerAnswer, completion_of
+from workers.engines.openai_http.answers import Answer, read_chat
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.pooling import completion_of as pooled
 from workers.engines.openai_http.server import ModelServer, question_of
@@ -43,11 +43,15 @@ class OpenAIServer(ModelServer):
         """Return the answer to the request. Raises ValueError and EngineError."""
         if request.pooling is not None:
             return pooled(request.pooling, body)
-        return completion_of(ServerAnswer.model_validate_json(body), self._marks, request)
+        return super().completion(body, request)
 
-    def stream(self, request: GenerationRequest) -> ChatStream:
-        """Return the reader of the chunks."""
-        return ChatStream(self._marks, request)
+    def answer(self, request: GenerationRequest) -> Answer:
+        """Return an answer that knows the marks of the family's reasoning."""
+        return Answer(request, self._marks)
+
+    def read(self, document: bytes, answer: Answer) -> None:
+        """Add a completion or a chunk to the answer. Raises ValueError."""
+        read_chat(document, answer)
 
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a job that chose the missing path: a raw prompt, or texts without a question.

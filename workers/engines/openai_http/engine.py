@@ -18,9 +18,12 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.address import PROBE_SECONDS, AddressEngine
@@ -288,3 +291,12 @@ def _is_cancelled() -> bool:
     """True if the caller's own task is being cancelled; an abort cancels only the request's task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def engine_of(server: Callable[[Any, Clock], ModelServer]) -> Callable[[Any, Metrics, Clock], HttpEngine]:
+    """Return the `create` of an engine's module; see `EngineModule`."""
+
+    def create(settings: Any, metrics: Metrics, clock: Clock) -> HttpEngine:
+        return HttpEngine(server(settings, clock), metrics)
+
+    return create

@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
+from urllib.parse import quote
 
 import aiohttp
-from pydantic import AliasChoices, AliasPath, Field, ValidationError
-from pydantic_core import to_json
+from pydantic import AliasChoices, Field, ValidationError
 
 from schemas.bounded import BoundedModel
 from telemetry.clock import Clock
@@ -30,13 +30,12 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
-    TokenCount,
     first_requests,
 )
 from workers.engines.body import FIELDS, passed
+from workers.engines.openai_http.answers import Answer, EventCutter, Usage
 from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
 from workers.engines.openai_http.settings import RemoteSettings
-from workers.engines.openai_http.stream import CONTENT_TYPE, AnswerStream, EventCutter
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
@@ -75,6 +74,7 @@ _OF_LENGTH: Final = (
 )
 _IN_STREAMS: Final = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429}
 """Maps the types and codes of errors in a stream to the status that a plain answer would have; others have 500."""
+_EVENTS: Final = "text/event-stream"
 _TOO_LARGE: Final = "the server's answer is larger than this engine reads"
 _OTHER_FORM: Final = "the answer has another form than its API describes"
 _LESS: Final = 0.6
@@ -137,38 +137,6 @@ class TryAgain:
     """True if the server is perhaps not there at all: nothing was reached, or a gateway says so."""
 
 
-class Usage(BoundedModel):
-    """The tokens of an answer, under the names that the services give them. Absent counts are 0 or None."""
-
-    prompt_tokens: TokenCount = Field(
-        default=0, validation_alias=AliasChoices("prompt_tokens", "input_tokens", "promptTokenCount", "total_tokens")
-    )
-    completion_tokens: TokenCount = Field(
-        default=0, validation_alias=AliasChoices("completion_tokens", "output_tokens", "candidatesTokenCount")
-    )
-    cached_tokens: TokenCount | None = Field(
-        default=None,
-        validation_alias=AliasChoices(
-            "cachedContentTokenCount",
-            AliasPath("prompt_tokens_details", "cached_tokens"),
-            AliasPath("input_tokens_details", "cached_tokens"),
-        ),
-    )
-    thoughts: TokenCount = Field(default=0, validation_alias="thoughtsTokenCount")
-    reasoning_tokens: TokenCount | None = Field(
-        default=None,
-        validation_alias=AliasChoices(
-            AliasPath("completion_tokens_details", "reasoning_tokens"),
-            AliasPath("output_tokens_details", "reasoning_tokens"),
-        ),
-    )
-
-    @property
-    def generated(self) -> int:
-        """The tokens of the answer with its reasoning, which Gemini counts apart."""
-        return self.completion_tokens + self.thoughts
-
-
 class _Bill(BoundedModel):
     usage: Usage | None = Field(default=None, validation_alias=AliasChoices("usage", "usageMetadata"))
 
@@ -186,8 +154,12 @@ class ModelServer(ABC):
     kind: ClassVar[str]
     """The engine's name."""
     model_path: str = "models"
-    """The path of the model's description, or of a list of models, below `base_url`."""
-    generation_path: str
+    """The path of the model's description, or of a list of models, below `base_url`; `{model}` is the model's name."""
+    describes_model: ClassVar[bool] = False
+    """True if `model_path` has one model's description instead of a list."""
+    stream_options: ClassVar[Mapping[str, Any]] = {"stream": True}
+    """The members of a body that ask for a stream."""
+    generation_path: str = ""
     """The path for questions, below `base_url`."""
     parameters: ClassVar[Mapping[str, str]] = {}
     """Maps further parameters in the server's errors to the job's fields, beside those of FIELDS."""
@@ -201,6 +173,10 @@ class ModelServer(ABC):
     def __init__(self, settings: RemoteSettings, clock: Clock) -> None:
         self.settings = settings
         self.model = str(settings.model)
+        name = quote(self.model.removeprefix("models/"), safe="")
+        self.model_path, self.generation_path = (
+            path.format(model=name) for path in (self.model_path, self.generation_path)
+        )
         self.refused: set[str] = set()
         self.found: set[str] = set()
         """Paths at which the server has answered a request."""
@@ -225,25 +201,30 @@ class ModelServer(ABC):
         """Return a generation request's JSON. Raises RequestRejected for an option that the server lacks."""
 
     @abstractmethod
-    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the answer to the request.
+    def read(self, document: bytes, answer: Answer) -> None:
+        """Add a plain answer's body, or one event of a stream, to the answer.
 
-        Raises ValueError for a body without the API's form, and EngineError for an answer that reports a failure.
+        Raises ValueError for a document without the API's form, and EngineError for a failure that it reports.
         """
+
+    def answer(self, request: GenerationRequest) -> Answer:
+        """Return an answer of which nothing was read yet."""
+        return Answer(request)
+
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
+        """Return the plain answer to the request. Raises the errors of `read`."""
+        answer = self.answer(request)
+        self.read(body, answer)
+        return answer.completion()
 
     def window_in(self, body: bytes) -> int | None:
         """Return the model's window, from the answer at `model_path`; None if the answer states no window.
 
         Raises ValidationError for a body without the API's form, and LookupError with the reason for an unlisted model.
         """
+        if self.describes_model:
+            return ModelDescription.model_validate_json(body).window
         return _Models.model_validate_json(body).window_of(self.model)
-
-    stream_options: ClassVar[Mapping[str, Any]] = {"stream": True}
-    """The members of a body that ask for a stream."""
-
-    @abstractmethod
-    def stream(self, request: GenerationRequest) -> AnswerStream:
-        """Return the reader of a streamed answer to the request."""
 
     def streams(self, request: GenerationRequest) -> bool:
         """True if the server is asked for a stream: the request has `on_delta`, and streams were not refused."""
@@ -310,9 +291,12 @@ class ModelServer(ABC):
             while True:
                 sent = self.body(request) | self._streaming(request)
                 async with self._http.post(self._url(path), json=sent, allow_redirects=False) as response:
-                    is_stream = response.status == 200 and response.content_type == CONTENT_TYPE
-                    read = self._gathered(response, request) if is_stream else self._read(response)
-                    status, body = await read
+                    is_stream = response.status == 200 and response.content_type == _EVENTS
+                    read = await (self._streamed(response, request) if is_stream else self._read(response))
+                if isinstance(read, Completion):
+                    self.found.add(path)
+                    return read
+                status, body = read
                 if status == 404 and others and problem_in(body).param != "model":
                     path, *others = others
                     continue
@@ -486,32 +470,33 @@ class ModelServer(ABC):
         wanted = self.stream_options if self.streams(request) else {}
         return {name: value for name, value in wanted.items() if name not in self.refused}
 
-    async def _gathered(self, response: aiohttp.ClientResponse, request: GenerationRequest) -> tuple[int, bytes]:
-        """Read a stream, and call `on_delta` while its text grows. Return 200 and the body of the plain answer.
+    async def _streamed(
+        self, response: aiohttp.ClientResponse, request: GenerationRequest
+    ) -> Completion | tuple[int, bytes]:
+        """Read a stream, and call `on_delta` while its text grows. Return the completion.
 
-        If the server reports an error in the stream, return the error's status and body. Raises RequestRejected for an
-        answer that is too large, EngineFailed for an event without the API's form, and a ClientError for a lost end.
+        If the server reports an error in the stream, return the error's status and body. Raises EngineError, and a
+        ClientError for a lost end.
         """
-        stream, cutter, told = self.stream(request), EventCutter(), ""
+        answer, cutter, told = self.answer(request), EventCutter(), ""
         try:
             async for piece in bounded_pieces(response, STREAM_FACTOR * MAX_RESPONSE_BYTES):
                 for event in cutter.events(piece):
                     if b'"error"' in event and (problem := _Event.model_validate_json(event).error):
                         return (problem.status if isinstance(problem, ServerProblem) else 500), event
-                    stream.take(event)
-                if max(stream.size, cutter.pending) > MAX_RESPONSE_BYTES:
+                    self.read(event, answer)
+                if max(answer.size, cutter.pending) > MAX_RESPONSE_BYTES:
                     raise BodyTooLarge
-                if request.on_delta is not None and (text := stream.text) != told:
+                if request.on_delta is not None and (text := answer.text) != told:
                     told = text
                     request.on_delta(text)
-            body = to_json(stream.plain())
+            if not answer.is_whole:
+                raise aiohttp.ClientPayloadError("the stream ended before its answer")
+            return answer.completion()
         except BodyTooLarge:
             raise RequestRejected("max_tokens", _TOO_LARGE) from None
         except ValueError:
-            raise EngineFailed(_OTHER_FORM) from None
-        if not stream.is_whole:
-            raise aiohttp.ClientPayloadError("the stream ended before its answer")
-        return 200, body
+            raise EngineFailed(_OTHER_FORM, wasted_tokens=answer.usage.generated) from None
 
     @property
     def _http(self) -> aiohttp.ClientSession:
@@ -588,24 +573,41 @@ _MOST_MODELS: Final = 10_000
 _NAMES_SHOWN: Final = 8
 
 
-class _Model(BoundedModel):
-    id: str
+class ModelDescription(BoundedModel):
+    """The fields of a model's description that this engine reads."""
+
+    id: str = Field(validation_alias=AliasChoices("id", "name"))
     parent: str | None = None
     """The base model of a LoRA adapter; only the base model has a window."""
-    max_model_len: int | None = None
-    """Tokens of prompt and answer together. A vLLM server has this field; OpenAI's protocol does not."""
+    most_tokens: int | None = Field(
+        default=None, validation_alias=AliasChoices("max_model_len", "max_input_tokens", "inputTokenLimit")
+    )
+    """Tokens of prompt and answer together, or Anthropic's and Gemini's limit on the prompt.
+
+    A vLLM server has this field; OpenAI's protocol does not.
+    """
+    output_tokens: int | None = Field(default=None, validation_alias="outputTokenLimit")
+    """Gemini's limit on the answer."""
+
+    @property
+    def window(self) -> int | None:
+        """The tokens of prompt and answer together; None if unknown.
+
+        A number below 1 is ignored, because a worker with such a window would reject every job.
+        """
+        most = self.most_tokens or 0
+        return most + max(self.output_tokens or 0, 0) if most > 0 else None
 
 
 class _Models(BoundedModel):
     """The answer to `GET /models`. vLLM's servers list LoRA adapters as models too."""
 
-    data: list[_Model] = Field(max_length=_MOST_MODELS)
+    data: list[ModelDescription] = Field(max_length=_MOST_MODELS)
 
     def window_of(self, name: str) -> int | None:
         """Return the tokens of this model's window, or of its base model's window; None if unknown.
 
-        A number below 1 is ignored, because a worker with such a window would reject every job. Raises LookupError,
-        with a text for the operator that begins the list, for an unlisted model.
+        Raises LookupError, with a text for the operator that begins the list, for an unlisted model.
         """
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)
@@ -613,6 +615,6 @@ class _Models(BoundedModel):
             names, more = [each.id for each in self.data[:_NAMES_SHOWN]], len(self.data) - _NAMES_SHOWN
             shown = ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"
             raise LookupError(f"does not list the model {name}, but {shown}")
-        if model.max_model_len is None and model.parent is not None:
+        if model.most_tokens is None and model.parent is not None:
             model = by_name.get(model.parent)
-        return model.max_model_len if model is not None and (model.max_model_len or 0) > 0 else None
+        return model.window if model is not None else None
