@@ -110,8 +110,7 @@ class AnthropicServer(ModelServer):
         }
         if system:
             body["system"] = system
-        body |= self.temperature(request)
-        if body.get("temperature", 0) > 1:
+        if request.body.get("temperature", 0) > 1:
             raise RequestRejected("temperature", "this service takes values from 0 to 1")
         body |= options_of("anthropic", request)
         form = request.response_format

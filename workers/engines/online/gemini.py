@@ -105,7 +105,7 @@ class GeminiServer(ModelServer):
         """Return the JSON of a GenerateContentRequest. Raises RequestRejected for a raw prompt."""
         system, turns = parted(request)
         options = passed("gemini", request.body, "max_tokens", "n", "logprobs", "top_logprobs")
-        options |= self.temperature(request) | options_of("gemini", request) | _thinking(request)
+        options |= options_of("gemini", request) | _thinking(request)
         if "seed" in options:
             options["seed"] %= 2**31  # cut, since the API's seed is an int32
         form = request.response_format

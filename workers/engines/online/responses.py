@@ -68,7 +68,6 @@ class ResponsesServer(ModelServer):
             "store": False,
             **passed("responses", request.body, "max_tokens", "top_logprobs"),
         }
-        body |= self.temperature(request)
         body |= {name: value for name, value in options_of("responses", request).items() if name != "stop"}
         if reasoning := self._reasoning(request):
             body["reasoning"] = reasoning

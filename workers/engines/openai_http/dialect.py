@@ -92,17 +92,9 @@ class OpenAIServer(ModelServer):
             body["prompt"] = _prompt(request)
         if "max_tokens" in self.refused:
             body["max_completion_tokens"] = body.pop("max_tokens")
-        if "temperature" in body and not self.temperature(request):
-            del body["temperature"]
-        return body | self._log_probabilities(request, is_chat=is_chat)
-
-    def _log_probabilities(self, request: GenerationRequest, *, is_chat: bool) -> Body:
-        """Return the parameters for log-probabilities, if the job or the settings ask for these."""
-        top = request.top_logprobs
-        if top is not None:
-            return {"logprobs": True, "top_logprobs": top} if is_chat else {"logprobs": top}
-        is_sent = self.settings.log_probabilities and "logprobs" not in self.refused
-        return {"logprobs": True if is_chat else 0} if is_sent else {}
+        if request.top_logprobs is not None or self.settings.log_probabilities:
+            body["logprobs"] = True if is_chat else request.top_logprobs or 0
+        return body
 
 
 def _prompt(request: GenerationRequest) -> str:

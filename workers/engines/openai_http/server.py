@@ -32,7 +32,7 @@ from workers.engines.base import (
     RequestRejected,
     first_requests,
 )
-from workers.engines.body import FIELDS, passed
+from workers.engines.body import FIELDS
 from workers.engines.openai_http.answers import Answer, EventCutter, Usage
 from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
 from workers.engines.openai_http.settings import RemoteSettings
@@ -234,11 +234,6 @@ class ModelServer(ABC):
         """Return the error of a request whose kind needs the missing path; None if the settings chose the path."""
         return None
 
-    def temperature(self, request: GenerationRequest) -> dict[str, Any]:
-        """Return the temperature to send; nothing if the job sets none and the server refuses it."""
-        is_refused = request.temperature_is_default and "temperature" in self.refused
-        return {} if is_refused else passed(self.kind, request.body, "temperature")
-
     def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
         """Remember a refused parameter that no job set.
 
@@ -250,13 +245,8 @@ class ModelServer(ABC):
             name = next((each for each in ("temperature", "stream_options") if each in said), None)
         if name is None or not (name in sent or name in sent.get("generationConfig", ())):
             return False
-        is_ours = (
-            name in self.stream_options
-            or (name == "logprobs" and request.top_logprobs is None)
-            or (name == "temperature" and request.temperature_is_default)
-            # with another code, the job's own `max_tokens` is at fault
-            or (name == "max_tokens" and problem.code == "unsupported_parameter")
-        )
+        # with another code, the job's own `max_tokens` is at fault
+        is_ours = name in self._ours(request) or (name == "max_tokens" and problem.code == "unsupported_parameter")
         if is_ours and name not in self.refused:
             log.warning(
                 "The server does not take a parameter; leaving it out from now on.",
@@ -265,6 +255,20 @@ class ModelServer(ABC):
             )
             self.refused.add(name)
         return is_ours
+
+    def _ours(self, request: GenerationRequest) -> set[str]:
+        """Return the parameters that no job set in this request."""
+        without_job = {"logprobs": request.top_logprobs is None, "temperature": request.temperature_is_default}
+        return {*self.stream_options, *(name for name, is_ours in without_job.items() if is_ours)}
+
+    def _sent(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return the JSON to send: the body, the wish for a stream, and none of the parameters that were refused."""
+        body = {**self.body(request), **(self.stream_options if self.streams(request) else {})}
+        left_out = self.refused & self._ours(request)
+        sent = {name: value for name, value in body.items() if name not in left_out}
+        if (options := sent.get("generationConfig")) is not None:
+            sent["generationConfig"] = {name: value for name, value in options.items() if name not in left_out}
+        return sent
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -289,7 +293,7 @@ class ModelServer(ABC):
         path, *others = self.paths(request)
         try:
             while True:
-                sent = self.body(request) | self._streaming(request)
+                sent = self._sent(request)
                 async with self._http.post(self._url(path), json=sent, allow_redirects=False) as response:
                     is_stream = response.status == 200 and response.content_type == _EVENTS
                     read = await (self._streamed(response, request) if is_stream else self._read(response))
@@ -464,11 +468,6 @@ class ModelServer(ABC):
             return response.status, await bounded_body(response, MAX_RESPONSE_BYTES)
         except BodyTooLarge:
             raise RequestRejected("max_tokens", _TOO_LARGE) from None
-
-    def _streaming(self, request: GenerationRequest) -> dict[str, Any]:
-        """Return the members that ask for a stream, without the refused ones; none if no stream is wanted."""
-        wanted = self.stream_options if self.streams(request) else {}
-        return {name: value for name, value in wanted.items() if name not in self.refused}
 
     async def _streamed(
         self, response: aiohttp.ClientResponse, request: GenerationRequest
