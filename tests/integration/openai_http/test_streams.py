@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.integration.online.scripted import EACH, RESPONSES, OnlineKind, response_answer, scripted
-from tests.integration.openai_http.servers import Respond, Server, answers, engine_at, problem, says
+from tests.integration.openai_http.servers import Respond, Server, answers, engine_at, lists, never, problem, says
 from tests.integration.test_engine_contract import request
 from workers.engines.base import (
     Completion,
@@ -117,6 +117,16 @@ async def test_a_stream_that_stops_is_bounded_by_the_request_s_time() -> None:
         with pytest.raises(EngineFailed, match=r"did not answer within 0\.2 s") as failed:
             await engine.complete(told.request())
     assert (failed.value.took_too_long, told) == (True, ["y"])
+
+
+async def test_a_stream_that_flows_is_a_sign_of_life_of_a_server_that_lists_no_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.engines.openai_http.engine.WATCH_SECONDS", 0.5)
+    monkeypatch.setattr("workers.engines.openai_http.server.REACH_SECONDS", 0.1)
+    flowing = streaming(*[said("y")] * 100, said("", "stop"), DONE, pause=0.03)
+    async with engine_at(Server(flowing), Server(lists({"id": "m1"}), never), attempts=1) as engine:
+        assert (await engine.complete(Told().request())).text == "y" * 100
 
 
 async def test_an_aborted_stream_is_an_aborted_answer() -> None:

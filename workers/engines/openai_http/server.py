@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
@@ -180,6 +180,8 @@ class ModelServer(ABC):
         self.refused: set[str] = set()
         self.found: set[str] = set()
         """Paths at which the server has answered a request."""
+        self.heard: Callable[[], object] = lambda: None
+        """Called with each piece of a stream, which is a sign of life."""
         self._fields = {_folded(name): field for name, field in (*_parameters(self.kind), *self.parameters.items())}
         self._variable = f"POSTBACK_ENGINE__{self.kind.upper()}"
         self._clock = clock
@@ -480,6 +482,7 @@ class ModelServer(ABC):
         answer, cutter, told = self.answer(request), EventCutter(), ""
         try:
             async for piece in bounded_pieces(response, STREAM_FACTOR * MAX_RESPONSE_BYTES):
+                self.heard()
                 for event in cutter.events(piece):
                     if b'"error"' in event and (problem := _Event.model_validate_json(event).error):
                         return (problem.status if isinstance(problem, ServerProblem) else 500), event
