@@ -34,7 +34,6 @@ from workers.engines.online.anthropic import AnthropicServer, AnthropicSettings
 from workers.engines.online.gemini import GeminiServer, GeminiSettings
 from workers.engines.online.responses import ResponsesServer, ResponsesSettings
 from workers.engines.online.turns import parted
-from workers.engines.openai_http.answers import ServerAnswer, completion_of
 from workers.engines.openai_http.dialect import OpenAIServer
 from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS, AnswerLimit, ServerLoad, load_in
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
@@ -46,6 +45,8 @@ CLOCK = SystemClock()
 ANTHROPIC_API = AnthropicServer(AnthropicSettings(model="m"), CLOCK)
 GEMINI_API = GeminiServer(GeminiSettings(model="m"), CLOCK)
 RESPONSES_API = ResponsesServer(ResponsesSettings(model="m"), CLOCK)
+DIALECT = OpenAIServer(OpenAISettings(model="m1"), CLOCK)
+QUESTION = request_of(prompt="a", temperature=None)
 
 # -- server figures --------------------------------------------------------------------------------------------------
 PAGE = b"""\
@@ -487,17 +488,16 @@ def test_any_numbers_of_an_openai_server_are_usable_or_refused(
     usage_details = {"completion_tokens_details": {"reasoning_tokens": thought}}
     choice = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": {"token_logprobs": logprobs}}
     try:
-        answer = ServerAnswer.model_validate_json(written({"choices": [choice], "usage": usage | usage_details}))
+        require_usable(DIALECT.completion(written({"choices": [choice], "usage": usage | usage_details}), QUESTION))
     except ValueError:
         return
-    require_usable(completion_of(answer))
 
 
 @given(COUNTS, COUNTS, st.none() | st.floats())
 @example(0, 10**400, None)
 def test_any_numbers_of_an_online_service_are_usable_or_refused(read: int, generated: int, mean: float | None) -> None:
     usage = {"input_tokens": read, "output_tokens": generated, "cache_read_input_tokens": read}
-    message = {"content": [{"type": "text", "text": "a"}], "stop_reason": "end_turn", "usage": usage}
+    message = {"type": "message", "stop_reason": "end_turn", "usage": usage, "content": [{"type": "text", "text": "a"}]}
     counts = {"promptTokenCount": read, "candidatesTokenCount": generated, "thoughtsTokenCount": generated}
     candidate = {"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP", "avgLogprobs": mean}
     contents = {"candidates": [candidate], "usageMetadata": counts}
@@ -579,9 +579,6 @@ ANSWERS = ANY_JSON | st.fixed_dictionaries(
         "usage": ANY_JSON,
     },
 )
-
-
-DIALECT = OpenAIServer(OpenAISettings(model="m1"), CLOCK)
 
 
 def asked(field: str) -> GenerationRequest:

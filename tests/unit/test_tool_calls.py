@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tracemalloc
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -42,7 +43,7 @@ from workers.engines.finish import finish_reason, is_failure
 from workers.engines.online.anthropic import AnthropicServer, AnthropicSettings
 from workers.engines.online.gemini import GeminiServer, GeminiSettings
 from workers.engines.online.responses import ResponsesServer, ResponsesSettings
-from workers.engines.openai_http.answers import ServerAnswer, completion_of
+from workers.engines.openai_http.answers import Answer, read_chat
 from workers.engines.openai_http.dialect import OpenAIServer
 from workers.engines.openai_http.server import ServerProblem, TryAgain
 from workers.engines.openai_http.settings import OpenAISettings
@@ -386,7 +387,8 @@ def openai_answer(message: object, reason: object = "tool_calls") -> bytes:
 
 
 def anthropic_answer(block: object) -> bytes:
-    return json.dumps({"content": [block], "stop_reason": "tool_use", "usage": {}}).encode()
+    message = {"type": "message", "content": [block], "stop_reason": "tool_use", "usage": {}}
+    return json.dumps(message).encode()
 
 
 def gemini_answer(part: object) -> bytes:
@@ -881,25 +883,25 @@ def test_the_marks_of_each_family_separate_the_thought_from_the_answer(
     assert whole == Parted(said.lstrip(), thought.strip(), len(f"{marks.opening}{thought}{marks.closing}"))
 
 
-def server_answer(message: dict[str, object], **usage: object) -> ServerAnswer:
-    return ServerAnswer.model_validate({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+def read_answer(choice: Mapping[str, object], marks: ReasoningMarks | None = None, **usage: object) -> Completion:
+    answer = Answer(request_of(prompt="Is it?"), marks)
+    read_chat(json.dumps({"choices": [choice], "usage": usage}).encode(), answer)
+    return answer.completion()
 
 
 @pytest.mark.parametrize("member", ["reasoning", "reasoning_content"])
 def test_a_server_s_reasoning_is_taken_from_its_own_member(member: str) -> None:
     details = {"reasoning_tokens": 7}
-    answer = server_answer(
-        {"content": "b </think>", member: "a"}, completion_tokens=9, completion_tokens_details=details
-    )
-    completion = completion_of(answer, MARKS)
+    choice = {"message": {"content": "b </think>", member: "a"}}
+    completion = read_answer(choice, MARKS, completion_tokens=9, completion_tokens_details=details)
     assert (completion.text, completion.reasoning, completion.reasoning_tokens) == ("b </think>", "a", 7)
 
 
 def test_if_the_server_does_not_separate_the_reasoning_the_family_s_marks_do() -> None:
-    answer = server_answer({"content": "<think>a</think>b"})
-    assert (completion_of(answer, MARKS).text, completion_of(answer, MARKS).reasoning) == ("b", "a")
-    assert (completion_of(answer).text, completion_of(answer).reasoning) == ("<think>a</think>b", None)
-    assert completion_of(server_answer({"content": None, "reasoning": "a"})).text == ""
+    choice = {"message": {"content": "<think>a</think>b"}}
+    found = [(each.text, each.reasoning) for each in (read_answer(choice, MARKS), read_answer(choice))]
+    assert found == [("b", "a"), ("<think>a</think>b", None)]
+    assert read_answer({"message": {"content": None, "reasoning": "a"}}).text == ""
 
 
 RESULT = Result(
@@ -962,8 +964,7 @@ WORDS: dict[str, FinishReason] = {
 def answer_of(said: str | None) -> Completion:
     """The completion for a server's answer with this finish reason."""
     choice = {"message": {"content": "half a"}, "finish_reason": said}
-    usage = {"prompt_tokens": 3, "completion_tokens": 2}
-    return completion_of(ServerAnswer.model_validate({"choices": [choice], "usage": usage}))
+    return read_answer(choice, prompt_tokens=3, completion_tokens=2)
 
 
 @pytest.mark.parametrize(("said", "reason"), [(None, "stop"), ("", "stop"), *WORDS.items()])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -57,14 +58,19 @@ class BodyTooLarge(Exception):  # noqa: N818 - named after the event
     """A body is longer than its reader allows."""
 
 
+async def bounded_pieces(response: aiohttp.ClientResponse, most_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body, after decompression, as it comes. Raises BodyTooLarge for more than `most_bytes`."""
+    size = 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > most_bytes:
+            raise BodyTooLarge
+        yield piece
+
+
 async def bounded_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
     """Return the body after decompression. Raises BodyTooLarge for more than `most_bytes`."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > most_bytes:
-            raise BodyTooLarge
-    return bytes(body)
+    return b"".join([piece async for piece in bounded_pieces(response, most_bytes)])
 
 
 def _is_interim(status: int) -> bool:

@@ -272,11 +272,14 @@ def with_calls(completion: Completion, calls: Sequence[ToolCall]) -> Completion:
     )
 
 
+REFUSED = "the model refused to answer"
+"""The refusal of a model that gives no text for it."""
+
+
 def with_refusal(completion: Completion, refusal: str | None) -> Completion:
-    """Return the completion as the model's refusal; without a text for it, a fixed text states the refusal."""
+    """Return the completion as the model's refusal; without a text for it, REFUSED states the refusal."""
     reason: FinishReason = "length" if completion.finish_reason == "length" else "stop"
-    said = refusal or "the model refused to answer"
-    return replace(completion, text="", refusal=said, finish_reason=reason, tool_calls=(), logprobs=None)
+    return replace(completion, text="", refusal=refusal or REFUSED, finish_reason=reason, tool_calls=(), logprobs=None)
 
 
 def token_logprob(token: str, value: float, top: Sequence[tuple[str, float]] | None = None) -> TokenLogprob:

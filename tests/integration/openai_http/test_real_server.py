@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -23,7 +24,8 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.integration.online.scripted import engine_of
 from tests.integration.test_engine_contract import busy, request
-from workers.engines.base import EngineRefused, PromptTooLong, RequestRejected
+from workers.engines.address import AddressEngine
+from workers.engines.base import Completion, EngineRefused, PromptTooLong, RequestRejected
 from workers.engines.openai_http import create
 from workers.engines.openai_http.settings import OpenAISettings
 
@@ -66,6 +68,18 @@ async def _healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None
     pytest.fail(f"vLLM's server did not come up:\n{log.read_text()[-3000:]}")
 
 
+async def _streams(engine: AddressEngine, plain: Completion) -> None:
+    """Assert that the streamed answer is the plain one, and that its text was told as it grew."""
+    told: list[str] = []
+    asked = request()
+    asked.on_delta = told.append
+    streamed = await engine.complete(asked)
+    assert replace(streamed, confidence=None) == replace(plain, confidence=None)
+    assert streamed.confidence == pytest.approx(plain.confidence)
+    assert told[-1] == plain.text
+    assert all(plain.text.startswith(text) for text in told)
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(400)
 async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> None:
@@ -85,6 +99,7 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
                 assert (completion.completion_tokens, completion.finish_reason) == (8, "length")
                 assert completion.confidence is not None
                 assert 0.0 < completion.confidence < 1.0
+                await _streams(engine, completion)
             with pytest.raises(RequestRejected) as rejected:
                 await chat.complete(request(max_tokens=5000))
             assert rejected.value.field in ("max_tokens", "prompt", "messages")
@@ -104,6 +119,7 @@ async def test_a_real_server_answers_refuses_and_is_aborted(tmp_path: Path) -> N
             responses = engine_of("responses", url, model="tiny")
             await responses.start()
             answer = await responses.complete(request())
+            await _streams(responses, answer)
             assert (responses.context_tokens, answer.completion_tokens, answer.finish_reason) == (512, 8, "length")
             await responses.close()
         finally:

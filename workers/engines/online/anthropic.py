@@ -1,34 +1,27 @@
-"""Anthropic's Messages API (`POST /v1/messages`), without streaming."""
+"""Anthropic's Messages API (`POST /v1/messages`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
-from urllib.parse import quote
 
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
-from schemas.tools import MAX_TOOL_CALLS, CalledFunction, ToolCall
-from telemetry.clock import Clock
-from telemetry.metrics import Metrics
 from workers.engines.base import (
-    Completion,
+    REFUSED,
     GenerationRequest,
     RequestRejected,
-    TokenCount,
     arguments_of,
     inline,
     named_tool,
-    with_calls,
-    with_refusal,
 )
 from workers.engines.body import Body, text_of
-from workers.engines.finish import finish_reason, is_refusal
+from workers.engines.finish import is_refusal
 from workers.engines.online.turns import Turn, options_of, parted
-from workers.engines.openai_http.engine import HttpEngine
-from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
+from workers.engines.openai_http.answers import Answer, Usage
+from workers.engines.openai_http.engine import engine_of
+from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer
 from workers.engines.openai_http.settings import RemoteSettings
 
 _MOST_BLOCKS = 4096
@@ -46,39 +39,45 @@ class AnthropicSettings(RemoteSettings):
 
 
 class _Block(BoundedModel):
-    type: str
+    """A block, or the next piece of one. Each type has its own members."""
+
+    type: str = ""
     text: str = ""
     thinking: str = ""
-    """The reasoning, in blocks of the type `thinking`; a block `redacted_thinking` hides the reasoning."""
+    """The reasoning; a block `redacted_thinking` hides it."""
     id: str = Field(default="", max_length=256)
     name: str = Field(default="", max_length=256)
     input: dict[str, Any] | None = None
-    """The arguments of the call, in blocks of the type `tool_use`."""
-
-
-class _AnthropicUsage(Usage):
-    cache_creation_input_tokens: TokenCount | None = None
-    cache_read_input_tokens: TokenCount | None = None
+    """The arguments of a call. In a stream they are empty first, and come as pieces of JSON."""
+    partial_json: str = ""
 
 
 class _StopDetails(BoundedModel):
     explanation: str | None = None
 
 
-class AnthropicAnswer(BoundedModel):
-    """The fields of a message that this engine reads."""
+class _Delta(_Block):
+    """The next piece of a block, or the end of the message."""
 
-    content: list[_Block] = Field(max_length=_MOST_BLOCKS)
-    stop_reason: str
+    stop_reason: str | None = None
     stop_details: _StopDetails | None = None
-    usage: _AnthropicUsage
 
 
-class AnthropicModel(BoundedModel):
-    """The answer to `GET /v1/models/{id}`."""
+class _Start(BoundedModel):
+    usage: Usage | None = None
 
-    id: str
-    max_input_tokens: int | None = Field(default=None, ge=1)
+
+class _Document(_Start):
+    """A message, or an event of a stream."""
+
+    type: str
+    content: list[_Block] = Field(default_factory=list, max_length=_MOST_BLOCKS)
+    stop_reason: str | None = None
+    stop_details: _StopDetails | None = None
+    index: int = 0
+    message: _Start = _Start()
+    content_block: _Block | None = None
+    delta: _Delta | None = None
 
 
 class AnthropicServer(ModelServer):
@@ -86,13 +85,11 @@ class AnthropicServer(ModelServer):
 
     settings: AnthropicSettings
     kind = "anthropic"
+    model_path = "models/{model}"
+    describes_model = True
     generation_path = "messages"
     account_texts = OF_ACCOUNTS
     parameters: ClassVar[Mapping[str, str]] = {"output_config": "response_format"}
-
-    def __init__(self, settings: AnthropicSettings, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.model_path = f"models/{quote(self.model, safe='')}"
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the key and the API's version."""
@@ -113,8 +110,7 @@ class AnthropicServer(ModelServer):
         }
         if system:
             body["system"] = system
-        body |= self.temperature(request)
-        if body.get("temperature", 0) > 1:
+        if request.body.get("temperature", 0) > 1:
             raise RequestRejected("temperature", "this service takes values from 0 to 1")
         body |= options_of("anthropic", request)
         form = request.response_format
@@ -123,34 +119,28 @@ class AnthropicServer(ModelServer):
             body["output_config"] = body.get("output_config", {}) | {"format": schema}
         return body
 
-    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the message's text blocks as one text. Raises ValidationError."""
-        answer = AnthropicAnswer.model_validate_json(body)
-        usage = answer.usage
-        cached = usage.cache_read_input_tokens
-        prompt_tokens = usage.prompt_tokens + (usage.cache_creation_input_tokens or 0) + (cached or 0)
-        text = "".join(block.text for block in answer.content if block.type == "text")
-        thoughts = "".join(block.thinking for block in answer.content if block.type == "thinking")
-        reason = finish_reason(answer.stop_reason)
-        completion = Completion(
-            text, reason, prompt_tokens, usage.completion_tokens, reasoning=thoughts or None, cached_tokens=cached
-        )
-        if is_refusal(answer.stop_reason):  # the text before a refusal is not an answer
-            return with_refusal(completion, answer.stop_details.explanation if answer.stop_details else None)
-        called = [block for block in answer.content if block.type == "tool_use"][:MAX_TOOL_CALLS]
-        return with_calls(completion, [_call(block) for block in called]) if "tools" in request.body else completion
+    def answer(self, request: GenerationRequest) -> Answer:
+        """Return an answer whose calls without arguments have an empty object, as in plain answers."""
+        return Answer(request, no_reason="unknown", no_arguments="{}")
 
-    def window_in(self, body: bytes) -> int | None:
-        """Return the largest number of tokens of a prompt; None if the description has no number.
-
-        Raises ValidationError.
-        """
-        return AnthropicModel.model_validate_json(body).max_input_tokens
-
-
-def _call(block: _Block) -> ToolCall:
-    arguments = json.dumps(block.input or {}, ensure_ascii=False)
-    return ToolCall(id=block.id, function=CalledFunction(name=block.name, arguments=arguments))
+    def read(self, document: bytes, answer: Answer) -> None:
+        """Add a message, whose blocks of text are one text, or an event to the answer. Raises ValidationError."""
+        read, choice = _Document.model_validate_json(document), answer.choice()
+        growing = ((read.index, block) for block in (read.content_block, read.delta) if block is not None)
+        for index, block in (*enumerate(read.content), *growing):
+            match block.type:
+                case "text" | "text_delta":
+                    choice.say(block.text)
+                case "thinking" | "thinking_delta":
+                    choice.think(block.thinking)
+                case "tool_use" | "input_json_delta":
+                    choice.call(block.name, block.partial_json or block.input or "", block.id, index)
+        answer.count(read.usage or read.message.usage)
+        end = read.delta or read
+        if is_refusal(end.stop_reason):  # the text before a refusal is not an answer
+            choice.refuse((end.stop_details.explanation if end.stop_details is not None else None) or REFUSED)
+        choice.end(end.stop_reason)
+        answer.is_whole = answer.is_whole or read.type == "message_stop"
 
 
 def _content(turn: Turn) -> str | list[Body]:
@@ -202,7 +192,4 @@ def _reasoning(request: GenerationRequest) -> Body:
 
 Settings = AnthropicSettings
 
-
-def create(settings: AnthropicSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
-    """Make the engine of a worker; see `EngineModule`."""
-    return HttpEngine(AnthropicServer(settings, clock), metrics)
+create = engine_of(AnthropicServer)

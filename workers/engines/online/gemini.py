@@ -1,40 +1,22 @@
-"""Google's Gemini API (`POST /v1beta/models/{model}:generateContent`), without streaming."""
+"""Google's Gemini API (`POST /v1beta/models/{model}:generateContent`, and `:streamGenerateContent` for a stream)."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Annotated, Any, ClassVar
-from urllib.parse import quote
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
-from schemas.result import TokenLogprob
-from schemas.tools import MAX_TOOL_CALLS, ToolCall
-from telemetry.clock import Clock
-from telemetry.metrics import Metrics
-from workers.engines.base import (
-    Completion,
-    GenerationRequest,
-    RequestRejected,
-    arguments_of,
-    inline,
-    named_tool,
-    numbered_call,
-    token_logprob,
-    with_calls,
-)
+from workers.engines.base import GenerationRequest, RequestRejected, arguments_of, inline, named_tool
 from workers.engines.body import Body, passed, text_of
-from workers.engines.finish import finish_reason
 from workers.engines.online.turns import Turn, options_of, parted
-from workers.engines.openai_http.engine import HttpEngine
-from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer, Usage
+from workers.engines.openai_http.answers import Alternative, Answer, Numbered, Token, Usage, by_index
+from workers.engines.openai_http.engine import engine_of
+from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer
 from workers.engines.openai_http.settings import RemoteSettings
 
 _MOST_PARTS = 4096
@@ -69,37 +51,23 @@ class _Content(BoundedModel):
     parts: list[_Part] = Field(default_factory=list, max_length=_MOST_PARTS)
 
 
-class _LogprobCandidate(TypedDict, total=False):
-    """A token as a dictionary.
-
-    The two million candidates of a large answer would take gigabytes if they were pydantic models.
-    """
-
-    token: str
-    value: Annotated[float, Field(alias="logProbability")]
-
-
 class _TopCandidates(TypedDict, total=False):
-    candidates: Annotated[list[_LogprobCandidate], Field(max_length=MAX_TOP_LOGPROBS)]
+    candidates: Annotated[list[Alternative], Field(max_length=MAX_TOP_LOGPROBS)]
 
 
 class _LogprobsResult(BoundedModel):
-    chosen: list[_LogprobCandidate] = Field(default_factory=list, alias="chosenCandidates", max_length=MAX_TOKENS)
+    chosen: list[Alternative] = Field(default_factory=list, alias="chosenCandidates", max_length=MAX_TOKENS)
     top: list[_TopCandidates] = Field(default_factory=list, alias="topCandidates", max_length=MAX_TOKENS)
 
-    def of_tokens(self, top: int, most: int) -> tuple[TokenLogprob, ...]:
-        """Return the log-probabilities of at most `most` tokens of the answer, with `top` alternatives each."""
-        chosen = self.chosen[:most]
-        above = [[*map(_pair, place.get("candidates", ())[:top])] for place in self.top[: len(chosen)]]
-        return tuple(token_logprob(*_pair(each), others) for each, others in zip_longest(chosen, above))
+    @property
+    def tokens(self) -> list[Token]:
+        """The chosen tokens, each with the likeliest tokens at its place."""
+        above: list[_TopCandidates] = self.top[: len(self.chosen)]
+        pairs = zip_longest(self.chosen, above, fillvalue=_TopCandidates())
+        return [cast("Token", {**chosen, "top_logprobs": top.get("candidates", [])}) for chosen, top in pairs]
 
 
-def _pair(found: _LogprobCandidate) -> tuple[str, float]:
-    return found.get("token", ""), found.get("value", -math.inf)
-
-
-class _Candidate(BoundedModel):
-    index: int = 0
+class _Candidate(Numbered):
     logprobs: _LogprobsResult | None = Field(default=None, alias="logprobsResult")
     content: _Content = _Content()
     finish_reason: str | None = Field(default=None, alias="finishReason")
@@ -118,25 +86,16 @@ class GeminiAnswer(BoundedModel):
     usage: Usage = Field(default=Usage(), alias="usageMetadata")
 
 
-class GeminiModel(BoundedModel):
-    """The answer to `GET /v1beta/models/{model}`."""
-
-    name: str
-    input_limit: int | None = Field(default=None, ge=1, alias="inputTokenLimit")
-    output_limit: int | None = Field(default=None, ge=0, alias="outputTokenLimit")
-
-
 class GeminiServer(ModelServer):
     """Google's Gemini API."""
 
     kind = "gemini"
+    model_path = "models/{model}"
+    describes_model = True
+    generation_path = "models/{model}:generateContent"
+    stream_options: ClassVar[Mapping[str, Any]] = {}
     account_texts = OF_ACCOUNTS
     parameters: ClassVar[Mapping[str, str]] = {"thinkingConfig": "reasoning.max_tokens", "toolConfig": "tool_choice"}
-
-    def __init__(self, settings: GeminiSettings, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.model_path = f"models/{quote(self.model.removeprefix('models/'), safe='')}"
-        self.generation_path = f"{self.model_path}:generateContent"
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the key."""
@@ -146,7 +105,7 @@ class GeminiServer(ModelServer):
         """Return the JSON of a GenerateContentRequest. Raises RequestRejected for a raw prompt."""
         system, turns = parted(request)
         options = passed("gemini", request.body, "max_tokens", "n", "logprobs", "top_logprobs")
-        options |= self.temperature(request) | options_of("gemini", request) | _thinking(request)
+        options |= options_of("gemini", request) | _thinking(request)
         if "seed" in options:
             options["seed"] %= 2**31  # cut, since the API's seed is an int32
         form = request.response_format
@@ -161,56 +120,32 @@ class GeminiServer(ModelServer):
             body["systemInstruction"] = {"parts": [{"text": system}]}
         return body
 
-    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the first candidate as a completion; `further` has the other candidates that the request asks for.
+    def paths(self, request: GenerationRequest) -> Sequence[str]:
+        """Return the path for questions, which is another one for a stream."""
+        path = f"{self.model_path}:streamGenerateContent?alt=sse" if self.streams(request) else self.generation_path
+        return (path,)
 
-        Raises ValueError.
-        """
-        answer = GeminiAnswer.model_validate_json(body)
-        usage = answer.usage
-        tokens = usage.prompt_tokens, usage.generated
-        if not answer.candidates and answer.feedback.block_reason is None:
-            raise ValueError("the answer has neither a candidate nor a block reason")
-        if not answer.candidates:
-            return Completion("", "content_filter", *tokens, cached_tokens=usage.cached_tokens)
-        candidates = sorted(answer.candidates, key=lambda each: each.index)[: request.n]
-        first, *further = [_completion(each, request) for each in candidates]
-        return replace(
-            first,
-            prompt_tokens=tokens[0],
-            completion_tokens=tokens[1],
-            reasoning_tokens=usage.thoughts or None,
-            cached_tokens=usage.cached_tokens,
-            further=tuple(further),
-        )
+    def answer(self, request: GenerationRequest) -> Answer:
+        """Return an answer that is not known to be whole without a reason for its end."""
+        return Answer(request, no_reason="unknown")
 
-    def window_in(self, body: bytes) -> int | None:
-        """Return the largest number of tokens of prompt and answer together; None if the description has no number.
-
-        Raises ValidationError.
-        """
-        model = GeminiModel.model_validate_json(body)
-        return model.input_limit + (model.output_limit or 0) if model.input_limit is not None else None
-
-
-def _completion(candidate: _Candidate, request: GenerationRequest) -> Completion:
-    text = "".join(part.text for part in candidate.content.parts if not part.thought)
-    thoughts = "".join(part.text for part in candidate.content.parts if part.thought)
-    confidence = math.exp(candidate.mean_logprob) if candidate.mean_logprob is not None else None
-    reason = finish_reason(candidate.finish_reason or "unknown")
-    logprobs = None
-    if request.top_logprobs is not None and candidate.logprobs is not None:
-        logprobs = candidate.logprobs.of_tokens(request.top_logprobs, request.max_tokens)
-    completion = Completion(text, reason, 0, 0, confidence, thoughts or None, logprobs=logprobs)
-    called = [part.call for part in candidate.content.parts if part.call is not None][:MAX_TOOL_CALLS]
-    calls = [_call(call, at) for at, call in enumerate(called)]
-    return with_calls(completion, calls) if "tools" in request.body else completion
-
-
-def _call(call: _FunctionCall, number: int) -> ToolCall:
-    """Return a call. The call's id may come from `number`, since the service gives most calls no id."""
-    arguments = json.dumps(call.args or {}, ensure_ascii=False)
-    return numbered_call(call.id, call.name, arguments, number)
+    def read(self, document: bytes, answer: Answer) -> None:
+        """Add a response, which has the next parts of its candidates in a stream, to the answer. Raises ValueError."""
+        read = GeminiAnswer.model_validate_json(document)
+        answer.count(read.usage)
+        for index, candidate in by_index(read.candidates):
+            choice = answer.choice(index)
+            for part in candidate.content.parts:
+                (choice.think if part.thought else choice.say)(part.text)
+                if part.call is not None:
+                    choice.call(part.call.name, part.call.args or {}, part.call.id or "")
+            if candidate.logprobs is not None:
+                choice.likely(candidate.logprobs.tokens)
+            choice.mean_logprob = candidate.mean_logprob if candidate.mean_logprob is not None else choice.mean_logprob
+            choice.end(candidate.finish_reason)
+        if read.feedback.block_reason is not None and not answer.choices:
+            answer.choice().end("content_filter")
+        answer.is_whole = answer.has_ended
 
 
 def _parts(turn: Turn, names: Mapping[str, str]) -> list[Body]:
@@ -263,7 +198,4 @@ def _thinking(request: GenerationRequest) -> Body:
 
 Settings = GeminiSettings
 
-
-def create(settings: GeminiSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
-    """Make the engine of a worker; see `EngineModule`."""
-    return HttpEngine(GeminiServer(settings, clock), metrics)
+create = engine_of(GeminiServer)

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API (`POST /v1/responses`), without streaming and without storage at the service.
+"""OpenAI's Responses API (`POST /v1/responses`), without storage at the service.
 
 Items and parts whose type this module does not know are left out, because newer versions of the API add types.
 
@@ -7,36 +7,29 @@ Source: OpenAI API reference, "Create a model response" and "The response object
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS
-from schemas.result import TokenLogprob
 from schemas.tools import MAX_TOOL_CALLS
-from telemetry.clock import Clock
-from telemetry.metrics import Metrics
 from workers.engines.base import (
-    Completion,
+    REFUSED,
     EngineFailed,
     EngineUnavailable,
     GenerationRequest,
     RequestRejected,
     inline,
     named_tool,
-    numbered_call,
-    with_calls,
-    with_refusal,
 )
 from workers.engines.body import Body, parts_of, passed, text_of
 from workers.engines.finish import finish_reason
 from workers.engines.online.turns import options_of, require_chat
-from workers.engines.openai_http.answers import Token, logprobs_of
-from workers.engines.openai_http.engine import HttpEngine
-from workers.engines.openai_http.server import MAX_REASON_CHARACTERS, OF_ACCOUNTS, ModelServer, Usage
+from workers.engines.openai_http.answers import DONE, Answer, Token, Usage
+from workers.engines.openai_http.engine import engine_of
+from workers.engines.openai_http.server import MAX_REASON_CHARACTERS, OF_ACCOUNTS, ModelServer
 from workers.engines.openai_http.settings import RemoteSettings
 
 _LOGPROBS: Final = "message.output_text.logprobs"
@@ -75,7 +68,6 @@ class ResponsesServer(ModelServer):
             "store": False,
             **passed("responses", request.body, "max_tokens", "top_logprobs"),
         }
-        body |= self.temperature(request)
         body |= {name: value for name, value in options_of("responses", request).items() if name != "stop"}
         if reasoning := self._reasoning(request):
             body["reasoning"] = reasoning
@@ -87,42 +79,27 @@ class ResponsesServer(ModelServer):
             body["include"] = [_LOGPROBS]
         return body
 
-    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the answer to the request: its text up to a stop text, its reasoning and its calls.
+    def read(self, document: bytes, answer: Answer) -> None:
+        """Add a response, or an event of a stream, to the answer. The last event has the whole response.
 
-        Raises EngineError if the service reports that it failed, and ValueError for a body that is no response object.
+        Raises EngineError if the service reports that it failed, and ValueError for a document of another form.
         """
-        answer = ResponsesAnswer.model_validate_json(body)
-        usage = answer.usage or Usage()
-        if answer.status == "failed":
-            return _failed(answer.error or _Error(), usage, request)
-        reason = finish_reason(answer.end)
-        said = [part for message in answer.messages for part in message.content]
-        refusals = [part.refusal for part in said if isinstance(part, _Refusal)]
-        parts = [part for part in said if isinstance(part, _Text)]
-        whole = "".join(part.text for part in parts)
-        text = min((whole.partition(stop)[0] for stop in request.body.get("stop", ())), key=len, default=whole)
-        if len(text) < len(whole) and reason == "length":
-            reason = "stop"
-        logprobs = _logprobs(parts, request)
-        completion = Completion(
-            text,
-            reason,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            math.exp(sum(each.logprob for each in logprobs) / len(logprobs)) if logprobs else None,
-            reasoning=_reasoning(answer),
-            reasoning_tokens=usage.reasoning_tokens or None,
-            logprobs=logprobs,
-            cached_tokens=usage.cached_tokens,
-        )
-        if refusals:
-            return with_refusal(completion, "".join(refusals))
-        if "tools" not in request.body:
-            return completion
-        called = [item for item in answer.output if isinstance(item, _Call)][:MAX_TOOL_CALLS]
-        calls = [numbered_call(call.call_id, call.name, call.arguments, at) for at, call in enumerate(called)]
-        return with_calls(completion, calls)
+        if document == DONE:
+            return
+        event = _Event.model_validate_json(document)
+        if event.type is None:
+            _read_response(ResponsesAnswer.model_validate_json(document), answer)
+        elif event.type == "error":
+            _read_failure(_Error(code=event.code, message=event.message), answer)
+        elif event.type in _LAST_EVENTS and event.response is not None:
+            answer.choices.clear()
+            _read_response(event.response, answer)
+            answer.is_whole = True
+        elif event.item is not None and event.item.type == "message" and event.item.phase != "commentary":
+            answer.choices.setdefault(0, answer.choice(event.output_index))
+        elif event.type == "response.output_text.delta" and event.output_index in answer.choices:
+            # a stop text may still cut the text that ends now
+            answer.choice(event.output_index).say(str(event.delta) if "stop" not in answer.request.body else "")
 
     def _reasoning(self, request: GenerationRequest) -> Body:
         """Return the options of the reasoning; no options if the model decides about its reasoning.
@@ -191,6 +168,7 @@ seconds.
 _KNOWN: Final = frozenset(
     ("message", "reasoning", "function_call", "output_text", "refusal", "summary_text", "reasoning_text")
 )
+_LAST_EVENTS: Final = frozenset(("response.completed", "response.incomplete", "response.failed"))
 _OF_THE_ACCOUNT: Final = frozenset(("insufficient_quota", "rate_limit_exceeded"))
 """Codes of failures that no job causes. Such a failure is not counted as a failed try of the job."""
 
@@ -282,41 +260,71 @@ class ResponsesAnswer(BoundedModel):
         return self.status
 
 
-def _failed(error: _Error, usage: Usage, request: GenerationRequest) -> Completion:
-    """Return an empty completion if the service's policy withheld the answer; else raise the failure's EngineError."""
+class _Item(BoundedModel):
+    type: str
+    phase: str | None = None
+
+
+class _Event(BoundedModel):
+    type: str | None = None
+    """None for a plain response."""
+    output_index: int = 0
+    item: _Item | None = None
+    delta: Any = None
+    response: ResponsesAnswer | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+def _read_response(read: ResponsesAnswer, answer: Answer) -> None:
+    """Add a response to the answer: its text up to a stop text, its reasoning and its calls. Raises EngineError."""
+    choice, request = answer.choice(), answer.request
+    answer.count(read.usage)
+    if read.status == "failed":
+        _read_failure(read.error or _Error(), answer)
+        return
+    said = [part for message in read.messages for part in message.content]
+    parts = [part for part in said if isinstance(part, _Text)]
+    refusals = [part.refusal for part in said if isinstance(part, _Refusal)]
+    whole = "".join(part.text for part in parts)
+    text = min((whole.partition(stop)[0] for stop in request.body.get("stop", ())), key=len, default=whole)
+    is_cut = len(text) < len(whole) and finish_reason(read.end) == "length"
+    choice.end("stop" if is_cut else read.end)
+    choice.think(_reasoning(read))
+    if refusals:
+        choice.refuse("".join(refusals) or REFUSED)
+    else:
+        choice.say(text)
+    for item in read.output:
+        if isinstance(item, _Call) and len(choice.calls) < MAX_TOOL_CALLS:
+            choice.call(item.name, item.arguments, item.call_id or "")
+    for part in parts if request.top_logprobs is not None else ():
+        if part.logprobs is not None:  # a stop text cuts the answer's text, but not this list
+            choice.likely(part.logprobs)
+
+
+def _read_failure(error: _Error, answer: Answer) -> None:
+    """Note that the service's policy withheld the answer; raise the EngineError of any other failure."""
     code = error.code or ""
     if "policy" in code:
-        return Completion("", "content_filter", usage.prompt_tokens, usage.completion_tokens)
+        answer.choice().end("content_filter")
+        answer.is_whole = True
+        return
     if code == "invalid_prompt" or "image" in code:
         reason = " ".join((error.message or "").split())[:MAX_REASON_CHARACTERS]
-        raise RequestRejected(request.asked_in, reason or "the service refuses the input")
+        raise RequestRejected(answer.request.asked_in, reason or "the service refuses the input")
     if code in _OF_THE_ACCOUNT:
         raise EngineUnavailable(f"the service failed with the code {code}")
-    raise EngineFailed("the service failed while it generated", wasted_tokens=usage.completion_tokens)
+    raise EngineFailed("the service failed while it generated", wasted_tokens=answer.usage.completion_tokens)
 
 
-def _reasoning(answer: ResponsesAnswer) -> str | None:
-    """Return the reasoning itself, or else its summary; None if the response has neither."""
-    thoughts = [item for item in answer.output if isinstance(item, _Thought)]
+def _reasoning(read: ResponsesAnswer) -> str:
+    """Return the reasoning itself, or else its summary; empty if the response has neither."""
+    thoughts = [item for item in read.output if isinstance(item, _Thought)]
     parts = [part for thought in thoughts for part in (thought.content or thought.summary)]
-    return "\n\n".join(part.text for part in parts if isinstance(part, _Text)) or None
-
-
-def _logprobs(parts: Sequence[_Text], request: GenerationRequest) -> tuple[TokenLogprob, ...] | None:
-    """Return the log-probabilities of the tokens as generated; None if the job asks for none or the service gave none.
-
-    A stop text cuts the answer's text, but not this list.
-    """
-    top = request.top_logprobs
-    given = [part.logprobs for part in parts if part.logprobs is not None]
-    if top is None or not given:
-        return None
-    return logprobs_of([token for logprobs in given for token in logprobs][: request.max_tokens], top)
+    return "\n\n".join(part.text for part in parts if isinstance(part, _Text))
 
 
 Settings = ResponsesSettings
 
-
-def create(settings: ResponsesSettings, metrics: Metrics, clock: Clock) -> HttpEngine:
-    """Make the engine of a worker; see `EngineModule`."""
-    return HttpEngine(ResponsesServer(settings, clock), metrics)
+create = engine_of(ResponsesServer)

@@ -60,8 +60,8 @@ def parted(request: GenerationRequest) -> tuple[str, list[Turn]]:
 
 def options_of(kind: str, request: GenerationRequest) -> Body:
     """Return the sampling members that this service takes. Its newer models refuse a `top_p` that changes nothing."""
-    names = ("top_p", "seed", "stop") if request.body.get("top_p") != 1.0 else ("seed", "stop")
-    return passed(kind, request.body, *names)
+    names = ("temperature", "seed", "stop")
+    return passed(kind, request.body, *names, *(("top_p",) if request.body.get("top_p") != 1.0 else ()))
 
 
 def require_chat(request: GenerationRequest) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from telemetry.clock import Clock
 from workers.engines.base import Completion, GenerationRequest, RequestRejected, first_requests, inline, require_texts
 from workers.engines.body import FIELDS, Body, parts_of, passed, plain_text
-from workers.engines.openai_http.answers import ServerAnswer, completion_of
+from workers.engines.openai_http.answers import Answer, read_chat
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.pooling import completion_of as pooled
 from workers.engines.openai_http.server import ModelServer, question_of
@@ -32,6 +32,8 @@ class OpenAIServer(ModelServer):
     """A reranker does not answer questions, so texts to embed, score, rank and classify are tried too."""
     parameters: ClassVar[Mapping[str, str]] = {"max_completion_tokens": "max_tokens", "dimensions": "dimensions"}
 
+    stream_options: ClassVar[Mapping[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
+
     def __init__(self, settings: OpenAISettings, clock: Clock) -> None:
         super().__init__(settings, clock)
         family = settings.model_family()
@@ -41,7 +43,15 @@ class OpenAIServer(ModelServer):
         """Return the answer to the request. Raises ValueError and EngineError."""
         if request.pooling is not None:
             return pooled(request.pooling, body)
-        return completion_of(ServerAnswer.model_validate_json(body), self._marks, request)
+        return super().completion(body, request)
+
+    def answer(self, request: GenerationRequest) -> Answer:
+        """Return an answer that knows the marks of the family's reasoning."""
+        return Answer(request, self._marks)
+
+    def read(self, document: bytes, answer: Answer) -> None:
+        """Add a completion or a chunk to the answer. Raises ValueError."""
+        read_chat(document, answer)
 
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a job that chose the missing path: a raw prompt, or texts without a question.
@@ -82,17 +92,9 @@ class OpenAIServer(ModelServer):
             body["prompt"] = _prompt(request)
         if "max_tokens" in self.refused:
             body["max_completion_tokens"] = body.pop("max_tokens")
-        if "temperature" in body and not self.temperature(request):
-            del body["temperature"]
-        return body | self._log_probabilities(request, is_chat=is_chat)
-
-    def _log_probabilities(self, request: GenerationRequest, *, is_chat: bool) -> Body:
-        """Return the parameters for log-probabilities, if the job or the settings ask for these."""
-        top = request.top_logprobs
-        if top is not None:
-            return {"logprobs": True, "top_logprobs": top} if is_chat else {"logprobs": top}
-        is_sent = self.settings.log_probabilities and "logprobs" not in self.refused
-        return {"logprobs": True if is_chat else 0} if is_sent else {}
+        if request.top_logprobs is not None or self.settings.log_probabilities:
+            body["logprobs"] = True if is_chat else request.top_logprobs or 0
+        return body
 
 
 def _prompt(request: GenerationRequest) -> str:

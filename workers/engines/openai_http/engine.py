@@ -9,8 +9,9 @@ no job set.
 
 A watch tells two kinds of absence. A server that fails requests in a row gets no more requests, but a small one every
 few seconds until it answers. A server that is silent while requests wait for it is asked for its models: a long answer
-sends no byte before its end, but a server that works answers this question at once. If it does not, the engine is
-away; if it does not a second time, the requests in flight are cut, and their jobs wait for the server's return.
+sends no byte before its end, unless it is a stream, but a server that works answers this question at once. If it does
+not, the engine is away; if it does not a second time, the requests in flight are cut, and their jobs wait for the
+server's return.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 from workers.engines.address import PROBE_SECONDS, AddressEngine
@@ -73,12 +77,14 @@ class HttpEngine(AddressEngine):
         family = settings.model_family()
         self._reads_images = are_read_by(family, server.model) if settings.images is None else settings.images
         self._server = server
+        server.heard = self._note_life
         self._slots = Slots(settings.max_concurrency, metrics.engine_limit.labels(self.name).inc)
         self._beside: list[asyncio.Task[None]] = []
         self._asking: set[_Asked] = set()
         self._context_tokens = settings.context_tokens
         self._away = metrics.engine_away.labels(self.name)
-        self._answered_at = -math.inf
+        self._alive_at = -math.inf
+        """The time of the last answer or piece of an answer."""
         self._failures = 0
         """Failures since the last answer."""
         self._failed: tuple[GenerationRequest, str] | None = None
@@ -196,10 +202,13 @@ class HttpEngine(AddressEngine):
         was_away = self.is_away
         if was_away and self._is_gone:
             self._slots.restore()
-        self._answered_at = asyncio.get_running_loop().time()
+        self._note_life()
         self._failures, self._failed, self._silence, self._is_gone = 0, None, None, False
         if was_away:
             self._tell()
+
+    def _note_life(self) -> None:
+        self._alive_at = asyncio.get_running_loop().time()
 
     def _note_failure(self, request: GenerationRequest, failed: EngineUnavailable) -> None:
         was_away = self.is_away
@@ -228,8 +237,9 @@ class HttpEngine(AddressEngine):
                 async with asyncio.timeout(PROBE_SECONDS):
                     await self.probe(self._failed[0])
             return
-        since = max(self._answered_at, min((asked.began for asked in self._asking), default=now))
-        if self._silence is None and now - since < WATCH_SECONDS:
+        since = max(self._alive_at, min((asked.began for asked in self._asking), default=now))
+        is_silent = now - since >= WATCH_SECONDS
+        if self._silence is None and not is_silent:
             return
         lack = await self._server.reach()
         if lack is None:
@@ -239,7 +249,7 @@ class HttpEngine(AddressEngine):
             self._silence = f"the server at {self._server.origin} does not answer: {lack}"
             log.error("The server answers nothing; sending no request to it.", action="engine-hung", error=lack)
             self._tell()
-        else:
+        elif is_silent:
             for asked in self._asking:
                 asked.cut = self._silence
                 asked.answering.cancel()
@@ -288,3 +298,12 @@ def _is_cancelled() -> bool:
     """True if the caller's own task is being cancelled; an abort cancels only the request's task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def engine_of(server: Callable[[Any, Clock], ModelServer]) -> Callable[[Any, Metrics, Clock], HttpEngine]:
+    """Return the `create` of an engine's module; see `EngineModule`."""
+
+    def create(settings: Any, metrics: Metrics, clock: Clock) -> HttpEngine:
+        return HttpEngine(server(settings, clock), metrics)
+
+    return create

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
+from urllib.parse import quote
 
 import aiohttp
-from pydantic import AliasChoices, AliasPath, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from schemas.bounded import BoundedModel
 from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
-from workers.egress.answers import BodyTooLarge, bounded_body, parse_retry_after
+from workers.egress.answers import BodyTooLarge, bounded_body, bounded_pieces, parse_retry_after
 from workers.egress.proxy import bounded_connector
 from workers.engines.base import (
     Completion,
@@ -29,10 +30,10 @@ from workers.engines.base import (
     GenerationRequest,
     PromptTooLong,
     RequestRejected,
-    TokenCount,
     first_requests,
 )
-from workers.engines.body import FIELDS, passed
+from workers.engines.body import FIELDS
+from workers.engines.openai_http.answers import Answer, EventCutter, Usage
 from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
 from workers.engines.openai_http.settings import RemoteSettings
 
@@ -47,6 +48,8 @@ SPARE_CONNECTIONS = 3
 MAX_REASON_CHARACTERS = 300
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 """Limit on an answer, which may have 131,072 tokens with 20 alternatives each only without most of their text."""
+STREAM_FACTOR = 8
+"""A stream may have as many times the bytes of a plain answer, since each of its tokens has an envelope."""
 
 _TOO_MANY_OF_ALL: Final = 529
 """Anthropic's status for too many requests of all customers together."""
@@ -69,6 +72,11 @@ _OF_LENGTH: Final = (
     "exceeds the maximum number of tokens",  # Gemini
     "exceeds the context window",  # OpenAI's Responses API
 )
+_IN_STREAMS: Final = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429}
+"""Maps the types and codes of errors in a stream to the status that a plain answer would have; others have 500."""
+_EVENTS: Final = "text/event-stream"
+_TOO_LARGE: Final = "the server's answer is larger than this engine reads"
+_OTHER_FORM: Final = "the answer has another form than its API describes"
 _LESS: Final = 0.6
 """The fraction of a too long prompt that is tried next, as servers report in too many forms how many tokens fit."""
 _NAMED: Final = re.compile(r"(?:^\W*|['`\"])(\w[\w.\[\]]*)(?=['`\"]|:|\ (?:is|must|should)\b)")
@@ -89,10 +97,22 @@ class ServerProblem(BoundedModel):
     message: str = ""
     param: str | None = None
     code: str | int | None = None
+    type: str | None = None
+
+    @property
+    def status(self) -> int:
+        """The status of an error in a stream. vLLM and Gemini name it in the code, and others name a word."""
+        if isinstance(self.code, int):
+            return self.code if 400 <= self.code < 600 else 500
+        return _IN_STREAMS.get(self.code or "", _IN_STREAMS.get(self.type or "", 500))
 
 
 class _Refusal(BoundedModel):
     error: ServerProblem
+
+
+class _Event(BoundedModel):
+    error: ServerProblem | str | None = None
 
 
 def problem_in(body: bytes) -> ServerProblem:
@@ -117,38 +137,6 @@ class TryAgain:
     """True if the server is perhaps not there at all: nothing was reached, or a gateway says so."""
 
 
-class Usage(BoundedModel):
-    """The tokens of an answer, under the names that the services give them. Absent counts are 0 or None."""
-
-    prompt_tokens: TokenCount = Field(
-        default=0, validation_alias=AliasChoices("prompt_tokens", "input_tokens", "promptTokenCount", "total_tokens")
-    )
-    completion_tokens: TokenCount = Field(
-        default=0, validation_alias=AliasChoices("completion_tokens", "output_tokens", "candidatesTokenCount")
-    )
-    cached_tokens: TokenCount | None = Field(
-        default=None,
-        validation_alias=AliasChoices(
-            "cachedContentTokenCount",
-            AliasPath("prompt_tokens_details", "cached_tokens"),
-            AliasPath("input_tokens_details", "cached_tokens"),
-        ),
-    )
-    thoughts: TokenCount = Field(default=0, validation_alias="thoughtsTokenCount")
-    reasoning_tokens: TokenCount | None = Field(
-        default=None,
-        validation_alias=AliasChoices(
-            AliasPath("completion_tokens_details", "reasoning_tokens"),
-            AliasPath("output_tokens_details", "reasoning_tokens"),
-        ),
-    )
-
-    @property
-    def generated(self) -> int:
-        """The tokens of the answer with its reasoning, which Gemini counts apart."""
-        return self.completion_tokens + self.thoughts
-
-
 class _Bill(BoundedModel):
     usage: Usage | None = Field(default=None, validation_alias=AliasChoices("usage", "usageMetadata"))
 
@@ -166,8 +154,12 @@ class ModelServer(ABC):
     kind: ClassVar[str]
     """The engine's name."""
     model_path: str = "models"
-    """The path of the model's description, or of a list of models, below `base_url`."""
-    generation_path: str
+    """The path of the model's description, or of a list of models, below `base_url`; `{model}` is the model's name."""
+    describes_model: ClassVar[bool] = False
+    """True if `model_path` has one model's description instead of a list."""
+    stream_options: ClassVar[Mapping[str, Any]] = {"stream": True}
+    """The members of a body that ask for a stream."""
+    generation_path: str = ""
     """The path for questions, below `base_url`."""
     parameters: ClassVar[Mapping[str, str]] = {}
     """Maps further parameters in the server's errors to the job's fields, beside those of FIELDS."""
@@ -181,9 +173,15 @@ class ModelServer(ABC):
     def __init__(self, settings: RemoteSettings, clock: Clock) -> None:
         self.settings = settings
         self.model = str(settings.model)
+        name = quote(self.model.removeprefix("models/"), safe="")
+        self.model_path, self.generation_path = (
+            path.format(model=name) for path in (self.model_path, self.generation_path)
+        )
         self.refused: set[str] = set()
         self.found: set[str] = set()
         """Paths at which the server has answered a request."""
+        self.heard: Callable[[], object] = lambda: None
+        """Called with each piece of a stream, which is a sign of life."""
         self._fields = {_folded(name): field for name, field in (*_parameters(self.kind), *self.parameters.items())}
         self._variable = f"POSTBACK_ENGINE__{self.kind.upper()}"
         self._clock = clock
@@ -205,44 +203,52 @@ class ModelServer(ABC):
         """Return a generation request's JSON. Raises RequestRejected for an option that the server lacks."""
 
     @abstractmethod
-    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
-        """Return the answer to the request.
+    def read(self, document: bytes, answer: Answer) -> None:
+        """Add a plain answer's body, or one event of a stream, to the answer.
 
-        Raises ValueError for a body without the API's form, and EngineError for an answer that reports a failure.
+        Raises ValueError for a document without the API's form, and EngineError for a failure that it reports.
         """
+
+    def answer(self, request: GenerationRequest) -> Answer:
+        """Return an answer of which nothing was read yet."""
+        return Answer(request)
+
+    def completion(self, body: bytes, request: GenerationRequest) -> Completion:
+        """Return the plain answer to the request. Raises the errors of `read`."""
+        answer = self.answer(request)
+        self.read(body, answer)
+        return answer.completion()
 
     def window_in(self, body: bytes) -> int | None:
         """Return the model's window, from the answer at `model_path`; None if the answer states no window.
 
         Raises ValidationError for a body without the API's form, and LookupError with the reason for an unlisted model.
         """
+        if self.describes_model:
+            return ModelDescription.model_validate_json(body).window
         return _Models.model_validate_json(body).window_of(self.model)
+
+    def streams(self, request: GenerationRequest) -> bool:
+        """True if the server is asked for a stream: the request has `on_delta`, and streams were not refused."""
+        return request.on_delta is not None and request.pooling is None and "stream" not in self.refused
 
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a request whose kind needs the missing path; None if the settings chose the path."""
         return None
-
-    def temperature(self, request: GenerationRequest) -> dict[str, Any]:
-        """Return the temperature to send; nothing if the job sets none and the server refuses it."""
-        is_refused = request.temperature_is_default and "temperature" in self.refused
-        return {} if is_refused else passed(self.kind, request.body, "temperature")
 
     def learns(self, request: GenerationRequest, sent: Mapping[str, Any], problem: ServerProblem) -> bool:
         """Remember a refused parameter that no job set.
 
         Return True if the request may be sent again without the parameter.
         """
-        name = "logprobs" if problem.param == "top_logprobs" else problem.param
-        if name is None and "temperature" in problem.message.lower():
-            name = "temperature"
+        name = "logprobs" if problem.param == "top_logprobs" else (problem.param or "").partition(".")[0] or None
+        if name is None:
+            said = problem.message.lower()
+            name = next((each for each in ("temperature", "stream_options") if each in said), None)
         if name is None or not (name in sent or name in sent.get("generationConfig", ())):
             return False
-        is_ours = (
-            (name == "logprobs" and request.top_logprobs is None)
-            or (name == "temperature" and request.temperature_is_default)
-            # with another code, the job's own `max_tokens` is at fault
-            or (name == "max_tokens" and problem.code == "unsupported_parameter")
-        )
+        # with another code, the job's own `max_tokens` is at fault
+        is_ours = name in self._ours(request) or (name == "max_tokens" and problem.code == "unsupported_parameter")
         if is_ours and name not in self.refused:
             log.warning(
                 "The server does not take a parameter; leaving it out from now on.",
@@ -251,6 +257,20 @@ class ModelServer(ABC):
             )
             self.refused.add(name)
         return is_ours
+
+    def _ours(self, request: GenerationRequest) -> set[str]:
+        """Return the parameters that no job set in this request."""
+        without_job = {"logprobs": request.top_logprobs is None, "temperature": request.temperature_is_default}
+        return {*self.stream_options, *(name for name, is_ours in without_job.items() if is_ours)}
+
+    def _sent(self, request: GenerationRequest) -> dict[str, Any]:
+        """Return the JSON to send: the body, the wish for a stream, and none of the parameters that were refused."""
+        body = {**self.body(request), **(self.stream_options if self.streams(request) else {})}
+        left_out = self.refused & self._ours(request)
+        sent = {name: value for name, value in body.items() if name not in left_out}
+        if (options := sent.get("generationConfig")) is not None:
+            sent["generationConfig"] = {name: value for name, value in options.items() if name not in left_out}
+        return sent
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -275,16 +295,21 @@ class ModelServer(ABC):
         path, *others = self.paths(request)
         try:
             while True:
-                sent = self.body(request)
+                sent = self._sent(request)
                 async with self._http.post(self._url(path), json=sent, allow_redirects=False) as response:
-                    body = await self._read(response)
-                if response.status == 404 and others and problem_in(body).param != "model":
+                    is_stream = response.status == 200 and response.content_type == _EVENTS
+                    read = await (self._streamed(response, request) if is_stream else self._read(response))
+                if isinstance(read, Completion):
+                    self.found.add(path)
+                    return read
+                status, body = read
+                if status == 404 and others and problem_in(body).param != "model":
                     path, *others = others
                     continue
-                if response.status == 200:
+                if status == 200:
                     self.found.add(path)
-                if response.status != 400 or not self.learns(request, sent, problem_in(body)):
-                    return self.outcome(request, path, response.status, response.headers, body)
+                if status not in (400, 422) or not self.learns(request, sent, problem_in(body)):
+                    return self.outcome(request, path, status, response.headers, body)
         except aiohttp.ClientError as error:
             return TryAgain(f"the server was not reached: {type(error).__name__}", is_away=True)
 
@@ -331,7 +356,7 @@ class ModelServer(ABC):
         path = self.model_path
         try:
             async with self._http.get(f"{self._base}/{path}", allow_redirects=False) as response:
-                body, status = await self._read(response), response.status
+                status, body = await self._read(response)
             if status in _OF_THE_SERVER or status == 504:
                 raise EngineUnavailable(f"the server answered {status}")
             # OpenAI's restricted keys may generate, but get a 403 for the list.
@@ -406,7 +431,7 @@ class ModelServer(ABC):
             return self.completion(body, request)
         except ValueError:
             tokens = _billed(body)
-            raise EngineFailed("the answer has another form than its API describes", wasted_tokens=tokens) from None
+            raise EngineFailed(_OTHER_FORM, wasted_tokens=tokens) from None
 
     def _refusal(
         self, request: GenerationRequest, status: int, problem: ServerProblem
@@ -439,12 +464,41 @@ class ModelServer(ABC):
         beside = path.removeprefix("../")
         return f"{self._base}/{path}" if beside == path else f"{self._base.removesuffix('/v1')}/{beside}"
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the body. Raises RequestRejected for more than the settings allow, counted after decompression."""
+    async def _read(self, response: aiohttp.ClientResponse) -> tuple[int, bytes]:
+        """Return the status and the body. Raises RequestRejected for more bytes than an answer may have."""
         try:
-            return await bounded_body(response, MAX_RESPONSE_BYTES)
+            return response.status, await bounded_body(response, MAX_RESPONSE_BYTES)
         except BodyTooLarge:
-            raise RequestRejected("max_tokens", "the server's answer is larger than this engine reads") from None
+            raise RequestRejected("max_tokens", _TOO_LARGE) from None
+
+    async def _streamed(
+        self, response: aiohttp.ClientResponse, request: GenerationRequest
+    ) -> Completion | tuple[int, bytes]:
+        """Read a stream, and call `on_delta` while its text grows. Return the completion.
+
+        If the server reports an error in the stream, return the error's status and body. Raises EngineError, and a
+        ClientError for a lost end.
+        """
+        answer, cutter, told = self.answer(request), EventCutter(), ""
+        try:
+            async for piece in bounded_pieces(response, STREAM_FACTOR * MAX_RESPONSE_BYTES):
+                self.heard()
+                for event in cutter.events(piece):
+                    if b'"error"' in event and (problem := _Event.model_validate_json(event).error):
+                        return (problem.status if isinstance(problem, ServerProblem) else 500), event
+                    self.read(event, answer)
+                if max(answer.size, cutter.pending) > MAX_RESPONSE_BYTES:
+                    raise BodyTooLarge
+                if request.on_delta is not None and (text := answer.text) != told:
+                    told = text
+                    request.on_delta(text)
+            if not answer.is_whole:
+                raise aiohttp.ClientPayloadError("the stream ended before its answer")
+            return answer.completion()
+        except BodyTooLarge:
+            raise RequestRejected("max_tokens", _TOO_LARGE) from None
+        except ValueError:
+            raise EngineFailed(_OTHER_FORM, wasted_tokens=answer.usage.generated) from None
 
     @property
     def _http(self) -> aiohttp.ClientSession:
@@ -521,24 +575,41 @@ _MOST_MODELS: Final = 10_000
 _NAMES_SHOWN: Final = 8
 
 
-class _Model(BoundedModel):
-    id: str
+class ModelDescription(BoundedModel):
+    """The fields of a model's description that this engine reads."""
+
+    id: str = Field(validation_alias=AliasChoices("id", "name"))
     parent: str | None = None
     """The base model of a LoRA adapter; only the base model has a window."""
-    max_model_len: int | None = None
-    """Tokens of prompt and answer together. A vLLM server has this field; OpenAI's protocol does not."""
+    most_tokens: int | None = Field(
+        default=None, validation_alias=AliasChoices("max_model_len", "max_input_tokens", "inputTokenLimit")
+    )
+    """Tokens of prompt and answer together, or Anthropic's and Gemini's limit on the prompt.
+
+    A vLLM server has this field; OpenAI's protocol does not.
+    """
+    output_tokens: int | None = Field(default=None, validation_alias="outputTokenLimit")
+    """Gemini's limit on the answer."""
+
+    @property
+    def window(self) -> int | None:
+        """The tokens of prompt and answer together; None if unknown.
+
+        A number below 1 is ignored, because a worker with such a window would reject every job.
+        """
+        most = self.most_tokens or 0
+        return most + max(self.output_tokens or 0, 0) if most > 0 else None
 
 
 class _Models(BoundedModel):
     """The answer to `GET /models`. vLLM's servers list LoRA adapters as models too."""
 
-    data: list[_Model] = Field(max_length=_MOST_MODELS)
+    data: list[ModelDescription] = Field(max_length=_MOST_MODELS)
 
     def window_of(self, name: str) -> int | None:
         """Return the tokens of this model's window, or of its base model's window; None if unknown.
 
-        A number below 1 is ignored, because a worker with such a window would reject every job. Raises LookupError,
-        with a text for the operator that begins the list, for an unlisted model.
+        Raises LookupError, with a text for the operator that begins the list, for an unlisted model.
         """
         by_name = {model.id: model for model in self.data}
         model = by_name.get(name)
@@ -546,6 +617,6 @@ class _Models(BoundedModel):
             names, more = [each.id for each in self.data[:_NAMES_SHOWN]], len(self.data) - _NAMES_SHOWN
             shown = ", ".join(names) + (f" and {more} more" if more > 0 else "") if names else "none at all"
             raise LookupError(f"does not list the model {name}, but {shown}")
-        if model.max_model_len is None and model.parent is not None:
+        if model.most_tokens is None and model.parent is not None:
             model = by_name.get(model.parent)
-        return model.max_model_len if model is not None and (model.max_model_len or 0) > 0 else None
+        return model.window if model is not None else None
