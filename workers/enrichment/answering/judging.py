@@ -113,8 +113,8 @@ class Finding:
     """The level by words; UNSUPPORTED or CONTRADICTED if a rule decided so."""
     is_ruled: bool
     """True if a judge has nothing to add."""
-    premises: tuple[tuple[int, str], ...] = ()
-    """The nearest sentences of the sources, each with its source's number, the nearest first."""
+    premises: tuple[SourceSentence, ...] = ()
+    """The nearest sentences of the sources, the nearest first."""
     lost: tuple[str, ...] = ()
     """The figures, names and quotations that no source has."""
 
@@ -122,9 +122,11 @@ class Finding:
 class SourceSentence:
     """A sentence of a source."""
 
-    def __init__(self, number: int, text: str) -> None:
+    def __init__(self, number: int, text: str, written: str = "") -> None:
         self.number = number
         self.text = text
+        self.written = written
+        """The sentence as the source writes it, with its marks."""
         self.tokens = tokens(text)
         self.words = frozenset(_stems(self.tokens))
 
@@ -145,7 +147,11 @@ class SourceText:
 
     def __init__(self, source: NumberedSource) -> None:
         plain = [without_links(text) for text in (source.title or "", *source.passages)]
-        self.sentences = [SourceSentence(source.number, one.text) for text in plain for one in sentences(text, ())]
+        self.sentences = [
+            SourceSentence(source.number, one.text, text[one.start : one.end])
+            for text in plain
+            for one in sentences(text, ())
+        ]
         self._whole = " ".join(normal(text) for text in plain)
         self._starts: list[int] = []
         parts = []
@@ -211,7 +217,7 @@ class Sources:
         said = _Said(sentence)
         stating = [source for source in sources if source.states(said.tokens)]
         premises = _nearest(said, [one for source in stating or sources for one in source.sentences])
-        held = tuple((one.number, one.text) for one in premises)
+        held = tuple(premises)
         if stating:
             return Finding(Support.EXACT, True, held)
         if not premises or not (said.words or said.figures.spans):
