@@ -184,7 +184,7 @@ async def test_a_model_that_is_late_leaves_the_choice_by_words_and_a_note() -> N
 
 
 async def test_passages_compared_before_the_time_was_up_count() -> None:
-    embedder = Embedder(str(embedding_model()), CLOCK)
+    embedder = Embedder(str(embedding_model()))
     await embedder.start()
     many = [f"{number}. {TOWN}" for number in range(2000)]
     try:
@@ -228,7 +228,7 @@ async def test_a_process_that_is_killed_costs_its_jobs_a_note_and_another_takes_
 
 
 async def test_a_process_that_hangs_is_killed() -> None:
-    embedder = Embedder(str(embedding_model()), CLOCK, batch_seconds=1.0)
+    embedder = Embedder(str(embedding_model()), batch_seconds=1.0)
     before = processes()
     await embedder.start()
     (hanging,) = [process for process in processes() if process not in before]
@@ -251,7 +251,7 @@ async def test_a_model_is_found_by_its_name_in_the_cache_of_the_hub(
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("0123abcd")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    embedder = Embedder("acme/mini", CLOCK)
+    embedder = Embedder("acme/mini")
     await embedder.start()
     assert len(await embedder.similarities("Doctor?", TOWN.splitlines(), 60)) == len(TOWN.splitlines())
     await embedder.close()
@@ -265,7 +265,7 @@ async def test_a_model_that_is_not_there_is_refused_by_the_settings_name(tmp_pat
     with pytest.raises(
         EmbeddingModelRefused, match=r"POSTBACK_ENRICHMENT__RERANK_MODEL names .*nosuch, which cannot be loaded"
     ):
-        await Embedder(str(tmp_path / "nosuch"), CLOCK).start()
+        await Embedder(str(tmp_path / "nosuch")).start()
     assert processes() == before
 
 

@@ -25,7 +25,7 @@ from workers.screening.classifier_process import Classifier, ClassifierAway, Mod
 from workers.screening.loading import RulesRefused
 from workers.screening.plain import plain
 from workers.screening.rules import ClassifierRule
-from workers.screening.rules_file import CompiledRule, MatchingRule, PlacedRule, RuleRefused, compiled, read_rules
+from workers.screening.rules_file import CompiledRule, MatchingRule, RuleRefused, compiled, read_rules
 from workers.screening.texts import JobText, rewritten, texts_of
 
 
@@ -186,13 +186,23 @@ class Screen:
 
         The folder of a classifier is checked, but `start` loads the model.
         """
-        rules, mistakes = read_rules(path)
-        loaded = _LoadedRules(mistakes)
-        for placed in rules:
-            loaded.add(placed, path.parent)
-        if loaded.mistakes:
-            raise RulesRefused(path, loaded.mistakes)
-        return cls(loaded.rules, loaded.classifiers)
+        placed, mistakes = read_rules(path)
+        rules: list[CompiledRule] = []
+        classifiers: list[tuple[ClassifierRule, Classifier]] = []
+        models: dict[Path, Classifier] = {}
+        for place, rule in placed:
+            try:
+                if isinstance(rule, ClassifierRule):
+                    model = (path.parent / rule.folder).resolve()
+                    check_folder(model, rule.labels)
+                    classifiers.append((rule, models.setdefault(model, Classifier(model))))
+                else:
+                    rules.append(compiled(rule, path.parent))
+            except (RuleRefused, ModelRefused) as refused:
+                mistakes.append(f"{place}: {refused}")
+        if mistakes:
+            raise RulesRefused(path, mistakes)
+        return cls(rules, classifiers)
 
     @property
     def waits(self) -> bool:
@@ -322,29 +332,6 @@ def _moderated(judged: Sequence[_Judgement]) -> Moderated:
     matching = [each.rule for each in judged if each.is_match]
     verdict = max((rule.verdict for rule in matching), key=_strictness, default=Verdict.PASS)
     return Moderated(verdict, tuple(rule.name for rule in matching), matches, scores)
-
-
-class _LoadedRules:
-    """The rules and classifiers of a file, and its mistakes."""
-
-    def __init__(self, mistakes: list[str]) -> None:
-        self.rules: list[CompiledRule] = []
-        self.classifiers: list[tuple[ClassifierRule, Classifier]] = []
-        self.mistakes = mistakes
-        self._models: dict[Path, Classifier] = {}
-
-    def add(self, placed: PlacedRule, folder: Path) -> None:
-        """Add a rule; `folder` is the folder of the rules' file."""
-        rule = placed.rule
-        try:
-            if isinstance(rule, ClassifierRule):
-                model = (folder / rule.folder).resolve()
-                check_folder(model, rule.labels)
-                self.classifiers.append((rule, self._models.setdefault(model, Classifier(model))))
-            else:
-                self.rules.append(compiled(rule, folder))
-        except (RuleRefused, ModelRefused) as refused:
-            self.mistakes.append(f"{placed.place}: {refused}")
 
 
 def _strictness(verdict: Verdict) -> int:

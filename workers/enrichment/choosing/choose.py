@@ -43,7 +43,7 @@ class Chooser:
         self._settings = settings
         self._pool = pool
         self._clock = clock
-        self._embedder = Embedder(settings.rerank_model, clock) if settings.rerank_model is not None else None
+        self._embedder = Embedder(settings.rerank_model) if settings.rerank_model is not None else None
         self._reranks = metrics.reranks.begin()
         self._seconds = metrics.rerank_seconds
 
