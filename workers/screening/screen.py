@@ -21,7 +21,8 @@ from typing import NamedTuple, Self
 
 from schemas.job import Job
 from schemas.screening import Category, FieldName, ScreeningFinding, Verdict
-from workers.screening.classifier_process import Classifier, ClassifierAway, ModelRefused, check_folder
+from workers.processes.model_process import ModelAway
+from workers.screening.classifier_process import Classifier, ModelRefused, check_folder
 from workers.screening.loading import RulesRefused
 from workers.screening.plain import plain
 from workers.screening.rules import ClassifierRule
@@ -259,7 +260,7 @@ class Screen:
                 is_match = any(True for _ in each.matcher.matches(view))
                 judged.append(_Judgement(each.rule, is_match, float(is_match)))
         for rule, classifier in (each for each in classifiers if "prompt" in each[0].fields):
-            with suppress(ClassifierAway):
+            with suppress(ModelAway):
                 for judged, said in zip(found, classifier.scores(texts, rule.seconds), strict=True):
                     is_match = any(said.get(label, 0.0) >= least for label, least in rule.labels.items())
                     judged.append(_Judgement(rule, is_match, max(said.get(label, 0.0) for label in rule.labels)))
@@ -354,7 +355,7 @@ def _judged(rule: ClassifierRule, classifier: Classifier, job: Job) -> Iterator[
         return
     try:
         scores = classifier.scores(["\n".join(parts) for parts in texts.values()], rule.seconds)
-    except ClassifierAway:
+    except ModelAway:
         if rule.on_failure == "reject":
             field = next(iter(texts))
             yield ScreeningFinding(rule=rule.name, kind=_UNAVAILABLE, verdict=Verdict.REJECT, field=field, count=1)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from workers.processes.model_process import ModelAway, ModelNotLoaded, ModelProcess
+from workers.processes.model_process import ModelNotLoaded, ModelProcess
 
 _MODULE: Final = "workers.enrichment.choosing.embedding"
 """The process's side."""
@@ -38,10 +38,6 @@ _INHERITED: Final = (
 
 class EmbeddingModelRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
     """The embedding model cannot be used. The text names the setting, the reason and the fix."""
-
-
-class EmbedderAway(Exception):  # noqa: N818 - as above
-    """The model gives no answer. The text tells the result's reader the reason."""
 
 
 class Embedder:
@@ -70,20 +66,15 @@ class Embedder:
     async def similarities(self, question: str, passages: Sequence[str], seconds: float) -> list[float]:
         """Return the cosine, from -1 to 1, of the question and each passage, in the order of `passages`.
 
-        If time runs out, the last passages have no cosine. Raises EmbedderAway. May be cancelled.
+        If time runs out, the last passages have no cosine. Raises ModelAway. May be cancelled.
         """
         found: list[float] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for start in range(0, len(passages), BATCH):
-                    found += await self._cosines(question, passages[start : start + BATCH])
+                    batch = json.dumps(passages[start : start + BATCH]).encode()
+                    task = {"question": question}
+                    asked = self._process.ask(list, "similarities", task, batch, self._batch_seconds)
+                    cosines: list[float] = await asyncio.wrap_future(asked)
+                    found += cosines
         return found
-
-    async def _cosines(self, question: str, passages: Sequence[str]) -> list[float]:
-        """Compare one batch with the question. Raises EmbedderAway."""
-        task, batch = {"question": question}, json.dumps(passages).encode()
-        try:
-            asked = self._process.ask(list, "similarities", task, batch, self._batch_seconds)
-            return await asyncio.wrap_future(asked)
-        except ModelAway as away:
-            raise EmbedderAway(str(away)) from None
