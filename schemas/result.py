@@ -61,7 +61,7 @@ class Citation(WireModel):
     support: Support
     """The closeness of the source's text to the sentence."""
     quote: Quote | None = None
-    """The source's words nearest to the sentence; absent without support, and at the end of a very long answer."""
+    """The source's words, or its nearest sentence; absent without support."""
 
 
 class JudgedSentence(WireModel):

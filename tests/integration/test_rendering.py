@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +184,61 @@ async def test_a_script_that_robots_txt_forbids_is_not_loaded(chromium: Chromium
     assert site.paths == ["/robots.txt", "/"]
 
 
+# -- a page that several jobs share ----------------------------------------------------------------------------------
+
+
+async def passages_in(enricher: Enricher, url: str, seconds: float) -> list[str]:
+    """The passages of the only source of a job that has so much time."""
+    evidence = await enricher.enrich(Sources(urls=[url], budget_seconds=seconds), QUESTION)
+    return [passage for source in evidence.sources for passage in source.passages]
+
+
+@pytest.mark.parametrize("shell", [SHELL, "<html><script src=/app.js></script></html>"])
+async def test_a_job_renders_again_if_a_job_with_less_time_left_the_browser_too_early(shell: str) -> None:
+    """In an earlier version, all jobs that shared a page got the time of the first one for its rendering."""
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def ready() -> None:
+        if not asked.is_set():
+            asked.set()
+            await ended.wait()
+
+    async with (
+        browser(ready=ready) as url,
+        application(shell=shell) as site,
+        enriching(renderer=url, renderer_seconds=60) as enricher,
+    ):
+        first = asyncio.create_task(passages_in(enricher, site.url, 4))
+        await asked.wait()
+        try:
+            assert await passages_in(enricher, site.url, 30) == [FACT]
+            assert await first in ([], [SHELL_TEXT])
+            assert await passages_in(enricher, site.url, 30) == [FACT]
+        finally:
+            ended.set()  # the server waits for its handlers
+
+
+async def test_a_job_without_time_for_the_browser_takes_the_page_as_its_server_sent_it() -> None:
+    asked, ready = asyncio.Event(), asyncio.Event()
+
+    async def hung() -> None:
+        asked.set()
+        await ready.wait()
+
+    async with (
+        browser(ready=hung) as url,
+        application() as site,
+        enriching(renderer=url, renderer_seconds=60) as enricher,
+    ):
+        first = asyncio.create_task(passages_in(enricher, site.url, 30))
+        await asked.wait()
+        try:
+            assert await passages_in(enricher, site.url, 2) == [SHELL_TEXT]
+        finally:
+            ready.set()
+        assert await first == [FACT]
+
+
 # -- ways out --------------------------------------------------------------------------------------------------------
 
 WAYS_OUT = """
@@ -353,14 +408,17 @@ async def browser(
     replies: Iterable[dict[str, Any] | None] = (),
     version: bytes = VERSION,
     html: str = FACT_HTML,
+    ready: Callable[[], Awaitable[object]] | None = None,
 ) -> AsyncIterator[str]:
     """A browser that sends the next of `unasked` before each result, and the next of `replies` as the result.
 
-    Without these, or with None, the browser keeps to the protocol.
+    Without these, or with None, the browser keeps to the protocol. It begins when `ready` ends.
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path == "/json/version":
+            if ready is not None:
+                await ready()
             return web.Response(body=version)
         sending, replying = iter(unasked), iter(replies)
         socket = web.WebSocketResponse()
@@ -397,7 +455,7 @@ async def rendered(url: str, **limits: float) -> Page | None:
     await fetcher.start()
     await renderer.start()
     try:
-        return await renderer.rendered(EMPTY_PAGE, Asker("acme"), 60)
+        return (await renderer.rendered(EMPTY_PAGE, Asker("acme"), 60)).page
     finally:
         await renderer.close()
         await fetcher.close()

@@ -40,7 +40,7 @@ CALL = '[null, [["open", "{\\"bridge\\": \\"north\\"}"]]]'
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def embedder() -> AsyncIterator[Embedder]:
-    found = Embedder(str(embedding_model()), CLOCK)
+    found = Embedder(str(embedding_model()))
     await found.start()
     yield found
     await found.close()
@@ -110,7 +110,7 @@ async def test_texts_that_say_something_else_or_are_too_long_are_not_the_same(
 
 
 async def test_the_threshold_decides_which_texts_have_the_same_meaning() -> None:
-    embedder = Embedder(str(embedding_model()), CLOCK)
+    embedder = Embedder(str(embedding_model()))
     await embedder.start()
     try:
         for least, expected in ((0.7, True), (0.9, False)):
@@ -173,7 +173,7 @@ async def test_the_primarys_noise_is_measured_by_meaning_too(meaning: Meaning) -
 
 async def test_a_comparison_waits_for_a_model_whose_process_was_killed() -> None:
     before = {child.pid for child in psutil.Process().children()}
-    embedder = Embedder(str(embedding_model()), CLOCK)
+    embedder = Embedder(str(embedding_model()))
     await embedder.start()
     try:
         [killed] = [child for child in psutil.Process().children() if child.pid not in before]
@@ -184,7 +184,7 @@ async def test_a_comparison_waits_for_a_model_whose_process_was_killed() -> None
 
 
 async def test_words_decide_while_the_model_gives_no_answer() -> None:
-    away = Meaning(Embedder(str(embedding_model()), CLOCK), CLOCK, 0.1)  # the model's process is never started
+    away = Meaning(Embedder(str(embedding_model())), CLOCK, 0.1)  # the model's process is never started
     with pytest.raises(MeaningUnknown):
         await away.is_same(BRIDGE, BRIDGE_TOO, LEAST)
     assert (await compared(away, await sample_of(prompt=BRIDGE), BRIDGE_TOO)).differs == 1
@@ -192,4 +192,4 @@ async def test_words_decide_while_the_model_gives_no_answer() -> None:
 
 async def test_a_model_that_cannot_be_loaded_is_refused_by_its_settings_name() -> None:
     with pytest.raises(EmbeddingModelRefused, match=r"^POSTBACK_OTHER names /nosuch, which cannot be loaded"):
-        await Embedder("/nosuch", CLOCK, setting="POSTBACK_OTHER").start()
+        await Embedder("/nosuch", setting="POSTBACK_OTHER").start()

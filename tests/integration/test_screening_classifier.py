@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from schemas.job import Job, Message
 from schemas.screening import ScreeningFinding, Verdict
 from tests.screening_rules import found_in, screen_of
-from workers.screening.classifier_process import Classifier, ClassifierAway
+from workers.processes.model_process import ModelAway
+from workers.screening.classifier_process import Classifier
 from workers.screening.loading import RulesRefused
 from workers.screening.rules import ClassifierRule, RegexRule
 from workers.screening.rules_file import compiled
@@ -127,7 +128,7 @@ def test_a_late_text_gives_no_answer_and_costs_no_process(classifier: Classifier
     classifier.start(["toxic"])
     before = classifier.pid
 
-    with pytest.raises(ClassifierAway):
+    with pytest.raises(ModelAway):
         classifier.scores(["good " * 50_000], 0.001)
 
     assert before is not None
@@ -147,7 +148,7 @@ def test_a_dead_or_hung_process_gives_no_answer_and_the_next_job_starts_it_again
     second = classifier.pid
     assert second is not None and second != first
     os.kill(second, signal.SIGSTOP)
-    with pytest.raises(ClassifierAway):
+    with pytest.raises(ModelAway):
         classifier.scores(["bad " * 100_000], 0.1)
     assert classifier.pid != second
 

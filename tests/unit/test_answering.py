@@ -31,7 +31,7 @@ from workers.enrichment.answering.grounding import ground, visible
 from workers.enrichment.answering.judging import JudgeAway, Verdict
 from workers.enrichment.answering.links import LINK_REMOVED, _Given, without_unknown_links
 from workers.enrichment.answering.profile import Profile, ProfileRefused, Profiles, UnknownProfile
-from workers.enrichment.answering.quotes import CONTEXT_CHARS, MAX_COMPARED, MAX_QUOTE_CHARS, contains
+from workers.enrichment.answering.quotes import CONTEXT_CHARS, MAX_QUOTE_CHARS, contains
 from workers.enrichment.evidence import Evidence, NumberedSource, Particulars
 
 # -- answer ----------------------------------------------------------------------------------------------------------
@@ -495,9 +495,8 @@ def quoted(sentence: str, *passages: str, title: str | None = None) -> str | Non
         ("the halvorsen BRIDGE in Tarnby opened in 1987", "The Halvorsen bridge in Tarnby opened in 1987"),
         ("It carries the coast road", "It carries the coast road"),
         ("the final report on Strasse traffic", "the ﬁnal “Report” on STRAẞE traffic"),
-        ("The Halvorsen bridge in Tarnby was opened in 1987", "Halvorsen bridge in Tarnby opened in 1987"),
-        ("Over the Vesla a road of the coast goes on a bridge", "bridge in Tarnby opened in 1987. It carries the coast "
-         "road over the river Vesla"),
+        ("The Halvorsen bridge in Tarnby was opened in 1987", "The Halvorsen bridge in Tarnby opened in 1987"),
+        ("Over the Vesla the coast road is carried", "It carries the coast road over the river Vesla"),
     ],
 )  # fmt: skip
 def test_a_citation_quotes_the_sources_words_as_the_source_writes_them(sentence: str, quote: str) -> None:
@@ -566,12 +565,11 @@ def test_a_long_quote_ends_at_a_word_and_is_found_again() -> None:
     assert quote.split()[-1] in long.split()
 
 
-def test_quotes_are_looked_for_up_to_a_bound() -> None:
-    """An answer that cites all sources everywhere would delay others, so citations beyond a bound get no quote."""
-    page = NumberedSource(1, "a", "a", None, ("alpha beta gamma delta. " * 1000,))
-    _, _, citations = cited("Alpha delta beta gamma [1]. " * 100, Evidence((page,)))
-    within = MAX_COMPARED // 4000
-    assert [one.quote is not None for one in citations] == [True] * within + [False] * (100 - within)
+def test_the_nearest_sentence_is_quoted_with_the_footnotes_that_the_page_has_in_it() -> None:
+    page = "Ferries are slow. The *Halvorsen bridge*[3] in Tarnby[4, 5] opened in 1987. See `more` there."
+    assert quoted("In 1987 the Halvorsen bridge in Tarnby opened", page) == (
+        "The *Halvorsen bridge*[3] in Tarnby[4, 5] opened in 1987"
+    )
 
 
 def test_a_long_chat_is_read_for_links_once_for_all_citations() -> None:

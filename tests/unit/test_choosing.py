@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.job import Job, Message
-from workers.enrichment.choosing.embedder import NewestFirst
 from workers.enrichment.choosing.rank import (
     RRF_K,
     WORDS_WEIGHT,
@@ -20,13 +20,20 @@ from workers.enrichment.choosing.rank import (
     Ranking,
     estimated_tokens,
     fused,
-    rank,
     room_for_sources,
     split,
     terms,
     weights,
 )
 from workers.enrichment.enrich import beginnings, within
+
+
+def rank(
+    question: str, documents: Sequence[Sequence[str]], budget: Budget, size: int, by_meaning: Sequence[int] = ()
+) -> list[list[str]]:
+    """The chosen passages of each document."""
+    return Ranking(question, documents, size).chosen(budget, by_meaning)
+
 
 # -- rank ------------------------------------------------------------------------------------------------------------
 BRIDGE = "The Halvorsen bridge opened in 1987. It carries the coast road."
@@ -250,49 +257,6 @@ def test_beginnings_keep_the_budget_of_tokens(tokens: int) -> None:
     quoted = [passage for passages in chosen for passage in passages]
     assert sum(map(estimated_tokens, quoted)) + 10 * len(quoted) <= tokens
     assert bool(quoted) == (tokens >= 60)
-
-
-# -- newest first ----------------------------------------------------------------------------------------------------
-def line_of(*names: str, one_seconds: float | None = None) -> NewestFirst[str]:
-    line: NewestFirst[str] = NewestFirst()
-    if one_seconds is not None:
-        line.served(one_seconds)
-    for name in names:
-        assert line.put(name, 100) == []
-    return line
-
-
-@pytest.mark.parametrize(
-    ("before", "one_seconds", "patience", "evicted", "order"),
-    [
-        (["first", "second"], None, 1.0, [], ["last", "second", "first"]),  # all wait until the time of one is known
-        (["first", "second", "third"], 0.5, 1.0, ["first", "second"], ["last", "third"]),
-        (["first"], 5.0, 1.0, ["first"], ["last"]),  # a single request waits however long it takes
-    ],
-)
-def test_the_newest_request_is_next_and_the_oldest_are_evicted_if_the_queue_is_longer_than_their_time(
-    before: list[str], one_seconds: float | None, patience: float, evicted: list[str], order: list[str]
-) -> None:
-    line = line_of(*before, one_seconds=one_seconds)
-    assert line.put("last", patience) == evicted
-    assert [line.next() for _ in order] == order
-    assert not line
-
-
-def test_the_time_of_a_request_is_learned_from_served_ones() -> None:
-    line = line_of(one_seconds=1.0)
-    for _ in range(20):
-        line.served(0.01)
-    for name in map(str, range(50)):
-        assert line.put(name, 1.0) == []
-
-
-def test_a_waiter_that_leaves_is_not_next() -> None:
-    line = line_of("first", "second")
-    line.leave("second")
-    line.leave("nobody")
-    assert line.clear() == ["first"]
-    assert not line
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------

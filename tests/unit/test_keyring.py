@@ -271,10 +271,8 @@ def test_a_signer_that_another_thread_makes_of_older_keys_is_not_kept_with_the_n
         {"masters": [{"number": 1, "secret": KEY}, {"number": 2, "secret": KEY, "until": 1.0}]},
         {"masters": [{"number": 2, "secret": KEY}, {"number": 1, "secret": KEY}]},
         {"masters": [{"number": 1_000_001, "secret": KEY}]},
-        {"fleet": [{"seed": KEY}]},
         {"master": KEY},
         {"format": 1},
-        {"format": 1, "master": KEY, "fleet": [{"seed": KEY}]},
         {"format": 3},
         {"tenants": {"acme": {"version": 0}}},
         {"tenants": {"acme": {"version": 2, "master": 2}}},
@@ -369,7 +367,7 @@ def test_a_file_of_this_format_keeps_its_keys_also_after_it_is_written_again(tmp
 
 @pytest.mark.parametrize("number", [1, 3, "2", None])
 def test_a_file_of_another_format_is_refused_with_a_clear_error(keyring: Keyring, path: Path, number: object) -> None:
-    path.write_text(json.dumps({"format": number, "created_at": 1, "master": KEY, "fleet": [{"seed": KEY}]}))
+    path.write_text(json.dumps({"format": number, "created_at": 1, "master": KEY}))
     with pytest.raises(KeyringUnreadable) as refused:
         Keyring.load(path)
     problem = f"keyring {path}: its `format` is not 2, the only one that this version reads"
@@ -603,7 +601,6 @@ CHANGES = st.fixed_dictionaries(
         "master": JSON,
         "masters": st.lists(MASTERS, max_size=3) | JSON,
         "tenants": st.dictionaries(st.sampled_from(["acme", "\u00e9", "a/1"]), TENANT) | JSON,
-        "fleet": st.just([]) | JSON,
     },
 )
 WHOLE = {"format": 2, "created_at": 1, "masters": [{"number": 1, "secret": KEY}]}

@@ -40,7 +40,7 @@ from tests.integration.certificates import Authority
 from tests.unit.door_rig import changed
 from tests.unit.gateway_rig import Rig, gateway_rig
 from tests.unit.test_gateway_jobs import TENANT, finish, known, records_of
-from workers.screening.classifier_process import ClassifierAway
+from workers.processes.model_process import ModelAway
 from workers.screening.rules import ClassifierRule
 from workers.screening.screen import Moderated, Screen
 
@@ -251,7 +251,7 @@ def test_a_classifiers_score_is_shown_and_without_its_answer_nothing_is_measured
     assert (first.verdict, first.matches, first.scores) == (Verdict.FLAG, {"hate": True}, {"hate": 0.75})
     assert (second.verdict, second.matches, second.scores) == (Verdict.PASS, {"hate": False}, {"hate": 0.25})
     classifier.scores.assert_called_once_with(["a", "b"], rule.seconds)
-    classifier.scores.side_effect = ClassifierAway
+    classifier.scores.side_effect = ModelAway
     assert screen.moderate(TENANT, ["a"]) == [Moderated(Verdict.PASS, (), {}, {})]
 
 

@@ -218,8 +218,6 @@ class KeyringData(FileModel):
     created_at: int
     masters: tuple[Master, ...]
     tenants: dict[str, TenantVersions] = Field(default_factory=dict)
-    fleet: tuple[()] = Field(default=(), exclude=True)
-    """An empty list that files of this format may have."""
 
     @model_validator(mode="after")
     def _has_one_current_master_and_knows_all_named_masters(self) -> Self:

@@ -29,7 +29,7 @@ takes and returns, so a signature shows which steps come before it.
     choosing/
       rank      the passages that matter for the question                    Document → Passage
       choose    ranking by a pool process, and by a model if the settings name one
-      embedder  the process with that model, and the queue before it; embedding: the loop inside it
+      embedder  the process with that model, which jobs share by turns; embedding: the loop inside it
     answering/
       profile   a kind of question as data: the search to run first, and the checks of the answer
       grounding numbered sources and the question as one prompt, in the words of a template   Evidence → GroundedPrompt

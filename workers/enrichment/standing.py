@@ -32,7 +32,7 @@ class Standing(StrEnum):
     UNREAD = "unread"
     """The source cannot be read now."""
     UNQUOTED = "unquoted"
-    """The citation has no quote: it has no support, or the answer is very long, or an older worker wrote the answer."""
+    """The citation has no quote, because it has no support."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ async def _meaning(settings: WorkerSettings, process: Process, stack: AsyncExitS
     if settings.shadow_embedding_model is None:
         return None
     setting = "POSTBACK_WORKER__SHADOW_EMBEDDING_MODEL"
-    embedder = Embedder(settings.shadow_embedding_model, process.clock, setting=setting)
+    embedder = Embedder(settings.shadow_embedding_model, setting=setting)
     stack.push_async_callback(embedder.close)
     await embedder.start()
     return Meaning(embedder, process.clock)

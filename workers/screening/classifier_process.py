@@ -24,10 +24,6 @@ class ModelRefused(Exception):  # noqa: N818 - named after the event
     """The model cannot be used. The text names the reason and the fix."""
 
 
-class ClassifierAway(Exception):  # noqa: N818 - as above
-    """The model gave no answer in time."""
-
-
 def check_folder(folder: Path, labels: Iterable[str]) -> None:
     """Check a model's folder and its labels without loading the model. Raises ModelRefused."""
     try:
@@ -89,16 +85,13 @@ class Classifier:
         _check_labels(labels, self.labels)
 
     def close(self) -> None:
-        """End the process. A call of `scores` that is waiting for the process raises ClassifierAway."""
+        """End the process. A call of `scores` that is waiting for the process raises ModelAway."""
         self._process.close()
 
     def scores(self, texts: Sequence[str], seconds: float) -> list[dict[str, float]]:
-        """Return each text's score for each label, from 0 to 1. The call waits for its turn. Raises ClassifierAway.
+        """Return each text's score for each label, from 0 to 1. The call waits for its turn. Raises ModelAway.
 
         `seconds` is the time for reading all texts, counted from the beginning of this call's turn.
         """
         body, longest = json.dumps(texts).encode(), seconds + self._grace_seconds
-        try:
-            return self._process.ask(list, "scores", {"seconds": seconds}, body, longest, waits=True).result()
-        except ModelAway:
-            raise ClassifierAway from None
+        return self._process.ask(list, "scores", {"seconds": seconds}, body, longest, waits=True).result()

@@ -30,15 +30,11 @@ _RULE: TypeAdapter[Rule] = TypeAdapter(Rule)
 _header = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
 
 
-class PlacedRule:
-    """A rule with its place in the file, so that a mistake found later can name the place."""
-
-    def __init__(self, rule: Rule, place: str) -> None:
-        self.rule = rule
-        self.place = place
+Placed = list[tuple[str, Rule]]
+"""Rules, each behind its place in the file, so that a mistake that is found later can name the place."""
 
 
-def read_rules(path: Path) -> tuple[list[PlacedRule], list[str]]:
+def read_rules(path: Path) -> tuple[Placed, list[str]]:
     """Return the valid rules, and all mistakes in the file. Raises RulesRefused for a file that is no list of rules."""
     text = _text(path)
     try:
@@ -79,8 +75,8 @@ def _lines(text: str, rules: int) -> list[int | None]:
     return [*lines] if len(lines) == rules else [None] * rules
 
 
-def _rules(tables: list[dict[str, Any]], lines: list[int | None]) -> tuple[list[PlacedRule], list[str]]:
-    rules: list[PlacedRule] = []
+def _rules(tables: list[dict[str, Any]], lines: list[int | None]) -> tuple[Placed, list[str]]:
+    rules: Placed = []
     mistakes: list[str] = []
     first: dict[str, str] = {}
     for number, (table, line) in enumerate(zip(tables, lines, strict=False), 1):
@@ -93,7 +89,7 @@ def _rules(tables: list[dict[str, Any]], lines: list[int | None]) -> tuple[list[
         if rule.name in first:
             mistakes.append(f"{place}: has the name of {first[rule.name]}; give each rule its own name")
         first.setdefault(rule.name, place)
-        rules.append(PlacedRule(rule, place))
+        rules.append((place, rule))
     return rules, mistakes
 
 

@@ -21,11 +21,12 @@ from typing import NamedTuple, Self
 
 from schemas.job import Job
 from schemas.screening import Category, FieldName, ScreeningFinding, Verdict
-from workers.screening.classifier_process import Classifier, ClassifierAway, ModelRefused, check_folder
+from workers.processes.model_process import ModelAway
+from workers.screening.classifier_process import Classifier, ModelRefused, check_folder
 from workers.screening.loading import RulesRefused
 from workers.screening.plain import plain
 from workers.screening.rules import ClassifierRule
-from workers.screening.rules_file import CompiledRule, MatchingRule, PlacedRule, RuleRefused, compiled, read_rules
+from workers.screening.rules_file import CompiledRule, MatchingRule, RuleRefused, compiled, read_rules
 from workers.screening.texts import JobText, rewritten, texts_of
 
 
@@ -186,13 +187,23 @@ class Screen:
 
         The folder of a classifier is checked, but `start` loads the model.
         """
-        rules, mistakes = read_rules(path)
-        loaded = _LoadedRules(mistakes)
-        for placed in rules:
-            loaded.add(placed, path.parent)
-        if loaded.mistakes:
-            raise RulesRefused(path, loaded.mistakes)
-        return cls(loaded.rules, loaded.classifiers)
+        placed, mistakes = read_rules(path)
+        rules: list[CompiledRule] = []
+        classifiers: list[tuple[ClassifierRule, Classifier]] = []
+        models: dict[Path, Classifier] = {}
+        for place, rule in placed:
+            try:
+                if isinstance(rule, ClassifierRule):
+                    model = (path.parent / rule.folder).resolve()
+                    check_folder(model, rule.labels)
+                    classifiers.append((rule, models.setdefault(model, Classifier(model))))
+                else:
+                    rules.append(compiled(rule, path.parent))
+            except (RuleRefused, ModelRefused) as refused:
+                mistakes.append(f"{place}: {refused}")
+        if mistakes:
+            raise RulesRefused(path, mistakes)
+        return cls(rules, classifiers)
 
     @property
     def waits(self) -> bool:
@@ -249,7 +260,7 @@ class Screen:
                 is_match = any(True for _ in each.matcher.matches(view))
                 judged.append(_Judgement(each.rule, is_match, float(is_match)))
         for rule, classifier in (each for each in classifiers if "prompt" in each[0].fields):
-            with suppress(ClassifierAway):
+            with suppress(ModelAway):
                 for judged, said in zip(found, classifier.scores(texts, rule.seconds), strict=True):
                     is_match = any(said.get(label, 0.0) >= least for label, least in rule.labels.items())
                     judged.append(_Judgement(rule, is_match, max(said.get(label, 0.0) for label in rule.labels)))
@@ -324,29 +335,6 @@ def _moderated(judged: Sequence[_Judgement]) -> Moderated:
     return Moderated(verdict, tuple(rule.name for rule in matching), matches, scores)
 
 
-class _LoadedRules:
-    """The rules and classifiers of a file, and its mistakes."""
-
-    def __init__(self, mistakes: list[str]) -> None:
-        self.rules: list[CompiledRule] = []
-        self.classifiers: list[tuple[ClassifierRule, Classifier]] = []
-        self.mistakes = mistakes
-        self._models: dict[Path, Classifier] = {}
-
-    def add(self, placed: PlacedRule, folder: Path) -> None:
-        """Add a rule; `folder` is the folder of the rules' file."""
-        rule = placed.rule
-        try:
-            if isinstance(rule, ClassifierRule):
-                model = (folder / rule.folder).resolve()
-                check_folder(model, rule.labels)
-                self.classifiers.append((rule, self._models.setdefault(model, Classifier(model))))
-            else:
-                self.rules.append(compiled(rule, folder))
-        except (RuleRefused, ModelRefused) as refused:
-            self.mistakes.append(f"{placed.place}: {refused}")
-
-
 def _strictness(verdict: Verdict) -> int:
     return verdict.strictness
 
@@ -367,7 +355,7 @@ def _judged(rule: ClassifierRule, classifier: Classifier, job: Job) -> Iterator[
         return
     try:
         scores = classifier.scores(["\n".join(parts) for parts in texts.values()], rule.seconds)
-    except ClassifierAway:
+    except ModelAway:
         if rule.on_failure == "reject":
             field = next(iter(texts))
             yield ScreeningFinding(rule=rule.name, kind=_UNAVAILABLE, verdict=Verdict.REJECT, field=field, count=1)

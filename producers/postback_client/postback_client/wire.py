@@ -138,7 +138,7 @@ class Citation:
     support: str
     """The closeness of the source's text to the sentence."""
     quote: Quote | None = None
-    """The source's words nearest to the sentence; absent without support, and at the end of a very long answer."""
+    """The source's words, or its nearest sentence; absent without support."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 from schemas.result import AnswerSupport, Citation, JudgedSentence, SourceDetails, Support
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS, harmless, visible
-from workers.enrichment.answering.judging import COMMON, Finding, Judge, JudgeAway, Sources, Verdict, tokens
+from workers.enrichment.answering.judging import Finding, Judge, JudgeAway, Sources, Verdict, tokens
 from workers.enrichment.answering.links import without_unknown_links
 from workers.enrichment.answering.profile import AnswerLevel, Profile
 from workers.enrichment.answering.quantities import figures, missing, years_of
-from workers.enrichment.answering.quotes import Quoter, without_links, words
+from workers.enrichment.answering.quotes import Quoter, without_links
 from workers.enrichment.answering.sentences import Sentence, in_one_line, normal, sentences
 from workers.enrichment.evidence import Evidence, NumberedSource
 
@@ -67,7 +67,7 @@ class Reading:
         self.text = without_unknown_links(text, evidence)
         self._evidence = evidence
         self.sources = Sources(evidence)
-        self._quoter = Quoter({one.number: (one.title or "", *one.passages) for one in evidence.sources}, COMMON)
+        self._quoter = Quoter({one.number: (one.title or "", *one.passages) for one in evidence.sources})
         found = islice(sentences(self.text, self.sources.numbers), 0 if is_json else MAX_SENTENCES)
         self.claims = [self._claim(one) for one in found if one.is_claim or self._dangles(one)]
 
@@ -75,7 +75,7 @@ class Reading:
     def open(self) -> dict[int, tuple[str, Sequence[str]]]:
         """The claims that the rules leave to a judge, by index: each sentence with its premises."""
         return {
-            at: (claim.sentence.text, [text for _, text in claim.finding.premises])
+            at: (claim.sentence.text, [one.text for one in claim.finding.premises])
             for at, claim in enumerate(self.claims)
             if not claim.finding.is_ruled and claim.finding.premises
         }
@@ -89,9 +89,9 @@ class Reading:
         outcomes = self.outcomes(verdicts)
         return [one for claim, level in zip(self.claims, outcomes, strict=True) for one in self._cited(claim, level)]
 
-    def quoted(self, citation: Citation, text: str, number: int) -> Citation:
-        """Return the citation. If it has support, add the words of source `number` that are nearest to `text`."""
-        found = self._quoter.quote(words(text), number) if citation.support in BEARING else None
+    def quoted(self, citation: Citation, number: int, *runs: str) -> Citation:
+        """Return the citation. If it has support, add the first of these runs of words that source `number` has."""
+        found = self._quoter.quote(number, *runs) if citation.support in BEARING else None
         if found is None:
             return citation
         clean = {name: without_unknown_links(visible(part), self._evidence) for name, part in found}
@@ -114,13 +114,13 @@ class Reading:
         whole = self.sources.find(sentence, numbers)
         if whole.support in BEARING or len(numbers) == 1:
             return whole
-        near = dict.fromkeys(number for number, _ in whole.premises)
+        near = dict.fromkeys(one.number for one in whole.premises)
         alone = [self.sources.find(sentence, [number]) for number in near]
         return next((one for one in alone if one.support in BEARING), whole)
 
     def _cited(self, claim: Claim, level: Support) -> Iterator[Citation]:
         """Yield a citation for each cited source, or one of the source that bears a sentence without a citation."""
-        carried = dict.fromkeys(number for number, _ in claim.finding.premises)
+        carried = dict.fromkeys(one.number for one in claim.finding.premises)
         for number in claim.sentence.numbers:
             known = level if number in carried else Support.UNSUPPORTED
             yield self._citation(claim, number, known if number in self.sources.numbers else Support.DANGLING)
@@ -130,7 +130,8 @@ class Reading:
     def _citation(self, claim: Claim, number: int, level: Support) -> Citation:
         one = claim.sentence
         citation = Citation(start=one.start, end=one.end, source=self.sources.name(number), support=level)
-        return self.quoted(citation, one.text, number)
+        nearest = (near.written for near in claim.finding.premises if near.number == number)
+        return self.quoted(citation, number, one.text, *nearest)
 
 
 def level_of(outcomes: Sequence[Support], *, is_empty: bool = False) -> AnswerLevel:
@@ -402,7 +403,7 @@ class _Chain:
         for one in self.items:
             name, support = self._reading.sources.name(one.number), self._outcome(one, of_claims)
             citation = Citation(start=one.start, end=one.end, source=name, support=support)
-            found.append(self._reading.quoted(citation, one.quote, one.number))
+            found.append(self._reading.quoted(citation, one.number, one.quote))
         return found
 
     def _read(self, fields: dict[str, Any], behind: int) -> tuple[_Item, int]:

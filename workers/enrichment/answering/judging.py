@@ -78,8 +78,6 @@ _TURNED: Final = frozenset(
 _CLAUSE: Final = re.compile(
     r"[,;:](?=\s)|\s[—-]\s|\s(?:but|while|although|though|whereas|and|because|since|which|until)\s"
 )
-_PARENTHESES: Final = re.compile(r"\([^()]*\)")
-_PRONOUNS: Final = frozenset(listed("it he she they this these who which"))
 PLACE_SHARE: Final = 0.8
 """Share of a sentence's words, without its names, from which on one clause of a source is about the same."""
 _OMISSION: Final = re.compile(r"\s*(?:\.\.\.|…|\[[^\[\]]{0,40}\]|\([^()]{0,40}\))\s*")
@@ -115,8 +113,8 @@ class Finding:
     """The level by words; UNSUPPORTED or CONTRADICTED if a rule decided so."""
     is_ruled: bool
     """True if a judge has nothing to add."""
-    premises: tuple[tuple[int, str], ...] = ()
-    """The nearest sentences of the sources, each with its source's number, the nearest first."""
+    premises: tuple[SourceSentence, ...] = ()
+    """The nearest sentences of the sources, the nearest first."""
     lost: tuple[str, ...] = ()
     """The figures, names and quotations that no source has."""
 
@@ -124,9 +122,11 @@ class Finding:
 class SourceSentence:
     """A sentence of a source."""
 
-    def __init__(self, number: int, text: str) -> None:
+    def __init__(self, number: int, text: str, written: str = "") -> None:
         self.number = number
         self.text = text
+        self.written = written
+        """The sentence as the source writes it, with its marks."""
         self.tokens = tokens(text)
         self.words = frozenset(_stems(self.tokens))
 
@@ -138,14 +138,8 @@ class SourceSentence:
     @cached_property
     def clauses(self) -> list[SourceSentence]:
         """The sentence's clauses; the sentence itself if it has only one."""
-        inner = _PARENTHESES.findall(self.text)
-        parts = [part for part in (*_CLAUSE.split(_PARENTHESES.sub(" ", self.text)), *inner) if part.strip()]
+        parts = [part for part in _CLAUSE.split(self.text) if part.strip()]
         return [SourceSentence(self.number, part) for part in parts] if len(parts) > 1 else [self]
-
-    @cached_property
-    def refers(self) -> bool:
-        """True if a pronoun may stand for a name of another sentence."""
-        return not _PRONOUNS.isdisjoint(self.tokens)
 
 
 class SourceText:
@@ -153,7 +147,11 @@ class SourceText:
 
     def __init__(self, source: NumberedSource) -> None:
         plain = [without_links(text) for text in (source.title or "", *source.passages)]
-        self.sentences = [SourceSentence(source.number, one.text) for text in plain for one in sentences(text, ())]
+        self.sentences = [
+            SourceSentence(source.number, one.text, text[one.start : one.end])
+            for text in plain
+            for one in sentences(text, ())
+        ]
         self._whole = " ".join(normal(text) for text in plain)
         self._starts: list[int] = []
         parts = []
@@ -219,7 +217,7 @@ class Sources:
         said = _Said(sentence)
         stating = [source for source in sources if source.states(said.tokens)]
         premises = _nearest(said, [one for source in stating or sources for one in source.sentences])
-        held = tuple((one.number, one.text) for one in premises)
+        held = tuple(premises)
         if stating:
             return Finding(Support.EXACT, True, held)
         if not premises or not (said.words or said.figures.spans):
@@ -303,12 +301,8 @@ def _against(is_close: bool) -> Support:
 def _lost_names(said: _Said, premises: Sequence[SourceSentence], sources: Sequence[SourceText]) -> list[str]:
     """Return the sentence's names that no source has."""
     lost = [one for one in said.names if not any(source.names.has(one.text) for source in sources)]
-    if len(lost) > 1 and any(source.names.spells([one.text for one in lost]) for source in sources):
-        return []
-    initials = "".join(one.text[0] for one in said.names).casefold()
-    sure = [one.text for one in lost if one.is_sure and not _is_initials(one.text, initials)]
-    first = [one.text for one in lost if not one.is_sure]
-    return sure + [one for one in first if _stands_for_a_name(one, said, premises)]
+    first = [one.text for one in lost if not one.is_sure and _stands_for_a_name(one.text, said, premises)]
+    return [one.text for one in lost if one.is_sure] + first
 
 
 def _displaced(said: _Said, premises: Sequence[SourceSentence]) -> list[str]:
@@ -332,7 +326,7 @@ def _displaced(said: _Said, premises: Sequence[SourceSentence]) -> list[str]:
         return found[0]
     here = nearest[0]
     strange = own - here.words
-    if not strange or here.refers or any(own & one.words and not own - one.words for one in nearest):
+    if not strange or any(own & one.words and not own - one.words for one in nearest):
         return []
     return sorted(strange) if _words_of(names(here.text, COMMON)) - said.ranked else []
 
@@ -350,10 +344,6 @@ def _displaced_figures(said: _Said, told: Sequence[SourceSentence]) -> list[str]
 
 def _share(wanted: Collection[str], words: Collection[str]) -> float:
     return sum(word in words for word in wanted) / len(wanted) if wanted else 1.0
-
-
-def _is_initials(name: str, initials: str) -> bool:
-    return name.isupper() and 2 <= len(name) <= 6 and name.casefold() in initials and len(initials) > len(name)
 
 
 def _stands_for_a_name(first: str, said: _Said, premises: Sequence[SourceSentence]) -> bool:

@@ -129,11 +129,6 @@ class NamesOf:
         parts = _parts(name)
         return len(parts) > 1 and all(canonical(part) in self._words or part.islower() for part in parts)
 
-    def spells(self, said: Sequence[str]) -> bool:
-        """True if the source has the initials of these words: "WHO" for "World", "Health", "Organization"."""
-        initials = "".join(word[0] for word in said).casefold()
-        return len(initials) >= 2 and initials in self._words
-
 
 def _parts(name: str) -> list[str]:
     return [part for part in re.split(r"[-&']", name) if part]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -22,10 +21,6 @@ WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d+(?:[.,]\
 CONTEXT_CHARS: Final = 32
 """The maximum number of code points of a quote's prefix, and of its suffix."""
 MAX_QUOTE_CHARS: Final = 500
-MAX_COMPARED: Final = 200_000
-"""Budget of one answer for quotes that are not exact, in words of the sources: a fifth of a second of work.
-
-Without a budget, an answer that cites 20 sources in each sentence would delay all other jobs of the worker."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -60,41 +55,19 @@ def _line(text: str) -> str:
 class Quoter:
     """Quotes the sources of one answer. Each source is split into words once, for all sentences of the answer."""
 
-    def __init__(self, sources: Mapping[int, Sequence[str]], common: Collection[str]) -> None:
+    def __init__(self, sources: Mapping[int, Sequence[str]]) -> None:
         self._sources = sources
-        self._common = common
         self._placed: dict[int, list[_Placed]] = {}
-        self._left = MAX_COMPARED
 
-    def quote(self, said: Sequence[str], number: int) -> Quote | None:
-        """Return the part of source `number` that is nearest to the words `said`.
-
-        The part is the first run of exactly these words, or else the short part that has the largest number of uncommon
-        words of `said`. Return None if no passage has such a word, or if the answer's budget is spent.
-        """
+    def quote(self, number: int, *runs: str) -> Quote | None:
+        """Return the first of these runs of words that a passage of source `number` has; None if it has none."""
         if number not in self._placed:
             self._placed[number] = [_Placed.of(passage) for passage in self._sources[number]]
-        passages = self._placed[number]
-        for passage in passages:
-            at = passage.run(said)
-            if at is not None:
-                return passage.quote(at, at + len(said))
-        wanted = frozenset(said).difference(self._common) or frozenset(said)
-        self._left -= sum(len(passage.places.get(word, ())) for passage in passages for word in wanted)
-        if self._left < 0:
-            return None
-        best = max(
-            ((*passage.densest(wanted, 2 * len(said)), passage) for passage in passages), default=None, key=_found
-        )
-        if best is None or not best[0]:
-            return None
-        _, start, end, passage = best
-        return passage.quote(start, end)
-
-
-def _found(part: tuple[int, int, int, _Placed]) -> tuple[int, int]:
-    found, start, end, _ = part
-    return found, start - end
+        for said in map(words, runs):
+            for passage in self._placed[number]:
+                if (at := passage.run(said)) is not None:
+                    return passage.quote(at, at + len(said))
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +75,9 @@ class _Placed:
     """A passage, split into words, each with its span in code points of the passage."""
 
     text: str
-    words: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
     line: str
     """All words in one line, with a space before and after each word."""
-    places: dict[str, list[int]]
-    """The indices of each word in `words`."""
 
     @classmethod
     def of(cls, text: str) -> _Placed:
@@ -127,37 +97,12 @@ class _Placed:
         found = list(WORD.finditer(line))
         spans = tuple((origins[one.start()], origins[one.end() - 1] + 1) for one in found)
         words = tuple(one.group() for one in found)
-        places: defaultdict[str, list[int]] = defaultdict(list)
-        for at, word in enumerate(words):
-            places[word].append(at)
-        return cls(text, words, spans, f" {' '.join(words)} ", dict(places))
+        return cls(text, spans, f" {' '.join(words)} ")
 
     def run(self, said: Sequence[str]) -> int | None:
         """Return the index at which the passage first has exactly these words in a row; None if it never has."""
         at = self.line.find(f" {' '.join(said)} ") if said else -1
         return self.line.count(" ", 0, at + 1) - 1 if at >= 0 else None
-
-    def densest(self, wanted: Collection[str], width: int) -> tuple[int, int, int]:
-        """Find the part of at most `width` words that has the largest number of wanted words.
-
-        Return the number of wanted words in the part, and the part's start and end.
-        """
-        best: tuple[int, int, int] = (0, 0, 0)
-        inside: Counter[str] = Counter()
-        hits = sorted(at for word in wanted for at in self.places.get(word, ()))
-        first = 0
-        for at in hits:
-            inside[self.words[at]] += 1
-            while at - hits[first] >= width:
-                left = self.words[hits[first]]
-                inside[left] -= 1
-                if not inside[left]:
-                    del inside[left]
-                first += 1
-            start = hits[first]
-            if (len(inside), start - at - 1) > (best[0], best[1] - best[2]):
-                best = len(inside), start, at + 1
-        return best
 
     def quote(self, first: int, behind: int) -> Quote:
         """Quote the passage from word `first` up to word `behind`, which is left out.

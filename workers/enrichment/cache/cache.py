@@ -189,12 +189,12 @@ class Cache:
         except Unreadable as unreadable:
             is_ours = unreadable.is_ours
             until = self._clock.time() + self._settings.negative_seconds
+            cut_seconds = patience_seconds if is_ours else None
             if older is not None and older.may_be_served_late and unreadable.is_outage:
-                entry = replace(older, fresh_until=until, reason=str(unreadable))
+                entry = replace(older, fresh_until=until, reason=str(unreadable), cut_seconds=cut_seconds)
             elif not unreadable.is_lasting:
                 raise
             else:
-                cut_seconds = patience_seconds if is_ours else None
                 entry = CacheEntry(asked_at, until, until, url, url, reason=str(unreadable), cut_seconds=cut_seconds)
         finally:
             self._partly.pop(key, None)

@@ -13,12 +13,13 @@ from typing import Any
 
 from telemetry.clock import Clock, Deadline
 from telemetry.metrics import Metrics
-from workers.enrichment.choosing.embedder import Embedder, EmbedderAway
+from workers.enrichment.choosing.embedder import Embedder
 from workers.enrichment.choosing.rank import Budget
 from workers.enrichment.evidence import Unreadable
 from workers.enrichment.processes.pool import Pool
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
+from workers.processes.model_process import ModelAway
 
 BY_WORDS = "the passages were chosen by their words alone"
 _TITLE_CHARS = 120
@@ -43,7 +44,7 @@ class Chooser:
         self._settings = settings
         self._pool = pool
         self._clock = clock
-        self._embedder = Embedder(settings.rerank_model, clock) if settings.rerank_model is not None else None
+        self._embedder = Embedder(settings.rerank_model) if settings.rerank_model is not None else None
         self._reranks = metrics.reranks.begin()
         self._seconds = metrics.rerank_seconds
 
@@ -87,7 +88,7 @@ class Chooser:
         try:
             order = await self._by_meaning(self._embedder, question, candidates, deadline)
             both = await self._asked({**task, "by_meaning": order}, body, asker, deadline)
-        except EmbedderAway as away:
+        except ModelAway as away:
             return self._told("failed", by_words, f"{BY_WORDS}: {away}")
         except (Unreadable, TimeoutError):
             return self._told("late", by_words, f"{BY_WORDS}: the embedding model was late")
@@ -106,7 +107,7 @@ class Chooser:
     ) -> list[int]:
         """Return the numbers of the candidates that the model compared in time, the most similar first.
 
-        The model gets `rerank_seconds`, but at most half of the remaining budget. Raises EmbedderAway, and TimeoutError
+        The model gets `rerank_seconds`, but at most half of the remaining budget. Raises ModelAway, and TimeoutError
         if the model compared no candidate.
         """
         texts = [f"{title[:_TITLE_CHARS]}\n{text}" if title else text for _, title, text in candidates]

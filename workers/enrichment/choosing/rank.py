@@ -120,17 +120,6 @@ class Budget:
         return None if chars < 0 or (tokens or 0) < 0 else replace(self, chars=chars, tokens=tokens)
 
 
-def rank(
-    question: str,
-    documents: Sequence[Sequence[str]],
-    budget: Budget,
-    passage_chars: int,
-    by_meaning: Sequence[int] = (),
-) -> list[list[str]]:
-    """Return the chosen passages of each document, in text order; see `Ranking` and `Ranking.chosen`."""
-    return Ranking(question, documents, passage_chars).chosen(budget, by_meaning)
-
-
 class Ranking:
     """The passages of all documents, each with its weight for the question.
 

@@ -28,6 +28,13 @@ _OCR_SHARE: Final = 0.9
 If OCR takes longer, only the page's own text is used.
 """
 LATE_FOR_OCR: Final = "its pictures, or those before them in line, took too long to read"
+LATE_FOR_BROWSER: Final = "the browser that runs its scripts was late"
+
+OwnText = Callable[[dict[str, Any], str], None]
+"""A function that gets the answer about a page as its server sent it, and the reason why a late job gets only this."""
+
+
+_NO_TEXT: Final = {"text": "", "rest": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +43,10 @@ class _Text:
 
     answer: dict[str, Any]
     may_grow: bool = False
-    """True if the next reading may find more: a script fills the page, or some pictures were not read in time."""
+    """True if the next reading may find more: a script fills the page, or the job's time was too short."""
     is_rendered: bool = False
+    is_cut: bool = False
+    """True if a job with more time may find more: its pictures, or the text that its scripts make."""
 
 
 class Reader:
@@ -99,14 +108,13 @@ class Reader:
             if older is not None and page.is_unchanged:
                 return self._entry(url, headers, _Text(older.answer or {}), asked_at, older)
 
-            def partly(answer: dict[str, Any]) -> CacheEntry:
-                own = _own_text(answer, Unreadable(LATE_FOR_OCR, is_ours=True))
+            def partly(answer: dict[str, Any], late: str) -> CacheEntry:
+                own = _own_text(answer, Unreadable(late, is_ours=True))
                 return self._entry(url, headers, _Text(own, may_grow=True), asked_at)
 
-            text = await self._text(page, older, asker, deadline, lambda own: hand_over(partial(partly, own)))
-        if not text.answer.pop("unfinished", False):
-            return self._entry(url, headers, text, asked_at)
-        return replace(self._entry(url, headers, replace(text, may_grow=True), asked_at), cut_seconds=patience_seconds)
+            text = await self._text(page, older, asker, deadline, lambda *own: hand_over(partial(partly, *own)))
+        entry = self._entry(url, headers, text, asked_at)
+        return replace(entry, cut_seconds=patience_seconds) if text.is_cut else entry
 
     def _entry(
         self, url: str, page: Page, text: _Text, asked_at: float, unchanged: CacheEntry | None = None
@@ -133,38 +141,43 @@ class Reader:
         older: CacheEntry | None,
         asker: Asker,
         deadline: Deadline,
-        has_pictures: Callable[[dict[str, Any]], None],
+        own_text: OwnText,
     ) -> _Text:
         """Return the page's text, or if scripts fill the page, the text that the scripts make. Raises Unreadable."""
         answer: dict[str, Any] | None = None
-        reason = Unreadable("")
+        reason, is_cut = Unreadable(""), False
         try:
-            answer = await self.extracted(page, asker, deadline, has_pictures)
+            answer = await self.extracted(page, asker, deadline, own_text)
+            is_cut = answer.pop("unfinished", False)
         except Unreadable as unreadable:
             reason = unreadable
         if self._renderer is not None and not reason.is_ours and is_shell(page, answer):
+            own_text(answer or _NO_TEXT, LATE_FOR_BROWSER)
             rendered = await self._renderer.rendered(page, asker, deadline.remaining * _RENDERING_SHARE)
-            if rendered is not None:
+            if rendered.page is not None:
                 with suppress(Unreadable):
-                    answer = await self.extracted(rendered, asker, deadline)
+                    answer = await self.extracted(rendered.page, asker, deadline)
+            elif rendered.is_cut and (answer is None or (older is not None and older.may_be_served_late)):
+                raise Unreadable(LATE_FOR_BROWSER, is_ours=True)
             elif older is not None and older.may_be_served_late:
                 raise Unreadable("the browser that runs its scripts failed", is_outage=True, is_lasting=False)
             if answer is not None:
-                return _Text(answer, may_grow=True, is_rendered=rendered is not None)
+                is_rendered = rendered.page is not None
+                return _Text(answer, may_grow=True, is_rendered=is_rendered, is_cut=rendered.is_cut)
         if answer is None:
             raise reason
-        return _Text(answer)
+        return _Text(answer, may_grow=is_cut, is_cut=is_cut)
 
     async def extracted(
         self,
         page: Page,
         asker: Asker,
         deadline: Deadline,
-        has_pictures: Callable[[dict[str, Any]], None] = lambda own: None,
+        own_text: OwnText = lambda *own: None,
     ) -> dict[str, Any]:
         """Return the page's title, text and particulars, as a member of the pool extracts them. Raises Unreadable.
 
-        If OCR is configured, pictures of text are read too, and `has_pictures` is called before with the answer without
+        If OCR is configured, pictures of text are read too, and `own_text` is called before with the answer without
         their text. An answer that lacks the text of some pictures has `unfinished`.
         """
         recognition = self._pool.recognition
@@ -172,7 +185,7 @@ class Reader:
         answer = await self._pool.ask({**task, "ocr": recognition is not None}, page.body, asker)
         if recognition is None or not answer.pop("pictures", False):
             return answer
-        has_pictures(answer)
+        own_text(answer, LATE_FOR_OCR)
         try:
             return await recognition.read(page, asker, deadline.remaining * _OCR_SHARE)
         except Unreadable as reason:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import aiohttp
@@ -62,6 +62,16 @@ def is_shell(page: Page, answer: dict[str, Any] | None) -> bool:
     return chars < SHELL_CHARS and page.media_type in HTML_TYPES and _SCRIPT.search(page.body) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The outcome of one rendering."""
+
+    page: Page | None = None
+    """The page with the HTML that its scripts made, encoded as UTF-8; None if the browser failed or was late."""
+    is_cut: bool = False
+    """True if more time may give more: the browser was late, or the page still loaded when its HTML was read."""
+
+
 class Renderer:
     """The operator's browser, for all jobs of a worker. A bounded number of pages is rendered at once."""
 
@@ -107,37 +117,36 @@ class Renderer:
         if self._session is not None:
             await self._session.close()
 
-    async def rendered(self, page: Page, asker: Asker, seconds: float) -> Page | None:
-        """Return the page with the HTML that its scripts make; None if the browser fails or is late.
-
-        The browser is late if it takes longer than `seconds`. The HTML is encoded as UTF-8.
-        """
+    async def rendered(self, page: Page, asker: Asker, seconds: float) -> Rendered:
+        """Return the page as its scripts fill it. The browser is late after `seconds`, or the time in the settings."""
+        has_more_time = seconds < self._settings.renderer_seconds
         seconds = min(seconds, self._settings.renderer_seconds)
         try:
             with span("render", None, kind=Kind.CLIENT):
                 async with asyncio.timeout(seconds), self._turns.place(asker):
-                    html = await self._html(page, asker, seconds * _SETTLED_SHARE)
+                    html, is_settled = await self._html(page, asker, seconds * _SETTLED_SHARE)
         except TimeoutError:
             self._results["late"].inc()
-            return None
+            return Rendered(is_cut=has_more_time)
         except (BrowserFailed, aiohttp.ClientError, OSError, ValueError) as error:
             self._results["failed"].inc()
             self._say(error)
-            return None
+            return Rendered()
         self._results["rendered"].inc()
-        return replace(page, body=html, charset="utf-8")
+        return Rendered(replace(page, body=html, charset="utf-8"), is_cut=has_more_time and not is_settled)
 
-    async def _html(self, page: Page, asker: Asker, settled_seconds: float) -> bytes:
-        """Return the HTML of the page. Raises BrowserFailed, and aiohttp's errors."""
+    async def _html(self, page: Page, asker: Asker, settled_seconds: float) -> tuple[bytes, bool]:
+        """Return the page's HTML, and whether it had loaded all. Raises BrowserFailed, and aiohttp's errors."""
         most = self._settings.page_bytes
         # A message may be twice as long as its HTML: JSON escapes quotes and the ends of lines.
         size = 2 * most + _MESSAGE_BYTES
         async with self._opened().ws_connect(await self._socket_url(), max_msg_size=size) as socket:
-            html = await Visit(socket, page, self._loader(page, asker), settled_seconds).html()
+            visit = Visit(socket, page, self._loader(page, asker), settled_seconds)
+            html = await visit.html()
         encoded = html.encode("utf-8", "replace")
         if len(encoded) > most:
             raise BrowserFailed(f"the rendered page is larger than {most} bytes")
-        return encoded
+        return encoded, visit.is_settled
 
     async def _socket_url(self) -> URL:
         """Ask the browser for the path of its WebSocket, which is new at each start. Raises BrowserFailed."""

@@ -143,6 +143,8 @@ class Visit:
         self._page = page
         self._load = load
         self._settled_seconds = settled_seconds
+        self.is_settled = False
+        """True if the page made no more requests when its HTML was read."""
         self._session = ""
         self._opened = False
         self._loads = 0
@@ -177,6 +179,7 @@ class Visit:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settled_seconds):
                 await self._idle[member(navigated, "loaderId", str)].wait()
+                self.is_settled = True
         document = await call("DOM.getDocument", self._session, depth=0)
         node = member(member(document, "root", dict), "nodeId", int)
         return member(await call("DOM.getOuterHTML", self._session, nodeId=node), "outerHTML", str)

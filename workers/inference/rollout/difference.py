@@ -22,7 +22,8 @@ from rapidfuzz.distance import Indel
 from telemetry.clock import Clock, Deadline
 from workers.enrichment.answering.citations import contradict
 from workers.enrichment.answering.profile import Profile
-from workers.enrichment.choosing.embedder import Embedder, EmbedderAway
+from workers.enrichment.choosing.embedder import Embedder
+from workers.processes.model_process import ModelAway
 
 _WORD: Final = re.compile(r"[+-]?\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[<>=%]")
 """Matches a number with its sign, a character of a script without spaces, a word, or a sign with a meaning."""
@@ -165,7 +166,7 @@ class Meaning:
         while not deadline.passed:
             try:
                 found = await self._embedder.similarities(sentence, others, deadline.remaining)
-            except EmbedderAway:
+            except ModelAway:
                 await asyncio.sleep(min(PAUSE_SECONDS, deadline.remaining))
             else:
                 if len(found) == len(others):
