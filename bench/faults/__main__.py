@@ -19,7 +19,28 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.faults.faults import Fault, brokers_killed, clock_moved, files_frozen, frozen, ill, killed, redis_away
+from bench.faults.faults import (
+    Fault,
+    brokers_killed,
+    certificate_expiring,
+    clock_moved,
+    disk_full,
+    files_frozen,
+    frozen,
+    hostile,
+    ill,
+    killed,
+    names_away,
+    partitions_added,
+    poison,
+    redis_away,
+    redis_lying,
+    short_of_memory,
+    slow_broker,
+    store_away,
+    store_failed_over,
+    topic_deleted,
+)
 from bench.faults.judge import Measured, judge
 from bench.faults.rig import Needs, Rig
 from bench.fleet import wait_for
@@ -66,21 +87,61 @@ class Cell:
 
 
 _FROZEN = "30 s are shorter than the wait of RoleDown"
+_ENDS = "a process that ends is started again at once"
 
 CELLS = (
-    Cell("worker", "SIGKILL", killed("worker-1"), "PostbackRoleDown worker", quick=True),
-    Cell("delivery", "SIGKILL", killed("deliver-1"), "PostbackRoleDown delivery", quick=True),
-    Cell("gateway", "SIGKILL", killed("gateway-1"), "PostbackRoleDown gateway", quick=True),
-    Cell("exporter", "SIGKILL", killed("exporter-1"), "PostbackRoleDown exporter"),
-    Cell("worker", "SIGSTOP 30 s", frozen("worker-1"), silent=_FROZEN, seconds=30),
-    Cell("delivery", "SIGSTOP 30 s", frozen("deliver-1"), silent=_FROZEN, seconds=30),
-    Cell("gateway", "SIGSTOP 30 s", frozen("gateway-1"), silent=_FROZEN, seconds=30),
-    Cell("worker", "clock +10 min", clock_moved(600), "PostbackClockSkew", seconds=60, needs=Needs(clock="worker-1")),
-    Cell("worker", "clock -10 min", clock_moved(-600), "PostbackClockSkew", seconds=60, needs=Needs(clock="worker-1")),
+    *(
+        Cell(name, "SIGKILL", killed(f"{role}-1"), f"PostbackRoleDown {name}", quick=name != "exporter")
+        for name, role in (
+            ("worker", "worker"),
+            ("delivery", "deliver"),
+            ("gateway", "gateway"),
+            ("exporter", "exporter"),
+        )
+    ),
+    *(
+        Cell(name, "SIGSTOP 30 s", frozen(f"{role}-1"), silent=_FROZEN, seconds=30)
+        for name, role in (("worker", "worker"), ("delivery", "deliver"), ("gateway", "gateway"))
+    ),
+    *(
+        Cell(name, "memory used up", short_of_memory(f"{role}-1"), silent=_ENDS, seconds=45)
+        for name, role in (("worker", "worker"), ("delivery", "deliver"), ("gateway", "gateway"))
+    ),
+    *(
+        Cell(
+            name,
+            f"clock {minutes:+d} min",
+            clock_moved(60 * minutes),
+            alert,
+            seconds=60,
+            needs=Needs(clock=f"{role}-1"),
+        )
+        for name, role, alert in (
+            ("worker", "worker", "PostbackClockSkew"),
+            ("delivery", "deliver", "PostbackClockSkew"),
+            ("gateway", "gateway", "PostbackClockSkew"),
+        )
+        for minutes in (10, -10)
+    ),
+    Cell(
+        "all roles",
+        "disk of the logs full",
+        disk_full,
+        silent="no promise hangs on a log",
+        seconds=30,
+        needs=Needs(small_disk="logs"),
+    ),
     Cell("one of three brokers", "SIGKILL", brokers_killed(2), "PostbackBrokerAway", quick=True),
+    Cell("one of three brokers", "slow", slow_broker, silent="a slow broker is no promise", seconds=60),
+    Cell("one of three brokers", "disk full", disk_full, "PostbackBrokerAway", needs=Needs(small_disk="broker")),
     Cell("all brokers", "away 60 s", brokers_killed(0, 1, 2), "PostbackKafkaAway", seconds=60),
+    Cell("PostgreSQL", "away", store_away, "PostbackStoreAway"),
+    Cell("PostgreSQL", "failed over with lag", store_failed_over, silent="the standby answers at once", seconds=30),
+    Cell("PostgreSQL", "disk full", disk_full, "PostbackDoorErrors", needs=Needs(small_disk="store")),
     Cell("Redis", "away", redis_away, "PostbackRedisAway"),
+    Cell("Redis", "lying", redis_lying, "PostbackRedisAway"),
     Cell("S3", "hung", files_frozen, "PostbackFilesAway"),
+    Cell("DNS", "away", names_away, "PostbackCallbacksFail", seconds=30, needs=Needs(host="hooks.example")),
     Cell("model server", "hung", ill("model", "hung"), "PostbackModelServerAway", quick=True),
     Cell("model server", "5xx", ill("model", "5xx"), "PostbackModelServerAway", seconds=30),
     Cell("model server", "garbage", ill("model", "garbage"), "PostbackModelServerAway", seconds=30),
@@ -90,6 +151,25 @@ CELLS = (
     Cell("endpoint", "slow", ill("endpoint", "slow"), silent="its answers come", seconds=45),
     Cell("endpoint", "redirecting", ill("endpoint", "redirecting"), "PostbackCallbacksFail", seconds=30),
     Cell("endpoint", "huge answer", ill("endpoint", "huge"), "PostbackCallbacksFail", seconds=30),
+    Cell(
+        "gateway",
+        "certificate expired",
+        certificate_expiring,
+        "PostbackCertificateExpires",
+        seconds=90,
+        needs=Needs(tls=True),
+    ),
+    Cell("jobs' topic", "deleted", topic_deleted, "PostbackKafkaAway", seconds=15),
+    Cell("all topics", "partitions added", partitions_added, silent="no fault", seconds=20),
+    Cell("worker", "poison record", poison, "PostbackDefect", needs=Needs(engine="echo"), seconds=20),
+    Cell(
+        "worker",
+        "130,000 hostile records",
+        hostile(130_000),
+        silent="each has its result",
+        seconds=1,
+        needs=Needs(engine="echo"),
+    ),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from bench.faults.judge import Job
 from schemas.signature import ID_HEADER, VerificationError, verify
+from tests.integration.name_server import NameServer
 from workers.delivery.keyring import Keyring
 
 Mode = Literal["well", "away", "hung", "5xx", "garbage", "slow", "redirecting", "huge"]
@@ -81,6 +83,9 @@ class Outside:
         """Number of the receiver's refusals by reason."""
         self.model = Server(self._complete)
         self.endpoint = Server(self._receive)
+        self.weight = 0
+        """Further bytes of each prompt and answer."""
+        self._names: NameServer | None = None
         self._keyring = keyring
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -106,9 +111,40 @@ class Outside:
             self._call(server.stop() if mode == "away" else server.start())
         server.mode = mode
 
-    def start_load(self, doors: list[str], key: str, rate: float) -> None:
-        """Post `rate` jobs a second, in turns to the doors' URLs."""
-        self._load = self._call(self._begin(doors, key, rate))
+    def serve_names(self, address: str, host: str) -> None:
+        """Serve the name of the receiver on port 53 of an address; needs root."""
+        self._names = names = NameServer({host: [["127.0.0.1"]]})
+        self._call(self._loop.create_datagram_endpoint(lambda: names, local_addr=(address, 53)))
+        self._host = host
+
+    def names_answered(self, answered: bool) -> None:
+        """Answer questions for the receiver's name, or say that there is no such name."""
+        assert self._names is not None
+        self._names.answers = {self._host: [["127.0.0.1"]]} if answered else {}
+
+    def lie(self, port: int) -> Callable[[], None]:
+        """Answer each command of Redis with `+OK` on a port, until the returned function is called."""
+        clients: set[asyncio.StreamWriter] = set()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            clients.add(writer)
+            with suppress(OSError):
+                while await reader.read(65_536):
+                    writer.write(b"+OK\r\n")
+            writer.close()
+
+        server = self._call(asyncio.start_server(answer, "127.0.0.1", port))
+
+        async def stop() -> None:
+            server.close()
+            for client in clients:
+                client.transport.abort()
+
+        return lambda: self._call(stop())
+
+    def start_load(self, doors: list[str], key: str, rate: float, host: str, authority: str | None) -> None:
+        """Post `rate` jobs a second, in turns to the doors' URLs. `host` is the receiver's name in callback URLs."""
+        self._load = self._call(self._begin(doors, key, rate, host, authority))
 
     def stop_load(self) -> None:
         """Post no new jobs, and wait for those that clients still try to post."""
@@ -127,9 +163,10 @@ class Outside:
         if self._posting:
             await asyncio.wait(self._posting)
 
-    async def _posts(self, doors: list[str], key: str, rate: float) -> None:
+    async def _posts(self, doors: list[str], key: str, rate: float, host: str, authority: str | None) -> None:
         """Post at an open-loop rate until cancelled."""
-        url = f"http://127.0.0.1:{self.endpoint.port}/hook"
+        tls = ssl.create_default_context(cafile=authority) if authority else True
+        url = f"http://{host}:{self.endpoint.port}/hook"
         # A session of its own for the life of the load; requests under way end with it only after `_all_posted`.
         session = aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"})
         number, begin = 0, self._loop.time()
@@ -137,8 +174,8 @@ class Outside:
             while True:
                 job = self.jobs[number] = Job(time.time())
                 order = [doors[(number + turn) % len(doors)] for turn in range(TRIES)]
-                body = {"prompt": f"Case {number}?", "callback_url": url, "custom_id": str(number)}
-                task = asyncio.ensure_future(_post(session, order, f"job-{number}", body, job))
+                body = {"prompt": f"Case {number}?" + "x" * self.weight, "callback_url": url, "custom_id": str(number)}
+                task = asyncio.ensure_future(_post(session, order, f"job-{number}", body, job, tls))
                 self._posting.add(task)
                 task.add_done_callback(self._posting.discard)
                 number += 1
@@ -157,7 +194,7 @@ class Outside:
         choice = {
             "index": 0,
             "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "yes"},
+            "message": {"role": "assistant", "content": "yes" + "x" * self.weight},
         }
         return web.json_response({"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": _USAGE})
 
@@ -174,16 +211,21 @@ class Outside:
         custom_id = json.loads(body)["data"].get("custom_id") or ""
         if custom_id.isdigit() and (job := self.jobs.get(int(custom_id))) is not None:
             job.callbacks.append((now, request.headers[ID_HEADER]))
-        return web.Response()
+        answer = web.Response()
+        if self._names is not None:
+            answer.force_close()  # a kept connection would need no name
+        return answer
 
 
-async def _post(session: aiohttp.ClientSession, doors: list[str], key: str, body: Any, job: Job) -> None:
+async def _post(
+    session: aiohttp.ClientSession, doors: list[str], key: str, body: Any, job: Job, tls: ssl.SSLContext | bool
+) -> None:
     """Try the doors in turn until one accepts the job."""
     for turn, door in enumerate(doors):
         with suppress(aiohttp.ClientError, TimeoutError):
             timeout = aiohttp.ClientTimeout(total=POST_SECONDS)
             headers = {"idempotency-key": key}
-            async with session.post(f"{door}/v1/jobs", json=body, headers=headers, timeout=timeout) as answer:
+            async with session.post(f"{door}/v1/jobs", json=body, headers=headers, timeout=timeout, ssl=tls) as answer:
                 if answer.status == 202:
                     job.accepted = time.time()
                     return

@@ -7,12 +7,14 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,7 @@ from bench.faults.outside import MODEL, Outside
 from bench.fleet import POSTBACK, START_SECONDS, Command, wait_for
 from bench.result import ROOT
 from cli.devkit.broker import Broker
+from cli.operations.certificates import LEAF_DAYS, Leaf, init, issue
 from cli.operations.topics import configure_groups, create_topics
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
@@ -46,14 +49,25 @@ PARTITIONS = 4
 RATE = 5.0
 ROLES = ("worker", "deliver", "gateway", "exporter")
 TENANT = "bench"
+NAME_SERVER = "127.0.0.53"
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
     """Wishes of a cell for its fleet."""
 
+    engine: str = "openai"
+    host: str = "127.0.0.1"
+    """The receiver's name in callback URLs."""
     clock: str = ""
     """The process whose clock the fault moves, such as `worker-1`."""
+    tls: bool = False
+    """True if the gateways serve over TLS."""
+    small_disk: str = ""
+    """`broker`, `store` or `logs`: its files are on a disk of SMALL_BYTES."""
+
+
+SMALL_BYTES = 400 * 1024 * 1024
 
 
 class Rig:
@@ -62,6 +76,10 @@ class Rig:
     def __init__(self, folder: Path, needs: Needs) -> None:
         self.folder = folder
         self.needs = needs
+        self.disk = folder / "disk"
+        self.authority = folder / "authority"
+        self.closing = ExitStack()
+        """Servers that a fault started, which end with the fleet."""
         self.alerts: dict[str, float] = {}
         """Unix seconds at which each alert fired first."""
         self.restarts: Counter[str] = Counter()
@@ -78,7 +96,10 @@ class Rig:
     def running(self) -> Iterator[Rig]:
         """Start all, and end all with the block."""
         with ExitStack() as stack:
+            if self.needs.small_disk:
+                stack.enter_context(small_disk(self.disk))
             self._start_peers(stack)
+            stack.enter_context(self.closing)
             stack.callback(self._kill_all)
             self._start_roles()
             self.prometheus = stack.enter_context(self._watched_by_prometheus())
@@ -90,8 +111,14 @@ class Rig:
     def _start_peers(self, stack: ExitStack) -> None:
         keyring = Keyring.create(self.folder / "keyring.json", SystemClock())
         self.outside = stack.enter_context(Outside(keyring))
-        self.broker = stack.enter_context(Broker.start(brokers=3))
-        self.postgres = stack.enter_context(PostgresServer())
+        data = None
+        if self.needs.small_disk == "broker":
+            data = self.folder / "kafka"
+            data.mkdir()
+            (data / "node-3").symlink_to(self.disk)
+        self.broker = stack.enter_context(Broker.start(brokers=3, data=data))
+        with temporary_folder(self.disk if self.needs.small_disk == "store" else None):
+            self.postgres = stack.enter_context(PostgresServer())
         self.redis = stack.enter_context(RedisServer(self.folder))
         self.s3 = stack.enter_context(s3_server(self.folder / "s3" / "data", "files"))
         self.kafka = KafkaSettings(
@@ -103,6 +130,13 @@ class Rig:
         create_topics(self.kafka)
         configure_groups(self.kafka)
         self.store = self.postgres.new_database()
+        # The authority is as old as a certificate, so that a fault can give out one that is about to end.
+        then = datetime.now(UTC) - timedelta(days=LEAF_DAYS)
+        init(self.authority, then)
+        self.certificate = issue(self.authority, Leaf.server("door", ("127.0.0.1",)), datetime.now(UTC)).certificate
+        if self.needs.host != "127.0.0.1":
+            self.outside.serve_names(NAME_SERVER, self.needs.host)
+            (self.folder / "resolv.conf").write_text(f"nameserver {NAME_SERVER}\n", encoding="utf-8")
         self.set_clock(0)
 
     # -- roles -----------------------------------------------------------------------------------------------------
@@ -132,15 +166,20 @@ class Rig:
         if role == "exporter":
             arguments[1] = "--port"
         if role == "worker":
-            arguments += ["--engine", "openai", "--model", MODEL]
+            arguments += ["--engine", self.needs.engine, "--model", MODEL][: 2 if self.needs.engine == "echo" else 4]
             variables["POSTBACK_ENGINE__OPENAI__BASE_URL"] = f"http://127.0.0.1:{self.outside.model.port}/v1"
             variables["POSTBACK_CACHE__REDIS_URL"] = self.redis.url
         if role == "gateway":
             arguments += ["--port", str(self.door_ports[name]), "--store", self.store]
+            if self.needs.tls:
+                key = self.certificate.with_suffix(".key")
+                arguments += ["--tls-cert", str(self.certificate), "--tls-key", str(key)]
             variables |= self._of_gateway()
         if name == self.needs.clock:
             variables |= self._with_own_clock()
-        self.processes[name] = Command(self.kafka, *arguments, **variables)
+        through = self._with_names() if role == "deliver" and self.needs.host != "127.0.0.1" else ()
+        with temporary_folder(self.disk if self.needs.small_disk == "logs" else None):
+            self.processes[name] = Command(self.kafka, *arguments, through=through, **variables)
 
     def _of_gateway(self) -> dict[str, str]:
         return {
@@ -162,6 +201,11 @@ class Rig:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
+
+    def _with_names(self) -> tuple[str, ...]:
+        """Return the command that gives a process our name server. Needs root."""
+        bound = 'mount --bind "$1" /etc/resolv.conf && shift && exec "$@"'
+        return "unshare", "--mount", "sh", "-c", bound, "sh", str(self.folder / "resolv.conf")
 
     def set_clock(self, seconds: int) -> None:
         """Move the clock of the cell's process by so many seconds."""
@@ -195,8 +239,17 @@ class Rig:
 
     def start_load(self) -> None:
         """Let the clients post jobs to both gateways."""
-        doors = [f"http://127.0.0.1:{port}" for port in self.door_ports.values()]
-        self.outside.start_load(doors, self.key, RATE)
+        scheme = "https" if self.needs.tls else "http"
+        doors = [f"{scheme}://127.0.0.1:{port}" for port in self.door_ports.values()]
+        authority = str(self.authority / "ca.pem") if self.needs.tls else None
+        self.outside.start_load(doors, self.key, RATE, self.needs.host, authority)
+
+    def post(self, job: Mapping[str, object]) -> None:
+        """Post one job. Raises RuntimeError if the first gateway refuses it."""
+        url = f"http://127.0.0.1:{self.door_ports['gateway-1']}/v1/jobs"
+        answer = requests.post(url, json=job, headers={"authorization": f"Bearer {self.key}"}, timeout=30)
+        if answer.status_code != 202:
+            raise RuntimeError(f"{answer.status_code}: {answer.text}")
 
     def open_jobs(self) -> int:
         """Return the number of accepted jobs without a callback."""
@@ -257,3 +310,26 @@ class Rig:
             if one["state"] == "firing":
                 role = one["labels"].get("job", "").removeprefix("postback-")
                 self.alerts.setdefault(f"{one['labels']['alertname']} {role}".strip(), time.time())
+
+
+@contextmanager
+def temporary_folder(folder: Path | None) -> Iterator[None]:
+    """Let new temporary files be in this folder during the block."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder) if folder else before
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a disk of SMALL_BYTES in memory. Needs root."""
+    folder.mkdir()
+    folder.chmod(0o777)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES},mode=777", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
