@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import psutil
 from confluent_kafka.admin import AdminClient
@@ -18,7 +19,7 @@ from bench.drawn_jobs import DrawnJobs
 from bench.faults.outside import Mode
 from bench.faults.rig import Rig
 from bench.fleet import wait_for
-from bench.hostile_jobs import LONGEST_SECONDS, POOL, ensure_one_each, ids_of_results, put
+from bench.hostile_jobs import LONGEST_SECONDS, POOL, ids_of_results, put
 from cli.operations.certificates import LEAF_DAYS, renew
 from cli.operations.topics import create_topics
 
@@ -31,58 +32,88 @@ FROZEN_SECONDS, THAWED_SECONDS = 0.18, 0.02
 LAG_SECONDS = 15.0
 
 
-def killed(name: str) -> Fault:
-    """Kill a process by SIGKILL; it stays away."""
+def between(begin: Callable[[Rig], object], end: Callable[[Rig], object] = lambda rig: None) -> Fault:
+    """Return a fault of two steps."""
 
     @contextmanager
     def fault(rig: Rig) -> Iterator[None]:
-        rig.kill(name)
+        begin(rig)
         yield
-        rig.start(name)
+        end(rig)
 
     return fault
+
+
+def killed(name: str) -> Fault:
+    """Kill a process by SIGKILL; it stays away."""
+    return between(lambda rig: rig.kill(name), lambda rig: rig.start(name))
 
 
 def frozen(name: str) -> Fault:
     """Freeze a process by SIGSTOP."""
-
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        rig.signal(name, signal.SIGSTOP)
-        yield
-        rig.signal(name, signal.SIGCONT)
-
-    return fault
+    return between(lambda rig: rig.signal(name, signal.SIGSTOP), lambda rig: rig.signal(name, signal.SIGCONT))
 
 
-def ill(server: str, mode: Mode) -> Fault:
+def clock_moved(name: str, seconds: int) -> Fault:
+    """Move the clock of a process while it runs."""
+    return between(lambda rig: rig.set_clock(name, seconds), lambda rig: rig.set_clock(name, 0))
+
+
+def ill(server: Literal["model", "endpoint"], mode: Mode) -> Fault:
     """Make the model server (`model`) or the receiver (`endpoint`) ill."""
-
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        rig.outside.set(getattr(rig.outside, server), mode)
-        yield
-        rig.outside.set(getattr(rig.outside, server), "well")
-
-    return fault
+    return between(lambda rig: rig.outside.set(server, mode), lambda rig: rig.outside.set(server, "well"))
 
 
 def brokers_killed(*indexes: int) -> Fault:
     """Kill brokers by SIGKILL, and start them again at the end."""
 
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        for index in indexes:
-            rig.broker.kill(index)
-        yield
+    def each(step: Callable[[int], None]) -> None:
         # All at once, because a single one of three does not serve.
-        threads = [threading.Thread(target=rig.broker.restart, args=(index,)) for index in indexes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(step, indexes))
 
-    return fault
+    return between(lambda rig: each(rig.broker.kill), lambda rig: each(rig.broker.restart))
+
+
+store_away = between(lambda rig: rig.postgres.kill(), lambda rig: rig.postgres.start())
+redis_away = between(lambda rig: rig.redis.kill(), lambda rig: rig.redis.start())
+"""Redis loses its data."""
+names_away = between(lambda rig: rig.outside.answer_names(False), lambda rig: rig.outside.answer_names(True))
+s3_hung = between(lambda rig: _s3(rig).suspend(), lambda rig: _s3(rig).resume())
+topic_deleted = between(
+    lambda rig: (
+        AdminClient(rig.kafka.client_config())
+        .delete_topics([rig.kafka.topics.requests()])[rig.kafka.topics.requests()]
+        .result(20)
+    ),
+    lambda rig: create_topics(rig.kafka),
+)
+partitions_added = between(
+    lambda rig: create_topics(
+        rig.kafka.model_copy(update={"partitions": 2 * rig.kafka.partitions}), raise_partitions=True
+    )
+)
+poison = between(lambda rig: rig.post({"prompt": "[[crash-worker]]", "custom_id": "poison"}))
+"""A job that ends each worker that answers it, as the kernel does when memory runs out."""
+certificate_expiring = between(
+    # It ends within a minute.
+    lambda rig: renew(rig.authority, "door", datetime.now(UTC) - timedelta(days=LEAF_DAYS) + timedelta(minutes=6)),
+    lambda rig: renew(rig.authority, "door", datetime.now(UTC)),
+)
+
+
+def _s3(rig: Rig) -> psutil.Process:
+    [server] = [one for one in psutil.Process().children(recursive=True) if "versitygw" in one.name()]
+    return server
+
+
+@contextmanager
+def redis_lying(rig: Rig) -> Iterator[None]:
+    """Let a server that answers each command with `+OK` stand in Redis's place."""
+    rig.redis.kill()
+    with rig.outside.lying(rig.redis.port):
+        yield
+    rig.redis.start()
 
 
 @contextmanager
@@ -110,9 +141,7 @@ def short_of_memory(name: str) -> Fault:
     def fault(rig: Rig) -> Iterator[None]:
         process = rig.processes[name].process
         most = process.memory_info().vms + SPARE_BYTES
-        process.rlimit(
-            psutil.RLIMIT_AS, (most, psutil.RLIM_INFINITY)
-        )  # the soft limit only: this one can be raised again
+        process.rlimit(psutil.RLIMIT_AS, (most, psutil.RLIM_INFINITY))  # a soft limit can be raised again
         rig.outside.weight = HEAVY_BYTES
         yield
         rig.outside.weight = 0
@@ -125,40 +154,17 @@ def short_of_memory(name: str) -> Fault:
 @contextmanager
 def disk_full(rig: Rig) -> Iterator[None]:
     """Fill the small disk; at the end it is empty again, and servers that ended meanwhile start again."""
-    fill = rig.disk / "fill"
-    with fill.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(1024 * 1024))
-    with fill.open("ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(512))
+    for size in (1024 * 1024, 512):
+        with (rig.disk / "fill").open("ab", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(size)):
+                pass
     yield
-    fill.unlink()
-    if rig.needs.small_disk == "broker":
+    (rig.disk / "fill").unlink()
+    if rig.needs == "small disk of a broker":
         rig.broker.restart(2)
-    if rig.needs.small_disk == "store":
+    if rig.needs == "small disk of the store":
         rig.postgres.kill()
         rig.postgres.start()
-
-
-def clock_moved(seconds: int) -> Fault:
-    """Move the clock of the cell's process while it runs."""
-
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        rig.set_clock(seconds)
-        yield
-        rig.set_clock(0)
-
-    return fault
-
-
-@contextmanager
-def store_away(rig: Rig) -> Iterator[None]:
-    """Kill PostgreSQL; at the end it starts again with its data."""
-    rig.postgres.kill()
-    yield
-    rig.postgres.start()
 
 
 @contextmanager
@@ -175,83 +181,15 @@ def store_failed_over(rig: Rig) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def redis_away(rig: Rig) -> Iterator[None]:
-    """Kill Redis, which loses its data."""
-    rig.redis.kill()
-    yield
-    rig.redis.start()
-
-
-@contextmanager
-def redis_lying(rig: Rig) -> Iterator[None]:
-    """Let a server that answers each command with `+OK` stand in Redis's place."""
-    rig.redis.kill()
-    lying = rig.outside.lie(rig.redis.port)
-    yield
-    lying()
-    rig.redis.start()
-
-
-@contextmanager
-def files_frozen(rig: Rig) -> Iterator[None]:
-    """Freeze the S3 server."""
-    [server] = [one for one in psutil.Process().children(recursive=True) if "versitygw" in one.name()]
-    server.suspend()
-    yield
-    server.resume()
-
-
-@contextmanager
-def names_away(rig: Rig) -> Iterator[None]:
-    """Let the name server answer no question."""
-    rig.outside.names_answered(False)
-    yield
-    rig.outside.names_answered(True)
-
-
-@contextmanager
-def certificate_expiring(rig: Rig) -> Iterator[None]:
-    """Give the gateways a certificate that ends within a minute; at the end it is renewed."""
-    now = datetime.now(UTC)
-    renew(rig.authority, "door", now - timedelta(days=LEAF_DAYS) + timedelta(minutes=6))
-    yield
-    renew(rig.authority, "door", datetime.now(UTC))
-
-
-@contextmanager
-def topic_deleted(rig: Rig) -> Iterator[None]:
-    """Delete the jobs' topic; at the end it is made anew."""
-    name = rig.kafka.topics.requests()
-    AdminClient(rig.kafka.client_config()).delete_topics([name])[name].result(20)
-    yield
-    create_topics(rig.kafka)
-
-
-@contextmanager
-def partitions_added(rig: Rig) -> Iterator[None]:
-    """Double the number of partitions of all topics."""
-    create_topics(rig.kafka.model_copy(update={"partitions": 2 * rig.kafka.partitions}), raise_partitions=True)
-    yield
-
-
-@contextmanager
-def poison(rig: Rig) -> Iterator[None]:
-    """Post a job that ends each worker that answers it, as the kernel does when memory runs out."""
-    rig.post({"prompt": "[[crash-worker]]", "custom_id": "poison"})
-    yield
-
-
 def hostile(records: int) -> Fault:
     """Put jobs with one fault each on Kafka, and wait until each has exactly one result."""
 
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
+    def send(rig: Rig) -> None:
         drawn = DrawnJobs(f"http://127.0.0.1:{rig.outside.endpoint.port}", POOL, seed=1)
         expected = put(rig.kafka, drawn.broken(records))
         wait_for(lambda: expected <= ids_of_results(rig.kafka).keys(), LONGEST_SECONDS, 10.0)
         found = ids_of_results(rig.kafka)
-        ensure_one_each(expected, Counter({name: found[name] for name in expected}))
-        yield
+        if doubled := [name for name in expected if found[name] > 1]:
+            raise RuntimeError(f"{len(doubled)} hostile records have two results")
 
-    return fault
+    return between(send)

@@ -7,8 +7,8 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, Self, TypeVar
 
 import aiohttp
@@ -105,8 +105,9 @@ class Outside:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
-    def set(self, server: Server, mode: Mode) -> None:
-        """Make a server ill or well."""
+    def set(self, name: Literal["model", "endpoint"], mode: Mode) -> None:
+        """Make the model server or the receiver ill or well."""
+        server = self.model if name == "model" else self.endpoint
         if "away" in (mode, server.mode):
             self._call(server.stop() if mode == "away" else server.start())
         server.mode = mode
@@ -117,13 +118,14 @@ class Outside:
         self._call(self._loop.create_datagram_endpoint(lambda: names, local_addr=(address, 53)))
         self._host = host
 
-    def names_answered(self, answered: bool) -> None:
+    def answer_names(self, answered: bool) -> None:
         """Answer questions for the receiver's name, or say that there is no such name."""
         assert self._names is not None
         self._names.answers = {self._host: [["127.0.0.1"]]} if answered else {}
 
-    def lie(self, port: int) -> Callable[[], None]:
-        """Answer each command of Redis with `+OK` on a port, until the returned function is called."""
+    @contextmanager
+    def lying(self, port: int) -> Iterator[None]:
+        """Answer each command of Redis with `+OK` on a port during the block."""
         clients: set[asyncio.StreamWriter] = set()
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -133,14 +135,14 @@ class Outside:
                     writer.write(b"+OK\r\n")
             writer.close()
 
-        server = self._call(asyncio.start_server(answer, "127.0.0.1", port))
-
         async def stop() -> None:
             server.close()
             for client in clients:
                 client.transport.abort()
 
-        return lambda: self._call(stop())
+        server = self._call(asyncio.start_server(answer, "127.0.0.1", port))
+        yield
+        self._call(stop())
 
     def start_load(self, doors: list[str], key: str, rate: float, host: str, authority: str | None) -> None:
         """Post `rate` jobs a second, in turns to the doors' URLs. `host` is the receiver's name in callback URLs."""
@@ -169,7 +171,8 @@ class Outside:
         url = f"http://{host}:{self.endpoint.port}/hook"
         # A session of its own for the life of the load; requests under way end with it only after `_all_posted`.
         session = aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"})
-        number, begin = 0, self._loop.time()
+        first, begin = len(self.jobs), self._loop.time()
+        number = first
         try:
             while True:
                 job = self.jobs[number] = Job(time.time())
@@ -179,7 +182,7 @@ class Outside:
                 self._posting.add(task)
                 task.add_done_callback(self._posting.discard)
                 number += 1
-                await asyncio.sleep(max(0.0, begin + number / rate - self._loop.time()))
+                await asyncio.sleep(max(0.0, begin + (number - first) / rate - self._loop.time()))
         finally:
             await asyncio.shield(self._all_posted())
             await session.close()
