@@ -192,7 +192,7 @@ def run(cell: Cell, rig: Rig, now: str) -> tuple[list[str], list[float]]:
     time.sleep(AFTER_SECONDS)
     rig.outside.stop_load()
     _settle(rig)
-    rig.count_results(first)
+    rig.count_results()
     alerts = {name: round(at - began) for name, at in rig.alerts.items()}
     print(f"alerts after s: {alerts}; ended by themselves: {dict(rig.restarts)}", flush=True)
     jobs = rig.jobs(first)

@@ -39,12 +39,6 @@ time_t time(time_t *at) {
     return at ? *at = now : now;
 }
 
-int timespec_get(struct timespec *now, int base) {
-    int found = REAL(timespec_get)(now, base);
-    now->tv_sec += moved();
-    return found;
-}
-
 static struct timespec real(const struct timespec *until) {
     struct timespec found = *until;
     if (found.tv_sec > UNIX_TIME) found.tv_sec -= moved();

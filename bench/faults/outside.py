@@ -79,8 +79,6 @@ class Outside:
 
     def __init__(self, keyring: Keyring) -> None:
         self.jobs: dict[int, Job] = {}
-        self.refused: dict[str, int] = {}
-        """Number of the receiver's refusals by reason."""
         self.model = Server(self._complete)
         self.endpoint = Server(self._receive)
         self.weight = 0
@@ -104,6 +102,11 @@ class Outside:
         self._call(self.endpoint.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    def job_of(self, custom_id: str | None) -> Job | None:
+        """Return the job of the load that has this `custom_id`; None for others, such as hostile ones."""
+        number = (custom_id or "").removeprefix("case-")
+        return self.jobs.get(int(number)) if number.isdecimal() and number != custom_id else None
 
     def set(self, name: Literal["model", "endpoint"], mode: Mode) -> None:
         """Make the model server or the receiver ill or well."""
@@ -170,15 +173,21 @@ class Outside:
         tls = ssl.create_default_context(cafile=authority) if authority else True
         url = f"http://{host}:{self.endpoint.port}/hook"
         # A session of its own for the life of the load; requests under way end with it only after `_all_posted`.
-        session = aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"})
+        # Over TLS, each request makes a connection, because a kept one needs no valid certificate.
+        connections = aiohttp.TCPConnector(ssl=tls, force_close=authority is not None)
+        session = aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}, connector=connections)
         first, begin = len(self.jobs), self._loop.time()
         number = first
         try:
             while True:
                 job = self.jobs[number] = Job(time.time())
                 order = [doors[(number + turn) % len(doors)] for turn in range(TRIES)]
-                body = {"prompt": f"Case {number}?" + "x" * self.weight, "callback_url": url, "custom_id": str(number)}
-                task = asyncio.ensure_future(_post(session, order, f"job-{number}", body, job, tls))
+                body = {
+                    "prompt": f"Case {number}?" + "x" * self.weight,
+                    "callback_url": url,
+                    "custom_id": f"case-{number}",
+                }
+                task = asyncio.ensure_future(_post(session, order, f"job-{number}", body, job))
                 self._posting.add(task)
                 task.add_done_callback(self._posting.discard)
                 number += 1
@@ -194,11 +203,8 @@ class Outside:
         if not request.path.endswith("/chat/completions"):
             return web.Response(status=404)
         await asyncio.sleep(ANSWER_SECONDS)
-        choice = {
-            "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "yes" + "x" * self.weight},
-        }
+        message = {"role": "assistant", "content": "yes" + "x" * self.weight}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
         return web.json_response({"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": _USAGE})
 
     async def _receive(self, request: web.Request) -> web.Response:
@@ -211,8 +217,7 @@ class Outside:
                 break
         else:
             return web.Response(status=401)
-        custom_id = json.loads(body)["data"].get("custom_id") or ""
-        if custom_id.isdigit() and (job := self.jobs.get(int(custom_id))) is not None:
+        if (job := self.job_of(json.loads(body)["data"].get("custom_id"))) is not None:
             job.callbacks.append((now, request.headers[ID_HEADER]))
         answer = web.Response()
         if self._names is not None:
@@ -220,15 +225,13 @@ class Outside:
         return answer
 
 
-async def _post(
-    session: aiohttp.ClientSession, doors: list[str], key: str, body: Any, job: Job, tls: ssl.SSLContext | bool
-) -> None:
+async def _post(session: aiohttp.ClientSession, doors: list[str], key: str, body: Any, job: Job) -> None:
     """Try the doors in turn until one accepts the job."""
     for turn, door in enumerate(doors):
         with suppress(aiohttp.ClientError, TimeoutError):
             timeout = aiohttp.ClientTimeout(total=POST_SECONDS)
             headers = {"idempotency-key": key}
-            async with session.post(f"{door}/v1/jobs", json=body, headers=headers, timeout=timeout, ssl=tls) as answer:
+            async with session.post(f"{door}/v1/jobs", json=body, headers=headers, timeout=timeout) as answer:
                 if answer.status == 202:
                     job.accepted = time.time()
                     return

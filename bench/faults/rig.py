@@ -250,12 +250,14 @@ class Rig:
         """Return the number of accepted jobs without a callback."""
         return sum(job.accepted is not None and not job.callbacks for job in self.jobs())
 
-    def count_results(self, first: int) -> None:
-        """Read all results, and note the outcomes of the jobs from this number on."""
+    def count_results(self) -> None:
+        """Read all results, and note the outcomes at their jobs."""
+        for job in self.jobs():
+            job.outcomes.clear()
         for message in committed_records(self.kafka.client_config(), self.kafka.topics.results):
             result = read_result(message.value() or b"")
-            if (name := str(result.custom_id)).isdigit() and int(name) >= first:
-                self.outside.jobs[int(name)].outcomes.append(str(result.outcome))
+            if (counted := self.outside.job_of(result.custom_id)) is not None:
+                counted.outcomes.append(str(result.outcome))
 
     @contextmanager
     def _watched_by_prometheus(self) -> Iterator[Prometheus]:
@@ -269,35 +271,23 @@ class Rig:
     @contextmanager
     def _kept(self) -> Iterator[None]:
         """Start processes again that end by themselves, as an orchestrator does, and note the alerts that fire."""
-        threads = [threading.Thread(target=self._repeat, args=(each,)) for each in (self._restart_ended, self._note)]
-        for thread in threads:
-            thread.start()
+        thread = threading.Thread(target=self._keep)
+        thread.start()
         try:
             yield
         finally:
             self._over.set()
-            for thread in threads:
-                thread.join()
+            thread.join()
 
-    def _repeat(self, work: object) -> None:
+    def _keep(self) -> None:
         while not self._over.wait(0.5):
-            with suppress(requests.RequestException, RuntimeError):
-                work()  # type: ignore[operator]
-
-    def _restart_ended(self) -> None:
-        for name in list(self.processes):
             with self._lock:
-                ended = name not in self.down and self.processes[name].status() is not None
-                if ended:
-                    self.restarts[name] += 1
-                    self._keep_output(name)
-                    self._launch(name)
-            if ended:
-                self.processes[name].__enter__()
-
-    def _keep_output(self, name: str) -> None:
-        with (self.folder / f"{name}.ended.log").open("a", encoding="utf-8") as log:
-            log.write(self.processes[name].output())
+                for name in self.processes.keys() - self.down:
+                    if self.processes[name].status() is not None:
+                        self.restarts[name] += 1
+                        self._launch(name)
+            with suppress(requests.RequestException):
+                self._note()
 
     def _note(self) -> None:
         answer = requests.get(f"{self.prometheus.url}/api/v1/alerts", timeout=10).json()
