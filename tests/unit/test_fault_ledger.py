@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.faults import __main__ as ledger
-from bench.faults.__main__ import CELLS, HEAD, known
+from bench.faults.__main__ import CAUSES, CELLS, HEAD, known
 from bench.faults.judge import LATE_SECONDS, Job, Judged, judge
 from bench.result import Result, Table
 
@@ -70,3 +71,14 @@ def test_each_cell_has_a_name_of_its_own_and_cells_with_the_same_needs_follow_ea
     assert len({cell.name for cell in CELLS}) == len(CELLS)
     groups = [needs for needs, _ in groupby(cell.needs for cell in CELLS)]
     assert sorted(needs for needs in groups if needs) == sorted({needs for needs in groups if needs})
+
+
+def test_cells_that_are_missed_or_have_not_run_are_named_with_their_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(ledger, "table", lambda head, rows: shown.append(rows))
+    rows = {cell.name: [cell.process, cell.fault, *"00000", "0.0", "0", "none: …", "1", "abc"] for cell in CELLS}
+    lost, unrun = "PostgreSQL failed over with lag", "worker 130,000 hostile records"
+    rows[lost][HEAD.index("lost")] = "1"
+    del rows[unrun]
+    ledger.report({name: (row, [0.5]) for name, row in rows.items()})
+    assert [cause for _, _, cause in shown[1]] == [CAUSES[unrun], CAUSES[lost]]
