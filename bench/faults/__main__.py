@@ -121,6 +121,8 @@ CELLS = (
     Cell("endpoint", "huge answer", ill("endpoint", "huge"), _FAILS, 30),
 )
 
+_BROKE = "The bench broke in its first run, and was mended; the cell has not run since."
+_NOT_YET = "Its time was over."
 CAUSES = {
     "worker 130,000 hostile records": "With other programs beside it, the fleet answered 13,000 of them in 8 minutes.",
     "PostgreSQL failed over with lag": "A job that was accepted just before the death is neither on the standby nor on "

@@ -80,14 +80,6 @@ redis_away = between(lambda rig: rig.redis.kill(), lambda rig: rig.redis.start()
 """Redis loses its data."""
 names_away = between(lambda rig: rig.outside.answer_names(False), lambda rig: rig.outside.answer_names(True))
 s3_hung = between(lambda rig: _s3(rig).suspend(), lambda rig: _s3(rig).resume())
-topic_deleted = between(
-    lambda rig: (
-        AdminClient(rig.kafka.client_config())
-        .delete_topics([rig.kafka.topics.requests()])[rig.kafka.topics.requests()]
-        .result(20)
-    ),
-    lambda rig: create_topics(rig.kafka),
-)
 partitions_added = between(
     lambda rig: create_topics(
         rig.kafka.model_copy(update={"partitions": 2 * rig.kafka.partitions}), raise_partitions=True
@@ -105,6 +97,15 @@ certificate_expiring = between(
 def _s3(rig: Rig) -> psutil.Process:
     [server] = [one for one in psutil.Process().children(recursive=True) if "versitygw" in one.name()]
     return server
+
+
+@contextmanager
+def topic_deleted(rig: Rig) -> Iterator[None]:
+    """Delete the jobs' topic; at the end it is made anew."""
+    admin, name = AdminClient(rig.kafka.client_config()), rig.kafka.topics.requests()
+    admin.delete_topics([name])[name].result(20)
+    yield
+    create_topics(rig.kafka)
 
 
 @contextmanager
