@@ -84,7 +84,7 @@ def run(used: Kafka, jobs: int, broken: int, *, pool: int, seed: int) -> dict[st
     kafka = new_fleet(used, PARTITIONS)
     with receivers(1, note=True) as consumers:
         drawn = DrawnJobs(f"http://127.0.0.1:{consumers.ports[0]}", pool, seed)
-        expected = {"drawn": _put(kafka, drawn.jobs(jobs)), "broken": _put(kafka, drawn.broken(broken))}
+        expected = {"drawn": put(kafka, drawn.jobs(jobs)), "broken": put(kafka, drawn.broken(broken))}
         with _running(kafka) as fleet:
             _await_results(kafka, fleet, jobs + broken)
             ours = [one for one in _results(kafka) if _leads_to(one, consumers.ports[0])]
@@ -92,7 +92,7 @@ def run(used: Kafka, jobs: int, broken: int, *, pool: int, seed: int) -> dict[st
             _ensure_well(fleet)
     results = _results(kafka)
     letters = committed_records(kafka.client_config(), kafka.topics.dead_letters)
-    _ensure_one_each(set().union(*expected.values()), Counter(_header(one, WEBHOOK_ID) for one in results))
+    ensure_one_each(set().union(*expected.values()), Counter(_header(one, WEBHOOK_ID) for one in results))
     return {kind: _counted(ids, results, letters, arrived) for kind, ids in expected.items()}
 
 
@@ -130,7 +130,7 @@ def _counted(ids: set[str], results: list[Message], letters: list[Message], arri
     )
 
 
-def _put(kafka: KafkaSettings, drawn: Iterable[Drawn]) -> set[str]:
+def put(kafka: KafkaSettings, drawn: Iterable[Drawn]) -> set[str]:
     """Put the records on `model_requests`; return the `webhook-id` that each record's result must have."""
     lane, expected = kafka.topics.requests(), set[str]()
     topic_id = asyncio.run(topic_ids(kafka, [lane]))[lane]
@@ -154,7 +154,13 @@ def _results(kafka: KafkaSettings) -> list[Message]:
     return committed_records(kafka.client_config(), kafka.topics.results)
 
 
-def _ensure_one_each(expected: set[str], found: Counter[str]) -> None:
+def ids_of_results(kafka: KafkaSettings) -> Counter[str]:
+    """Return the number of results of each `webhook-id`."""
+    return Counter(_header(one, WEBHOOK_ID) for one in _results(kafka))
+
+
+def ensure_one_each(expected: set[str], found: Counter[str]) -> None:
+    """Raise NotSound unless each of the expected ids is found once, and no other id."""
     missing, others = expected - found.keys(), found.keys() - expected
     repeated = sum(1 for count in found.values() if count > 1)
     if missing or others or repeated:

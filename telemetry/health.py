@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from prometheus_client.exposition import choose_encoder
 
-from telemetry.clock import Clock
+from telemetry.clock import Clock, SystemClock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
 
@@ -105,6 +105,7 @@ class HealthServer:
         alive: Callable[[], bool] = _yes,
         pages: Pages = _NO_PAGES,
     ) -> None:
+        metrics.clock_seconds.set_function(SystemClock().time)
         self._server = _Server((host, port), metrics, readiness, started, alive, pages)
         self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)
 

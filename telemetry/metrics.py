@@ -314,12 +314,6 @@ class ExporterMetrics:
     disabled_endpoints = known_gauge("disabled_endpoints", "Endpoints of the fleet that are disabled now.")
     workers = gauge("workers", "Workers that announced themselves within three minutes.", "lane")
     model_workers = gauge("model_workers", "Workers that answer for a model, for up to 256 models.", "model")
-    worker_clock_skew = gauge(
-        "worker_clock_skew_seconds",
-        "Largest difference between a worker's clock and the brokers', by side: ahead, behind. An announcement may "
-        "wait 30 s for a broker, so smaller values of `behind` mean nothing.",
-        "side",
-    )
     worker_jobs_per_second = gauge("worker_jobs_per_second", "Jobs that one worker answers in a second.", "lane")
     worker_answer_seconds = gauge(
         "worker_answer_seconds",
@@ -352,9 +346,13 @@ class Metrics(
 
     peer_silent_seconds = gauge(
         "peer_silent_seconds",
-        "Seconds since a server that this process needs has answered, by peer: kafka (asked by the exporter), store, "
-        "files, redis, model_server. The process asks every five seconds, also without work.",
+        "Seconds for which a server that this process needs has not answered, by peer: kafka (asked by the exporter), "
+        "store, files, redis, model_server. The process asks every five seconds, also without work.",
         "peer",
+    )
+
+    clock_seconds = gauge(
+        "clock_seconds", "Unix time by the process's own clock. Prometheus compares it with the time of the scrape."
     )
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:

@@ -1,7 +1,8 @@
 """The silence of a process's peers: servers that it needs, such as a database or a model server.
 
 A process that has no work notices no dead server, and a call to a frozen server may hang for minutes. So each peer is
-asked every few seconds on a thread of its own, and a scrape tells how long the last answer was ago.
+asked every few seconds on a thread of its own, and a scrape tells for how long a question has had no answer.
+A process that was frozen has asked nothing meanwhile, so it accuses no peer when it goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.client import HTTPException
 from threading import Event, Lock, Thread
@@ -34,7 +35,7 @@ _log = get_logger()
 
 
 class PeerWatch:
-    """Shows the seconds since each peer's last answer as a metric. Any thread may call."""
+    """Shows the seconds for which each peer has not answered as a metric. Any thread may call."""
 
     def __init__(self, metrics: Metrics, clock: Clock, ask_seconds: float = ASK_SECONDS) -> None:
         self._metrics = metrics
@@ -42,13 +43,12 @@ class PeerWatch:
         self._ask_seconds = ask_seconds
         self._stop = Event()
         self._lock = Lock()
-        self._answered_at: dict[Peer, list[float]] = {}
-        """For each server of a peer, the time of its last answer; the start of the watch counts as an answer."""
+        self._silent_since: dict[Peer, list[float | None]] = {}
+        """For each server of a peer, the time since which it has been silent; None if it answered the last question."""
 
     def watch(self, peer: Peer, ask: Callable[[], object]) -> None:
         """Call `ask` every few seconds until `close`. An exception means that the peer did not answer."""
-        answered = self.expect(peer)
-        Thread(target=self._ask, args=(peer, ask, answered), name=f"peer-{peer}", daemon=True).start()
+        Thread(target=self._ask, args=(peer, ask, self._silence_of(peer)), name=f"peer-{peer}", daemon=True).start()
 
     def watch_redis(self, *urls: SecretStr | None) -> None:
         """Watch each Redis that settings name, once also where several name the same one."""
@@ -57,28 +57,36 @@ class PeerWatch:
 
     def expect(self, peer: Peer) -> Callable[[], None]:
         """Show a peer that the caller asks itself. Returns the function to call after each answer."""
-        with self._lock:
-            times = self._answered_at.setdefault(peer, [])
-            number = len(times)
-            times.append(self._clock.monotonic())
-        self._metrics.peer_silent_seconds.labels(peer).set_function(lambda: self._silence(peer))
-
-        def answered() -> None:
-            times[number] = self._clock.monotonic()
-
-        return answered
+        silent_since = self._silence_of(peer)
+        silent_since(self._clock.monotonic())
+        return lambda: silent_since(self._clock.monotonic())
 
     def close(self) -> None:
         """Ask no more. A question that hangs is left to its daemon thread."""
         self._stop.set()
 
-    def _silence(self, peer: Peer) -> float:
-        """Return the longest silence of the peer's servers."""
-        return self._clock.monotonic() - min(self._answered_at[peer])
+    def _silence_of(self, peer: Peer) -> Callable[[float | None], None]:
+        """Show one more server of a peer. Returns the function that notes since when the server has been silent."""
+        with self._lock:
+            times = self._silent_since.setdefault(peer, [])
+            number = len(times)
+            times.append(None)
+        self._metrics.peer_silent_seconds.labels(peer).set_function(lambda: self._longest(times))
 
-    def _ask(self, peer: Peer, ask: Callable[[], object], answered: Callable[[], None]) -> None:
+        def note(since: float | None) -> None:
+            times[number] = since
+
+        return note
+
+    def _longest(self, times: Sequence[float | None]) -> float:
+        now = self._clock.monotonic()
+        return max(0.0 if since is None else now - since for since in times)
+
+    def _ask(self, peer: Peer, ask: Callable[[], object], silent_since: Callable[[float | None], None]) -> None:
         silent = False
         while not self._stop.is_set():
+            if not silent:
+                silent_since(self._clock.monotonic())
             try:
                 ask()
             except Exception as error:
@@ -91,7 +99,7 @@ class PeerWatch:
                     )
                 silent = True
             else:
-                answered()
+                silent_since(None)
                 if silent:
                     _log.info(f"The peer {peer} answers again.", action="peer-answers", peer=peer)
                 silent = False

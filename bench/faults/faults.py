@@ -2,97 +2,195 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import psutil
+from confluent_kafka.admin import AdminClient
 
+from bench.drawn_jobs import DrawnJobs
 from bench.faults.outside import Mode
 from bench.faults.rig import Rig
+from bench.fleet import wait_for
+from bench.hostile_jobs import LONGEST_SECONDS, POOL, ids_of_results, put
+from cli.operations.certificates import LEAF_DAYS, renew
+from cli.operations.topics import create_topics
 
 Fault = Callable[[Rig], AbstractContextManager[object]]
+HEAVY_BYTES = 200_000
+"""Size of a job's prompt and answer while memory is short."""
+SPARE_BYTES = 8 * 1024 * 1024
+FROZEN_SECONDS, THAWED_SECONDS = 0.18, 0.02
+"""A slow broker runs for a tenth of the time."""
+LAG_SECONDS = 15.0
+
+
+def between(begin: Callable[[Rig], object], end: Callable[[Rig], object] = lambda rig: None) -> Fault:
+    """Return a fault of two steps."""
+
+    @contextmanager
+    def fault(rig: Rig) -> Iterator[None]:
+        begin(rig)
+        yield
+        end(rig)
+
+    return fault
 
 
 def killed(name: str) -> Fault:
     """Kill a process by SIGKILL; it stays away."""
-
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        rig.kill(name)
-        yield
-        rig.start(name)
-
-    return fault
+    return between(lambda rig: rig.kill(name), lambda rig: rig.start(name))
 
 
 def frozen(name: str) -> Fault:
     """Freeze a process by SIGSTOP."""
-
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        rig.signal(name, signal.SIGSTOP)
-        yield
-        rig.signal(name, signal.SIGCONT)
-
-    return fault
+    return between(lambda rig: rig.signal(name, signal.SIGSTOP), lambda rig: rig.signal(name, signal.SIGCONT))
 
 
-def ill(server: str, mode: Mode) -> Fault:
+def clock_moved(name: str, seconds: int) -> Fault:
+    """Move the clock of a process while it runs."""
+    return between(lambda rig: rig.set_clock(name, seconds), lambda rig: rig.set_clock(name, 0))
+
+
+def ill(server: Literal["model", "endpoint"], mode: Mode) -> Fault:
     """Make the model server (`model`) or the receiver (`endpoint`) ill."""
-
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        rig.outside.set(getattr(rig.outside, server), mode)
-        yield
-        rig.outside.set(getattr(rig.outside, server), "well")
-
-    return fault
+    return between(lambda rig: rig.outside.set(server, mode), lambda rig: rig.outside.set(server, "well"))
 
 
 def brokers_killed(*indexes: int) -> Fault:
     """Kill brokers by SIGKILL, and start them again at the end."""
 
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        for index in indexes:
-            rig.broker.kill(index)
-        yield
+    def each(step: Callable[[int], None]) -> None:
         # All at once, because a single one of three does not serve.
-        threads = [threading.Thread(target=rig.broker.restart, args=(index,)) for index in indexes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(step, indexes))
 
-    return fault
+    return between(lambda rig: each(rig.broker.kill), lambda rig: each(rig.broker.restart))
 
 
-def clock_moved(seconds: int) -> Fault:
-    """Move the clock of the cell's process while it runs."""
+store_away = between(lambda rig: rig.postgres.kill(), lambda rig: rig.postgres.start())
+redis_away = between(lambda rig: rig.redis.kill(), lambda rig: rig.redis.start())
+"""Redis loses its data."""
+names_away = between(lambda rig: rig.outside.answer_names(False), lambda rig: rig.outside.answer_names(True))
+s3_hung = between(lambda rig: _s3(rig).suspend(), lambda rig: _s3(rig).resume())
+partitions_added = between(
+    lambda rig: create_topics(
+        rig.kafka.model_copy(update={"partitions": 2 * rig.kafka.partitions}), raise_partitions=True
+    )
+)
+poison = between(lambda rig: rig.post({"prompt": "[[crash-worker]]", "custom_id": "poison"}))
+"""A job that ends each worker that answers it, as the kernel does when memory runs out."""
+certificate_expiring = between(
+    # It ends within a minute.
+    lambda rig: renew(rig.authority, "door", datetime.now(UTC) - timedelta(days=LEAF_DAYS) + timedelta(minutes=6)),
+    lambda rig: renew(rig.authority, "door", datetime.now(UTC)),
+)
 
-    @contextmanager
-    def fault(rig: Rig) -> Iterator[None]:
-        rig.set_clock(seconds)
-        yield
-        rig.set_clock(0)
 
-    return fault
+def _s3(rig: Rig) -> psutil.Process:
+    [server] = [one for one in psutil.Process().children(recursive=True) if "versitygw" in one.name()]
+    return server
 
 
 @contextmanager
-def redis_away(rig: Rig) -> Iterator[None]:
-    """Kill Redis, which loses its data."""
-    rig.redis.kill()
+def topic_deleted(rig: Rig) -> Iterator[None]:
+    """Delete the jobs' topic; at the end it is made anew."""
+    admin, name = AdminClient(rig.kafka.client_config()), rig.kafka.topics.requests()
+    admin.delete_topics([name])[name].result(20)
     yield
+    create_topics(rig.kafka)
+
+
+@contextmanager
+def redis_lying(rig: Rig) -> Iterator[None]:
+    """Let a server that answers each command with `+OK` stand in Redis's place."""
+    rig.redis.kill()
+    with rig.outside.lying(rig.redis.port):
+        yield
     rig.redis.start()
 
 
 @contextmanager
-def files_frozen(rig: Rig) -> Iterator[None]:
-    """Freeze the S3 server."""
-    [server] = [one for one in psutil.Process().children(recursive=True) if "versitygw" in one.name()]
-    server.suspend()
+def slow_broker(rig: Rig) -> Iterator[None]:
+    """Let the first broker run for a tenth of the time only."""
+    over, pid = threading.Event(), rig.broker.pids[0]
+
+    def slow() -> None:
+        while not over.wait(THAWED_SECONDS):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(FROZEN_SECONDS)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
     yield
-    server.resume()
+    over.set()
+    thread.join()
+
+
+def short_of_memory(name: str) -> Fault:
+    """Let a process have no more address space than it has, while jobs of HEAVY_BYTES come."""
+
+    @contextmanager
+    def fault(rig: Rig) -> Iterator[None]:
+        process = rig.processes[name].process
+        most = process.memory_info().vms + SPARE_BYTES
+        process.rlimit(psutil.RLIMIT_AS, (most, psutil.RLIM_INFINITY))  # a soft limit can be raised again
+        rig.outside.weight = HEAVY_BYTES
+        yield
+        rig.outside.weight = 0
+        with suppress(psutil.NoSuchProcess):
+            process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+
+    return fault
+
+
+@contextmanager
+def disk_full(rig: Rig) -> Iterator[None]:
+    """Fill the small disk; at the end it is empty again, and servers that ended meanwhile start again."""
+    for size in (1024 * 1024, 512):
+        with (rig.disk / "fill").open("ab", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(size)):
+                pass
+    yield
+    (rig.disk / "fill").unlink()
+    if rig.needs == "small disk of a broker":
+        rig.broker.restart(2)
+    if rig.needs == "small disk of the store":
+        rig.postgres.kill()
+        rig.postgres.start()
+
+
+@contextmanager
+def store_failed_over(rig: Rig) -> Iterator[None]:
+    """Kill PostgreSQL, and start a standby that lacks the commits of the last LAG_SECONDS."""
+    with ExitStack() as stack:
+        rig.postgres.kill()
+        standby = stack.enter_context(rig.postgres.copied())
+        rig.postgres.start()
+        time.sleep(LAG_SECONDS)
+        rig.postgres.kill()
+        standby.start()
+        rig.closing.enter_context(stack.pop_all())
+    yield
+
+
+def hostile(records: int) -> Fault:
+    """Put jobs with one fault each on Kafka, and wait until each has exactly one result."""
+
+    def send(rig: Rig) -> None:
+        drawn = DrawnJobs(f"http://127.0.0.1:{rig.outside.endpoint.port}", POOL, seed=1)
+        expected = put(rig.kafka, drawn.broken(records))
+        wait_for(lambda: expected <= ids_of_results(rig.kafka).keys(), LONGEST_SECONDS, 10.0)
+        found = ids_of_results(rig.kafka)
+        if doubled := [name for name in expected if found[name] > 1]:
+            raise RuntimeError(f"{len(doubled)} hostile records have two results")
+
+    return between(send)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-
-from telemetry.atomic_file import replacing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 LATE_SECONDS = 5.0
 """A job is late if its first callback comes later than this after the job was due; without a fault, it takes 0.5 s."""
@@ -32,40 +28,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """The samples of one cell."""
-
-    commit: str
-    date: str
-    load: float
-    """Load average of one minute when the fault began."""
-    began: float
-    ended: float
-    """Unix seconds of the fault's begin and end."""
-    alerts: Mapping[str, float]
-    """Seconds from the fault's begin until each alert fired."""
-    restarts: Mapping[str, int]
-    """Number of times that a process ended by itself and was started again, by process."""
-    jobs: Sequence[Job]
-
-    def write(self, file: Path) -> None:
-        """Write the samples as JSON."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as out:
-            out.write(json.dumps(asdict(self)).encode())
-
-    @classmethod
-    def read(cls, file: Path) -> Measured:
-        """Read the file that `write` wrote."""
-        data = json.loads(file.read_text(encoding="utf-8"))
-        data["jobs"] = [
-            Job(**{**job, "callbacks": [(at, webhook_id) for at, webhook_id in job["callbacks"]]})
-            for job in data["jobs"]
-        ]
-        return cls(**data)
-
-
-@dataclass(frozen=True, slots=True)
 class Judged:
     """The verdict on one cell."""
 
@@ -86,20 +48,20 @@ class Judged:
     """From the fault's end to the last late callback or refusal; None if a job was lost."""
 
 
-def judge(measured: Measured) -> Judged:
-    """Return the verdict on a cell."""
-    accepted = [job for job in measured.jobs if job.accepted is not None]
+def judge(jobs: Sequence[Job], ended: float) -> Judged:
+    """Return the verdict on a cell whose fault ended at this Unix time."""
+    accepted = [job for job in jobs if job.accepted is not None]
     lost = [job for job in accepted if not job.outcomes or not job.callbacks]
-    troubled = [at for job in measured.jobs if (at := _trouble(job)) is not None]
+    troubled = [at for job in jobs if (at := _trouble(job)) is not None]
     return Judged(
         accepted=len(accepted),
-        refused=len(measured.jobs) - len(accepted),
+        refused=len(jobs) - len(accepted),
         failed=sum(set(job.outcomes) not in (set(), {"succeeded"}) for job in accepted),
         lost=len(lost),
-        doubled=sum(len(job.outcomes) > 1 or len(_events(job)) > 1 for job in measured.jobs),
-        repeated=sum(len(job.callbacks) - len(_events(job)) for job in measured.jobs),
+        doubled=sum(len(job.outcomes) > 1 or len(_events(job)) > 1 for job in jobs),
+        repeated=sum(len(job.callbacks) - len(_events(job)) for job in jobs),
         longest_seconds=max((job.called - job.due for job in accepted if job.called is not None), default=0.0),
-        recovery_seconds=None if lost else max([0.0, *(at - measured.ended for at in troubled)]),
+        recovery_seconds=None if lost else max([0.0, *(at - ended for at in troubled)]),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, Self, TypeVar
 
 import aiohttp
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from bench.faults.judge import Job
 from schemas.signature import ID_HEADER, VerificationError, verify
+from tests.integration.name_server import NameServer
 from workers.delivery.keyring import Keyring
 
 Mode = Literal["well", "away", "hung", "5xx", "garbage", "slow", "redirecting", "huge"]
@@ -77,10 +79,11 @@ class Outside:
 
     def __init__(self, keyring: Keyring) -> None:
         self.jobs: dict[int, Job] = {}
-        self.refused: dict[str, int] = {}
-        """Number of the receiver's refusals by reason."""
         self.model = Server(self._complete)
         self.endpoint = Server(self._receive)
+        self.weight = 0
+        """Further bytes of each prompt and answer."""
+        self._names: NameServer | None = None
         self._keyring = keyring
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -100,15 +103,53 @@ class Outside:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
-    def set(self, server: Server, mode: Mode) -> None:
-        """Make a server ill or well."""
+    def job_of(self, custom_id: str | None) -> Job | None:
+        """Return the job of the load that has this `custom_id`; None for others, such as hostile ones."""
+        number = (custom_id or "").removeprefix("case-")
+        return self.jobs.get(int(number)) if number.isdecimal() and number != custom_id else None
+
+    def set(self, name: Literal["model", "endpoint"], mode: Mode) -> None:
+        """Make the model server or the receiver ill or well."""
+        server = self.model if name == "model" else self.endpoint
         if "away" in (mode, server.mode):
             self._call(server.stop() if mode == "away" else server.start())
         server.mode = mode
 
-    def start_load(self, doors: list[str], key: str, rate: float) -> None:
-        """Post `rate` jobs a second, in turns to the doors' URLs."""
-        self._load = self._call(self._begin(doors, key, rate))
+    def serve_names(self, address: str, host: str) -> None:
+        """Serve the name of the receiver on port 53 of an address; needs root."""
+        self._names = names = NameServer({host: [["127.0.0.1"]]})
+        self._call(self._loop.create_datagram_endpoint(lambda: names, local_addr=(address, 53)))
+        self._host = host
+
+    def answer_names(self, answered: bool) -> None:
+        """Answer questions for the receiver's name, or say that there is no such name."""
+        assert self._names is not None
+        self._names.answers = {self._host: [["127.0.0.1"]]} if answered else {}
+
+    @contextmanager
+    def lying(self, port: int) -> Iterator[None]:
+        """Answer each command of Redis with `+OK` on a port during the block."""
+        clients: set[asyncio.StreamWriter] = set()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            clients.add(writer)
+            with suppress(OSError):
+                while await reader.read(65_536):
+                    writer.write(b"+OK\r\n")
+            writer.close()
+
+        async def stop() -> None:
+            server.close()
+            for client in clients:
+                client.transport.abort()
+
+        server = self._call(asyncio.start_server(answer, "127.0.0.1", port))
+        yield
+        self._call(stop())
+
+    def start_load(self, doors: list[str], key: str, rate: float, host: str, authority: str | None) -> None:
+        """Post `rate` jobs a second, in turns to the doors' URLs. `host` is the receiver's name in callback URLs."""
+        self._load = self._call(self._begin(doors, key, rate, host, authority))
 
     def stop_load(self) -> None:
         """Post no new jobs, and wait for those that clients still try to post."""
@@ -127,22 +168,30 @@ class Outside:
         if self._posting:
             await asyncio.wait(self._posting)
 
-    async def _posts(self, doors: list[str], key: str, rate: float) -> None:
+    async def _posts(self, doors: list[str], key: str, rate: float, host: str, authority: str | None) -> None:
         """Post at an open-loop rate until cancelled."""
-        url = f"http://127.0.0.1:{self.endpoint.port}/hook"
+        tls = ssl.create_default_context(cafile=authority) if authority else True
+        url = f"http://{host}:{self.endpoint.port}/hook"
         # A session of its own for the life of the load; requests under way end with it only after `_all_posted`.
-        session = aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"})
-        number, begin = 0, self._loop.time()
+        # Over TLS, each request makes a connection, because a kept one needs no valid certificate.
+        connections = aiohttp.TCPConnector(ssl=tls, force_close=authority is not None)
+        session = aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}, connector=connections)
+        first, begin = len(self.jobs), self._loop.time()
+        number = first
         try:
             while True:
                 job = self.jobs[number] = Job(time.time())
                 order = [doors[(number + turn) % len(doors)] for turn in range(TRIES)]
-                body = {"prompt": f"Case {number}?", "callback_url": url, "custom_id": str(number)}
+                body = {
+                    "prompt": f"Case {number}?" + "x" * self.weight,
+                    "callback_url": url,
+                    "custom_id": f"case-{number}",
+                }
                 task = asyncio.ensure_future(_post(session, order, f"job-{number}", body, job))
                 self._posting.add(task)
                 task.add_done_callback(self._posting.discard)
                 number += 1
-                await asyncio.sleep(max(0.0, begin + number / rate - self._loop.time()))
+                await asyncio.sleep(max(0.0, begin + (number - first) / rate - self._loop.time()))
         finally:
             await asyncio.shield(self._all_posted())
             await session.close()
@@ -154,11 +203,8 @@ class Outside:
         if not request.path.endswith("/chat/completions"):
             return web.Response(status=404)
         await asyncio.sleep(ANSWER_SECONDS)
-        choice = {
-            "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "yes"},
-        }
+        message = {"role": "assistant", "content": "yes" + "x" * self.weight}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
         return web.json_response({"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": _USAGE})
 
     async def _receive(self, request: web.Request) -> web.Response:
@@ -171,10 +217,12 @@ class Outside:
                 break
         else:
             return web.Response(status=401)
-        custom_id = json.loads(body)["data"].get("custom_id") or ""
-        if custom_id.isdigit() and (job := self.jobs.get(int(custom_id))) is not None:
+        if (job := self.job_of(json.loads(body)["data"].get("custom_id"))) is not None:
             job.callbacks.append((now, request.headers[ID_HEADER]))
-        return web.Response()
+        answer = web.Response()
+        if self._names is not None:
+            answer.force_close()  # a kept connection would need no name
+        return answer
 
 
 async def _post(session: aiohttp.ClientSession, doors: list[str], key: str, body: Any, job: Job) -> None:

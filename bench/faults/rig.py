@@ -5,30 +5,33 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import requests
 
 from bench.committed import committed_records
+from bench.faults.judge import Job
 from bench.faults.outside import MODEL, Outside
 from bench.fleet import POSTBACK, START_SECONDS, Command, wait_for
 from bench.result import ROOT
 from cli.devkit.broker import Broker
+from cli.operations.certificates import LEAF_DAYS, Leaf, init, issue
 from cli.operations.topics import configure_groups, create_topics
 from schemas.codec import read_result
 from schemas.settings import KafkaSettings
-from telemetry.atomic_file import replacing
 from telemetry.clock import SystemClock
-from tests.debian_package import unpacked
 from tests.postgres_server import PostgresServer
 from tests.prometheus_tools import Prometheus, free_port, scraping
 from tests.redis_server import RedisServer
@@ -44,16 +47,21 @@ TIERS = (1, 5, 15, 30, 60)
 """Waits between the attempts of a callback, in seconds; the default's second wait of five minutes outlasts a cell."""
 PARTITIONS = 4
 RATE = 5.0
+CLOCK = Path(__file__).with_name("clock.c")
+BOUND = 'mount --bind "$1" /etc/resolv.conf && shift && exec "$@"'
+"""The command that gives a process our name server. Needs root."""
 ROLES = ("worker", "deliver", "gateway", "exporter")
 TENANT = "bench"
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """Wishes of a cell for its fleet."""
-
-    clock: str = ""
-    """The process whose clock the fault moves, such as `worker-1`."""
+Needs = Literal[
+    "", "clocks", "echo", "names", "tls", "small disk of a broker", "small disk of logs", "small disk of the store"
+]
+"""The wish of a cell for its fleet: processes 1 with clocks of their own, workers with the engine `echo`, a receiver
+with a name, gateways over TLS, or a disk of SMALL_BYTES."""
+SMALL_BYTES = 400 * 1024 * 1024
+HOST = "hooks.example"
+NAME_SERVER = "127.0.0.53"
 
 
 class Rig:
@@ -62,8 +70,13 @@ class Rig:
     def __init__(self, folder: Path, needs: Needs) -> None:
         self.folder = folder
         self.needs = needs
+        self.disk = folder / "disk"
+        self.authority = folder / "authority"
+        self.closing = ExitStack()
+        """Servers that a fault started, which end with the fleet."""
         self.alerts: dict[str, float] = {}
-        """Unix seconds at which each alert fired first."""
+        """Unix seconds at which each alert fired first in the cell that runs."""
+        self.firing: set[str] = set()
         self.restarts: Counter[str] = Counter()
         self.processes: dict[str, Command] = {}
         self.down: set[str] = set()
@@ -78,7 +91,10 @@ class Rig:
     def running(self) -> Iterator[Rig]:
         """Start all, and end all with the block."""
         with ExitStack() as stack:
+            if self.needs.startswith("small disk"):
+                stack.enter_context(small_disk(self.disk))
             self._start_peers(stack)
+            stack.enter_context(self.closing)
             stack.callback(self._kill_all)
             self._start_roles()
             self.prometheus = stack.enter_context(self._watched_by_prometheus())
@@ -91,7 +107,10 @@ class Rig:
         keyring = Keyring.create(self.folder / "keyring.json", SystemClock())
         self.outside = stack.enter_context(Outside(keyring))
         self.broker = stack.enter_context(Broker.start(brokers=3))
-        self.postgres = stack.enter_context(PostgresServer())
+        if self.needs == "small disk of a broker":
+            self._move_to_small_disk(self.broker.data / "node-3")
+        with temporary_folder(self.disk if self.needs == "small disk of the store" else None):
+            self.postgres = stack.enter_context(PostgresServer())
         self.redis = stack.enter_context(RedisServer(self.folder))
         self.s3 = stack.enter_context(s3_server(self.folder / "s3" / "data", "files"))
         self.kafka = KafkaSettings(
@@ -103,7 +122,21 @@ class Rig:
         create_topics(self.kafka)
         configure_groups(self.kafka)
         self.store = self.postgres.new_database()
-        self.set_clock(0)
+        # The authority is as old as a certificate, so that a fault can give out one that is about to end.
+        then = datetime.now(UTC) - timedelta(days=LEAF_DAYS)
+        init(self.authority, then)
+        self.certificate = issue(self.authority, Leaf.server("door", ("127.0.0.1",)), datetime.now(UTC)).certificate
+        if self.needs == "names":
+            self.outside.serve_names(NAME_SERVER, HOST)
+            (self.folder / "resolv.conf").write_text(f"nameserver {NAME_SERVER}\n", encoding="utf-8")
+        if self.needs == "clocks":
+            subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", self.folder / "clock.so", CLOCK, "-ldl"], check=True)
+
+    def _move_to_small_disk(self, node: Path) -> None:
+        self.broker.kill(2)
+        shutil.move(node, self.disk)
+        node.symlink_to(self.disk / node.name)
+        self.broker.restart(2)
 
     # -- roles -----------------------------------------------------------------------------------------------------
 
@@ -132,15 +165,23 @@ class Rig:
         if role == "exporter":
             arguments[1] = "--port"
         if role == "worker":
-            arguments += ["--engine", "openai", "--model", MODEL]
+            arguments += ["--engine", "echo"] if self.needs == "echo" else ["--engine", "openai", "--model", MODEL]
             variables["POSTBACK_ENGINE__OPENAI__BASE_URL"] = f"http://127.0.0.1:{self.outside.model.port}/v1"
             variables["POSTBACK_CACHE__REDIS_URL"] = self.redis.url
         if role == "gateway":
             arguments += ["--port", str(self.door_ports[name]), "--store", self.store]
+            if self.needs == "tls":
+                key = self.certificate.with_suffix(".key")
+                arguments += ["--tls-cert", str(self.certificate), "--tls-key", str(key)]
             variables |= self._of_gateway()
-        if name == self.needs.clock:
-            variables |= self._with_own_clock()
-        self.processes[name] = Command(self.kafka, *arguments, **variables)
+        through: tuple[str, ...] = ()
+        if self.needs == "names" and role == "deliver":
+            through = "unshare", "--mount", "sh", "-c", BOUND, "sh", str(self.folder / "resolv.conf")
+        if self.needs == "clocks" and name.endswith("-1"):
+            variables |= {"LD_PRELOAD": str(self.folder / "clock.so"), "CLOCK_FILE": str(self.folder / f"clock-{name}")}
+            self.set_clock(name, 0)
+        with temporary_folder(self.disk if self.needs == "small disk of logs" else None):
+            self.processes[name] = Command(self.kafka, *arguments, through=through, **variables)
 
     def _of_gateway(self) -> dict[str, str]:
         return {
@@ -154,19 +195,12 @@ class Rig:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
-    def _with_own_clock(self) -> dict[str, str]:
-        library = next(unpacked("libfaketime").rglob("libfaketimeMT.so.1"))
-        return {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(self.folder / "clock"),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-
-    def set_clock(self, seconds: int) -> None:
-        """Move the clock of the cell's process by so many seconds."""
-        with replacing(self.folder / "clock") as out:
-            out.write(f"{seconds:+d}\n".encode())
+    def set_clock(self, name: str, seconds: int) -> None:
+        """Move the clock of a process by so many seconds. The process maps this file, so it is changed in place."""
+        clock = self.folder / f"clock-{name}"
+        clock.touch()
+        with clock.open("r+b") as file:
+            file.write(f"{seconds:+5d}".ljust(16).encode())
 
     def kill(self, name: str) -> None:
         """Send SIGKILL; the process stays away until `start`."""
@@ -195,19 +229,35 @@ class Rig:
 
     def start_load(self) -> None:
         """Let the clients post jobs to both gateways."""
-        doors = [f"http://127.0.0.1:{port}" for port in self.door_ports.values()]
-        self.outside.start_load(doors, self.key, RATE)
+        scheme = "https" if self.needs == "tls" else "http"
+        doors = [f"{scheme}://127.0.0.1:{port}" for port in self.door_ports.values()]
+        authority = str(self.authority / "ca.pem") if self.needs == "tls" else None
+        host = HOST if self.needs == "names" else "127.0.0.1"
+        self.outside.start_load(doors, self.key, RATE, host, authority)
+
+    def post(self, job: Mapping[str, object]) -> None:
+        """Post one job. Raises RuntimeError if the first gateway refuses it."""
+        url = f"http://127.0.0.1:{self.door_ports['gateway-1']}/v1/jobs"
+        answer = requests.post(url, json=job, headers={"authorization": f"Bearer {self.key}"}, timeout=30)
+        if answer.status_code != 202:
+            raise RuntimeError(f"{answer.status_code}: {answer.text}")
+
+    def jobs(self, first: int = 0) -> list[Job]:
+        """Return the jobs from this number on."""
+        return list(self.outside.jobs.values())[first:]
 
     def open_jobs(self) -> int:
         """Return the number of accepted jobs without a callback."""
-        return sum(job.accepted is not None and not job.callbacks for job in list(self.outside.jobs.values()))
+        return sum(job.accepted is not None and not job.callbacks for job in self.jobs())
 
     def count_results(self) -> None:
-        """Read all results, and note their outcomes at their jobs."""
+        """Read all results, and note the outcomes at their jobs."""
+        for job in self.jobs():
+            job.outcomes.clear()
         for message in committed_records(self.kafka.client_config(), self.kafka.topics.results):
             result = read_result(message.value() or b"")
-            if (name := str(result.custom_id)).isdigit() and (job := self.outside.jobs.get(int(name))):
-                job.outcomes.append(str(result.outcome))
+            if (counted := self.outside.job_of(result.custom_id)) is not None:
+                counted.outcomes.append(str(result.outcome))
 
     @contextmanager
     def _watched_by_prometheus(self) -> Iterator[Prometheus]:
@@ -221,39 +271,51 @@ class Rig:
     @contextmanager
     def _kept(self) -> Iterator[None]:
         """Start processes again that end by themselves, as an orchestrator does, and note the alerts that fire."""
-        threads = [threading.Thread(target=self._repeat, args=(each,)) for each in (self._restart_ended, self._note)]
-        for thread in threads:
-            thread.start()
+        thread = threading.Thread(target=self._keep)
+        thread.start()
         try:
             yield
         finally:
             self._over.set()
-            for thread in threads:
-                thread.join()
+            thread.join()
 
-    def _repeat(self, work: object) -> None:
+    def _keep(self) -> None:
         while not self._over.wait(0.5):
-            with suppress(requests.RequestException, RuntimeError):
-                work()  # type: ignore[operator]
-
-    def _restart_ended(self) -> None:
-        for name in list(self.processes):
             with self._lock:
-                ended = name not in self.down and self.processes[name].status() is not None
-                if ended:
-                    self.restarts[name] += 1
-                    self._keep_output(name)
-                    self._launch(name)
-            if ended:
-                self.processes[name].__enter__()
-
-    def _keep_output(self, name: str) -> None:
-        with (self.folder / f"{name}.ended.log").open("a", encoding="utf-8") as log:
-            log.write(self.processes[name].output())
+                for name in self.processes.keys() - self.down:
+                    if self.processes[name].status() is not None:
+                        self.restarts[name] += 1
+                        self._launch(name)
+            with suppress(requests.RequestException):
+                self._note()
 
     def _note(self) -> None:
         answer = requests.get(f"{self.prometheus.url}/api/v1/alerts", timeout=10).json()
-        for one in answer["data"]["alerts"]:
-            if one["state"] == "firing":
-                role = one["labels"].get("job", "").removeprefix("postback-")
-                self.alerts.setdefault(f"{one['labels']['alertname']} {role}".strip(), time.time())
+        firing = [one["labels"] for one in answer["data"]["alerts"] if one["state"] == "firing"]
+        names = (one["alertname"] + one.get("job", "").replace("postback-", " ") for one in firing)
+        self.firing = {name.removeprefix("Postback") for name in names}
+        for name in self.firing:
+            self.alerts.setdefault(name, time.time())
+
+
+@contextmanager
+def temporary_folder(folder: Path | None) -> Iterator[None]:
+    """Let new temporary files be in this folder during the block."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder) if folder else before
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a disk of SMALL_BYTES in memory. Needs root."""
+    folder.mkdir()
+    folder.chmod(0o777)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES},mode=777", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

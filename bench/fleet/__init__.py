@@ -132,9 +132,12 @@ class Sample:
 
 
 class Command:
-    """A `postback` process that serves metrics. Its `with` block ends with SIGTERM and waits for the process."""
+    """A `postback` process that serves metrics. Its `with` block ends with SIGTERM and waits for the process.
 
-    def __init__(self, kafka: KafkaSettings, *arguments: str, **variables: str) -> None:
+    `through` is a command that is put before the process's own command line and starts it.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *arguments: str, through: Sequence[str] = (), **variables: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("POSTBACK_")}
         environment = {
             "POSTBACK_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
@@ -145,7 +148,7 @@ class Command:
         }
         self._log = tempfile.NamedTemporaryFile("w+", prefix="postback-bench-", suffix=".log")  # noqa: SIM115 - open as long as the process runs
         self._process = subprocess.Popen(
-            [POSTBACK, *arguments], env=kept | environment | variables, stdout=self._log, stderr=self._log
+            [*through, POSTBACK, *arguments], env=kept | environment | variables, stdout=self._log, stderr=self._log
         )
         self._watched = psutil.Process(self._process.pid)
         self._port = 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cli.devkit.broker import Broker
+from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from telemetry.health import READY, HealthPage, HealthServer, Heartbeat, Readiness
 from telemetry.metrics import Metrics
@@ -78,6 +79,15 @@ def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
         _, kind, body = ask(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
         assert kind.startswith("application/openmetrics-text")
         assert body.endswith(b"# EOF\n")
+
+
+def test_each_process_shows_its_own_clock() -> None:
+    metrics, clock = Metrics(), SystemClock()
+    with HealthServer(metrics, lambda: READY):
+        before = clock.time()
+        shown = metrics.registry.get_sample_value("postback_clock_seconds")
+        assert shown is not None
+        assert before <= shown <= clock.time()
 
 
 def test_another_path_is_not_found_and_head_has_no_body() -> None:

@@ -232,8 +232,8 @@ def wait_for_health(prometheus: Prometheus) -> None:
 
 
 def set_by_hand(metrics: Metrics, *, skew_seconds: float, free_bytes: float) -> None:
-    """Set the gauges of a worker's clock, and of a disk whose size is 1000 bytes."""
-    metrics.worker_clock_skew.labels("ahead").set(skew_seconds)
+    """Set the gauges of a process's clock, and of a disk whose size is 1000 bytes."""
+    metrics.clock_seconds.set_function(lambda: SystemClock().time() + skew_seconds)
     metrics.store_disk_bytes.labels("database").set(1000)
     metrics.store_free_bytes.labels("database").set(free_bytes)
 

@@ -270,7 +270,6 @@ def test_series_without_a_figure_vanish() -> None:
     role.read()
     assert 'postback_model_workers{model="echo"}' in role.shown
     assert 'postback_tightest_deadline_seconds{lane=""} 100.0' in role.shown
-    assert 'postback_worker_clock_skew_seconds{side="ahead"} 0.0' in role.shown
 
     role.reader = InMemory()
     role.read()
@@ -403,21 +402,17 @@ def test_a_worker_counts_until_it_withdraws_or_is_silent() -> None:
     assert (facts.workers(), facts.models()) == ({"big": 1}, {"a": 1})
 
 
-def test_workers_tell_the_times_of_their_answers_by_lane_and_their_clocks_are_compared_with_the_brokers() -> None:
+def test_workers_tell_the_times_of_their_answers_by_lane() -> None:
     told = [("w1", None, 5.0), ("w2", None, 8.0), ("w3", "big", 90.0), ("w4", None, None), ("w1", None, 6.0)]
     facts = announced(*(worker(name, lane=lane, answer_seconds=seconds) for name, lane, seconds in told))
     assert facts.answers() == {None: [6.0, 8.0], "big": [90.0]}
-    skewed = {"w1": 4_000, "w2": -9_000, "w3": 100}
-    facts = announced(*(worker(name, at_ms=NOW + ahead_ms) for name, ahead_ms in skewed.items()))
-    assert announced().clock_skew() == {"ahead": 0.0, "behind": 0.0}
-    assert facts.clock_skew() == {"ahead": 4.0, "behind": 9.0}
 
 
 def test_an_announcement_with_an_impossible_time_is_left_out_and_any_number_takes_a_bounded_memory() -> None:
     said = worker("w1", "a")
     times = (b"9" * 400, b"-1", b"1000000000000000")
     facts = announced(*(replace(said, value=(said.value or b"").replace(str(NOW).encode(), time)) for time in times))
-    assert (facts.workers().total(), facts.clock_skew()["ahead"]) == (0, 0.0)
+    assert facts.workers().total() == 0
     many = announced(*(worker(f"w{number}", "a") for number in range(MOST_WORKERS + 9)))
     assert many.workers().total() == MOST_WORKERS
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.faults.judge import LATE_SECONDS, Job, Judged, Measured, judge
+from bench.faults import __main__ as ledger
+from bench.faults.__main__ import CAUSES, CELLS, HEAD, known
+from bench.faults.judge import LATE_SECONDS, Job, Judged, judge
+from bench.result import Result, Table
 
 BEGAN, ENDED = 1_000.0, 1_060.0
 
@@ -15,10 +20,6 @@ def job(due: float, seconds: float | None = 0.5, *more: tuple[float, str], outco
     """An accepted job that was called back after `seconds`, or never; `more` are its further callbacks."""
     callbacks = [] if seconds is None else [(due + seconds, "msg")]
     return Job(due, due + 0.1, ["succeeded"] * outcomes, [*callbacks, *more])
-
-
-def measured(*jobs: Job) -> Measured:
-    return Measured("abc", "2026-12-01T10:00:00Z", 1.5, BEGAN, ENDED, {"PostbackRoleDown worker": 57.0}, {}, jobs)
 
 
 WELL = job(BEGAN - 5)
@@ -51,12 +52,33 @@ NOTHING = Judged(1, 0, 0, 0, 0, 0, 0.5, 0.0)
     ],
 )
 def test_a_cell_is_judged_from_its_jobs(jobs: list[Job], judged: Judged) -> None:
-    assert judge(measured(*jobs)) == judged
+    assert judge(jobs, ENDED) == judged
 
 
-def test_samples_are_the_same_after_they_were_written_and_read(tmp_path: Path) -> None:
-    written = measured(WELL, LATE, REFUSED)
-    written.write(tmp_path / "cell.json")
-    read = Measured.read(tmp_path / "cell.json")
-    assert (read.jobs, read.alerts, read.began) == ([WELL, LATE, REFUSED], written.alerts, BEGAN)
-    assert judge(read) == judge(written)
+def test_cells_that_do_not_run_keep_their_rows_and_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = Result("", "", "", "", 0.0)
+    result.tables.append(Table("", list(HEAD), [["Redis", "away", *"123456789", "abc"]]))
+    result.samples["Redis away"] = [0.5, -1.0]
+    result.write(tmp_path / "evidence.json")
+    monkeypatch.setattr(ledger, "EVIDENCE", tmp_path / "evidence.json")
+    monkeypatch.setattr(ledger, "LEDGER", tmp_path / "ledger.json")
+    assert known() == {"Redis away": (["Redis", "away", *"123456789", "abc"], [0.5, -1.0])}
+    (tmp_path / "ledger.json").write_text('{"S3 hung": [["S3"], [2.0]]}')
+    assert known() == {"S3 hung": (["S3"], [2.0])}
+
+
+def test_each_cell_has_a_name_of_its_own_and_cells_with_the_same_needs_follow_each_other() -> None:
+    assert len({cell.name for cell in CELLS}) == len(CELLS)
+    groups = [needs for needs, _ in groupby(cell.needs for cell in CELLS)]
+    assert sorted(needs for needs in groups if needs) == sorted({needs for needs in groups if needs})
+
+
+def test_cells_that_are_missed_or_have_not_run_are_named_with_their_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(ledger, "table", lambda head, rows: shown.append(rows))
+    rows = {cell.name: [cell.process, cell.fault, *"00000", "0.0", "0", "none: …", "1", "abc"] for cell in CELLS}
+    lost, unrun = "PostgreSQL failed over with lag", "worker 130,000 hostile records"
+    rows[lost][HEAD.index("lost")] = "1"
+    del rows[unrun]
+    ledger.report({name: (row, [0.5]) for name, row in rows.items()})
+    assert [cause for _, _, cause in shown[1]] == [CAUSES[unrun], CAUSES[lost]]

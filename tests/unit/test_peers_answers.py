@@ -1,13 +1,18 @@
-"""A Redis is asked once. An HTTP peer answers if it says something that a client can use, or refuses the question."""
+"""An HTTP peer answers if it says something that a client can use; silence counts from the first open question.
+
+A Redis that several settings name is asked once.
+"""
 
 from __future__ import annotations
 
-from threading import enumerate as threads
+from threading import Event, Semaphore
+from threading import enumerate as enumerate_threads
 
 import pytest
 from pydantic import SecretStr
 
 from telemetry.clock import SystemClock
+from telemetry.hand_clock import HandClock
 from telemetry.metrics import Metrics
 from telemetry.peers import PeerWatch, http_answers
 from tests.http_handler import Answering, handling
@@ -48,10 +53,62 @@ def test_settings_that_name_one_redis_ask_it_once_and_another_one_is_asked_too()
 
 def _asking(*urls: SecretStr | None) -> int:
     """Return the number of threads that ask a Redis."""
-    peers, before = PeerWatch(Metrics(), SystemClock()), set(threads())
+    peers, before = PeerWatch(Metrics(), SystemClock()), set(enumerate_threads())
     peers.watch_redis(*urls)
-    begun = [thread for thread in threads() if thread not in before and thread.name == "peer-redis"]
+    begun = [thread for thread in enumerate_threads() if thread not in before and thread.name == "peer-redis"]
     peers.close()
     for thread in begun:
         thread.join()
     return len(begun)
+
+
+class Watched:
+    """A watch of one peer, whose answers wait for `answers`."""
+
+    def __init__(self, clock: HandClock) -> None:
+        self.metrics, self.answers, self._asked = Metrics(), Event(), Semaphore(0)
+        self._watch = PeerWatch(self.metrics, clock, ask_seconds=0.001)
+        self._watch.watch("store", self._ask)
+
+    def _ask(self) -> None:
+        self._asked.release()
+        self.answers.wait()
+
+    def asked(self, times: int) -> None:
+        """Wait until so many questions were asked."""
+        for _ in range(times):
+            assert self._asked.acquire(timeout=60)
+
+    def stop(self) -> None:
+        """Ask no more, and wait until the last question has its answer."""
+        self._watch.close()
+        for thread in enumerate_threads():
+            if thread.name == "peer-store":
+                thread.join(60)
+
+    @property
+    def silent_seconds(self) -> float | None:
+        """The metric."""
+        return self.metrics.registry.get_sample_value("postback_peer_silent_seconds", {"peer": "store"})
+
+
+def test_a_peer_is_silent_from_the_first_question_that_it_does_not_answer() -> None:
+    clock = HandClock()
+    watched = Watched(clock)
+    watched.asked(1)
+    clock.sleep(31)
+    assert watched.silent_seconds == 31
+    watched.answers.set()
+    watched.asked(2)
+    watched.stop()
+    assert watched.silent_seconds == 0
+
+
+def test_a_process_that_was_frozen_and_asked_nothing_accuses_no_peer() -> None:
+    clock = HandClock()
+    watched = Watched(clock)
+    watched.answers.set()
+    watched.asked(3)
+    watched.stop()
+    clock.sleep(300)
+    assert watched.silent_seconds == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from threading import Event
 from typing import Any, Protocol
@@ -92,7 +92,6 @@ class FleetFigures:
     """All pools; the whole fleet's pool comes first."""
     thin_partitions: int = 0
     """Number of partitions with a copy on a broker that is away or behind."""
-    clock_skew: Mapping[str, float] = field(default_factory=dict)
     """The largest number of seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
 
     def document(self, *, stale: bool) -> dict[str, Any]:
@@ -237,7 +236,6 @@ class FigureGauges:
         self._set(metrics.worker_answer_seconds, {lane: pool.answer_seconds for lane, pool in pools.items()})
         self._set(metrics.wanted_replicas, {lane: pool.wanted_replicas for lane, pool in pools.items()})
         self._set(metrics.model_workers, figures.models)
-        self._set(metrics.worker_clock_skew, figures.clock_skew)
         metrics.waiting_callbacks.set(figures.callbacks)
         metrics.thin_partitions.set(figures.thin_partitions)
         metrics.open_dead_letters.set(figures.dead_letters)
@@ -373,7 +371,6 @@ class Exporter:
             models=reader.facts.models(),
             pools=pools,
             thin_partitions=reader.facts.thin_partitions,
-            clock_skew=reader.facts.clock_skew(),
         )
 
     def readiness(self) -> Readiness:

@@ -315,14 +315,6 @@ class Facts:
                 found.setdefault(said.lane, []).append(said.answer_seconds)
         return found
 
-    def clock_skew(self) -> dict[str, float]:
-        """Return the differences between the workers' clocks and the brokers' clocks, in seconds.
-
-        `ahead` is the largest lead of a worker's clock, and `behind` is the largest lag.
-        """
-        ahead = [(said.at - at_ms) / 1000 for at_ms, said in self._workers.values()]
-        return {"ahead": max([0.0, *ahead]), "behind": max([0.0, *(-seconds for seconds in ahead)])}
-
     def models(self) -> Counter[str]:
         """For each of the models with the most workers, return the number of workers that have the model."""
         found = Counter(model for _, said in self._workers.values() for model in dict.fromkeys(said.models))
