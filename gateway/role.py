@@ -27,8 +27,8 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant
 from gateway.batches.clerk import Clerk
 from gateway.batches.expansion import ExpansionHandler
+from gateway.batches.files import RANGES_AT_ONCE, Shelf
 from gateway.batches.orders import BatchRow
-from gateway.batches.shelf import RANGES_AT_ONCE, Shelf
 from gateway.blobs.base import BlobsAway, has_answer
 from gateway.blobs.folder import folder_of, open_blobs
 from gateway.blobs.settings import FilesSettings

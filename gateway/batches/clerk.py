@@ -20,10 +20,10 @@ from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, token
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
 from gateway.batches.checking import Checked, LineError, check_file
+from gateway.batches.files import Shelf
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, OnEnded
-from gateway.batches.shelf import Shelf
-from gateway.batches.uploads import Assembly
+from gateway.batches.uploads import sweep
 from gateway.blobs.base import BlobError, BlobMissing
 from gateway.dependency import Dependency
 from gateway.errors import ApiError
@@ -191,8 +191,7 @@ class Clerk(SideTask):
 
     async def _sweep(self) -> None:
         try:
-            await self._threads.run_anyway(self._shelf.sweep)
-            await self._threads.run_anyway(Assembly(self._shelf).sweep)
+            await self._threads.run_anyway(sweep, self._shelf)
         except StoreAway as away:
             self._away = str(away)
 

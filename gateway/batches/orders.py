@@ -16,9 +16,9 @@ from gateway.accept.cancelling import put_control
 from gateway.accept.outbox import put_record
 from gateway.batches import files
 from gateway.batches.checking import MOST_BYTES, Checked
-from gateway.batches.paging import PageQuery, RowPage, read_page
+from gateway.batches.paging import PageQuery, RowPage, find_row, read_page
 from gateway.batches.ranges import LineRange, write_range
-from gateway.errors import ApiError, conflict, not_found
+from gateway.errors import ApiError, conflict
 from gateway.store.states import (
     CANCELLABLE,
     CANCELLED,
@@ -111,11 +111,7 @@ def create(
 
 def find(connection: Connection, tenant: str, identifier: str) -> BatchRow:
     """Return the row of a tenant's batch. Raises ApiError (404)."""
-    this = and_(batches.c.id == identifier, batches.c.tenant == tenant)
-    row = connection.execute(select(batches).where(this)).one_or_none()
-    if row is None:
-        raise not_found("batch", identifier)
-    return row
+    return find_row(connection, batches, "batch", tenant, identifier)
 
 
 def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:

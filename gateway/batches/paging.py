@@ -75,6 +75,17 @@ def read_page(connection: Connection, table: Table, where: Sequence[ColumnElemen
     return RowPage(rows[: query.limit], len(rows) > query.limit)
 
 
+def find_row(
+    connection: Connection, table: Table, kind: str, tenant: str, identifier: str, *also: Any, lock: bool = False
+) -> Row[Any]:
+    """Return the tenant's row with this id that fulfils the conditions `also`. Raises ApiError (404)."""
+    statement = select(table).where(table.c.id == identifier, table.c.tenant == tenant, *also)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    if row is None:
+        raise not_found(kind, identifier)
+    return row
+
+
 def list_body(objects: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
     """Return the JSON of a page."""
     return {

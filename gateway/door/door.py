@@ -13,8 +13,8 @@ from starlette.requests import Request
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
 from gateway.access.gate import Admitted, Gate
-from gateway.batches.shelf import Shelf
-from gateway.batches.uploads import Assembly
+from gateway.batches.files import Shelf
+from gateway.batches.uploads import Uploads
 from gateway.dependency import Dependency
 from gateway.door.fleet_frames import FleetFrames
 from gateway.door.fleet_models import FleetModels
@@ -109,12 +109,12 @@ class Door:
     """The open streams of events of each tenant."""
     frames: FleetFrames = field(init=False)
     """Reads the state of the fleet."""
-    assembly: Assembly = field(init=False)
+    uploads: Uploads = field(init=False)
     """Joins uploads to files on the shelf."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frames", FleetFrames(self.fleet.kafka, self.clock))
-        object.__setattr__(self, "assembly", Assembly(self.shelf))
+        object.__setattr__(self, "uploads", Uploads(self.shelf))
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
         """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""

@@ -363,7 +363,7 @@ async def _batch_page(visit: Visit) -> ShownPage:
 
 
 async def _file(visit: Visit) -> Response:
-    row = await visit.door.shelf.find(visit.tenant, visit.named("file"))
+    row = await visit.read(files.find, visit.named("file"), unix_ms(visit.door.clock))
     return await content_response(visit.door, row, visit.request.headers.get("range"))
 
 

@@ -20,7 +20,7 @@ from gateway.access.keys import create_key
 from gateway.access.principal import DEFAULT_SCOPES, Scope
 from gateway.access.rates import Rates
 from gateway.access.settings import AccessSettings
-from gateway.batches.shelf import Shelf
+from gateway.batches.files import Shelf
 from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app

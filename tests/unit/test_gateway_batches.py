@@ -21,7 +21,7 @@ from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.checking import Checked, check_file
 from gateway.batches.clerk import LATE_MS
 from gateway.batches.expansion import UNUSABLE, ExpansionHandler
-from gateway.batches.files import FileTerms
+from gateway.batches.files import FileTerms, Shelf
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, find
 from gateway.batches.ranges import (
@@ -35,7 +35,6 @@ from gateway.batches.ranges import (
     read_range,
     write_range,
 )
-from gateway.batches.shelf import Shelf
 from gateway.blobs.base import BlobsAway
 from gateway.store.tables import files
 from gateway.view.offsets import OffsetsMoved, TopicPlace, begin_at, move
