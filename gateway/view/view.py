@@ -154,8 +154,9 @@ class TopicView(SideThread):
 
     def _read(self, messages: Sequence[Any]) -> tuple[list[ResultRecord], list[AttemptRecord]]:
         """Return the records that the fleet wrote. Records of other writers are left out; delivery reports them."""
-        results = [result_of(each) for each in messages if each.topic() == self._kafka.topics.results]
-        attempts = [attempt_of(each) for each in messages if each.topic() == self._kafka.topics.attempts]
+        topics = self._kafka.topics
+        results = [result_of(each) for each in messages if each.topic() == topics.results]
+        attempts = [attempt_of(each) for each in messages if each.topic() == topics.attempts]
         return [each for each in results if each is not None], [each for each in attempts if each is not None]
 
     def _moves(self, messages: Sequence[Any]) -> dict[TopicPlace, tuple[int, int]]:
