@@ -16,11 +16,11 @@ from typing import Any, Final, Literal, get_args
 from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 
-from gateway.batches.paging import PageQuery, RowPage, find_row, read_page
 from gateway.blobs.base import BlobError, Blobs, BlobsAway, BlobWriter
 from gateway.blobs.settings import FilesSettings
 from gateway.dependency import Dependency
 from gateway.errors import ApiError, conflict, validated
+from gateway.paging import PageQuery, RowPage, find_row, read_page
 from gateway.store.states import LIVE
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batches, files

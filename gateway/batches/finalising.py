@@ -349,6 +349,5 @@ def _end(
         "finalizing_at": row.finalizing_at or now_ms,
         ENDED_AT[ending]: now_ms,
     }
-    if not step(connection, row.id, row.status, ending, **kept):
+    if not orders.end(connection, row, ending, on_ended, **kept):
         raise OutOfStep
-    on_ended(connection, orders.find(connection, row.tenant, row.id))

@@ -20,9 +20,9 @@ from sqlalchemy import Connection, Row, and_, func, select
 
 from gateway.batches import files
 from gateway.batches.files import Draft, ExpiresAfter, FileRow, FileTerms, Purpose, Shelf, file_object
-from gateway.batches.paging import find_row
 from gateway.blobs.base import BlobMissing
 from gateway.errors import ApiError, conflict
+from gateway.paging import find_row
 from gateway.store.tables import files as rows
 from gateway.store.tables import uploads
 from producers.identity import new_hex

@@ -21,9 +21,9 @@ from gateway.store.store import Store
 from gateway.store.tables import job_attempts, jobs, meta, view_offsets
 from gateway.view.offsets import HELD, TopicPlace
 from gateway.view.reader import TopicReader
-from gateway.view.records import attempt_of, result_of
+from gateway.view.records import KAFKA, attempt_of, result_of
 from gateway.view.segments import forget_since, recount
-from gateway.view.writing import KAFKA, write_attempts, write_results
+from gateway.view.writing import write_attempts, write_results
 from schemas.settings import KafkaSettings
 
 TOGETHER = 500

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from openai.types import Batch, BatchUsage
 from sqlalchemy import Connection, select
 
-from gateway.access.quotas import queued_work, release_batch
+from gateway.access.quotas import queued_work, release
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.checking import Checked, check_file
 from gateway.batches.clerk import LATE_MS
@@ -209,7 +209,7 @@ async def test_the_lines_of_a_batch_are_reserved_in_its_tenants_quota(rig: Batch
     assert [error["code"] for error in refused["errors"]["data"]] == ["quota_exceeded"]
     queued = rig.door.store.read_now(lambda connection: queued_work(connection, "acme"))
     assert (queued.lines, queued.tokens > 3 * 512) == (3, True)
-    rig.door.store.write_now(lambda connection: release_batch(connection, "acme", first))
+    rig.door.store.write_now(lambda connection: release(connection, of_batches={("acme", first): None}))
     assert rig.door.store.read_now(lambda connection: queued_work(connection, "acme")) == (0, 0)
 
 

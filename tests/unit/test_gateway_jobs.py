@@ -28,7 +28,7 @@ from sqlalchemy import Connection, Engine, event, func, select, text
 
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
-from gateway.accept.jobs import JobExists, JobsRequest, NewJob, accept_jobs
+from gateway.accept.jobs import JobExists, JobsRequest, NewJob
 from gateway.accept.outbox import put_record, unpacked
 from gateway.access import Principal, Scope
 from gateway.access.principal import DEFAULT_SCOPES
@@ -57,6 +57,7 @@ from schemas.result import Result, ResultError, Usage
 from schemas.screening import read_findings
 from schemas.tools import CalledFunction, ToolCall
 from schemas.topics import SCREENING, Topics
+from tests.accepted import accept_jobs
 from tests.conftest import DATABASES
 from tests.drawn import JSON, drawn
 from tests.postgres_server import PostgresServer

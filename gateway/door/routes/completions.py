@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic_core import to_json
 
-from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import accept
 from gateway.door.awaiting import answer_of, bounded
@@ -23,6 +22,7 @@ from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, ChatEvents, hearing, taken_stream, wants_deltas
 from gateway.errors import ApiError, not_found
+from gateway.paging import list_body
 from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, list_jobs, relabel_job
 from schemas.bounded import BoundedModel
 from schemas.codec import read_result

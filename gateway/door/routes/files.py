@@ -18,7 +18,6 @@ from starlette.responses import Response, StreamingResponse
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches import files
 from gateway.batches.files import FileRow, file_object, file_terms
-from gateway.batches.paging import list_body, page_query
 from gateway.batches.uploads import PART_BYTES, part_object
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
@@ -26,6 +25,7 @@ from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.door.receiving import Receiving, file_form
 from gateway.errors import ApiError
+from gateway.paging import list_body, page_query
 
 MOST_LISTED = 10_000
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")

@@ -15,12 +15,12 @@ from starlette.responses import Response
 
 from gateway.accept.cancelling import FINISHED, JobFinished, cancel_job, put_control
 from gateway.accept.jobs import NewJob
-from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import LANE_HEADER, accept, response_of
 from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
 from gateway.errors import not_found
+from gateway.paging import list_body
 from gateway.view.stored_jobs import JobFilter, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome

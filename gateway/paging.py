@@ -34,6 +34,9 @@ class PageQuery:
         return self.order == "asc"
 
 
+FIRST_PAGE = PageQuery(None, DEFAULT_LIMIT, "desc")
+
+
 @dataclass(frozen=True, slots=True)
 class RowPage:
     """The rows of one page."""
