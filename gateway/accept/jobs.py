@@ -67,7 +67,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobsRequest:
-    """The change that accepts the jobs of one request, once for its `Idempotency-Key`. See `JointChange`."""
+    """The joint change (see `gateway.store.writer.Run`) that accepts one request, once for its `Idempotency-Key`."""
 
     principal: Principal
     key: str | None

@@ -58,15 +58,6 @@ class Stopping(Exception):  # noqa: N818 - it names what happened
     """The process is ending; the next process does the work."""
 
 
-def unlimited(_tenant: str) -> TenantSettings:
-    """Return the settings of a tenant without limits."""
-    return TenantSettings()
-
-
-def ignore(_connection: Connection, _row: BatchRow) -> None:
-    """Do nothing at a batch's end."""
-
-
 class Clerk(SideTask):
     """Looks for work every POLL_SECONDS, and at once after `wake`."""
 
@@ -74,8 +65,8 @@ class Clerk(SideTask):
         self,
         shelf: Shelf,
         topics: Topics,
-        settings_of: SettingsOf = unlimited,
-        on_ended: OnEnded = ignore,
+        settings_of: SettingsOf,
+        on_ended: OnEnded,
     ) -> None:
         self._shelf = shelf
         self._topics = topics

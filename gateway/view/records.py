@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
@@ -62,6 +63,16 @@ class AttemptRecord(NamedTuple):
     """Unix milliseconds."""
     details: dict[str, Any]
     """The record's members besides the ids and the time."""
+
+
+def records_of(messages: Sequence[Any], results: str) -> tuple[list[ResultRecord], list[AttemptRecord]]:
+    """Read records of the topic `results`, and of callback attempts. Records that the fleet did not write are left out.
+
+    Delivery reports those.
+    """
+    answers = [result_of(each) for each in messages if each.topic() == results]
+    attempts = [attempt_of(each) for each in messages if each.topic() != results]
+    return [each for each in answers if each is not None], [each for each in attempts if each is not None]
 
 
 def result_of(message: Any) -> ResultRecord | None:

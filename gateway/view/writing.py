@@ -133,4 +133,4 @@ def _event(one: ResultRecord) -> NewEvent:
 def _lines_event(batch: Batch, lines: Sequence[ResultRecord]) -> NewEvent:
     """Return the row for the events of some lines of a batch; `batch` is its row before they were written."""
     data = to_json([batch.segments or 0, [[each.line, each.result.outcome] for each in lines]])
-    return NewEvent(batch.tenant, LINES, batch.id, lines[-1].at_ms, data, count=len(lines))
+    return NewEvent(batch.tenant, LINES, batch.id, lines[-1].at_ms, data, lines=len(lines))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, select
 
 from gateway.accept.outbox import put_record
+from gateway.errors import ApiError
 from gateway.store.tables import batches, job_attempts
 from gateway.view.stored_jobs import find_job
 from gateway.view.trace import attempt_of
@@ -32,8 +33,11 @@ MOST_SECONDS = 20.0
 _BATCH_ENDS = (batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at)
 
 
-class NoSuchCallback(Exception):  # noqa: N818 - it names what is missing
+class NoSuchCallback(ApiError):  # noqa: N818 - it names what is missing
     """The tenant has no attempt of this callback, or Kafka no longer keeps the callback's record."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,7 @@ async def test_a_batch_that_skips_bad_lines_runs_the_others_and_names_the_reason
 async def test_a_tenants_allow_lists_hold_for_each_line(rig: BatchRig) -> None:
     content = jsonl([line(0), line(1, body={**line(1)["body"], "model": "secret"})])
 
-    async with rig.clerk(settings_of=lambda tenant: TenantSettings(models=["echo"])):
+    async with rig.clerk(TenantSettings(models=["echo"])):
         ended = await rig.until(await rig.create(content), "failed", "in_progress")
 
     assert [(error["code"], error["line"]) for error in ended["errors"]["data"]] == [("not_allowed", 2)]
@@ -201,7 +201,7 @@ async def test_a_tenants_allow_lists_hold_for_each_line(rig: BatchRig) -> None:
 
 
 async def test_the_lines_of_a_batch_are_reserved_in_its_tenants_quota(rig: BatchRig) -> None:
-    async with rig.clerk(settings_of=lambda tenant: TenantSettings(queued_lines=4)):
+    async with rig.clerk(TenantSettings(queued_lines=4)):
         first = await rig.create(lines(3))
         await rig.until(first, "in_progress")
         refused = await rig.until(await rig.create(lines(2)), "failed")

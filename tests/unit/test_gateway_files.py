@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from gateway.access import Scope
+from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.clerk import Clerk
 from gateway.batches.files import PURPOSES, STORAGE_CALLS, STORAGE_WAITING, clean_filename
 from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, UploadCompletion, UploadRequest, Uploads, sweep
@@ -729,7 +730,7 @@ async def test_the_clerk_sweeps_the_parts_of_expired_uploads(rig: Rig, client: U
     await client.pending(b"abc")
     rig.clock.now += (LIFE_MS + LATE_MS) / 1000 + 1
 
-    clerk = asyncio.create_task(Clerk(rig.shelf, Topics()).ended())
+    clerk = asyncio.create_task(Clerk(rig.shelf, Topics(), lambda _: TenantSettings(), lambda _, __: None).ended())
     async with asyncio.timeout(60):
         while rig.blobs:
             await asyncio.sleep(0.01)

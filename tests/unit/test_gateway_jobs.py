@@ -36,7 +36,7 @@ from gateway.access.quotas import queued_work
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.body import MOST_VALUES
 from gateway.door.settings import GatewaySettings
-from gateway.door.streamed import AnswerEvents, ChatEvents, ResponseEvents
+from gateway.door.streamed import ChatEvents, ResponseEvents
 from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batch_segments, idempotency, jobs, outbox, tenants, view_offsets
@@ -918,7 +918,7 @@ async def test_a_stream_has_comments_until_its_answer_or_its_failure_comes(
     assert refused(await streamed(rig, 0, **failure), 422)["code"] == "not_json"
 
 
-def events_of(url: str) -> AnswerEvents:
+def events_of(url: str) -> ChatEvents | ResponseEvents:
     """The events of a stream of the job `j`."""
     if url == CHAT_COMPLETIONS:
         return ChatEvents(lambda result: answer_body(result, url), "j", 1, "m", with_usage=False)
