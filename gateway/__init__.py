@@ -9,6 +9,7 @@
     access    authentication and limits: principals, API keys, tokens, certificates, limits, quotas
     blobs     contents of files, in a folder or in S3-compatible storage
     store     the database: tables, one writer thread with group commit, readers
+    paging    rows of a tenant by their id, and pages of lists
     errors    refusals in OpenAI's shape, and the store's errors
 
 Kafka keeps the truth about jobs. The store can be rebuilt, except keys, tenants, files, batches and idempotency.

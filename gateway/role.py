@@ -19,16 +19,14 @@ from sqlalchemy import Connection, select
 from gateway.accept.acceptance import Acceptance
 from gateway.accept.relay import Relay
 from gateway.access.access import Access
-from gateway.access.gate import Gate
-from gateway.access.quotas import release_batch
-from gateway.access.rates import Rates
+from gateway.access.quotas import release
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant
 from gateway.batches.clerk import Clerk
 from gateway.batches.expansion import ExpansionHandler
+from gateway.batches.files import RANGES_AT_ONCE, Shelf
 from gateway.batches.orders import BatchRow
-from gateway.batches.shelf import RANGES_AT_ONCE, Shelf
 from gateway.blobs.base import BlobsAway, has_answer
 from gateway.blobs.folder import folder_of, open_blobs
 from gateway.blobs.settings import FilesSettings
@@ -197,7 +195,7 @@ def _clerk(process: Process, shelf: Shelf) -> Clerk:
         return store.read_now(lambda connection: find_tenant(connection, tenant)) or defaults
 
     def ended(connection: Connection, row: BatchRow) -> None:
-        release_batch(connection, row.tenant, row.id)
+        release(connection, of_batches={(row.tenant, row.id): None})
         batch_ended(connection, topics, clock, row.tenant, row.id, row.status)
 
     return Clerk(shelf, topics, settings_of, ended)
@@ -250,7 +248,9 @@ def _add_door(
     tls = _tls(options, limits, clock, process.metrics)
     if tls is None and not (limits.plain_http or (process.development and _is_loopback(bound))):
         raise TlsMissing(TlsMissing.__doc__)
-    access, gate = _access(shelf.store, options.store_url, clock, stack, tls)
+    access = Access.open(shelf.store, options.store_url, read_settings(AccessSettings), clock, tls)
+    stack.callback(access.close)
+    stack.push_async_callback(access.rates.close)
     policy = read_settings(EgressSettings).callback_policy(development=process.development)
     if screen is not None:
         process.metrics.screened.begin()
@@ -260,7 +260,6 @@ def _add_door(
         callbacks=policy,
         store=shelf.store,
         access=access,
-        gate=gate,
         waiting=waiting,
         shelf=shelf,
         models=FleetModels(partial(read_announcements, process.fleet.kafka, clock), shelf.store, clock),
@@ -312,18 +311,6 @@ def _sending(process: Process, stack: AsyncExitStack, policy: EgressPolicy) -> S
     poster = Poster(read_settings(DeliverySettings), policy, process.clock)
     stack.push_async_callback(poster.close)
     return Sending(Keyring.load(process.fleet.keyring), poster, process.clock)
-
-
-def _access(
-    store: Store, store_url: str, clock: Clock, stack: AsyncExitStack, tls: DoorTls | None
-) -> tuple[Access, Gate]:
-    """Return the checks of credentials and rates. Raises PepperProblem, SettingsRefused and StoreAway."""
-    settings = read_settings(AccessSettings)
-    access = Access.open(store, store_url, settings, clock, tls)
-    stack.callback(access.close)
-    rates = Rates(settings.redis_url.get_secret_value() if settings.redis_url is not None else None, clock)
-    stack.push_async_callback(rates.close)
-    return access, Gate(access, rates, settings)
 
 
 def _tls(options: Options, limits: GatewaySettings, clock: Clock, metrics: Metrics) -> DoorTls | None:

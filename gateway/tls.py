@@ -43,9 +43,8 @@ class PeerUnreadable(ValueError):  # noqa: N818 - named after the certificate
 class PeerCertificate:
     """The content of a client's certificate. TLS has verified the certificate before."""
 
-    subject: str
-    """The distinguished name, as RFC 4514 writes it."""
     issuer: str
+    """The issuer's distinguished name, as RFC 4514 writes it."""
     serial: str
     """The serial number in hexadecimal digits, as `postback certs list` shows it."""
     tenant: str | None
@@ -97,7 +96,6 @@ def read_peer(der: bytes) -> PeerCertificate:
         certificate = x509.load_der_x509_certificate(der)
         identity = identity_of(certificate)
         return PeerCertificate(
-            subject=certificate.subject.rfc4514_string(),
             issuer=certificate.issuer.rfc4514_string(),
             serial=serial_text(certificate.serial_number),
             tenant=identity.tenant,

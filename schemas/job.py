@@ -264,6 +264,12 @@ class Job(WireModel):
         return self.prompt is not None and self.__pydantic_fields_set__ <= _PLAIN
 
     @property
+    def _is_plain_chat(self) -> bool:
+        """True if the job is a chat with no field that goes with another one."""
+        is_chat = self.messages is not None and self.prompt is None
+        return is_chat and self.__pydantic_fields_set__ - _PLAIN == _CHAT
+
+    @property
     def is_final_as_generated(self) -> bool:
         """True if the answer's text is shown as the model writes it: nothing checks it, or takes parts out of it."""
         asks_text = self.kind is None and self.payload_url is None
@@ -272,12 +278,12 @@ class Job(WireModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if not self.is_plain:
+        if not self.is_plain and not self._is_plain_chat:
             self._require_one_question()
             self._require_bounded_choices()
-            if sum(len(message.images) for message in self.messages or ()) > MAX_IMAGES:
-                raise ValueError(f"`messages` has more than {MAX_IMAGES} images, the maximum of one job")
             self._require_a_chat_for_tools()
+        if self.messages is not None and sum(len(message.images) for message in self.messages) > MAX_IMAGES:
+            raise ValueError(f"`messages` has more than {MAX_IMAGES} images, the maximum of one job")
         return self
 
     def _require_one_question(self) -> None:
@@ -330,6 +336,7 @@ _PLAIN = frozenset(
     )
 )
 """The fields that go with a prompt whatever other fields say."""
+_CHAT = {"messages"}
 _OPTIONS = (*((option, kind.field) for kind in KINDS for option in kind.options), ("payload_sha256", BY_REFERENCE))
 _NAMED = f"{', '.join(f'`{name}`' for name in QUESTIONS[:-1])} and `{QUESTIONS[-1]}`"
 OF_A_QUESTION = ("sources", "response_format", "reasoning", "stop", "n", "logprobs", "tools")

@@ -93,6 +93,9 @@ _TABLE: Final = (
 )
 """The members of all bodies: OpenAI's, and Postback's own in `extra_body`."""
 _BY_URL: Final = {url: {each.name: each for each in _TABLE if url in each.urls} for url in URLS}
+_COPIED: Final = {
+    url: {name for name, each in taken.items() if each.rule == "copied"} for url, taken in _BY_URL.items()
+}
 MEMBERS: Final = tuple(sorted({each.name for each in _TABLE if each.urls}))
 """Members that at least one of the URLs accepts and does not report as ignored."""
 NOT_TAKEN: Final = frozenset(
@@ -150,7 +153,7 @@ def _fields(url: str, body: dict[str, Any]) -> dict[str, Any]:
         "model_id": body.get("model"),
         "callback_url": callback_of({"body": body}),
         "metadata": _metadata(body.get("metadata")),
-        **{each.name: body.get(each.name) for each in _BY_URL[url].values() if each.rule == "copied"},
+        **{name: body[name] for name in body.keys() & _COPIED[url]},
         "stop": _stop(body.get("stop")),
         **_QUESTIONS[url](body),
     }
@@ -208,10 +211,14 @@ def _frame_problems(line: dict[str, Any]) -> list[Problem]:
 
 
 def _unsupported(url: object, body: dict[str, Any]) -> list[Problem]:
+    taken = _BY_URL.get(str(url), {})
     return [
-        Problem(f"body.{each.name}", f"is not supported here{each.instead}")
-        for each in _BY_URL.get(str(url), {}).values()
-        if isinstance(each.rule, tuple) and (value := body.get(each.name)) is not None and value not in each.rule
+        Problem(f"body.{name}", f"is not supported here{each.instead}")
+        for name, value in body.items()
+        if (each := taken.get(name)) is not None
+        and isinstance(each.rule, tuple)
+        and value is not None
+        and value not in each.rule
     ]
 
 

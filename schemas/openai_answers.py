@@ -24,6 +24,7 @@ BINARY: Final = "base64"
 _PART_OF_A_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
 _TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _ERROR_STATUS = {Outcome.REJECTED: 400, Outcome.FAILED: 500}
+_Answer = Result | ResultChoice
 
 
 def output_line(result: Result, url: str) -> dict[str, Any]:
@@ -48,26 +49,26 @@ def _chat_answer(result: Result) -> dict[str, Any]:
         "object": "chat.completion",
         "created": result.created_at,
         "model": result.model_id or "",
-        "choices": [_chat_choice(choice) for choice in _choices_of(result)],
+        "choices": [_chat_choice(index, answer) for index, answer in _choices_of(result)],
         "usage": _usage(result),
         **_ours(result),
     }
 
 
-def _chat_choice(choice: ResultChoice) -> dict[str, Any]:
-    content = choice.text if choice.refusal is None else None
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal}
-    if choice.tool_calls is not None:
-        message |= {"content": choice.text or None, "tool_calls": [call.model_dump() for call in choice.tool_calls]}
-    if choice.reasoning is not None:
+def _chat_choice(index: int, answer: _Answer) -> dict[str, Any]:
+    content = answer.text or "" if answer.refusal is None else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": answer.refusal}
+    if answer.tool_calls is not None:
+        message |= {"content": answer.text or None, "tool_calls": [call.model_dump() for call in answer.tool_calls]}
+    if answer.reasoning is not None:
         # OpenAI shows no reasoning. vLLM names the member `reasoning`, and others, such as DeepSeek,
         # `reasoning_content`. Set both.
-        message |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
+        message |= {"reasoning": answer.reasoning, "reasoning_content": answer.reasoning}
     return {
-        "index": choice.index,
+        "index": index,
         "message": message,
-        "logprobs": _chat_logprobs(choice.logprobs),
-        "finish_reason": choice.finish_reason,
+        "logprobs": _chat_logprobs(answer.logprobs),
+        "finish_reason": _reason_of(answer),
     }
 
 
@@ -79,12 +80,12 @@ def _completion_answer(result: Result) -> dict[str, Any]:
         "model": result.model_id or "",
         "choices": [
             {
-                "index": choice.index,
-                "text": choice.text,
-                "logprobs": _completion_logprobs(choice.logprobs),
-                "finish_reason": choice.finish_reason,
+                "index": index,
+                "text": answer.text or "",
+                "logprobs": _completion_logprobs(answer.logprobs),
+                "finish_reason": _reason_of(answer),
             }
-            for choice in _choices_of(result)
+            for index, answer in _choices_of(result)
         ],
         "usage": _usage(result),
         **_ours(result),
@@ -209,17 +210,16 @@ def _error_body(result: Result, status: int) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _choices_of(result: Result) -> Sequence[ResultChoice]:
-    """Return the answers of a job that succeeded."""
-    if result.choices is not None:
-        return result.choices
-    reason = result.finish_reason if result.finish_reason in ("length", "tool_calls") else "stop"
-    said = {name: getattr(result, name) for name in _OF_A_CHOICE}
-    return [ResultChoice.model_construct(**said | {"index": 0, "text": result.text or "", "finish_reason": reason})]
+def _choices_of(result: Result) -> Sequence[tuple[int, _Answer]]:
+    """Return the number and the members of each answer of a job that succeeded. A single answer is the result itself.
+
+    A result has every member of its choices, and a choice made from it would cost a third of an output line.
+    """
+    return [(0, result)] if result.choices is None else [(each.index, each) for each in result.choices]
 
 
-_OF_A_CHOICE: Final = tuple(name for name in ResultChoice.model_fields if name in Result.model_fields)
-"""The members that a result and its choices share."""
+def _reason_of(answer: _Answer) -> str:
+    return answer.finish_reason if answer.finish_reason in ("length", "tool_calls") else "stop"
 
 
 def _chat_logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -432,11 +432,6 @@ BATCHES = {
         "The content of a deleted, expired or unfinished file could not be removed; the sweep tries again each minute.",
         "See the reason in the line: check the storage of files and the store.",
     ),
-    "part-removal-failed": Action(
-        "warning",
-        "The parts of an upload that has ended could not be removed; the sweep tries again each minute.",
-        "See the reason in the line: check the storage of files and the store.",
-    ),
     "batch-begun": Action("info", "Every line of the batch is a valid job; the batch is expanded."),
     "batch-refused": Action("info", "A batch has lines that are no jobs, and ends as `failed`."),
     "batch-ended": Action("info", "The output and error files of a batch are written."),

@@ -65,21 +65,9 @@ class NewJob:
         return Work(1, tokens_of(len(self.value), self.max_tokens))
 
 
-def accept_jobs(
-    connection: Connection,
-    principal: Principal,
-    new: Sequence[NewJob],
-    topics: Topics,
-    clock: Clock = _CLOCK,
-    settings: TenantSettings | None = None,
-) -> None:
-    """Accept jobs without a key, as `JobsRequest` does."""
-    JobsRequest(principal, None, b"", new, StoredAnswer(202, b""), topics, clock, settings)(connection)
-
-
 @dataclass(frozen=True, slots=True)
 class JobsRequest:
-    """The change that accepts the jobs of one request, once for its `Idempotency-Key`. See `JointChange`."""
+    """The joint change (see `gateway.store.writer.Run`) that accepts one request, once for its `Idempotency-Key`."""
 
     principal: Principal
     key: str | None

@@ -1,10 +1,11 @@
-"""Authentication: a request's credential becomes a principal.
+"""Admission: a request's credential becomes a principal, and is counted, before the request's body is read.
 
 A TLS client certificate that TLS has verified names a tenant and scopes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Self
 from gateway.access.keys import PREFIX, ApiKey, KeyDigests, find_key, id_of, note_use
 from gateway.access.pepper import load_pepper
 from gateway.access.principal import DEFAULT_SCOPES, CredentialRefused, Principal, Scope
+from gateway.access.rates import Rate, Rates, Taken, network_of
 from gateway.access.recent import Recent
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant
+from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
 from gateway.tls import DoorTls, PeerUnreadable, read_peer
 from telemetry.clock import Clock
@@ -28,9 +31,20 @@ if TYPE_CHECKING:
 _SENDABLE = "send an API key: `Authorization: Bearer pk_…`"
 _UNKNOWN = "the API key is unknown, expired or revoked"
 MOST_TOKEN_BYTES = 8192
+DOUBTED_AT_ONCE = 2
+"""The maximum number of lookups at once for addresses that sent too many bad credentials."""
 _TOKEN_PARTS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _read_peer = lru_cache(maxsize=1024)(read_peer)
 """Reads are cached, because all requests of a connection come with the same certificate."""
+
+
+class TooManyRequests(ApiError):  # noqa: N818 - it names what happened
+    """A rate is used up. The text names the owner of the rate."""
+
+    def __init__(self, whose: str, taken: Taken) -> None:
+        message = f"{whose} sends more than {taken.limit} requests; repeat this one in {taken.reset_seconds} s."
+        headers = {**taken.headers, "retry-after": str(taken.reset_seconds)}
+        super().__init__(429, "rate_limit_exceeded", message, headers=headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +62,7 @@ class Credential:
 
 
 class Access:
-    """Finds the principal of a request. Each process has one such object, and uses it on its event loop."""
+    """Admits requests. Each process has one such object, and uses it on its event loop."""
 
     def __init__(
         self, store: Store, digests: KeyDigests, settings: AccessSettings, clock: Clock, tls: DoorTls | None = None
@@ -63,12 +77,18 @@ class Access:
         self._tenants = Recent(self._find_tenant, settings.key_cache_seconds, clock)
         self._tokens = _tokens(settings, clock)
         self._last_use_ms: dict[str, float] = {}
+        self.rates = Rates(None if settings.redis_url is None else settings.redis_url.get_secret_value(), clock)
+        """Counts requests."""
+        self._door = None if settings.requests_per_second is None else Rate(settings.requests_per_second)
+        self._strangers = Rate(settings.stranger_requests_per_second)
+        self._failures = Rate(settings.failures_per_minute, 60)
+        self._doubted = asyncio.Semaphore(DOUBTED_AT_ONCE)
 
     @classmethod
     def open(
         cls, store: Store, store_url: str, settings: AccessSettings, clock: Clock, tls: DoorTls | None = None
     ) -> Self:
-        """Return the authentication for this store.
+        """Return the access to this store.
 
         Makes the pepper if the store has none. Raises PepperProblem, StoreAway.
 
@@ -86,6 +106,51 @@ class Access:
         scheme, _, said = (authorization or "").partition(" ")
         text = said.strip() if scheme.lower() == "bearer" else ""
         return Credential(authorization is not None, text, id_of(text), self._tokens is not None and is_token(text))
+
+    async def visit(self, address: str | None) -> None:
+        """Count a request for a page that needs no credential. Raises TooManyRequests."""
+        _require("This address", await self.rates.take(self._strangers, "strangers", network_of(address)))
+
+    async def admit(self, authorization: str | None, peer: bytes | None, address: str | None) -> Principal:
+        """Return the principal of a request. Raises CredentialRefused, TooManyRequests, StoreAway and IssuerAway.
+
+        `peer` is the TLS client certificate (DER).
+
+        Refused credentials are counted for each address; above the rate, they get TooManyRequests. A valid credential
+        is admitted however many bad ones its address sent, because many clients may share one address. Of an address
+        above the rate, unknown credentials are looked up a few at a time: otherwise guesses would take all threads that
+        read the database.
+        """
+        credential, network = self.parsed(authorization), network_of(address)
+        try:
+            if self._knows(credential, peer) or not await self.rates.is_spent(self._failures, "failures", network):
+                return await self.principal(credential, peer)
+            async with self._doubted:
+                return await self.principal(credential, peer)
+        except CredentialRefused:
+            _require("This address is refused: it", await self.rates.take(self._failures, "failures", network))
+            raise
+
+    async def count(self, principal: Principal) -> Taken | None:
+        """Count a request of a principal. Raises TooManyRequests and StoreAway.
+
+        The rate of the whole door counts admitted requests only, so that no stranger can use it up. Returns the rate,
+        of the credential or of its tenant, that allows the fewest further requests; None if no rate is set.
+        """
+        if self._door is not None:
+            _require("This service gets too many requests: the door", await self.rates.take(self._door, "door"))
+        settings = await self.tenant(principal.tenant)
+        rates = {
+            "The tenant": (settings.requests_per_second, "tenant", principal.tenant),
+            "The credential": (settings.key_requests_per_second, "credential", principal.credential),
+        }
+        asked = {whose: rate for whose, rate in rates.items() if rate[0] is not None}
+        if not asked:
+            return None
+        taken = await asyncio.gather(*(self.rates.take(Rate(rate or 1), *names) for rate, *names in asked.values()))
+        for whose, each in zip(asked, taken, strict=True):
+            _require(whose, each)
+        return min(taken, key=lambda each: each.remaining)
 
     async def principal(self, credential: Credential, peer: bytes | None) -> Principal:
         """Return the principal of a credential.
@@ -114,7 +179,7 @@ class Access:
         """Return the tenant's settings, or the defaults. Raises StoreAway."""
         return await self._tenants.get(tenant)
 
-    def knows(self, credential: Credential, peer: bytes | None) -> bool:
+    def _knows(self, credential: Credential, peer: bytes | None) -> bool:
         """True if no database is read to check the credential.
 
         This is so for a certificate, a token, or a key whose id was found lately.
@@ -159,6 +224,11 @@ class Access:
             self._last_use_ms[identifier] = now_ms
             with suppress(StoreAway):  # a store that is behind must not refuse a valid key
                 self._store.submit(lambda connection: note_use(connection, self._clock, identifier))
+
+
+def _require(whose: str, taken: Taken) -> None:
+    if not taken.allowed:
+        raise TooManyRequests(whose, taken)
 
 
 def _tokens(settings: AccessSettings, clock: Clock) -> Tokens | None:

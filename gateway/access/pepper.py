@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sqlalchemy import Connection, select
 from gateway.store.dialects import insert, sqlite_file
 from gateway.store.store import Store
 from gateway.store.tables import meta
-from telemetry.atomic_file import PrivateFileRefused, read_private
+from telemetry.atomic_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 from workers.system.errors import ProcessError
 
 LEAST_BYTES = 32
@@ -84,20 +83,11 @@ def _read(path: Path) -> bytes | None:
 
 def _create(path: Path) -> bytes:
     """Make the file, or read the file that another process has just made."""
-    written = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_hex(LEAST_BYTES).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            path.hardlink_to(written)  # fails if another process has made the file; readers always see a whole file
-        except FileExistsError:
-            pass
-        finally:
-            written.unlink(missing_ok=True)
+        with only_writer(path.parent):
+            if not path.exists():
+                replace_files(Replacement(path, secrets.token_hex(LEAST_BYTES).encode() + b"\n"))
     except OSError as error:
         raise PepperProblem(
             f"the pepper's file {path} cannot be made ({error.strerror}); set {_VARIABLE} to another path"

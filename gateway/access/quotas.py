@@ -7,8 +7,8 @@ Only tenants with a quota reserve work, so a request of a tenant without a quota
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sqlalchemy import Connection, case, func, select
@@ -23,10 +23,19 @@ BYTES_OF_A_TOKEN = 4
 
 
 class QuotaExceeded(ApiError):  # noqa: N818 - it names what happened
-    """The tenant may queue no more work at present."""
+    """The tenant may queue no more work at present, or may never queue so much."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(429, "quota_exceeded", message, headers={**NO_RETRY, "retry-after": "60"})
+    def __init__(self, name: str, limit: int, queued: int, more: int) -> None:
+        """`name` is the kind of work, such as `jobs`."""
+        if more > limit:
+            said = f"The request counts as {more} {name}, and the tenant may have {limit} queued; send less at once."
+            super().__init__(400, "quota_too_small", said)
+            return
+        said = (
+            f"The tenant has {queued} {name} queued and may have {limit}; {more} more do not fit. Send them again when "
+            "some are answered."
+        )
+        super().__init__(429, "quota_exceeded", said, headers={**NO_RETRY, "retry-after": "60"})
 
 
 class Work(NamedTuple):
@@ -34,17 +43,6 @@ class Work(NamedTuple):
 
     lines: int
     tokens: int
-
-
-class Answered(NamedTuple):
-    """A result that the view has stored in the present transaction."""
-
-    tenant: str
-    job_id: str
-    batch_id: str | None
-    """The job's batch; None for a job that is no line of a batch."""
-    first: bool = True
-    """True for the job's first result."""
 
 
 def tokens_of(value_bytes: int, max_tokens: int) -> int:
@@ -78,10 +76,7 @@ def require_room(settings: TenantSettings, queued: Work, work: Work) -> None:
         ("tokens", settings.queued_tokens, queued.tokens, work.tokens),
     ):
         if limit is not None and now + more > limit:
-            raise QuotaExceeded(
-                f"The tenant has {now} {name} queued and may have {limit}; {more} more do not fit. Send them again "
-                "when some are answered."
-            )
+            raise QuotaExceeded(name, limit, now, more)
 
 
 def add_queued(connection: Connection, tenant: str, work: Work) -> None:
@@ -104,28 +99,20 @@ def queued_work(connection: Connection, tenant: str) -> Work:
     return Work(row.queued_lines, row.queued_tokens) if row is not None else Work(0, 0)
 
 
-def release_answered(connection: Connection, answered: Sequence[Answered]) -> None:
-    """Give back the reservation of each job in `answered` whose result is its first.
+def release(
+    connection: Connection,
+    of_jobs: Sequence[tuple[str, str]] = (),
+    of_batches: Mapping[tuple[str, str], int | None] = MappingProxyType({}),
+) -> None:
+    """Give back the reservations of single jobs, by tenant and id, which get their first result or are removed.
 
-    The view, which copies results into the store, calls this function for all of them.
+    Also give back those of a number of lines of batches, by tenant and id, which get their first results; None gives
+    back all that the batch still has, for lines that ended without a result.
     """
-    first = [each for each in answered if each.first]
-    lines = Counter((each.tenant, each.batch_id) for each in first if each.batch_id is not None)
     of_lines = [
-        (tenant, _of_batch(connection, tenant, batch_id or "", number)) for (tenant, batch_id), number in lines.items()
+        (tenant, _of_batch(connection, tenant, batch_id, lines)) for (tenant, batch_id), lines in of_batches.items()
     ]
-    of_jobs = _of_jobs(connection, [(each.tenant, each.job_id) for each in first if each.batch_id is None])
-    _give_back(connection, [*of_lines, *of_jobs])
-
-
-def release_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> None:
-    """Give back the reservations of single jobs, by tenant and job id, which get a result or are removed."""
-    _give_back(connection, _of_jobs(connection, keys))
-
-
-def release_batch(connection: Connection, tenant: str, batch_id: str) -> None:
-    """Give back the reservation that a batch still has at its end, for lines that ended without a result."""
-    _give_back(connection, [(tenant, _of_batch(connection, tenant, batch_id, None))])
+    _give_back(connection, [*of_lines, *_of_jobs(connection, of_jobs)])
 
 
 def _of_jobs(connection: Connection, keys: Sequence[tuple[str, str]]) -> list[tuple[str, Work]]:

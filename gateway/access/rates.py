@@ -54,22 +54,12 @@ class Rate:
     """A limit of requests in each window."""
 
     amount: int
-    seconds: int
+    seconds: int = 1
     """The length of a window."""
 
     def key_for(self, *names: str) -> str:
         """Return the window's name in Redis."""
         return "/".join(("postback", *names, f"{self.amount}", f"{self.seconds}"))
-
-
-def per_second(rate: int) -> Rate:
-    """Return a limit of requests per second."""
-    return Rate(rate, 1)
-
-
-def per_minute(rate: int) -> Rate:
-    """Return a limit of requests per minute."""
-    return Rate(rate, 60)
 
 
 def network_of(address: str | None) -> str:

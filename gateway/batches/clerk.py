@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
+from gateway.accept.outbox import put_record
 from gateway.access.allowed import OF_A_LINE, check_job
 from gateway.access.quotas import QuotaExceeded, Work, has_quota, reserve, tokens_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches import orders
 from gateway.batches.checking import Checked, LineError, check_file
+from gateway.batches.files import Shelf
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, OnEnded
-from gateway.batches.shelf import Shelf
-from gateway.batches.uploads import Assembly
+from gateway.batches.ranges import LineRange, write_range
+from gateway.batches.uploads import sweep
 from gateway.blobs.base import BlobError, BlobMissing
 from gateway.dependency import Dependency
 from gateway.errors import ApiError
-from gateway.store.states import FINALIZING, IN_PROGRESS, VALIDATING
+from gateway.store.states import CANCELLING, ENDED, FAILED, FINALIZING, IN_PROGRESS, VALIDATING
 from gateway.store.store import StoreAway
 from gateway.store.tables import batches
+from schemas import topics as names
 from schemas.codec import write_job
 from schemas.job import Job
 from schemas.topics import Topics
@@ -56,15 +58,6 @@ class Stopping(Exception):  # noqa: N818 - it names what happened
     """The process is ending; the next process does the work."""
 
 
-def unlimited(_tenant: str) -> TenantSettings:
-    """Return the settings of a tenant without limits."""
-    return TenantSettings()
-
-
-def ignore(_connection: Connection, _row: BatchRow) -> None:
-    """Do nothing at a batch's end."""
-
-
 class Clerk(SideTask):
     """Looks for work every POLL_SECONDS, and at once after `wake`."""
 
@@ -72,8 +65,8 @@ class Clerk(SideTask):
         self,
         shelf: Shelf,
         topics: Topics,
-        settings_of: SettingsOf = unlimited,
-        on_ended: OnEnded = ignore,
+        settings_of: SettingsOf,
+        on_ended: OnEnded,
     ) -> None:
         self._shelf = shelf
         self._topics = topics
@@ -108,12 +101,8 @@ class Clerk(SideTask):
             self._threads.close()
 
     async def _look(self) -> None:
-        now_ms = self._shelf.now_ms()
-        cancelled_ms = now_ms - int(1000 * self._shelf.settings.cancel_seconds)
         try:
-            found = await self._shelf.store.read(
-                lambda connection: orders.due(connection, now_ms, now_ms - LATE_MS, cancelled_ms)
-            )
+            found = await self._shelf.store.read(self._due)
         except StoreAway as away:
             self._away = str(away)
             return
@@ -124,6 +113,22 @@ class Clerk(SideTask):
         if self._shelf.clock.monotonic() >= self._sweep_at and "" not in self._working:
             self._sweep_at = self._shelf.clock.monotonic() + SWEEP_SECONDS
             self._begin("", self._sweep())
+
+    def _due(self, connection: Connection) -> Sequence[BatchRow]:
+        """Return batches that need a step, and that no process has claimed.
+
+        A running batch needs a step when it is late. A cancelled one waits `cancel_seconds` for further results.
+        """
+        now_ms = self._shelf.now_ms()
+        answered = batches.c.completed + batches.c.failed >= batches.c.total
+        given_up = batches.c.cancelling_at <= now_ms - int(1000 * self._shelf.settings.cancel_seconds)
+        waiting = or_(
+            batches.c.status.in_((VALIDATING, FINALIZING)),
+            and_(batches.c.status == IN_PROGRESS, batches.c.expires_at < now_ms - LATE_MS),
+            and_(batches.c.status == CANCELLING, or_(answered, given_up)),
+        )
+        statement = select(batches).where(_is_free(now_ms), waiting).order_by(batches.c.id).limit(100)
+        return connection.execute(statement).all()
 
     def _begin(self, name: str, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work, name=f"batches-{name or 'sweep'}")
@@ -161,13 +166,23 @@ class Clerk(SideTask):
         try:
             await self._threads.run_anyway(self._next_step, row)
         except Stopping:
-            await self._shelf.store.write(partial(orders.renew, row=row, until_ms=0))
+            await self._hold(row, 0)
         finally:
             renewing.cancel()
 
     def _claim(self, connection: Connection, batch_id: str) -> BatchRow | None:
-        now_ms = self._shelf.now_ms()
-        return orders.claim(connection, batch_id, now_ms, now_ms + CLAIM_MS)
+        """Claim a batch for this process. Returns None if another process has claimed it, or it has ended."""
+        now_ms, this = self._shelf.now_ms(), batches.c.id == batch_id
+        claimed = batches.update().where(this, _is_free(now_ms)).values(claimed_until=now_ms + CLAIM_MS)
+        if connection.execute(claimed).rowcount == 0:
+            return None
+        return connection.execute(select(batches).where(this)).one()
+
+    async def _hold(self, row: BatchRow, until_ms: int) -> None:
+        """Keep the claim until a time, if the batch still has the status that `row` has; 0 releases the claim."""
+        this = batches.c.id == row.id, batches.c.status == row.status
+        kept = batches.update().where(*this).values(claimed_until=until_ms)
+        await self._shelf.store.write(lambda connection: connection.execute(kept).rowcount)
 
     async def _renew(self, row: BatchRow) -> None:
         """Keep the claim until cancelled.
@@ -176,9 +191,8 @@ class Clerk(SideTask):
         """
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            until = self._shelf.now_ms() + CLAIM_MS
             with suppress(StoreAway):
-                await self._shelf.store.write(partial(orders.renew, row=row, until_ms=until))
+                await self._hold(row, self._shelf.now_ms() + CLAIM_MS)
 
     def _failed(self, batch_id: str, reason: str, *, defect: bool = False) -> None:
         log.error(
@@ -191,8 +205,7 @@ class Clerk(SideTask):
 
     async def _sweep(self) -> None:
         try:
-            await self._threads.run_anyway(self._shelf.sweep)
-            await self._threads.run_anyway(Assembly(self._shelf).sweep)
+            await self._threads.run_anyway(sweep, self._shelf)
         except StoreAway as away:
             self._away = str(away)
 
@@ -224,19 +237,18 @@ class Clerk(SideTask):
         pieces = self._until_stopped(self._shelf.blobs.read(row.input_file_id))
         allowance = _LineAllowance(self._settings_of(row.tenant))
         try:
-            checked = check_file(
-                pieces, row.endpoint, allowance, expires_ms=row.expires_at, skips=orders.skips_invalid(row)
-            )
+            skips = (row.metadata or {}).get(orders.SKIP_INVALID) == "true"
+            checked = check_file(pieces, row.endpoint, allowance, expires_ms=row.expires_at, skips=skips)
         except BlobMissing:
             message = "The input file's content is missing in the storage of files; upload it again."
             checked = Checked(errors=[LineError("input_file_missing", message, param="input_file_id")])
         if checked.errors:
-            self._refuse(row, checked)
+            self._refuse(row, *checked.errors)
             return
         try:
             begun = self._shelf.store.write_now(lambda connection: self._begun(connection, row, checked, allowance))
         except QuotaExceeded as exceeded:
-            self._refuse(row, Checked(errors=[LineError("quota_exceeded", str(exceeded))]))
+            self._refuse(row, LineError("quota_exceeded", str(exceeded)))
             return
         if begun:
             log.info(
@@ -244,20 +256,32 @@ class Clerk(SideTask):
             )
 
     def _begun(self, connection: Connection, row: BatchRow, checked: Checked, allowance: _LineAllowance) -> bool:
-        """Put the batch to work, within its tenant's quota. Raises QuotaExceeded."""
-        begun = orders.begin(connection, row, checked, self._shelf.now_ms(), self._topics)
-        if begun:
-            allowance.reserve(connection, row.tenant, row.id, checked.total)
-        return begun
+        """Put the batch to work, within its tenant's quota: write a record for each range.
 
-    def _refuse(self, row: BatchRow, checked: Checked) -> None:
+        Returns False if the batch was cancelled. Raises QuotaExceeded.
+        """
+        said = {"total": checked.total, "in_progress_at": self._shelf.now_ms()}
+        if not orders.step(connection, row.id, VALIDATING, IN_PROGRESS, **said):
+            return False
+        headers = [(names.TENANT, row.tenant.encode()), (names.DEADLINE, str(row.expires_at).encode())]
+        if row.traceparent is not None:
+            headers.append((names.TRACEPARENT, row.traceparent.encode()))
+        ids = {"tenant": row.tenant, "batch_id": row.id, "file_id": row.input_file_id}
+        for each in checked.ranges:
+            record = LineRange(**ids, **each.model_dump())
+            put_record(connection, self._topics.batch_requests, record.key, write_range(record), headers)
+        allowance.reserve(connection, row.tenant, row.id, checked.total)
+        return True
+
+    def _refuse(self, row: BatchRow, *errors: LineError) -> None:
+        """End a batch whose file has lines that are no jobs, unless it was cancelled meanwhile."""
         log.info(
             "A batch has unusable lines, or exceeds its tenant's quota; ending it as failed.",
             action="batch-refused",
             batch_id=row.id,
         )
-        now_ms = self._shelf.now_ms()
-        self._shelf.store.write_now(lambda connection: orders.refuse(connection, row, checked, now_ms, self._on_ended))
+        said = {"errors": [error.json for error in errors], "failed_at": self._shelf.now_ms()}
+        self._shelf.store.write_now(lambda connection: orders.end(connection, row, FAILED, self._on_ended, **said))
 
     def _until_stopped(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -267,6 +291,11 @@ class Clerk(SideTask):
     def _stop_asked(self) -> None:
         if self._stopping.is_set():
             raise Stopping
+
+
+def _is_free(now_ms: int) -> ColumnElement[bool]:
+    """Return the condition for batches that have not ended, and that no process has claimed."""
+    return and_(batches.c.claimed_until <= now_ms, batches.c.status.not_in(ENDED))
 
 
 class _LineAllowance:

@@ -25,9 +25,9 @@ from typing import Final, TypeVar
 from pydantic_core import from_json
 from sqlalchemy import Connection, select
 
+from gateway.batches.files import Shelf
 from gateway.batches.orders import BatchRow
 from gateway.batches.ranges import InvalidRange, LineRange, job_id, lines_of, read_range
-from gateway.batches.shelf import Shelf
 from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.store.states import CANCELLING, FINALIZING, IN_PROGRESS
 from gateway.store.store import StoreAway

@@ -1,23 +1,33 @@
-"""Rows of files. Every function runs in a change or a query of the store; times are Unix milliseconds.
+"""Files of tenants: a row of the store and a blob, written in an order that leaves no blob without a row.
 
+A part of an upload is a file too: its row names the upload, and it is in no list of files.
+A function with a connection runs in a change or a query of the store; times are Unix milliseconds.
 Source: OpenAI's API reference, "The file object".
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 
-from gateway.batches.paging import PageQuery, RowPage, read_page
-from gateway.errors import ApiError, conflict, not_found, validated
+from gateway.blobs.base import BlobError, Blobs, BlobsAway, BlobWriter
+from gateway.blobs.settings import FilesSettings
+from gateway.dependency import Dependency
+from gateway.errors import ApiError, conflict, validated
+from gateway.paging import PageQuery, RowPage, find_row, read_page
 from gateway.store.states import LIVE
-from gateway.store.tables import batches, files, upload_parts, uploads
+from gateway.store.store import Store, StoreAway
+from gateway.store.tables import batches, files
+from producers.identity import new_hex
 from schemas.bounded import WireModel
+from telemetry.clock import Clock, unix_ms
+from telemetry.logs import get_logger
 
 Purpose = Literal["batch", "assistants", "fine-tune", "vision", "user_data", "evals"]
 """The purposes that OpenAI's SDKs send (`openai.types.FilePurpose`).
@@ -27,11 +37,17 @@ Only files of `batch` are used here; files of other purposes are only stored and
 PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
 OUTPUT_PURPOSE: Final = "batch_output"
 UNNAMED: Final = "file.jsonl"
+RANGES_AT_ONCE = 3
+"""The maximum number of ranges of batches that are in memory at once. Each range has a few MiB at most."""
+STORAGE_CALLS, STORAGE_WAITING = 16, 64
+"""The maximum number of calls of requests to the storage at once, and of calls that wait."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_NAME = 255
 
 FileRow = Row[Any]
+
+log = get_logger()
 
 
 class ExpiresAfter(WireModel):
@@ -53,9 +69,9 @@ class FileFields(WireModel):
 class FileTerms:
     """The fields of an upload, without its content."""
 
-    purpose: str
-    filename: str
-    expires_seconds: int | None
+    purpose: str = ""
+    filename: str = ""
+    expires_seconds: int | None = None
 
 
 def file_terms(filename: str | None, fields: Mapping[str, str]) -> FileTerms:
@@ -78,64 +94,165 @@ def clean_filename(given: str | None) -> str:
     return name[:_LONGEST_NAME] if name.strip(".") else UNNAMED
 
 
-def begin(
-    connection: Connection,
-    identifier: str,
-    tenant: str,
-    now_ms: int,
-    submitted_by: str | None,
-    tenant_bytes: int | None,
-) -> None:
-    """Write the row of a file whose first byte is still to come. Raises ApiError (413) if the tenant lacks room."""
-    if tenant_bytes is not None:
-        require_room(connection, tenant, 1, tenant_bytes, "file")
-    row = {"id": identifier, "tenant": tenant, "created_at": now_ms, "submitted_by": submitted_by}
-    connection.execute(files.insert().values(**row, purpose="", filename="", bytes=0, sha256=""))
+# -- a file that is written --------------------------------------------------------------------------------------------
 
 
-def require_room(connection: Connection, tenant: str, more_bytes: int, tenant_bytes: int, param: str) -> None:
-    """Raise ApiError (413) if the tenant's space has no room. Parts of pending uploads take space as files do."""
-    of_files = select(func.coalesce(func.sum(files.c.bytes), 0)).where(
-        files.c.tenant == tenant, files.c.deleted_at.is_(None)
-    )
-    of_parts = (
-        select(func.coalesce(func.sum(upload_parts.c.bytes), 0))
-        .join(uploads, uploads.c.id == upload_parts.c.upload_id)
-        .where(uploads.c.tenant == tenant, uploads.c.status == "pending")
-    )
-    held = connection.execute(of_files).scalar_one() + connection.execute(of_parts).scalar_one()
-    if held + more_bytes > tenant_bytes:
-        message = f"The tenant's files have {held} bytes, and may have {tenant_bytes}; delete some."
-        raise ApiError(413, "storage_full", message, param)
+class Draft:
+    """A file, or a part of one, that is being written. Its bytes are hashed and counted while they are written."""
+
+    def __init__(self, identifier: str, writer: BlobWriter, tenant: str, upload_id: str | None = None) -> None:
+        self.id = identifier
+        self.writer = writer
+        self.tenant = tenant
+        self.upload_id = upload_id
+        """The upload of which the draft is a part; None for a whole file."""
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the bytes so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Append bytes. Blocks. Raises BlobsAway."""
+        self.writer.write(data)
+        self._hash.update(data)
+        self.size += len(data)
 
 
-def store(connection: Connection, identifier: str, terms: FileTerms, size: int, sha256: str, now_ms: int) -> FileRow:
-    """Make a file visible.
+def nothing_else(_connection: Connection) -> None:
+    """Require nothing but room of a file that begins."""
+
+
+class Shelf:
+    """The files of all tenants. Its methods block: call them by `storage.run`, or in a thread."""
+
+    def __init__(self, store: Store, blobs: Blobs, settings: FilesSettings, clock: Clock) -> None:
+        self.store = store
+        self.blobs = blobs
+        self.settings = settings
+        self.clock = clock
+        self.storage = Dependency("the storage of files", STORAGE_CALLS, STORAGE_WAITING)
+        """Runs the blocking methods for requests."""
+        self.ranges = Dependency("ranges of batches", RANGES_AT_ONCE, 0)
+        """Runs the blocking methods for the expansion of batches."""
+
+    def close(self) -> None:
+        """End the threads."""
+        self.storage.close()
+        self.ranges.close()
+
+    def now_ms(self) -> int:
+        """Return the present time in Unix milliseconds."""
+        return unix_ms(self.clock)
+
+    def begin(
+        self,
+        tenant: str,
+        submitted_by: str | None,
+        upload_id: str | None = None,
+        require: Callable[[Connection], None] = nothing_else,
+        *,
+        bounded: bool = True,
+    ) -> Draft:
+        """Begin a file, or a part of an upload: write its row before the first byte of its blob.
+
+        Raises ApiError (413), the errors of `require`, BlobsAway and StoreAway.
+
+        Without `bounded`, the file may exceed the tenant's space, so that a batch's answers always find room.
+        """
+        identifier = f"{'file-' if upload_id is None else 'part_'}{new_hex(self.clock)}"
+        row = {"id": identifier, "tenant": tenant, "created_at": self.now_ms(), "submitted_by": submitted_by}
+        row |= {"upload_id": upload_id, "purpose": "", "filename": "", "bytes": 0, "sha256": ""}
+
+        def change(connection: Connection) -> None:
+            require(connection)
+            if bounded:
+                self.require_room(connection, tenant, 1, _field(upload_id))
+            connection.execute(files.insert().values(**row))
+
+        self.store.write_now(change)
+        try:
+            return Draft(identifier, self.blobs.create(identifier), tenant, upload_id)
+        except BlobsAway:
+            self._forget([identifier])
+            raise
+
+    def require_room(self, connection: Connection, tenant: str, more_bytes: int, param: str) -> None:
+        """Raise ApiError (413) if the tenant's space has no room. Parts of pending uploads take space as files do."""
+        mine = files.c.tenant == tenant, files.c.deleted_at.is_(None)
+        held: int = connection.execute(select(func.coalesce(func.sum(files.c.bytes), 0)).where(*mine)).scalar_one()
+        most = self.settings.tenant_bytes
+        if held + more_bytes > most:
+            message = f"The tenant's files have {held} bytes, and may have {most}; delete some."
+            raise ApiError(413, "storage_full", message, param)
+
+    def store_row(self, connection: Connection, draft: Draft, terms: FileTerms) -> FileRow:
+        """Make a file or a part with a complete blob usable. Raises ApiError (408, 413)."""
+        # Check the room again, because several concurrent uploads may have begun while there was room for only one.
+        self.require_room(connection, draft.tenant, draft.size, _field(draft.upload_id))
+        return store(connection, draft, terms, self.now_ms())
+
+    def drop(self, draft: Draft) -> None:
+        """Remove an unfinished file, or leave it to the sweep if the storage or the store is away."""
+        draft.writer.abort()
+        self.remove([draft.id])
+
+    def remove(self, identifiers: Sequence[str]) -> None:
+        """Remove the blobs of hidden or unfinished files, then their rows; the sweep repeats what fails."""
+        try:
+            for identifier in identifiers:
+                self.blobs.delete(identifier)
+            self._forget(identifiers)
+        except (BlobError, StoreAway) as error:
+            log.warning(
+                "The contents of files could not be removed; the sweep tries again.",
+                action="file-removal-failed",
+                file_ids=list(identifiers),
+                reason=str(error),
+            )
+
+    def _forget(self, identifiers: Sequence[str]) -> None:
+        """Remove the rows of files whose blobs are removed. Raises StoreAway."""
+        if identifiers:
+            self.store.write_now(
+                lambda connection: connection.execute(files.delete().where(files.c.id.in_(identifiers))).rowcount
+            )
+
+
+def _field(upload_id: str | None) -> str:
+    """Return the field of the form that has a file's, or a part's, content."""
+    return "file" if upload_id is None else "data"
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def store(connection: Connection, draft: Draft, terms: FileTerms, now_ms: int) -> FileRow:
+    """Make a file visible, or a part usable.
 
     Raises ApiError (408) if the file's row was removed meanwhile because the write took too long.
     """
     expires_at = None if terms.expires_seconds is None else now_ms + 1000 * terms.expires_seconds
-    said = {"purpose": terms.purpose, "filename": terms.filename, "bytes": size, "sha256": sha256}
-    this = and_(files.c.id == identifier, files.c.deleted_at.is_(None))
+    said = {"purpose": terms.purpose, "filename": terms.filename, "bytes": draft.size, "sha256": draft.sha256}
+    this = and_(files.c.id == draft.id, files.c.deleted_at.is_(None))
     made = files.update().where(this).values(**said, expires_at=expires_at, created_at=now_ms, stored_at=now_ms)
     if connection.execute(made).rowcount == 0:
-        raise ApiError(408, "upload_too_slow", "The upload took too long; send the file again.", "file")
+        message = "The upload took too long; send the file again."
+        raise ApiError(408, "upload_too_slow", message, _field(draft.upload_id))
     return connection.execute(select(files).where(this)).one()
 
 
 def find(connection: Connection, tenant: str, identifier: str, now_ms: int, *, lock: bool = False) -> FileRow:
     """Return the row of a tenant's file. `lock` locks the row until the end of the change. Raises ApiError (404)."""
-    statement = select(files).where(files.c.id == identifier, *_visible(tenant, now_ms))
-    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
-    if row is None:
-        raise not_found("file", identifier)
-    return row
+    return find_row(connection, files, "file", tenant, identifier, *_visible(now_ms), lock=lock)
 
 
 def named(connection: Connection, tenant: str, name: str, now_ms: int, limit: int) -> Sequence[FileRow]:
     """Return a tenant's files with this id or file name, newest first."""
-    this = select(files).where(or_(files.c.id == name, files.c.filename == name), *_visible(tenant, now_ms))
-    return connection.execute(this.order_by(files.c.id.desc()).limit(limit)).all()
+    these = files.c.tenant == tenant, or_(files.c.id == name, files.c.filename == name), *_visible(now_ms)
+    return connection.execute(select(files).where(*these).order_by(files.c.id.desc()).limit(limit)).all()
 
 
 def names_of(connection: Connection, tenant: str, identifiers: Collection[str]) -> dict[str, str]:
@@ -148,7 +265,7 @@ def names_of(connection: Connection, tenant: str, identifiers: Collection[str]) 
 def page(connection: Connection, tenant: str, query: PageQuery, purpose: str | None, now_ms: int) -> RowPage:
     """Return one page of a tenant's files; if `purpose` is given, only files of this purpose."""
     chosen = [] if purpose is None else [files.c.purpose == purpose]
-    return read_page(connection, files, [*_visible(tenant, now_ms), *chosen], query)
+    return read_page(connection, files, [files.c.tenant == tenant, *_visible(now_ms), *chosen], query)
 
 
 def mark_deleted(connection: Connection, tenant: str, identifier: str, now_ms: int) -> None:
@@ -158,22 +275,20 @@ def mark_deleted(connection: Connection, tenant: str, identifier: str, now_ms: i
     if (user := connection.execute(using).scalar_one_or_none()) is not None:
         message = f"Batch {user} reads the file; wait for its end, or cancel the batch first."
         raise conflict("file_in_use", message, "file_id")
-    connection.execute(files.update().where(files.c.id == identifier).values(deleted_at=now_ms))
+    hide(connection, [files.c.id == identifier], now_ms)
 
 
-def mark_overdue(connection: Connection, now_ms: int, abandoned_ms: int) -> list[str]:
-    """Hide expired files, and unfinished ones begun before `abandoned_ms`; return the ids of all hidden files."""
+def hide(connection: Connection, these: Iterable[ColumnElement[bool]], now_ms: int) -> None:
+    """Hide files, whose blobs can then be removed."""
+    connection.execute(files.update().where(files.c.deleted_at.is_(None), *these).values(deleted_at=now_ms))
+
+
+def hide_overdue(connection: Connection, now_ms: int, abandoned_ms: int) -> None:
+    """Hide expired files that no batch reads, and unfinished ones begun before `abandoned_ms`."""
     used = select(batches.c.input_file_id).where(batches.c.status.in_(LIVE))
     expired = and_(files.c.expires_at <= now_ms, files.c.id.not_in(used))
     abandoned = and_(files.c.stored_at.is_(None), files.c.created_at < abandoned_ms)
-    hidden = files.c.deleted_at.is_(None)
-    connection.execute(files.update().where(hidden, or_(expired, abandoned)).values(deleted_at=now_ms))
-    return list(connection.execute(select(files.c.id).where(files.c.deleted_at.is_not(None)).limit(1000)).scalars())
-
-
-def forget(connection: Connection, identifier: str) -> None:
-    """Remove a row whose blob is removed."""
-    connection.execute(files.delete().where(files.c.id == identifier))
+    hide(connection, [or_(expired, abandoned)], now_ms)
 
 
 def file_object(row: FileRow) -> dict[str, Any]:
@@ -191,6 +306,6 @@ def file_object(row: FileRow) -> dict[str, Any]:
     }
 
 
-def _visible(tenant: str, now_ms: int) -> tuple[ColumnElement[bool], ...]:
+def _visible(now_ms: int) -> tuple[ColumnElement[bool], ...]:
     unexpired = or_(files.c.expires_at.is_(None), files.c.expires_at > now_ms)
-    return files.c.tenant == tenant, files.c.stored_at.is_not(None), files.c.deleted_at.is_(None), unexpired
+    return files.c.upload_id.is_(None), files.c.stored_at.is_not(None), files.c.deleted_at.is_(None), unexpired

@@ -19,10 +19,9 @@ from sqlalchemy import Connection
 
 from gateway.batches import files, orders
 from gateway.batches.checking import MOST_LINES
-from gateway.batches.files import OUTPUT_PURPOSE, FileTerms
+from gateway.batches.files import OUTPUT_PURPOSE, Draft, FileTerms, Shelf
 from gateway.batches.orders import ENDED_AT, BatchRow, OnEnded, step
 from gateway.batches.ranges import Line, job_id, lines_of
-from gateway.batches.shelf import Draft, Shelf
 from gateway.blobs.base import BlobMissing
 from gateway.errors import ApiError
 from gateway.store.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
@@ -175,7 +174,7 @@ class FileWriter:
         if self.draft is None:
             return None
         terms = FileTerms(OUTPUT_PURPOSE, self.filename, expires_seconds)
-        files.store(connection, self.draft.id, terms, self.draft.size, self.draft.sha256, now_ms)
+        files.store(connection, self.draft, terms, now_ms)
         return self.draft.id
 
     def drop(self) -> None:
@@ -350,6 +349,5 @@ def _end(
         "finalizing_at": row.finalizing_at or now_ms,
         ENDED_AT[ending]: now_ms,
     }
-    if not step(connection, row.id, row.status, ending, **kept):
+    if not orders.end(connection, row, ending, on_ended, **kept):
         raise OutOfStep
-    on_ended(connection, orders.find(connection, row.tenant, row.id))

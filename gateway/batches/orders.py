@@ -10,29 +10,22 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
-from sqlalchemy import Connection, Row, and_, or_, select
+from sqlalchemy import Connection, Row
 
 from gateway.accept.cancelling import put_control
-from gateway.accept.outbox import put_record
 from gateway.batches import files
-from gateway.batches.checking import MOST_BYTES, Checked
-from gateway.batches.paging import PageQuery, RowPage, read_page
-from gateway.batches.ranges import LineRange, write_range
-from gateway.errors import ApiError, conflict, not_found
+from gateway.batches.checking import MOST_BYTES
+from gateway.errors import ApiError, conflict
+from gateway.paging import PageQuery, RowPage, find_row, read_page
 from gateway.store.states import (
     CANCELLABLE,
     CANCELLED,
     CANCELLING,
     COMPLETED,
-    ENDED,
     EXPIRED,
-    FAILED,
-    FINALIZING,
-    IN_PROGRESS,
     VALIDATING,
 )
 from gateway.store.tables import batches
-from schemas import topics as names
 from schemas.bounded import WireModel
 from schemas.openai import URLS
 from schemas.topics import Topics
@@ -63,11 +56,6 @@ class BatchRequest(WireModel):
     completion_window: Literal["24h"]
     metadata: Annotated[dict[_Key, _Value], Field(max_length=16)] | None = None
     output_expires_after: files.ExpiresAfter | None = None
-
-
-def skips_invalid(row: BatchRow) -> bool:
-    """True if the batch runs its other lines when some lines are no jobs."""
-    return (row.metadata or {}).get(SKIP_INVALID) == "true"
 
 
 def create(
@@ -111,11 +99,7 @@ def create(
 
 def find(connection: Connection, tenant: str, identifier: str) -> BatchRow:
     """Return the row of a tenant's batch. Raises ApiError (404)."""
-    this = and_(batches.c.id == identifier, batches.c.tenant == tenant)
-    row = connection.execute(select(batches).where(this)).one_or_none()
-    if row is None:
-        raise not_found("batch", identifier)
-    return row
+    return find_row(connection, batches, "batch", tenant, identifier)
 
 
 def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:
@@ -140,73 +124,18 @@ def cancel(connection: Connection, tenant: str, identifier: str, now_ms: int, to
     return find(connection, tenant, identifier)
 
 
-def begin(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, topics: Topics) -> bool:
-    """Put a checked batch to work: change its status, and write a record for each range.
-
-    Returns False if the batch was cancelled.
-    """
-    said = {"total": checked.total, "in_progress_at": now_ms}
-    if not step(connection, row.id, VALIDATING, IN_PROGRESS, **said):
-        return False
-    headers = [(names.TENANT, row.tenant.encode()), (names.DEADLINE, str(row.expires_at).encode())]
-    if row.traceparent is not None:
-        headers.append((names.TRACEPARENT, row.traceparent.encode()))
-    for each in checked.ranges:
-        ids = {"tenant": row.tenant, "batch_id": row.id, "file_id": row.input_file_id}
-        record = LineRange(**ids, **each.model_dump())
-        put_record(connection, topics.batch_requests, record.key, write_range(record), headers)
-    return True
-
-
-def refuse(connection: Connection, row: BatchRow, checked: Checked, now_ms: int, on_ended: OnEnded) -> bool:
-    """End a batch whose file has lines that are no jobs. False if the batch was cancelled meanwhile."""
-    errors = [error.json for error in checked.errors]
-    if not step(connection, row.id, VALIDATING, FAILED, errors=errors, failed_at=now_ms):
-        return False
-    on_ended(connection, find(connection, row.tenant, row.id))
-    return True
-
-
 def step(connection: Connection, identifier: str, status: str, following: str, **values: Any) -> bool:
     """Change the status if it is still `status`, and let other processes claim the batch. False if it was another."""
     changed = batches.update().where(batches.c.id == identifier, batches.c.status == status)
     return connection.execute(changed.values(status=following, claimed_until=0, **values)).rowcount == 1
 
 
-def due(connection: Connection, now_ms: int, late_ms: int, cancelled_ms: int) -> list[BatchRow]:
-    """Return batches that need a step of the clerk, and that no process has claimed.
-
-    A running batch needs a step if it expires before `late_ms`. A batch cancelled before `cancelled_ms` waits for no
-    more results.
-    """
-    answered = batches.c.completed + batches.c.failed >= batches.c.total
-    waiting = or_(
-        batches.c.status.in_((VALIDATING, FINALIZING)),
-        and_(batches.c.status == IN_PROGRESS, batches.c.expires_at < late_ms),
-        and_(batches.c.status == CANCELLING, or_(answered, batches.c.cancelling_at <= cancelled_ms)),
-    )
-    statement = select(batches).where(batches.c.claimed_until <= now_ms, batches.c.status.not_in(ENDED), waiting)
-    return list(connection.execute(statement.order_by(batches.c.id).limit(100)))
-
-
-def claim(connection: Connection, identifier: str, now_ms: int, until_ms: int) -> BatchRow | None:
-    """Claim a batch for this process.
-
-    Returns the batch's row; None if another process has claimed the batch, or the batch has ended.
-    """
-    free = and_(batches.c.id == identifier, batches.c.claimed_until <= now_ms, batches.c.status.not_in(ENDED))
-    if connection.execute(batches.update().where(free).values(claimed_until=until_ms)).rowcount == 0:
-        return None
-    return connection.execute(select(batches).where(batches.c.id == identifier)).one()
-
-
-def renew(connection: Connection, row: BatchRow, until_ms: int) -> None:
-    """Extend a claim to `until_ms`, if the batch still has the status that `row` has.
-
-    An `until_ms` of 0 releases the claim.
-    """
-    claimed = and_(batches.c.id == row.id, batches.c.status == row.status)
-    connection.execute(batches.update().where(claimed).values(claimed_until=until_ms))
+def end(connection: Connection, row: BatchRow, ending: str, on_ended: OnEnded, **values: Any) -> bool:
+    """End a batch that still has the status that `row` has, and tell it. False if it has another status by now."""
+    if not step(connection, row.id, row.status, ending, **values):
+        return False
+    on_ended(connection, find(connection, row.tenant, row.id))
+    return True
 
 
 def batch_object(row: BatchRow) -> dict[str, Any]:

@@ -7,14 +7,14 @@ Only the gateway's user may read the folder. `open_blobs` opens the storage that
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from gateway.blobs.base import PIECE_BYTES, BlobMissing, Blobs, BlobsAway, checked_name
 from gateway.blobs.settings import FilesSettings
 from gateway.store.dialects import sqlite_file
+from telemetry.atomic_file import PART, Unfinished
 
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 
@@ -50,7 +50,7 @@ class FolderBlobs:
     def delete(self, name: str) -> None:
         """Delete the blob and its part files. Raises BlobsAway."""
         try:
-            for path in (self._folder / checked_name(name), *self._folder.glob(f"{name}.*.part")):
+            for path in (self._folder / checked_name(name), *self._folder.glob(f".{name}.*{PART}")):
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise _away(error) from None
@@ -61,39 +61,31 @@ class FolderWriter:
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        self._part = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
         try:
-            self._file: BinaryIO = os.fdopen(
-                os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE), "wb"
-            )
+            self._new = Unfinished(place, _FILE_MODE)
         except OSError as error:
             raise _away(error) from None
 
     def write(self, data: bytes) -> None:
         """Append bytes. Raises BlobsAway."""
         try:
-            self._file.write(data)
+            self._new.file.write(data)
         except OSError as error:
             raise _away(error) from None
 
     def commit(self) -> None:
         """Write the bytes to the disk, then rename the part file, then write the folder to the disk."""
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._part.replace(self._place)
+            self._new.finish()
+            self._new.place()
             _sync_folder(self._place.parent)
         except OSError as error:
             raise _away(error) from None
 
     def abort(self) -> None:
         """Remove the part file."""
-        try:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
-        except OSError:
-            return  # the part file may stay, because the blob's `delete` removes part files too
+        with suppress(OSError):  # the part file may stay, because the blob's `delete` removes part files too
+            self._new.discard()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,7 +13,6 @@ from starlette.responses import Response
 from gateway.accept.idempotency import StoredAnswer, once
 from gateway.accept.jobs import JobsRequest, NewJob
 from gateway.access.allowed import OF_A_BODY, OF_A_JOB, FieldNames, check_parts
-from gateway.access.quotas import total_of
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.door import Door
 from gateway.door.endpoint import Call
@@ -85,7 +84,6 @@ async def accept(
     settings = await door.access.tenant(call.tenant)
     _require_allowed(settings, jobs)
     await _require_known(door, jobs)
-    _require_fits(settings, jobs)
     made, topics = StoredAnswer(status, answer), door.fleet.kafka.topics
     asked = JobsRequest(call.principal, key, print_of_it, jobs, made, topics, door.clock, settings)
     stored = await door.store.write(asked)
@@ -137,20 +135,6 @@ def _names_of(job: NewJob) -> FieldNames:
 def _place(jobs: Sequence[NewJob], index: int, field: str) -> str:
     """Return the place of a job's field in the request's body."""
     return field if len(jobs) == 1 else f"{index}.{field}"
-
-
-def _require_fits(settings: TenantSettings, jobs: Sequence[NewJob]) -> None:
-    """Refuse work that its tenant's quota can never hold. Raises ApiError (400)."""
-    work = total_of([job.work for job in jobs])
-    for name, limit, wanted in (
-        ("jobs", settings.queued_lines, work.lines),
-        ("tokens", settings.queued_tokens, work.tokens),
-    ):
-        if limit is not None and wanted > limit:
-            message = (
-                f"The request counts as {wanted} {name}, and the tenant may have {limit} queued; send less at once."
-            )
-            raise ApiError(400, "quota_too_small", message)
 
 
 def response_of(stored: StoredAnswer) -> Response:

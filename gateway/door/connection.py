@@ -22,18 +22,17 @@ import struct
 import termios
 import urllib.parse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from gateway.door.door import PEER, REQUEST_ID, SECURITY, new_request_id
-from gateway.door.proxies import TrustedProxies
 from gateway.door.settings import GatewaySettings
 from gateway.errors import RETRY_HEADER, ApiError
+
+if TYPE_CHECKING:
+    from gateway.door.server import DoorServer
 
 MOST_PIPELINED = 16
 """The maximum number of requests that may wait behind the running one.
@@ -58,32 +57,20 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 """The byte offset of `tcpi_bytes_acked`: after 8 bytes, 24 numbers of 32 bits and two rates of 64 bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """Everything that the connections of one server share."""
-
-    config: Config
-    state: ServerState
-    limits: GatewaySettings
-    refused: Callable[[int], None]
-    """This function is called with the status of each request that no application saw."""
-    proxies: TrustedProxies
-
-
 class DoorConnection(HttpToolsProtocol):
     """A connection. `lost` is called once, when the connection has ended."""
 
     def __init__(
-        self, around: Surroundings, accepted: socket.socket, lost: Callable[[], None], client: str | None = None
+        self, server: DoorServer, accepted: socket.socket, lost: Callable[[], None], client: str | None = None
     ) -> None:
         """`client` is the address that a proxy names; by default the socket's peer is the client."""
-        super().__init__(around.config, around.state, {})
+        super().__init__(server.config, server.state, {})
         self._socket = accepted
-        self._limits = around.limits
-        self._refused = around.refused
+        self._limits = server.limits
+        self._refused = server.count_refused
         self._lost = lost
         self._named = client
-        self._proxies = around.proxies
+        self._proxies = server.proxies
         self.begun = False
         """True once the TLS handshake is done; a connection that has begun calls `lost` when it ends."""
         self._peer: bytes | None = None

@@ -12,9 +12,8 @@ from starlette.requests import Request
 
 from gateway.access import CredentialRefused, Principal, Scope
 from gateway.access.access import Access
-from gateway.access.gate import Admitted, Gate
-from gateway.batches.shelf import Shelf
-from gateway.batches.uploads import Assembly
+from gateway.batches.files import Shelf
+from gateway.batches.uploads import Uploads
 from gateway.dependency import Dependency
 from gateway.door.fleet_frames import FleetFrames
 from gateway.door.fleet_models import FleetModels
@@ -78,9 +77,7 @@ class Door:
     """The policy by which a callback's URL is checked before its job is accepted."""
     store: Store
     access: Access
-    """Credentials and settings of tenants."""
-    gate: Gate
-    """Admits requests by credential and rate."""
+    """Admits requests by credential and rate, and knows the settings of tenants."""
     waiting: Waiting
     """Wakes the requests that wait for a result."""
     shelf: Shelf
@@ -109,22 +106,22 @@ class Door:
     """The open streams of events of each tenant."""
     frames: FleetFrames = field(init=False)
     """Reads the state of the fleet."""
-    assembly: Assembly = field(init=False)
+    uploads: Uploads = field(init=False)
     """Joins uploads to files on the shelf."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frames", FleetFrames(self.fleet.kafka, self.clock))
-        object.__setattr__(self, "assembly", Assembly(self.shelf))
+        object.__setattr__(self, "uploads", Uploads(self.shelf))
 
     async def principal(self, request: Request, scope: Scope) -> Principal:
         """Return the request's principal. Raises ApiError: 401, 403, 429, and 503 while no work can be accepted."""
         authorization, peer = request.headers.get("authorization"), request.scope.get(PEER)
         try:
-            admitted = await self.gate.admit(authorization, peer, address_of(request))
+            found = await self.access.admit(authorization, peer, address_of(request))
         except CredentialRefused as error:
             note_refused_key(request, self.access.parsed(authorization).key_id)
             raise ApiError(401, "invalid_api_key", str(error), headers={"www-authenticate": "Bearer"}) from None
-        return self._entered(request, admitted, scope)
+        return await self.known(request, found, scope)
 
     def close(self) -> None:
         """End the threads."""
@@ -133,23 +130,21 @@ class Door:
 
     async def visit(self, request: Request) -> None:
         """Count a request that needs no credential. Raises ApiError (429)."""
-        await self.gate.visit(address_of(request))
+        await self.access.visit(address_of(request))
 
     async def known(self, request: Request, principal: Principal, scope: Scope) -> Principal:
-        """Return the principal of a browser's session, as `principal` does. Raises ApiError: 403, 429 and 503."""
-        return self._entered(request, await self.gate.admit_known(principal), scope)
-
-    def _entered(self, request: Request, admitted: Admitted, scope: Scope) -> Principal:
-        found = request.scope["state"][PRINCIPAL] = admitted.principal
-        if admitted.rate is not None:
-            request.scope["state"][ANSWER_HEADERS] = admitted.rate.headers
-        if found.kind == "certificate" and request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:
+        """Return a known principal, such as that of a browser's session. Raises ApiError: 403, 429 and 503."""
+        rate = await self.access.count(principal)
+        request.scope["state"][PRINCIPAL] = principal
+        if rate is not None:
+            request.scope["state"][ANSWER_HEADERS] = rate.headers
+        if principal.kind == "certificate" and request.headers.get("sec-fetch-site", "none") not in _OWN_SITE:
             raise ApiError(403, "cross_site_request", "Another site's page may not use the browser's certificate.")
-        if not found.may(scope):
+        if not principal.may(scope):
             raise ApiError(403, "insufficient_permissions", f"The credential lacks the scope `{scope}`.")
         if scope is Scope.SUBMIT and (reason := self.store.hold.refusal):
             raise unavailable("not_accepting", f"No work is accepted now: {reason}.")
-        return found
+        return principal
 
 
 def address_of(request: Request) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,14 +25,14 @@ _AWAY: tuple[tuple[type[Exception], str, int], ...] = (
     (IssuerAway, "issuer_away", 30),
 )
 """Errors that pass by themselves: each gets status 503 with this code, and `Retry-After` with these seconds."""
+REFUSALS: Final[tuple[type[Exception], ...]] = (ApiError, BlobMissing, *(kind for kind, _, _ in _AWAY))
+"""The errors of routes that refuse a request; any other error is a defect."""
 
 
 def add_handlers(app: Starlette) -> None:
     """Register the handlers for the errors that routes raise."""
-    app.add_exception_handler(ApiError, _refused)
-    for kind, code, seconds in _AWAY:
-        app.add_exception_handler(kind, partial(_later, code, seconds))
-    app.add_exception_handler(BlobMissing, _content_missing)
+    for kind in REFUSALS:
+        app.add_exception_handler(kind, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _defect)
 
@@ -50,18 +50,18 @@ def defect_response() -> JSONResponse:
     return error_response(ApiError(500, "internal_error", message))
 
 
+def refusal_of(error: Exception) -> ApiError:
+    """Return the refusal of a request by one of REFUSALS."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, BlobMissing):
+        return ApiError(404, "content_missing", "The storage has lost the file's content; upload the file again.")
+    code, seconds = next((code, seconds) for kind, code, seconds in _AWAY if isinstance(error, kind))
+    return unavailable(code, f"{error}; repeat the request.", seconds)
+
+
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101 - registered for this class
-    return error_response(error, request)
-
-
-async def _later(code: str, seconds: int, request: Request, error: Exception) -> Response:
-    return error_response(unavailable(code, f"{error}; repeat the request.", seconds), request)
-
-
-async def _content_missing(request: Request, _error: Exception) -> Response:
-    message = "The storage has lost the file's content; upload the file again."
-    return error_response(ApiError(404, "content_missing", message), request)
+    return error_response(refusal_of(error), request)
 
 
 async def _http(request: Request, error: Exception) -> Response:

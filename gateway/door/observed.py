@@ -16,7 +16,7 @@ from gateway.access import Principal
 from gateway.door.body import BODIES, BodyBudget, HeldBytes
 from gateway.door.door import ANSWER_HEADERS, PRINCIPAL, REQUEST_ID, SECURITY, new_request_id
 from gateway.door.handlers import defect_response, error_response
-from gateway.door.noted import ACTION, CREDENTIAL, HASHES, OBJECTS, REASON, RULES, VERDICT
+from gateway.door.noted import AUDIT
 from gateway.errors import unavailable
 from schemas.topics import TRACEPARENT
 from telemetry.audit import Audit, AuditEvent, Type
@@ -138,25 +138,20 @@ def _audit_event(scope: Scope, status: int) -> AuditEvent | None:
     """
     state = scope["state"]
     principal: Principal | None = state.get(PRINCIPAL)
-    action = state.get(ACTION)
-    if action is None or (principal is None and status not in _DENIED):
+    noted: dict[str, Any] = {"user": None, "tenant": None, **state.get(AUDIT, {})}
+    if "action" not in noted or (principal is None and status not in _DENIED):
         return None
-    known = [str(value) for value in scope.get("path_params", {}).values()]
+    if principal is not None:
+        noted |= {"user": principal.credential, "tenant": principal.tenant}
+    noted["objects"] = [*map(str, scope.get("path_params", {}).values()), *noted.get("objects", ())]
     client: Any = scope.get("client")
     return AuditEvent(
-        action=action,
-        type=_audit_type(scope["method"], action, status),
+        type=_audit_type(scope["method"], noted["action"], status),
         succeeded=status < 400,
-        user=state.get(CREDENTIAL) if principal is None else principal.credential,
-        tenant=None if principal is None else principal.tenant,
-        objects=[*known, *state.get(OBJECTS, ())],
-        hashes=state.get(HASHES, ()),
-        verdict=state.get(VERDICT),
-        rules=state.get(RULES, ()),
-        reason=state.get(REASON),
         status=status,
         request_id=state.get("request_id"),
         address=client[0] if client else None,
+        **noted,
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from gateway.batches.paging import PageQuery, list_body, page_query
 from gateway.errors import ApiError, not_found
+from gateway.paging import PageQuery, list_body, page_query
 from producers.times import NotATime, parse_time
 
 _UNIX_SECONDS = re.compile(r"[0-9]{1,11}")

@@ -15,8 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.batches.shelf import Draft
-from gateway.dependency import Dependency
+from gateway.batches.files import Draft, Shelf
 from gateway.door.body import expect_body
 from gateway.errors import ApiError
 
@@ -148,24 +147,23 @@ def file_form(request: Request, file: str, most_bytes: int) -> FileForm:
 class Receiving:
     """A file that is being written into a draft, and the limits of its size and time."""
 
-    storage: Dependency
+    shelf: Shelf
     draft: Draft
     form: FileForm
     most_bytes: int
-    most_seconds: float
 
-    async def kept(self, request: Request, keep: Callable[[], Awaitable[T]], drop: Callable[[], None]) -> T:
-        """Write the whole file, and return the result of `keep`. After an error, `drop` runs in a thread.
+    async def kept(self, request: Request, keep: Callable[[], Awaitable[T]]) -> T:
+        """Write the whole file, and return the result of `keep`. After an error, the file is removed.
 
         Raises ApiError (400, 408, 413), BlobsAway, and the errors of `keep`.
         """
         try:
-            async with asyncio.timeout(self.most_seconds):
+            async with asyncio.timeout(self.shelf.settings.upload_seconds):
                 await self._write(request)
                 self.form.finish()
                 return await keep()
         except BaseException as error:
-            await asyncio.shield(self.storage.run_anyway(drop))
+            await asyncio.shield(self.shelf.storage.run_anyway(self.shelf.drop, self.draft))
             if isinstance(error, ClientDisconnect):
                 raise ApiError(400, "upload_cut_off", "The connection ended before the file was whole.") from None
             if isinstance(error, TimeoutError):
@@ -180,8 +178,8 @@ class Receiving:
             self.form.feed(chunk)
             self._bound(self.draft.size + self.form.pending_bytes)
             if self.form.pending_bytes >= WRITE_BYTES:
-                await self.storage.run(self.draft.write, self.form.take())
-        await self.storage.run(self.draft.write, self.form.take())
+                await self.shelf.storage.run(self.draft.write, self.form.take())
+        await self.shelf.storage.run(self.draft.write, self.form.take())
 
     def _bound(self, size: int) -> None:
         if size > self.most_bytes:

@@ -20,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.access.rates import network_of
-from gateway.door.connection import DoorConnection, Surroundings
+from gateway.door.connection import DoorConnection
 from gateway.door.door import nothing
 from gateway.door.proxies import NoProxyHeader, TrustedProxies, read_proxy_header
 from gateway.door.settings import GatewaySettings
@@ -64,7 +64,7 @@ class DoorServer(SideTask):
         look: Callable[[], None] = nothing,
     ) -> None:
         """`look` notices changed certificates. The server calls `look` each second, even without new connections."""
-        config = Config(
+        self.config = Config(
             app,
             interface="asgi3",
             ws="none",
@@ -74,13 +74,12 @@ class DoorServer(SideTask):
             proxy_headers=False,
             server_header=False,
         )
-        config.load()
-        self._state = ServerState()
-        self._proxies = TrustedProxies(limits.trusted_proxies)
-        self._around = Surroundings(config, self._state, limits, self._count_refused, self._proxies)
+        self.config.load()
+        self.state = ServerState()
+        self.proxies = TrustedProxies(limits.trusted_proxies)
         self._socket = bound
         self._tls = tls
-        self._limits = limits
+        self.limits = limits
         self._clock = clock
         self._look = look
         self._metrics = metrics
@@ -129,7 +128,7 @@ class DoorServer(SideTask):
             await asyncio.sleep(0)
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
-        client = None if self._proxies.trusts(address) else address
+        client = None if self.proxies.trusts(address) else address
         refusal = self._places.take(client)
         if refusal is not None:
             self._turn_away(accepted, refusal)
@@ -147,12 +146,12 @@ class DoorServer(SideTask):
 
     async def _begin(self, accepted: socket.socket, client: str | None) -> None:
         """Do the TLS handshake, and give the connection to its protocol. None is the client of a trusted proxy."""
-        if client is None and self._limits.proxy_protocol:
+        if client is None and self.limits.proxy_protocol:
             with contextlib.ExitStack() as undo:
                 undo.callback(self._free, None)
                 undo.callback(accepted.close)
                 try:
-                    async with asyncio.timeout(self._limits.head_seconds):
+                    async with asyncio.timeout(self.limits.head_seconds):
                         client = await read_proxy_header(accepted)
                 except (OSError, TimeoutError, NoProxyHeader):
                     self._metrics.http_connections_refused.labels("handshake").inc()
@@ -164,14 +163,14 @@ class DoorServer(SideTask):
         await self._hand_over(accepted, client)
 
     async def _hand_over(self, accepted: socket.socket, client: str | None) -> None:
-        connection = DoorConnection(self._around, accepted, lambda: self._free(client), client)
+        connection = DoorConnection(self, accepted, lambda: self._free(client), client)
         secure = self._tls is not None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
                 accepted,
                 ssl=self._tls,
-                ssl_handshake_timeout=self._limits.head_seconds if secure else None,
+                ssl_handshake_timeout=self.limits.head_seconds if secure else None,
                 ssl_shutdown_timeout=_SHUTDOWN_SECONDS if secure else None,
             )
         except OSError:  # the client lacks TLS 1.3 or a certificate (ssl.SSLError), is too slow, or has gone
@@ -189,21 +188,22 @@ class DoorServer(SideTask):
         if not len(self._places):
             self._none_open.set()
 
-    def _count_refused(self, status: int) -> None:
+    def count_refused(self, status: int) -> None:
+        """Count a request that no application saw, by the status of its refusal."""
         self._metrics.http_requests.labels(UNREAD, str(status)).inc()
 
     # -- the clock -------------------------------------------------------------------------------------------------
 
     async def _watch(self, seconds: float) -> None:
         """Check every connection's time and the certificates, and renew the date of responses."""
-        limits, loop = self._limits, asyncio.get_running_loop()
+        limits, loop = self.limits, asyncio.get_running_loop()
         patience = min(limits.head_seconds, limits.transfer_seconds, limits.keep_alive_seconds)
         while True:
             await asyncio.sleep(min(seconds, patience / 10))
             self._tell_date()
             self._look_safely()
             now = loop.time()
-            for connection in list(self._state.connections):
+            for connection in list(self.state.connections):
                 try:
                     _ours(connection).check(now)
                 except Exception:
@@ -220,20 +220,20 @@ class DoorServer(SideTask):
 
     def _tell_date(self) -> None:
         date = formatdate(self._clock.time(), usegmt=True).encode()
-        self._state.default_headers[:] = [(b"date", date)]
+        self.state.default_headers[:] = [(b"date", date)]
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
         for handshake in self._handshakes:
             handshake.cancel()
-        for connection in list(self._state.connections):
+        for connection in list(self.state.connections):
             connection.shutdown()
-        await self._until_no_connections(self._limits.stop_seconds)
-        for task in list(self._state.tasks):
+        await self._until_no_connections(self.limits.stop_seconds)
+        for task in list(self.state.tasks):
             task.cancel()
         await self._until_no_connections(_LAST_WORDS_SECONDS)
-        for connection in list(self._state.connections):
+        for connection in list(self.state.connections):
             connection.transport.abort()
 
     async def _until_no_connections(self, seconds: float) -> None:

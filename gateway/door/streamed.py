@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
@@ -31,22 +31,6 @@ from workers.system.deltas import Listener
 HEAD_SECONDS = 2.0
 _KEEP_ALIVE = b": waiting for the answer\n\n"
 DONE = b"data: [DONE]\n\n"
-
-
-class AnswerEvents(Protocol):
-    """The events of one answer's stream."""
-
-    def delta(self, piece: str) -> list[bytes]:
-        """Return the events of the text's next piece."""
-        ...
-
-    async def ended(self, result: Result) -> list[bytes]:
-        """Return the events of what was not sent yet. Raises ApiError for an answer that does not continue the text."""
-        ...
-
-    def failed(self, error: ApiError) -> bytes:
-        """Return the event of an answer that failed after the response's head."""
-        ...
 
 
 def taken_stream(body: Any) -> tuple[bool, bool]:
@@ -69,52 +53,45 @@ def wants_deltas(call: Call, job: Job) -> bool:
     return call.door.deltas is not None and job.is_final_as_generated
 
 
-def hearing(call: Call, job_id: str, *, wanted: bool) -> AbstractAsyncContextManager[Listener]:
-    """Return the listener to a job's text while it is generated; if it is not `wanted`, one that hears nothing."""
-    deltas = call.door.deltas
-    return nullcontext(Listener()) if deltas is None or not wanted else deltas.hearing(call.tenant, job_id)
-
-
 class AnswerStream:
     """A response that ends with its job's answer."""
 
     def __init__(
-        self,
-        answering: asyncio.Task[Result],
-        events: AnswerEvents,
-        listener: Listener,
-        seconds: float,
-        stack: AsyncExitStack,
+        self, answering: asyncio.Task[Result], events: ChatEvents | ResponseEvents, listener: Listener
     ) -> None:
-        """`seconds` is the time between two comments. The stream closes the `stack` at its end."""
         self._answering = answering
         self._events = events
         self._listener = listener
-        self._seconds = seconds
-        self._stack = stack
+        self._stack = AsyncExitStack()
+        """The stream closes it at its end."""
+        self._seconds = HEAD_SECONDS
+        """The time between two comments."""
         answering.add_done_callback(lambda _: listener.changed.set())
 
     @classmethod
     async def begun(
         cls,
+        call: Call,
+        job_id: str,
         answer: Awaitable[Result],
-        events: AnswerEvents,
-        hearing: AbstractAsyncContextManager[Listener],
-        seconds: float,
+        events: ChatEvents | ResponseEvents,
+        *,
+        deltas: bool,
     ) -> AnswerStream:
         """Wait HEAD_SECONDS for the answer or its first piece, then return the stream.
 
-        Raises the error of an answer that came by then.
+        Pieces come with `deltas` only. Raises the error of an answer that came by then.
         """
         async with AsyncExitStack() as stack:
             answering = asyncio.ensure_future(answer)
             stack.callback(answering.cancel)
-            listener = await stack.enter_async_context(hearing)
-            begun = cls(answering, events, listener, seconds, stack)
+            channel = call.door.deltas if deltas else None
+            heard = nullcontext(Listener()) if channel is None else channel.hearing(call.tenant, job_id)
+            begun = cls(answering, events, await stack.enter_async_context(heard))
             await begun._has_news(HEAD_SECONDS)
             if answering.done():
                 answering.result()
-            begun._stack = stack.pop_all()
+            begun._stack, begun._seconds = stack.pop_all(), call.door.settings.heartbeat_seconds
             return begun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,7 +132,7 @@ def rest_of(text: str | None, sent: str) -> str:
 
 
 class ChatEvents:
-    """The chunks of a chat completion."""
+    """The events of one answer's stream: the chunks of a chat completion."""
 
     def __init__(
         self, shown: Callable[[Result], dict[str, Any]], job_id: str, created: int, model: str, *, with_usage: bool
@@ -167,13 +144,13 @@ class ChatEvents:
         self._sent = ""
 
     def delta(self, piece: str) -> list[bytes]:
-        """See `AnswerEvents`."""
+        """Return the events of the text's next piece."""
         first = [] if self._sent else [self._chunk(0, {"role": "assistant", "content": ""})]
         self._sent += piece
         return [*first, self._chunk(0, {"content": piece})]
 
     async def ended(self, result: Result) -> list[bytes]:
-        """See `AnswerEvents`."""
+        """Return the events of what was not sent yet. Raises ApiError for an answer that does not continue the text."""
         answer, made = self._shown(result), []
         if not self._sent:
             self._base = {name: answer[name] for name in self._base}
@@ -193,7 +170,7 @@ class ChatEvents:
         return [*made, self._event({"choices": [], "postback": answer["postback"], **usage}), DONE]
 
     def failed(self, error: ApiError) -> bytes:
-        """See `AnswerEvents`."""
+        """Return the event of an answer that failed after the response's head."""
         return _data(error.body) + DONE
 
     def _chunk(self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
@@ -222,7 +199,7 @@ class ResponseEvents:
         self._sent = ""
 
     def delta(self, piece: str) -> list[bytes]:
-        """See `AnswerEvents`."""
+        """See `ChatEvents`."""
         made = []
         if not self._sent:
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
@@ -232,7 +209,7 @@ class ResponseEvents:
         return [*made, self._in_message("response.output_text.delta", delta=piece, logprobs=[])]
 
     async def ended(self, result: Result) -> list[bytes]:
-        """See `AnswerEvents`. A message that was begun stays the first item, before the reasoning."""
+        """See `ChatEvents`. A message that was begun stays the first item, before the reasoning."""
         answer = await self._shown(result)
         if self._sent:
             answer = {**answer, "output": sorted(answer["output"], key=lambda item: item["type"] != "message")}
@@ -246,7 +223,7 @@ class ResponseEvents:
         return [*made, self._event(f"response.{answer['status']}", response=answer)]
 
     def failed(self, error: ApiError) -> bytes:
-        """See `AnswerEvents`."""
+        """See `ChatEvents`."""
         return self._event("error", code=error.code, message=error.message, param=error.param)
 
     def _created(self) -> list[bytes]:

@@ -20,7 +20,7 @@ from gateway.page.desk import Desk, ShownPage, Visit, answered, asked
 from gateway.page.rendering import link, link_of
 from gateway.store.tables import job_attempts
 from gateway.view.trace import Attempt, attempt_of
-from gateway.webhooks.resending import NoSuchCallback, find_records, find_tried, resend
+from gateway.webhooks.resending import find_records, find_tried, resend
 from telemetry.logs import origin_of
 
 MOST_LOOKED_AT: Final = 2_000
@@ -86,12 +86,9 @@ def callback_routes(desk: Desk) -> list[Route]:
     async def again(visit: Visit) -> str:
         identifier, tenant = visit.named("callback"), visit.tenant
         webhook_id, origin = visit.form.get("webhook_id", ""), visit.form.get("origin", "")
-        try:
-            tried = await visit.read(find_tried, identifier, webhook_id, origin)
-            await require_may_call(door, tenant, tried.origin)
-            records = await answered(door.searches.run(partial(find_records, kafka, tried, door.clock)))
-        except NoSuchCallback:
-            raise ApiError(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.") from None
+        tried = await visit.read(find_tried, identifier, webhook_id, origin)
+        await require_may_call(door, tenant, tried.origin)
+        records = await answered(door.searches.run(partial(find_records, kafka, tried, door.clock)))
         await door.store.write(lambda connection: resend(connection, kafka, records, door.clock))
         return link_of(identifier, done="resent") if "from_object" in visit.form else link("/callbacks", done="resent")
 

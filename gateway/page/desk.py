@@ -24,19 +24,17 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from gateway.access import CredentialRefused, Principal, Scope
-from gateway.access.gate import TooManyRequests
-from gateway.access.principal import IssuerAway
+from gateway.access.access import TooManyRequests
 from gateway.access.sessions import Sessions
-from gateway.blobs.base import BlobMissing, BlobsAway
 from gateway.dependency import DependencyBusy
 from gateway.door.body import read_body
 from gateway.door.door import PEER, PRINCIPAL, Door, address_of
 from gateway.door.endpoint import Body, Call
+from gateway.door.handlers import REFUSALS, refusal_of
 from gateway.door.noted import note_action, note_objects, note_reason
 from gateway.door.routes.jobs import METADATA
 from gateway.errors import ApiError, unavailable
 from gateway.page.rendering import CONSOLE, HEADERS, link, page
-from gateway.store.store import StoreAway
 from producers.errors import ProducerError, RequestRefused
 from schemas.settings import SettingsRefused
 from telemetry.logs import get_logger
@@ -240,21 +238,23 @@ class Desk:
         wanted = form.get("next", "")
         credential = form.get("credential", "").strip()
         try:
-            admitted = await self.door.gate.admit(f"Bearer {credential}", request.scope.get(PEER), address_of(request))
+            access, peer = self.door.access, request.scope.get(PEER)
+            found = await access.admit(f"Bearer {credential}", peer, address_of(request))
+            await access.count(found)
         except CredentialRefused:
             return _form(
                 401, "The key or token is unknown, expired or revoked. Check that you pasted the whole text.", wanted
             )
         except TooManyRequests as error:
             return _form(429, error.message, wanted, error.headers)
-        request.scope["state"][PRINCIPAL] = admitted.principal
-        if not admitted.principal.may(Scope.READ):
+        request.scope["state"][PRINCIPAL] = found
+        if not found.may(Scope.READ):
             raise ApiError(403, "insufficient_permissions", "The credential lacks the scope `read`; use another one.")
         former = request.cookies.get(self._cookie_name(request))
         if former is not None:
             await self._sessions.end(former)
         response = going_to(_own(wanted))
-        token = await self._sessions.begin(admitted.principal)
+        token = await self._sessions.begin(found)
         self._set_cookie(request, response, token, self.door.settings.session_seconds)
         return response
 
@@ -305,21 +305,14 @@ def guarded(serve: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
             return await serve(request)
         except NotSignedIn as error:
             return _to_sign_in(request, str(error))
-        except ApiError as error:
-            note_reason(request, error.code)
-            return _refusal(error.status, error.message, error.headers)
-        except BlobMissing:
-            return _refusal(404, "The storage has lost the file's content.")
-        except (StoreAway, IssuerAway, BlobsAway, DependencyBusy) as error:
-            return _refusal(503, f"{error}; load the page again.", {"retry-after": "5"})
+        except REFUSALS as error:
+            refusal = refusal_of(error)
+            note_reason(request, refusal.code)
+            response = page("error", refusal.status, code=refusal.status, message=refusal.message)
+            response.headers.update({name: value for name, value in refusal.headers.items() if name == "retry-after"})
+            return response
 
     return answer
-
-
-def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    response = page("error", status, code=status, message=message)
-    response.headers.update({name: value for name, value in (headers or {}).items() if name == "retry-after"})
-    return response
 
 
 def _to_sign_in(request: Request, reason: str) -> Response:

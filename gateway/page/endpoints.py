@@ -8,7 +8,6 @@ from typing import Any, Final
 from starlette.routing import Route
 
 from gateway.access import Scope
-from gateway.batches.paging import DEFAULT_LIMIT
 from gateway.door import query
 from gateway.door.endpoint import Body, Call
 from gateway.door.noted import note_reason
@@ -16,6 +15,7 @@ from gateway.door.routes import webhook_endpoints as hooks
 from gateway.errors import ApiError
 from gateway.page.desk import Desk, ShownPage, Visit, asked
 from gateway.page.rendering import link
+from gateway.paging import FIRST_PAGE, PageQuery
 from gateway.webhooks import endpoints
 from gateway.webhooks.endpoints import EVENT_TYPES
 
@@ -44,8 +44,7 @@ def endpoint_routes(desk: Desk) -> list[Route]:
 async def _several(visit: Visit) -> ShownPage:
     said = asked(visit.request)
     query.only(said, ("after", "limit", "done"))
-    wanted = query.page(said)
-    return await _list(visit, wanted.limit, wanted.after, said=_SAID.get(said.query_params.get("done", ""), ""))
+    return await _list(visit, query.page(said), said=_SAID.get(said.query_params.get("done", ""), ""))
 
 
 async def _register(visit: Visit) -> ShownPage:
@@ -102,17 +101,16 @@ async def _refused(visit: Visit, error: ApiError, kept: Mapping[str, str] | None
 
 async def _list(
     visit: Visit,
-    limit: int = DEFAULT_LIMIT,
-    after: str | None = None,
+    wanted: PageQuery = FIRST_PAGE,
     *,
     said: str = "",
     problem: str = "",
     kept: Mapping[str, str] | None = None,
     status: int = 200,
 ) -> ShownPage:
-    rows, more = await visit.read(endpoints.page, limit, after)
-    values = {"rows": rows, "has_more": more, "after": after, "said": said, "problem": problem, "kept": kept}
-    kinds = {"kinds": EVENT_TYPES, "event_field": EVENT_FIELD}
+    found = await visit.read(endpoints.page, wanted)
+    values = {"rows": found.rows, "has_more": found.has_more, "after": wanted.after}
+    kinds = {"kinds": EVENT_TYPES, "event_field": EVENT_FIELD, "said": said, "problem": problem, "kept": kept}
     return ShownPage("endpoints", {**values, **kinds, "can_sign": visit.door.webhooks is not None}, status)
 
 

@@ -6,11 +6,12 @@ Every text is escaped, and a browser runs and loads nothing but this folder's st
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -42,7 +43,7 @@ def _file(name: str) -> StaticFile:
     return StaticFile(content, _TYPES[name.rpartition(".")[2]], hashlib.sha256(content).hexdigest()[:16])
 
 
-NAMES = ("console.css", "console.js", "htmx.min.js", "icon.svg")
+NAMES = ("console.css", "console.js", "docs.css", "htmx.min.js", "icon.svg")
 
 
 def address_of(name: str) -> str:
@@ -108,6 +109,7 @@ def _environment() -> Environment:
         "web": web_address,
         "short": shortened,
         "pieces": pieces,
+        "json": partial(json.dumps, indent=2, ensure_ascii=False),
     }
     environment.globals |= {"static": address_of, "link": link, "link_of": link_of}
     return environment

@@ -1,10 +1,11 @@
-"""The pages of a tenant's work: the overview, batches with their files, jobs, and the search box."""
+"""The pages of a tenant's work: the overview, batches with their files, jobs, the search box; and the API's page."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, func, or_, select
@@ -18,10 +19,10 @@ from gateway.access.recent import Recent
 from gateway.batches import files, orders
 from gateway.batches.files import names_of
 from gateway.batches.orders import BatchRow
-from gateway.batches.paging import page_query
 from gateway.door import query
 from gateway.door.door import Door
 from gateway.door.noted import note_objects
+from gateway.door.openapi import openapi_document
 from gateway.door.routes.batches import LISTED, MOST_LISTED
 from gateway.door.routes.batches import cancel as cancel_batch
 from gateway.door.routes.files import content_response
@@ -34,6 +35,7 @@ from gateway.page.endpoints import endpoint_routes
 from gateway.page.fleet import fleet_route
 from gateway.page.letters import letter_routes
 from gateway.page.rendering import CONSOLE, duration, link, page, static_routes, web_address
+from gateway.paging import page_query
 from gateway.store.states import CANCELLABLE, COUNTING, ENDED, LIVE
 from gateway.store.tables import batches, jobs
 from gateway.view.segments import outcomes_by_minute
@@ -311,6 +313,7 @@ def page_routes(door: Door) -> list[BaseRoute]:
     desk = Desk(door)
     return [
         *static_routes(),
+        Route("/docs", partial(_docs, door)),
         *desk.routes(),
         overview_route(desk),
         desk.shows("/batches", Scope.READ, "listBatches", _batches_page, tab="Batches"),
@@ -327,6 +330,18 @@ def page_routes(door: Door) -> list[BaseRoute]:
         fleet_route(desk),
         Route(f"{CONSOLE}/{{rest:path}}", guarded(_unknown), methods=["GET", "POST"]),
     ]
+
+
+async def _docs(door: Door, request: Request) -> Response:
+    """Describe the API, by its OpenAPI document. The page needs no credential."""
+    await door.visit(request)
+    return _described()
+
+
+@cache
+def _described() -> Response:
+    """Return the API's page, which is made at the first request and kept."""
+    return page("docs", document=openapi_document())
 
 
 async def _unknown(request: Request) -> Response:
@@ -363,7 +378,7 @@ async def _batch_page(visit: Visit) -> ShownPage:
 
 
 async def _file(visit: Visit) -> Response:
-    row = await visit.door.shelf.find(visit.tenant, visit.named("file"))
+    row = await visit.read(files.find, visit.named("file"), unix_ms(visit.door.clock))
     return await content_response(visit.door, row, visit.request.headers.get("range"))
 
 

@@ -202,6 +202,7 @@ files = Table(
     Column("expires_at", BigInt),
     Column("deleted_at", BigInt),
     Column("submitted_by", Name(128)),
+    Column("upload_id", Name(64), index=True),
     Index("ix_files_tenant_id", "tenant", "id"),
     Index("ix_files_tenant_filename", "tenant", "filename"),
 )
@@ -209,7 +210,7 @@ files = Table(
 
 The row is written before the first byte of the blob, and is removed after the blob: no blob is without a row. A row
 without `stored_at` is a write that is under way or was cut off. A row with `deleted_at` waits for the removal of its
-blob."""
+blob. A row with an `upload_id` is a part of that upload, and no file that a tenant sees."""
 
 uploads = Table(
     "uploads",
@@ -231,19 +232,6 @@ uploads = Table(
 """Files that arrive in parts. `status` is `pending`, `completed`, `cancelled` or `expired`.
 
 A completed upload has the `file_id` of its file, and the hash of the ordered list of its parts' ids."""
-
-upload_parts = Table(
-    "upload_parts",
-    metadata,
-    Column("id", Name(64), primary_key=True),
-    Column("upload_id", Name(64), nullable=False, index=True),
-    Column("bytes", BigInt, nullable=False),
-    Column("created_at", BigInt, nullable=False),
-    Column("stored_at", BigInt),
-)
-"""Parts of uploads; their contents are blobs, named by the id. As with files, no blob is without a row.
-
-A part without `stored_at` is a write that is under way or was cut off."""
 
 batches = Table(
     "batches",

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -42,20 +42,12 @@ _ASK_AGAIN_SECONDS = 0.2
 _TRIES = 2
 
 
-class JointChange(Protocol):
-    """A change that can be written together with its neighbours of the same class, by fewer statements."""
-
-    def __call__(self, connection: Connection) -> Any:
-        """Write this change alone, and return its result."""
-        ...
-
-    @classmethod
-    def together(cls, connection: Connection, changes: Sequence[Self]) -> list[Any]:
-        """Write changes. Return for each its result, or Refused. Raises an error that one of them causes."""
-        ...
-
-
 Run = Callable[[Connection], Any]
+"""A change. One whose class has a method `together` is joint: it is written with its neighbours of the same class.
+
+`together` takes the connection and the changes, and returns for each its result, or Refused. It raises an error that
+one of them causes; each is then written alone.
+"""
 
 
 @dataclass(slots=True)

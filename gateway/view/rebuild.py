@@ -21,9 +21,9 @@ from gateway.store.store import Store
 from gateway.store.tables import job_attempts, jobs, meta, view_offsets
 from gateway.view.offsets import HELD, TopicPlace
 from gateway.view.reader import TopicReader
-from gateway.view.records import attempt_of, result_of
+from gateway.view.records import KAFKA, records_of
 from gateway.view.segments import forget_since, recount
-from gateway.view.writing import KAFKA, write_attempts, write_results
+from gateway.view.writing import write_attempts, write_results
 from schemas.settings import KafkaSettings
 
 TOGETHER = 500
@@ -97,10 +97,9 @@ def _read(store: Store, reader: TopicReader, ends: dict[TopicPlace, int], result
 
 
 def _write(messages: Sequence[Any], results: str, connection: Connection) -> None:
-    found = [result_of(each) for each in messages if each.topic() == results]
-    attempts = [attempt_of(each) for each in messages if each.topic() != results]
-    write_results(connection, [each for each in found if each is not None], tell=False)
-    write_attempts(connection, [each for each in attempts if each is not None])
+    found, attempts = records_of(messages, results)
+    write_results(connection, found, tell=False)
+    write_attempts(connection, attempts)
 
 
 def _end(targets: dict[str, int], connection: Connection) -> None:

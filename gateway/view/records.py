@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
 
+from gateway.store.dialects import storable
 from schemas import topics as names
 from schemas.codec import InvalidResult, read_result
 from schemas.job import DEFAULT_TENANT, TENANT_PATTERN
@@ -20,30 +21,58 @@ _MOST_ATTEMPT_BYTES = 64 * 1024
 _LARGEST = 2**63 - 1
 
 
+KAFKA: Final = "kafka"
+"""The `url` of a job that the gateway did not accept."""
+
+
 class ResultRecord(NamedTuple):
-    """A record of `model_results`."""
+    """A record of `model_results`, with the facts about its job that the view finds while it writes the record."""
 
     tenant: str
     result: Result
     value: bytes
     webhook_id: str | None
     at_ms: int
+    """The record's timestamp, Unix milliseconds."""
     has_callback: bool
     """True if delivery sends the result to a callback of the job's own."""
+    url: str = KAFKA
+    """The API by which the job came in."""
+    batch_id: str | None = None
+    """The tenant's batch whose line the job is; None for a job that is no line."""
+    line: int = 0
+    """The line in the batch's input, from 0."""
+    first: bool = True
+    """True for a job's first result. A job that an operator put back gets a further result."""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id, as the database stores it."""
+        return storable(self.result.job_id)[:256]
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """A record of `callback_attempts`."""
+class AttemptRecord(NamedTuple):
+    """A record of `callback_attempts`, as the row of `job_attempts`."""
 
-    partition: int
-    offset: int
+    topic_partition: int
+    topic_offset: int
     tenant: str
     job_id: str
     webhook_id: str
-    at_ms: int
+    at: int
+    """Unix milliseconds."""
     details: dict[str, Any]
     """The record's members besides the ids and the time."""
+
+
+def records_of(messages: Sequence[Any], results: str) -> tuple[list[ResultRecord], list[AttemptRecord]]:
+    """Read records of the topic `results`, and of callback attempts. Records that the fleet did not write are left out.
+
+    Delivery reports those.
+    """
+    answers = [result_of(each) for each in messages if each.topic() == results]
+    attempts = [attempt_of(each) for each in messages if each.topic() != results]
+    return [each for each in answers if each is not None], [each for each in attempts if each is not None]
 
 
 def result_of(message: Any) -> ResultRecord | None:

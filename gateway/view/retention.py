@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, tuple_
 
 from gateway.accept.side_thread import SideThread
-from gateway.access.quotas import release_jobs
+from gateway.access.quotas import release
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batch_segments, events, idempotency, job_attempts, jobs, left_requests, writers
 from telemetry.clock import Clock, unix_ms
@@ -23,7 +24,8 @@ IDEMPOTENCY_HOURS = 48
 LATE_DAYS = 8
 """A job without a result is kept for this many days beyond `kept_days`. Kafka keeps jobs for one day less."""
 
-Step = Callable[[Connection, int], int]
+Step = Callable[[Connection], int]
+"""Removes some old rows, and returns their number."""
 
 
 class Retention(SideThread):
@@ -41,16 +43,19 @@ class Retention(SideThread):
     def remove_old(self) -> int:
         """Remove all old rows; return their number. Raises StoreAway."""
         now_ms = unix_ms(self._clock)
-        steps: tuple[tuple[Step, int], ...] = (
-            (_jobs, now_ms - self._kept_ms),
-            (_segments, now_ms - self._kept_ms),
-            (_attempts, now_ms - self._kept_ms),
-            (_events, now_ms - self._kept_ms),
-            (_keys, now_ms - IDEMPOTENCY_HOURS * _HOUR_MS),
-            (_left, now_ms - _HOUR_MS),
-            (_writers, now_ms - 24 * _HOUR_MS),
-        )
-        return sum(self._all(step, before_ms) for step, before_ms in steps)
+        kept_ms = now_ms - self._kept_ms
+        steps: list[Step] = [partial(_jobs, before_ms=kept_ms), partial(_events, before_ms=kept_ms)]
+        for time, before_ms in (
+            (batch_segments.c.last_at, kept_ms),
+            (job_attempts.c.at, kept_ms),
+            (idempotency.c.created_at, now_ms - IDEMPOTENCY_HOURS * _HOUR_MS),
+            (left_requests.c.created_at, now_ms - _HOUR_MS),  # their gateways ended; SDKs repeat within seconds
+            (writers.c.at, now_ms - 24 * _HOUR_MS),
+        ):
+            # A segment is as large as hundreds of other rows.
+            together = 1 if time.table is batch_segments else TOGETHER
+            steps.append(partial(_remove, table=time.table, old=time < before_ms, together=together))
+        return sum(map(self._all, steps))
 
     def _run(self) -> None:
         while self._goes_on():
@@ -58,14 +63,12 @@ class Retention(SideThread):
                 self.remove_old()
             self._rest(LOOK_SECONDS)
 
-    def _all(self, step: Step, before_ms: int) -> int:
-        removed = TOGETHER
+    def _all(self, step: Step) -> int:
+        """Repeat a step until it finds no old row."""
         total = 0
-        while removed == TOGETHER and self._goes_on():
-            removed = self._store.write_now(lambda connection: step(connection, before_ms))
+        while self._goes_on() and (removed := self._store.write_now(step)):
             total += removed
-            if removed == TOGETHER:
-                self._rest(_BETWEEN_SECONDS)
+            self._rest(_BETWEEN_SECONDS)
         return total
 
 
@@ -74,17 +77,8 @@ def _jobs(connection: Connection, before_ms: int) -> int:
     old = or_(jobs.c.finished_at < before_ms, and_(jobs.c.finished_at.is_(None), jobs.c.created_at < never))
     key = (jobs.c.tenant, jobs.c.job_id)
     unfinished = select(*key).where(jobs.c.finished_at.is_(None), jobs.c.created_at < never).limit(TOGETHER)
-    release_jobs(connection, [(row.tenant, row.job_id) for row in connection.execute(unfinished)])
+    release(connection, [(row.tenant, row.job_id) for row in connection.execute(unfinished)])
     return _remove(connection, jobs, old)
-
-
-def _segments(connection: Connection, before_ms: int) -> int:
-    """Remove segments, each of which is as large as hundreds of other rows, one by one."""
-    return TOGETHER * _remove(connection, batch_segments, batch_segments.c.last_at < before_ms, 1)
-
-
-def _attempts(connection: Connection, before_ms: int) -> int:
-    return _remove(connection, job_attempts, job_attempts.c.at < before_ms)
 
 
 def _events(connection: Connection, before_ms: int) -> int:
@@ -94,20 +88,6 @@ def _events(connection: Connection, before_ms: int) -> int:
     if old:
         connection.execute(events.delete().where(events.c.number.in_(old)))
     return len(old)
-
-
-def _keys(connection: Connection, before_ms: int) -> int:
-    return _remove(connection, idempotency, idempotency.c.created_at < before_ms)
-
-
-def _left(connection: Connection, before_ms: int) -> int:
-    """Remove requests whose gateway ended before their repeats came; SDKs repeat within seconds."""
-    return _remove(connection, left_requests, left_requests.c.created_at < before_ms)
-
-
-def _writers(connection: Connection, before_ms: int) -> int:
-    connection.execute(writers.delete().where(writers.c.at < before_ms))
-    return 0
 
 
 def _remove(connection: Connection, table: Table, old: ColumnElement[bool], together: int = TOGETHER) -> int:

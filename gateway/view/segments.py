@@ -31,7 +31,6 @@ _READ_TOGETHER: Final = {"yield_per": 20}
 """Options of queries for many indexes: PostgreSQL's driver would otherwise take all of them into memory at once."""
 
 Batch = Row[Any]
-Line = tuple[int, ResultRecord]
 
 
 class Entry(NamedTuple):
@@ -63,27 +62,26 @@ def batches_of(connection: Connection, ids: Collection[str]) -> dict[tuple[str, 
     return {(row.tenant, row.id): row for row in found}
 
 
-def write_segments(connection: Connection, batch: Batch, found: Sequence[Line]) -> list[bool]:
-    """Write results of a batch's lines, and count them. Returns for each True if it is the line's first result."""
+def write_segments(connection: Connection, batch: Batch, found: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """Write results of a batch's lines, and count them. Returns the results, which know if they are their line's first.
+
+    The records have `line`.
+    """
     answered = bytearray(-(-batch.total // 8))
     answered[: len(batch.answered or b"")] = batch.answered or b""
-    first, again = [], set()
-    for line, _ in found:
-        first.append(_mark(answered, line))
-        if not first[-1]:
-            again.add(line)
-    if again:
+    stored = [each if _mark(answered, each.line) else each._replace(first=False) for each in found]
+    if again := {each.line for each in stored if not each.first}:
         _replace(connection, batch.id, again)
-    current = dict(found).items()  # the last result of each line
+    current = {each.line: each for each in found}.values()  # the last result of each line
     rows = [_segment(batch, seq, part) for seq, part in enumerate(_parts(current), batch.segments or 0)]
     write_rows(connection, insert(connection, batch_segments), rows)
-    counted = [record.result.outcome for (_, record), is_first in zip(found, first, strict=True) if is_first]
+    counted = [each.result.outcome for each in stored if each.first]
     completed = counted.count(Outcome.SUCCEEDED)
     values = {"answered": bytes(answered), "segments": rows[-1]["seq"] + 1}
     counts = batch.completed + completed, batch.failed + len(counted) - completed
     values |= _counts(batch, *counts, rows[-1]["last_at"]) if batch.status in COUNTING else {}
     connection.execute(batches.update().where(batches.c.id == batch.id).values(**values))
-    return first
+    return stored
 
 
 def recount(connection: Connection) -> None:
@@ -223,13 +221,13 @@ def _mark(answered: bytearray, line: int) -> bool:
     return not was & bit
 
 
-def _parts(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def _parts(lines: Iterable[ResultRecord]) -> Iterator[list[ResultRecord]]:
     """Yield the lines in parts of about SEGMENT_BYTES."""
-    part: list[Line] = []
+    part: list[ResultRecord] = []
     size = 0
     for each in lines:
         part.append(each)
-        size += len(each[1].value)
+        size += len(each.value)
         if size >= SEGMENT_BYTES:
             yield part
             part, size = [], 0
@@ -237,18 +235,18 @@ def _parts(lines: Iterable[Line]) -> Iterator[list[Line]]:
         yield part
 
 
-def _segment(batch: Batch, seq: int, lines: Sequence[Line]) -> dict[str, Any]:
+def _segment(batch: Batch, seq: int, lines: Sequence[ResultRecord]) -> dict[str, Any]:
     """Return the row of a segment."""
     entries: list[Entry] = []
     results, outputs = bytearray(), bytearray()
-    for line, record in lines:
+    for record in lines:
         result = record.result
         starts = len(results), len(outputs)
         results += record.value
         outputs += to_json(output_line(result, batch.endpoint))
         outputs += b"\n"
         entry = Entry(
-            line,
+            record.line,
             record.at_ms,
             str(result.outcome),
             result.custom_id,

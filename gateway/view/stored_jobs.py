@@ -22,7 +22,11 @@ BATCHES: Final = "/v1/batches"
 _LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch's id, and the line's number, counted from 0."""
 _ENDED_BATCHES = {"cancelled": "cancelled", "expired": "expired", "failed": "rejected"}
-_LISTED = [column for column in jobs.c if column.name not in ("result", "request")]
+_NAMES = ("job_id", "status", "url", "custom_id", "model_id", "metadata", "submitted_by", "prompt_sha256")
+_TIMES = {"created_at": "created_ms", "finished_at": "finished_ms", "not_before": "not_before_ms"}
+_LISTED = (*(jobs.c[name] for name in _NAMES), *(jobs.c[name].label(label) for name, label in _TIMES.items()))
+"""The columns of a listed job, named after the members of StoredJob."""
+_WHOLE = (*_LISTED, jobs.c.result, jobs.c.request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,17 @@ def find_job(connection: Connection, tenant: str, job_id: str) -> StoredJob | No
     place = line_of(job_id)
     if place is not None and (line := _line(connection, tenant, *place)) is not None:
         return line
-    row = connection.execute(select(jobs).where(jobs.c.tenant == tenant, jobs.c.job_id == job_id)).one_or_none()
-    return _stored(row) if row is not None and row.deleted_at is None else None
+    this = jobs.c.tenant == tenant, jobs.c.job_id == job_id, jobs.c.deleted_at.is_(None)
+    row = connection.execute(select(*_WHOLE).where(*this)).one_or_none()
+    return None if row is None else StoredJob(**row._mapping)
 
 
 def jobs_by_custom_id(connection: Connection, tenant: str, custom_id: str, limit: int) -> Sequence[StoredJob]:
     """Return a tenant's jobs and answered lines with this `custom_id`, without their results, newest first."""
     these = select(*_LISTED).where(jobs.c.tenant == tenant, jobs.c.custom_id == custom_id, jobs.c.deleted_at.is_(None))
-    single = [_stored(row) for row in connection.execute(these.order_by(jobs.c.created_at.desc()).limit(limit))]
+    single = [
+        StoredJob(**row._mapping) for row in connection.execute(these.order_by(jobs.c.created_at.desc()).limit(limit))
+    ]
     lines: list[StoredJob] = []
     for row in indexes(connection, tenant, [having(connection, custom_id)], ascending=False):
         found = (_answered(row.batch_id, entry) for entry in entries_of(row.line_index))
@@ -161,9 +168,9 @@ def _single(
     if after is not None:
         conditions.append(_beyond(*after, ascending=ascending))
     order = [jobs.c.created_at, jobs.c.job_id] if ascending else [jobs.c.created_at.desc(), jobs.c.job_id.desc()]
-    columns = _LISTED if wanted.stored_url is None else list(jobs.c)
+    columns = _LISTED if wanted.stored_url is None else _WHOLE
     rows = connection.execute(select(*columns).where(*conditions).order_by(*order).limit(limit))
-    return [_stored(row) for row in rows]
+    return [StoredJob(**row._mapping) for row in rows]
 
 
 def _lines(
@@ -248,24 +255,6 @@ def _beyond(after: _Place, job_id: str, *, ascending: bool) -> Any:
     if ascending:
         return or_(at > after.at_ms, and_(at == after.at_ms, jobs.c.job_id > job_id))
     return or_(at < after.at_ms, and_(at == after.at_ms, jobs.c.job_id < job_id))
-
-
-def _stored(row: Any) -> StoredJob:
-    return StoredJob(
-        job_id=row.job_id,
-        status=row.status,
-        url=row.url,
-        created_ms=row.created_at,
-        finished_ms=row.finished_at,
-        custom_id=row.custom_id,
-        model_id=row.model_id,
-        metadata=row.metadata,
-        submitted_by=row.submitted_by,
-        prompt_sha256=row.prompt_sha256,
-        not_before_ms=row.not_before,
-        result=getattr(row, "result", None),
-        request=getattr(row, "request", None),
-    )
 
 
 def _line(connection: Connection, tenant: str, batch_id: str, line: int) -> StoredJob | None:

@@ -18,7 +18,7 @@ from gateway.accept.side_thread import SideThread, Trouble
 from gateway.store.store import Store, StoreAway
 from gateway.view.offsets import OffsetsMoved, TopicPlace, begin_at, move
 from gateway.view.reader import TopicReader
-from gateway.view.records import AttemptRecord, ResultRecord, attempt_of, result_of
+from gateway.view.records import records_of
 from gateway.view.waiting import Waiting
 from gateway.view.writing import OnResults, write_attempts, write_results
 from schemas.settings import KafkaSettings
@@ -135,7 +135,7 @@ class TopicView(SideThread):
         )
 
     def _write(self, messages: Sequence[Any], hooks: Sequence[OnResults]) -> None:
-        results, attempts = self._read(messages)
+        results, attempts = records_of(messages, self._kafka.topics.results)
         moves = self._moves(messages)
 
         def change(connection: Connection) -> None:
@@ -151,12 +151,6 @@ class TopicView(SideThread):
         for kind, count in (("result", len(results)), ("attempt", len(attempts)), ("unusable", unusable)):
             self._metrics.viewed_records.labels(kind).inc(count)
         self._waiting.announce([(each.tenant, each.result.job_id) for each in results])
-
-    def _read(self, messages: Sequence[Any]) -> tuple[list[ResultRecord], list[AttemptRecord]]:
-        """Return the records that the fleet wrote. Records of other writers are left out; delivery reports them."""
-        results = [result_of(each) for each in messages if each.topic() == self._kafka.topics.results]
-        attempts = [attempt_of(each) for each in messages if each.topic() == self._kafka.topics.attempts]
-        return [each for each in results if each is not None], [each for each in attempts if each is not None]
 
     def _moves(self, messages: Sequence[Any]) -> dict[TopicPlace, tuple[int, int]]:
         moves: dict[TopicPlace, tuple[int, int]] = {}

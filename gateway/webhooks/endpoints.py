@@ -8,12 +8,13 @@ query of the store; times are Unix milliseconds.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from sqlalchemy import Connection, Row, func, select
 
+from gateway.errors import conflict
+from gateway.paging import PageQuery, RowPage, find_row, read_page
 from gateway.store.tables import webhook_endpoints as table
 from schemas.bounded import BoundedModel
 from schemas.outcome import Outcome
@@ -41,10 +42,6 @@ OVERLAP_MS = 24 * 3600 * 1000
 """The time for which an old secret signs beside its successor, if the tenant asks for it."""
 
 EndpointRow = Row[Any]
-
-
-class TooManyEndpoints(Exception):  # noqa: N818 - named after the refusal
-    """The tenant has as many endpoints as it may have."""
 
 
 def _known(kind: str) -> str:
@@ -91,39 +88,36 @@ class EndpointTerms(BoundedModel):
 
 
 def create(connection: Connection, tenant: str, terms: EndpointTerms, now_ms: int) -> EndpointRow:
-    """Write a new endpoint. Raises TooManyEndpoints."""
+    """Write a new endpoint. Raises ApiError (409) for a tenant that has as many as it may have."""
     mine = select(func.count()).select_from(table).where(table.c.tenant == tenant)
     if connection.execute(mine).scalar_one() >= MOST_ENDPOINTS:
-        raise TooManyEndpoints
+        message = f"The tenant has {MOST_ENDPOINTS} webhook endpoints, the most it may have; delete one first."
+        raise conflict("too_many_webhook_endpoints", message)
     identifier = f"we_{now_ms:012x}{secrets.token_hex(10)}"
     row = {"id": identifier, "tenant": tenant, "secret_version": 1, "created_at": now_ms, "updated_at": now_ms}
     connection.execute(table.insert().values(**row, **terms.model_dump()))
-    return connection.execute(select(table).where(table.c.id == identifier)).one()
+    return find(connection, tenant, identifier)
 
 
-def find(connection: Connection, tenant: str, identifier: str) -> EndpointRow | None:
-    """Return an endpoint; None if the tenant has no such endpoint."""
-    return connection.execute(select(table).where(*_this(tenant, identifier))).one_or_none()
+def find(connection: Connection, tenant: str, identifier: str) -> EndpointRow:
+    """Return a tenant's endpoint. Raises ApiError (404)."""
+    return find_row(connection, table, "webhook_endpoint", tenant, identifier)
 
 
-def page(connection: Connection, tenant: str, limit: int, after: str | None) -> tuple[Sequence[EndpointRow], bool]:
-    """Return endpoints after the id `after`, newest first, and True if there are more."""
-    conditions = [table.c.tenant == tenant, *([] if after is None else [table.c.id < after])]
-    found = select(table).where(*conditions).order_by(table.c.id.desc()).limit(limit + 1)
-    rows = connection.execute(found).all()
-    return rows[:limit], len(rows) > limit
+def page(connection: Connection, tenant: str, query: PageQuery) -> RowPage:
+    """Return one page of a tenant's endpoints."""
+    return read_page(connection, table, [table.c.tenant == tenant], query)
 
 
 def update(connection: Connection, row: EndpointRow, terms: EndpointTerms, now_ms: int) -> EndpointRow:
     """Replace an endpoint's terms. Equal terms change nothing."""
     if terms_of(row) == terms:
         return row
-    changed = _changed(connection, row.tenant, row.id, **terms.model_dump(), updated_at=now_ms)
-    return row if changed is None else changed
+    return _changed(connection, row.tenant, row.id, **terms.model_dump(), updated_at=now_ms)
 
 
-def rotate(connection: Connection, tenant: str, identifier: str, now_ms: int, *, overlap: bool) -> EndpointRow | None:
-    """Give an endpoint its next secret, and return the endpoint; None if the tenant has no such endpoint.
+def rotate(connection: Connection, tenant: str, identifier: str, now_ms: int, *, overlap: bool) -> EndpointRow:
+    """Give an endpoint its next secret, and return the endpoint. Raises ApiError (404).
 
     The old secret ends at once, or signs beside the new one for OVERLAP_MS.
     """
@@ -137,9 +131,10 @@ def rotate(connection: Connection, tenant: str, identifier: str, now_ms: int, *,
     )
 
 
-def delete(connection: Connection, tenant: str, identifier: str) -> bool:
-    """Delete an endpoint. Events that are on their way are still sent. False if the tenant has no such endpoint."""
-    return connection.execute(table.delete().where(*_this(tenant, identifier))).rowcount == 1
+def delete(connection: Connection, tenant: str, identifier: str) -> None:
+    """Delete an endpoint. Events that are on their way are still sent. Raises ApiError (404)."""
+    find(connection, tenant, identifier)
+    connection.execute(table.delete().where(table.c.id == identifier))
 
 
 def versions(row: EndpointRow, now_ms: int) -> tuple[int, ...]:
@@ -153,10 +148,7 @@ def terms_of(row: EndpointRow) -> EndpointTerms:
     return EndpointTerms.model_construct(**{name: getattr(row, name) for name in EndpointTerms.model_fields})
 
 
-def _this(tenant: str, identifier: str) -> tuple[Any, Any]:
-    return table.c.tenant == tenant, table.c.id == identifier
-
-
-def _changed(connection: Connection, tenant: str, identifier: str, **values: Any) -> EndpointRow | None:
-    connection.execute(table.update().where(*_this(tenant, identifier)).values(**values))
+def _changed(connection: Connection, tenant: str, identifier: str, **values: Any) -> EndpointRow:
+    this = table.c.tenant == tenant, table.c.id == identifier
+    connection.execute(table.update().where(*this).values(**values))
     return find(connection, tenant, identifier)

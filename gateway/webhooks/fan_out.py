@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.outbox import Header, put_record
 from gateway.store.tables import webhook_endpoints
-from gateway.view.writing import StoredResult
+from gateway.view.records import ResultRecord
 from gateway.webhooks.endpoints import EndpointRow, response_type, versions
 from schemas import topics as names
 from schemas.event import event_type, stored_event_body
@@ -57,10 +57,10 @@ def object_event(tenant: str, kind: str, object_id: str, data_id: str, at_ms: in
     return TenantEvent(tenant, kind, webhook_id, object_id, body)
 
 
-def fanning_out(topics: Topics, clock: Clock) -> Callable[[Connection, Sequence[StoredResult]], None]:
+def fanning_out(topics: Topics, clock: Clock) -> Callable[[Connection, Sequence[ResultRecord]], None]:
     """Return the function that the view calls with the results of each transaction."""
 
-    def fan_out_results(connection: Connection, results: Sequence[StoredResult]) -> None:
+    def fan_out_results(connection: Connection, results: Sequence[ResultRecord]) -> None:
         fresh = [one for one in results if one.first]
         found = _endpoints(connection, {one.tenant for one in fresh})
         events = (event for one in fresh if one.tenant in found for event in _events_of(one))
@@ -93,7 +93,7 @@ def event_headers(row: EndpointRow, event: TenantEvent, now_ms: int) -> list[Hea
     ]
 
 
-def _events_of(one: StoredResult) -> Iterable[TenantEvent]:
+def _events_of(one: ResultRecord) -> Iterable[TenantEvent]:
     """Yield the events of a result. If its job has a callback of its own, there is no event `inference.*`."""
     if not one.has_callback and one.webhook_id is not None:
         body = stored_event_body(one.result, one.value, one.webhook_id, one.tenant)

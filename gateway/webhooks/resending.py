@@ -8,7 +8,7 @@ and drops it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, select
 
 from gateway.accept.outbox import put_record
+from gateway.errors import ApiError
 from gateway.store.tables import batches, job_attempts
 from gateway.view.stored_jobs import find_job
 from gateway.view.trace import attempt_of
@@ -25,15 +26,18 @@ from telemetry.clock import Clock, Deadline, unix_ms
 from telemetry.logs import origin_of
 
 if TYPE_CHECKING:  # kafka-python is imported by the first search, since it takes as long as the whole door
-    from producers.scan import Scanner, Stored
+    from producers.scan import Stored
 
 MOST_SECONDS = 20.0
 """Longest search of a topic."""
 _BATCH_ENDS = (batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at)
 
 
-class NoSuchCallback(Exception):  # noqa: N818 - it names what is missing
+class NoSuchCallback(ApiError):  # noqa: N818 - it names what is missing
     """The tenant has no attempt of this callback, or Kafka no longer keeps the callback's record."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "callback_not_found", "Kafka has no such callback, or keeps it no longer.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,42 +74,25 @@ def find_records(settings: KafkaSettings, wanted: TriedCallback, clock: Clock) -
     Raises NoSuchCallback and ProducerError.
     """
     from cli.operations.replay import has_callback
+    from producers.reader import SKEW_MS
     from producers.scan import Scanner
 
-    deadline = Deadline.after(clock, MOST_SECONDS)
+    deadline, topics = Deadline.after(clock, MOST_SECONDS), settings.topics
     with closing(Scanner(settings, clock)) as scanner:
-        for found in (_result(scanner, settings, wanted, deadline), _events(scanner, settings, wanted, deadline)):
+        for topic, until_ms, skew_ms in (
+            (topics.results, wanted.since_ms + SKEW_MS, 0),  # the record's timestamp is `since_ms`
+            (topics.events, max(wanted.since_ms, wanted.tried_ms), SKEW_MS),  # written before the first attempt
+        ):
+            found: list[Stored] = []
+            for record in scanner.read(scanner.ranges(topic, wanted.since_ms, until_ms, skew_ms)):
+                if (record.tenant, record.header(names.WEBHOOK_ID)) == (wanted.tenant, wanted.webhook_id):
+                    found.append(record)
+                if deadline.passed or (found and topic == topics.results):  # a job has one result
+                    break
             records = [record for record in found if has_callback(record) and _origin(record) == wanted.origin]
             if records:
                 return records
     raise NoSuchCallback
-
-
-def _result(scanner: Scanner, settings: KafkaSettings, wanted: TriedCallback, deadline: Deadline) -> Iterator[Stored]:
-    """Yield the result's record. Its timestamp is `since_ms`, so the search begins at exactly this time."""
-    from producers.reader import SKEW_MS
-
-    end = wanted.since_ms + SKEW_MS
-    for record in scanner.read(scanner.ranges(settings.topics.results, wanted.since_ms, end, skew_ms=0)):
-        if _is(record, wanted):
-            yield record
-            return
-        if deadline.passed:
-            return
-
-
-def _events(scanner: Scanner, settings: KafkaSettings, wanted: TriedCallback, deadline: Deadline) -> Iterator[Stored]:
-    """Yield the event's records. The gateway wrote them before the first attempt, so the search ends there."""
-    end = max(wanted.since_ms, wanted.tried_ms)
-    for record in scanner.read(scanner.ranges(settings.topics.events, wanted.since_ms, end)):
-        if _is(record, wanted):
-            yield record
-        if deadline.passed:
-            return
-
-
-def _is(record: Stored, wanted: TriedCallback) -> bool:
-    return (record.tenant, record.header(names.WEBHOOK_ID)) == (wanted.tenant, wanted.webhook_id)
 
 
 def _origin(record: Stored) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from gateway.batches.shelf import Shelf
-from gateway.batches.uploads import Assembly, UploadCompletion, UploadRequest
+from gateway.batches.files import Shelf
+from gateway.batches.uploads import UploadCompletion, UploadRequest, Uploads
 from gateway.blobs.base import BlobMissing, Blobs, BlobsAway
 from gateway.blobs.folder import FolderBlobs, open_blobs
 from gateway.blobs.s3 import PART_BYTES
@@ -120,15 +120,15 @@ class Contract:
 
     async def test_parts_of_an_upload_become_one_blob(self, blobs: Blobs, tmp_path: Path) -> None:
         store, asked = Store.open(f"sqlite:///{tmp_path}/store.db"), {**UPLOAD, "bytes": PART_BYTES + 3}
-        assembly = Assembly(Shelf(store, blobs, FilesSettings(), SystemClock()))
-        upload = await assembly.create("acme", UploadRequest.model_validate(asked))
+        uploads = Uploads(Shelf(store, blobs, FilesSettings(), SystemClock()))
+        upload = await uploads.create("acme", UploadRequest.model_validate(asked))
         contents, part_ids = [b"x" * PART_BYTES, b"end"], []
         for content in contents:
-            draft = assembly.begin_part("acme", upload.id)
+            draft = uploads.begin_part("acme", upload.id)
             draft.write(content)
-            part_ids.append((await assembly.keep_part(upload.id, draft)).id)
+            part_ids.append((await uploads.keep_part(draft)).id)
 
-        done = await assembly.complete("acme", upload.id, UploadCompletion(part_ids=tuple(part_ids)), None)
+        done = await uploads.complete("acme", upload.id, UploadCompletion(part_ids=tuple(part_ids)), None)
 
         assert b"".join(blobs.read(done.file_id)) == b"".join(contents)
         for part_id in part_ids:

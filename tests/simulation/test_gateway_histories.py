@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from gateway.accept.jobs import NewJob, accept_jobs
+from gateway.accept.jobs import NewJob
 from gateway.accept.outbox import put_record
 from gateway.accept.relay import BEAT_SECONDS, STALE_SECONDS
 from gateway.store.store import StoreAway
+from tests.accepted import accept_jobs
 from tests.simulation.gateway_history import FULL_ROWS, KAFKA, PRINCIPAL, ROUND_SECONDS, Gateway, History, history
 
 HISTORIES = int(os.environ.get("POSTBACK_HISTORIES", "60"))

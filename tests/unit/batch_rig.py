@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Connection, Row, select
 
 from gateway.accept.outbox import unpacked
+from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.clerk import Clerk
 from gateway.batches.expansion import ExpansionHandler
 from gateway.store.tables import batches, outbox
@@ -30,6 +31,7 @@ from workers.stage.record import Output, Record
 
 ByLine = Callable[[int], Outcome]
 TOPICS = Topics()
+UNLIMITED = TenantSettings()
 CHAT = "/v1/chat/completions"
 
 
@@ -102,13 +104,13 @@ class BatchRig:
         pytest.fail(f"the batch stays {found['status']}")
 
     @asynccontextmanager
-    async def clerk(self, **arguments: Any) -> AsyncIterator[Clerk]:
+    async def clerk(self, settings: TenantSettings = UNLIMITED) -> AsyncIterator[Clerk]:
         """A running clerk; each process of the door has one."""
 
         def on_ended(_connection: Connection, row: Row[Any]) -> None:
             self.ended.append(row.status)
 
-        made = Clerk(self.door.shelf, TOPICS, on_ended=on_ended, **arguments)
+        made = Clerk(self.door.shelf, TOPICS, lambda _: settings, on_ended)
         task = asyncio.create_task(made.ended())
         try:
             yield made

@@ -15,12 +15,10 @@ import httpx
 from sqlalchemy import Engine, event
 
 from gateway.access.access import Access
-from gateway.access.gate import Gate
 from gateway.access.keys import create_key
 from gateway.access.principal import DEFAULT_SCOPES, Scope
-from gateway.access.rates import Rates
 from gateway.access.settings import AccessSettings
-from gateway.batches.shelf import Shelf
+from gateway.batches.files import Shelf
 from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
@@ -113,7 +111,6 @@ def gateway_rig(
         callbacks=EgressPolicy(),
         store=store,
         access=access,
-        gate=Gate(access, Rates(None, clock), limits),
         waiting=Waiting(clock),
         shelf=shelf,
         models=FleetModels(announced, store, clock),

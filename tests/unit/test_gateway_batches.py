@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from openai.types import Batch, BatchUsage
 from sqlalchemy import Connection, select
 
-from gateway.access.quotas import queued_work, release_batch
+from gateway.access.quotas import queued_work, release
 from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.checking import Checked, check_file
 from gateway.batches.clerk import LATE_MS
 from gateway.batches.expansion import UNUSABLE, ExpansionHandler
-from gateway.batches.files import FileTerms
+from gateway.batches.files import FileTerms, Shelf
 from gateway.batches.finalising import finalise
 from gateway.batches.orders import BatchRow, find
 from gateway.batches.ranges import (
@@ -35,7 +35,6 @@ from gateway.batches.ranges import (
     read_range,
     write_range,
 )
-from gateway.batches.shelf import Shelf
 from gateway.blobs.base import BlobsAway
 from gateway.store.tables import files
 from gateway.view.offsets import OffsetsMoved, TopicPlace, begin_at, move
@@ -194,7 +193,7 @@ async def test_a_batch_that_skips_bad_lines_runs_the_others_and_names_the_reason
 async def test_a_tenants_allow_lists_hold_for_each_line(rig: BatchRig) -> None:
     content = jsonl([line(0), line(1, body={**line(1)["body"], "model": "secret"})])
 
-    async with rig.clerk(settings_of=lambda tenant: TenantSettings(models=["echo"])):
+    async with rig.clerk(TenantSettings(models=["echo"])):
         ended = await rig.until(await rig.create(content), "failed", "in_progress")
 
     assert [(error["code"], error["line"]) for error in ended["errors"]["data"]] == [("not_allowed", 2)]
@@ -202,7 +201,7 @@ async def test_a_tenants_allow_lists_hold_for_each_line(rig: BatchRig) -> None:
 
 
 async def test_the_lines_of_a_batch_are_reserved_in_its_tenants_quota(rig: BatchRig) -> None:
-    async with rig.clerk(settings_of=lambda tenant: TenantSettings(queued_lines=4)):
+    async with rig.clerk(TenantSettings(queued_lines=4)):
         first = await rig.create(lines(3))
         await rig.until(first, "in_progress")
         refused = await rig.until(await rig.create(lines(2)), "failed")
@@ -210,7 +209,7 @@ async def test_the_lines_of_a_batch_are_reserved_in_its_tenants_quota(rig: Batch
     assert [error["code"] for error in refused["errors"]["data"]] == ["quota_exceeded"]
     queued = rig.door.store.read_now(lambda connection: queued_work(connection, "acme"))
     assert (queued.lines, queued.tokens > 3 * 512) == (3, True)
-    rig.door.store.write_now(lambda connection: release_batch(connection, "acme", first))
+    rig.door.store.write_now(lambda connection: release(connection, of_batches={("acme", first): None}))
     assert rig.door.store.read_now(lambda connection: queued_work(connection, "acme")) == (0, 0)
 
 

@@ -30,8 +30,8 @@ from gateway.door.fleet_models import (
 from gateway.door.routes.events import READ_TOGETHER, event_text
 from gateway.errors import ApiError
 from gateway.store.tables import events, outbox
+from gateway.view.records import ResultRecord
 from gateway.view.stored_events import StoredEvent
-from gateway.view.writing import StoredResult
 from gateway.webhooks.fan_out import Sending, batch_ended, fanning_out
 from producers.errors import BrokerUnreachable
 from schemas import topics as names
@@ -318,7 +318,7 @@ class Owner:
         found = [(row, list(unpacked(row.headers))) for row in rows]
         return [(row, headers) for row, headers in found if dict(headers)[names.TENANT] == self.tenant.encode()]
 
-    def announced(self, *results: StoredResult) -> list[tuple[str, str]]:
+    def announced(self, *results: ResultRecord) -> list[tuple[str, str]]:
         """The endpoint and the type of each event that the fan-out puts into the outbox."""
         fan_out = fanning_out(TOPICS, self.rig.clock)
         self.rig.store.submit(lambda connection: fan_out(connection, results)).result()
@@ -329,20 +329,10 @@ class Owner:
         endpoints = [read_endpoint_event(headers).endpoint_id for _, headers in told]
         return [(str(body["type"]), endpoint) for body, endpoint in zip(bodies, endpoints, strict=True)]
 
-    def stored(self, **changed: Any) -> StoredResult:
+    def stored(self, **changed: Any) -> ResultRecord:
         result = Result(job_id="job-1", outcome=Outcome.FAILED, created_at=1)
         known: dict[str, Any] = {"url": "/v1/responses", "has_callback": False, "first": True, **changed}
-        return StoredResult(
-            tenant=self.tenant,
-            job_id=result.job_id,
-            batch_id=None,
-            line=None,
-            result=result,
-            value=write_result(result),
-            webhook_id="msg_job-1",
-            at_ms=1_000,
-            **known,
-        )
+        return ResultRecord(self.tenant, result, write_result(result), "msg_job-1", 1_000, **known)
 
 
 def test_the_secret_is_shown_at_create_and_at_rotate_only(sending: Rig) -> None:

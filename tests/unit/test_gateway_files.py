@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from gateway.access import Scope
+from gateway.access.tenant_settings import TenantSettings
 from gateway.batches.clerk import Clerk
-from gateway.batches.files import PURPOSES, clean_filename
-from gateway.batches.shelf import STORAGE_CALLS, STORAGE_WAITING
-from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, Assembly, UploadCompletion, UploadRequest
+from gateway.batches.files import PURPOSES, STORAGE_CALLS, STORAGE_WAITING, clean_filename
+from gateway.batches.uploads import LATE_MS, LIFE_MS, MOST_PARTS, UploadCompletion, UploadRequest, Uploads, sweep
 from gateway.blobs.base import BlobsAway, BlobWriter
 from gateway.blobs.folder import folder_of
 from gateway.blobs.settings import FilesSettings
@@ -351,7 +351,7 @@ async def test_a_file_expires_by_its_own_terms(rig: Rig) -> None:
     rig.clock.now += 3601
 
     assert (await rig.request("GET", f"/v1/files/{made['id']}/content", key)).status_code == 404
-    assert rig.shelf.sweep() == 1
+    assert sweep(rig.shelf) == 1
     assert rig.blobs == []
 
 
@@ -493,7 +493,7 @@ async def test_a_repeated_complete_gives_the_same_file_and_other_parts_are_a_con
 async def test_completes_at_once_in_one_process_and_in_two_give_one_file(rig: Rig, client: Uploader) -> None:
     upload_id, parts = await client.pending(b"abc", b"def")
     asked = UploadCompletion(part_ids=tuple(parts))
-    others = [Assembly(rig.shelf) for _ in range(3)]
+    others = [Uploads(rig.shelf) for _ in range(3)]
 
     answers, rows = await asyncio.gather(
         asyncio.gather(*(client.complete(upload_id, parts) for _ in range(3))),
@@ -510,7 +510,7 @@ async def test_completes_at_once_in_one_process_and_in_two_give_one_file(rig: Ri
 async def test_an_upload_that_another_process_ends_meanwhile_has_at_most_one_file(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, end: str, opened_first: bool
 ) -> None:
-    client, other = Uploader(rig), Assembly(rig.shelf)
+    client, other = Uploader(rig), Uploads(rig.shelf)
     upload_id, parts = await client.pending(b"abc")
     copying, ended = threading.Event(), threading.Event()
     read = rig.shelf.blobs.read
@@ -702,7 +702,7 @@ async def test_a_cancelled_upload_takes_nothing_more_and_its_parts_are_gone(rig:
 
 
 async def test_an_upload_expires_after_an_hour_and_is_swept(rig: Rig) -> None:
-    client, assembly = Uploader(rig), Assembly(rig.shelf)
+    client = Uploader(rig)
     upload_id, parts = await client.pending(b"abc")
     done, completed = await client.pending(b"1")
     file = (await client.complete(done, completed)).json()["file"]
@@ -715,14 +715,14 @@ async def test_an_upload_expires_after_an_hour_and_is_swept(rig: Rig) -> None:
     ):
         assert refusal(answer) == (409, "upload_not_pending", "upload_id")
         assert "`expired`" in answer.text
-    assert assembly.sweep() == 0
+    assert sweep(rig.shelf) == 0
     rig.clock.now += LATE_MS / 1000 + 1
-    assert assembly.sweep() == 1
+    assert sweep(rig.shelf) == 1
     assert rig.blobs == [file["id"]]
 
     assert (await client.complete(done, completed)).json()["file"] == file
     rig.clock.now += 24 * 3600
-    assert assembly.sweep() == 0
+    assert sweep(rig.shelf) == 0
     assert refusal(await client.complete(done, completed))[:2] == (404, "upload_not_found")
 
 
@@ -730,7 +730,7 @@ async def test_the_clerk_sweeps_the_parts_of_expired_uploads(rig: Rig, client: U
     await client.pending(b"abc")
     rig.clock.now += (LIFE_MS + LATE_MS) / 1000 + 1
 
-    clerk = asyncio.create_task(Clerk(rig.shelf, Topics()).ended())
+    clerk = asyncio.create_task(Clerk(rig.shelf, Topics(), lambda _: TenantSettings(), lambda _, __: None).ended())
     async with asyncio.timeout(60):
         while rig.blobs:
             await asyncio.sleep(0.01)
@@ -739,16 +739,16 @@ async def test_the_clerk_sweeps_the_parts_of_expired_uploads(rig: Rig, client: U
 
 
 async def test_what_a_killed_process_left_is_swept_once_no_request_can_be_that_old(rig: Rig) -> None:
-    client, assembly = Uploader(rig), Assembly(rig.shelf)
+    client, uploads = Uploader(rig), Uploads(rig.shelf)
     upload_id = await client.begun(3)
-    drafts = (rig.shelf.begin("acme", None), assembly.begin_part("acme", upload_id))
+    drafts = (rig.shelf.begin("acme", None), uploads.begin_part("acme", upload_id))
     for draft in drafts:
         draft.write(b"1")
     await client.post(f"/{upload_id}/cancel")
 
-    assert (rig.shelf.sweep(), assembly.sweep()) == (0, 0)
+    assert sweep(rig.shelf) == 0
     rig.clock.now += 2 * rig.shelf.settings.upload_seconds + 1
-    assert (rig.shelf.sweep(), assembly.sweep()) == (1, 1)
+    assert sweep(rig.shelf) == 2
     assert rig.blobs == []
     for draft in drafts:
         draft.writer.abort()
@@ -759,17 +759,17 @@ async def test_a_file_that_a_killed_process_did_not_join_is_swept_and_the_upload
 ) -> None:
     upload_id, parts = await client.pending(b"abc")
     with monkeypatch.context() as patched:
-        patched.setattr("gateway.batches.uploads.complete", refused)
+        patched.setattr("gateway.batches.uploads.end_with", refused)
         assert (await client.complete(upload_id, parts)).status_code == 503
 
     assert len(rig.blobs) == 2
     file = (await client.complete(upload_id, parts)).json()["file"]
     rig.clock.now += 2 * rig.shelf.settings.upload_seconds + 1
-    assert rig.shelf.sweep() == 1
+    assert sweep(rig.shelf) == 1
     assert rig.blobs == [file["id"]]
 
 
-def refused(*_: object) -> bool:
+def refused(*_: object, **__: object) -> bool:
     """Act like a database that commits and then dies before it answers."""
     raise BlobsAway("gone")
 

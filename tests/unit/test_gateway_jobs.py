@@ -28,7 +28,7 @@ from sqlalchemy import Connection, Engine, event, func, select, text
 
 from gateway.accept.events import NewEvent, write_events
 from gateway.accept.idempotency import KeyReused, StoredAnswer, once
-from gateway.accept.jobs import JobExists, JobsRequest, NewJob, accept_jobs
+from gateway.accept.jobs import JobExists, JobsRequest, NewJob
 from gateway.accept.outbox import put_record, unpacked
 from gateway.access import Principal, Scope
 from gateway.access.principal import DEFAULT_SCOPES
@@ -36,7 +36,7 @@ from gateway.access.quotas import queued_work
 from gateway.access.tenant_settings import TenantSettings
 from gateway.door.body import MOST_VALUES
 from gateway.door.settings import GatewaySettings
-from gateway.door.streamed import AnswerEvents, ChatEvents, ResponseEvents
+from gateway.door.streamed import ChatEvents, ResponseEvents
 from gateway.errors import ApiError
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batch_segments, idempotency, jobs, outbox, tenants, view_offsets
@@ -57,6 +57,7 @@ from schemas.result import Result, ResultError, Usage
 from schemas.screening import read_findings
 from schemas.tools import CalledFunction, ToolCall
 from schemas.topics import SCREENING, Topics
+from tests.accepted import accept_jobs
 from tests.conftest import DATABASES
 from tests.drawn import JSON, drawn
 from tests.postgres_server import PostgresServer
@@ -917,7 +918,7 @@ async def test_a_stream_has_comments_until_its_answer_or_its_failure_comes(
     assert refused(await streamed(rig, 0, **failure), 422)["code"] == "not_json"
 
 
-def events_of(url: str) -> AnswerEvents:
+def events_of(url: str) -> ChatEvents | ResponseEvents:
     """The events of a stream of the job `j`."""
     if url == CHAT_COMPLETIONS:
         return ChatEvents(lambda result: answer_body(result, url), "j", 1, "m", with_usage=False)

@@ -26,30 +26,32 @@ from gateway.access.allowed import OF_A_BODY, OF_A_JOB, OF_A_LINE, check_job, ma
 from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES
 from gateway.access.quotas import (
-    Answered,
     QuotaExceeded,
     Work,
     queued_work,
     recount,
-    release_answered,
-    release_batch,
+    release,
     reserve,
     tokens_of,
 )
-from gateway.access.rates import AWAY_SECONDS, Rates, network_of, per_minute, per_second
+from gateway.access.rates import AWAY_SECONDS, Rate, Rates, network_of
 from gateway.access.settings import AccessSettings
 from gateway.access.tenant_settings import TenantSettings
 from gateway.access.tenants import find_tenant, listed_tenants, put_tenant, remove_tenant
 from gateway.door.api import API
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batches, jobs, tenants
+from gateway.view.writing import write_results
 from schemas.job import Job
+from schemas.outcome import Outcome
+from schemas.result import Result
 from telemetry.audit import Audit, AuditEvent
 from telemetry.clock import SystemClock
 from telemetry.hand_clock import HandClock
 from tests.drawn import JSON, drawn
 from tests.postback_command import environment_of, postback_here
 from tests.redis_server import RedisServer
+from tests.unit.batch_rig import result_record
 from tests.unit.door_rig import all_pages, limit, with_audit
 from tests.unit.gateway_rig import Rig, gateway_rig
 
@@ -188,8 +190,17 @@ def reserved(store: Store, settings: TenantSettings, work: Work, tenant: str = "
     store.submit(lambda c: reserve(c, tenant, settings, work)).result()
 
 
-def release(store: Store, *answered: Answered) -> None:
-    store.submit(lambda c: release_answered(c, answered)).result()
+def answer(store: Store, *job_ids: str, tenant: str = "acme") -> None:
+    results = [Result(job_id=each, outcome=Outcome.SUCCEEDED, created_at=1) for each in job_ids]
+    store.write_now(lambda c: write_results(c, [result_record(each, tenant) for each in results]))
+
+
+def remove(store: Store, *job_ids: str) -> None:
+    store.write_now(lambda c: release(c, [("acme", each) for each in job_ids]))
+
+
+def end(store: Store, batch_id: str) -> None:
+    store.write_now(lambda c: release(c, of_batches={("acme", batch_id): None}))
 
 
 def queued(store: Store, tenant: str = "acme") -> Work:
@@ -212,11 +223,11 @@ def test_a_job_gives_its_reservation_back_once(store: Store) -> None:
     put_job(store, "uncounted", None)
     put_job(store, "waiting", 5)
     reserved(store, TenantSettings(queued_lines=9), Work(2, 15))
-    release(store, Answered("acme", "counted", None, first=False))
+    answer(store, "counted", tenant="globex")
     assert queued(store) == Work(2, 15)
     for _ in range(2):
-        release(store, *(Answered("acme", name, None) for name in ("counted", "uncounted", "unknown")))
-        release(store, Answered("globex", "counted", None))
+        answer(store, "counted", "uncounted", "unknown")
+        remove(store, "counted", "uncounted", "unknown")
         assert queued(store) == Work(1, 5)
 
 
@@ -224,7 +235,7 @@ def test_a_count_that_is_too_low_ends_at_zero(store: Store) -> None:
     """A count below zero would let the tenant queue more than its quota for good."""
     put_job(store, "counted", 10)
     reserved(store, TenantSettings(queued_lines=9), Work(0, 4))
-    release(store, Answered("acme", "counted", None))
+    answer(store, "counted")
     assert queued(store) == Work(0, 0)
 
 
@@ -232,16 +243,16 @@ def test_the_lines_of_a_batch_give_all_of_it_back_and_no_more(store: Store) -> N
     put_batch(store, "batch_1", Work(3, 100))
     put_batch(store, "batch_2", Work(1, 7))
     reserved(store, TenantSettings(queued_lines=9), Work(4, 107))
-    release(store, *(Answered("acme", f"batch_1.{line}", "batch_1") for line in range(2)))
+    answer(store, "batch_1.0", "batch_1.1")
     assert queued(store) == Work(2, 41)
     for _ in range(2):
-        release(store, Answered("acme", "batch_1.0", "batch_1", first=False))  # a redriven line's further result
+        answer(store, "batch_1.0")  # a redriven line's further result
         assert queued(store) == Work(2, 41)
-    release(store, *(Answered("acme", f"batch_1.{line}", "batch_1") for line in range(5)))
-    release(store, Answered("globex", "batch_2.0", "batch_2"))
+    answer(store, *(f"batch_1.{line}" for line in range(5)))
+    answer(store, "batch_2.0", tenant="globex")
     assert queued(store) == Work(1, 7)
     for _ in range(2):
-        store.submit(lambda c: release_batch(c, "acme", "batch_2")).result()
+        end(store, "batch_2")
     assert queued(store) == Work(0, 0)
 
 
@@ -257,18 +268,18 @@ def test_counts_are_the_reservations_of_the_rows_after_any_steps(
     lines = TenantSettings(queued_lines=1000)
     made: set[str] = set()
     for step, number in steps:
-        name = f"{step}-{number}"
+        name = f"{step}_{number}"
         if step in ("job", "batch") and name not in made:
             made.add(name)
             work = Work(1, 3) if step == "job" else Work(3, 10)
             put_job(store, name, work.tokens) if step == "job" else put_batch(store, name, work)
             reserved(store, lines, work)
-        elif step == "answer":
-            release(store, Answered("acme", f"job-{number}", None))
+        elif step == "answer" and f"job_{number}" in made:
+            answer(store, f"job_{number}")
         elif step == "line":
-            release(store, Answered("acme", f"batch-{number}.0", f"batch-{number}"))
+            answer(store, f"batch_{number}.0")
         elif step == "end":
-            store.submit(lambda c, number=number: release_batch(c, "acme", f"batch-{number}")).result()  # type: ignore[misc]
+            end(store, f"batch_{number}")
         before = queued(store)
         store.submit(recount).result()
         assert queued(store) == before
@@ -306,9 +317,9 @@ def wait_hint(response: httpx.Response) -> int:
 async def test_requests_are_counted_without_a_thread_and_any_number_of_addresses_takes_bounded_memory() -> None:
     clock = HandClock(0.0)
     rates, before = Rates(None, clock, most=100), threading.active_count()
-    assert [(await rates.take(per_minute(2), "one")).allowed for _ in range(3)] == [True, True, False]
+    assert [(await rates.take(Rate(2, 60), "one")).allowed for _ in range(3)] == [True, True, False]
     assert threading.active_count() == before
-    rate = per_minute(5_000)
+    rate = Rate(5_000, 60)
     for number in range(1_000):
         busy = await rates.take(rate, "busy")
         await rates.take(rate, str(number))
@@ -399,7 +410,7 @@ async def test_a_burst_of_requests_is_counted_in_redis_and_is_not_taken_for_its_
 ) -> None:
     """The door lets one address have 500 connections, which is more than the connections to Redis."""
     monkeypatch.setattr(rates_module, "REDIS_SECONDS", 10.0)  # a busy machine may take long for so many
-    rate = per_minute(1_000)
+    rate = Rate(1_000, 60)
     with RedisServer(tmp_path) as redis:
         rates = Rates(redis.url, SystemClock())
         taken = await asyncio.gather(*(rates.take(rate, "acme") for _ in range(500)))
@@ -412,7 +423,7 @@ async def test_gateways_count_together_in_redis_and_each_by_itself_while_it_is_a
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    clock, item = HandClock(SystemClock().time()), per_minute(3)
+    clock, item = HandClock(SystemClock().time()), Rate(3, 60)
     with RedisServer(tmp_path) as redis:
         first, second = Rates(redis.url, clock), Rates(redis.url, clock)
         counts = [(await each.take(item, "a")).remaining for each in (first, second, first)]
@@ -430,7 +441,7 @@ async def test_gateways_count_together_in_redis_and_each_by_itself_while_it_is_a
         alone = [(await first.take(item, "a")).allowed for _ in range(4)]
         assert alone == [True, True, True, False]
         assert await first.is_spent(item, "a")
-        assert (await second.take(per_second(1), "a")).allowed
+        assert (await second.take(Rate(1), "a")).allowed
         assert caplog.text.count("Redis does not answer") == 2
 
         redis.start()

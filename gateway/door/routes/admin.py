@@ -10,11 +10,11 @@ from gateway.access import Scope, keys, tenants
 from gateway.access.keys import ApiKey
 from gateway.access.principal import DEFAULT_SCOPES
 from gateway.access.tenant_settings import TenantSettings
-from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.errors import ApiError, not_found
+from gateway.paging import list_body
 from schemas.bounded import BoundedModel
 from schemas.job import Tenant
 from telemetry.clock import Clock, unix_ms

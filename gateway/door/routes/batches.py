@@ -10,13 +10,13 @@ from sqlalchemy import Connection
 from gateway.accept.idempotency import StoredAnswer
 from gateway.batches import orders
 from gateway.batches.orders import BatchRequest, batch_object
-from gateway.batches.paging import list_body, page_query
 from gateway.door.accepting import answered, write_once
 from gateway.door.body import parse_json
 from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.door.submitted import traceparent_of
 from gateway.errors import validated
+from gateway.paging import list_body, page_query
 from producers.identity import new_hex
 from telemetry.clock import unix_ms
 

@@ -14,15 +14,15 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic_core import to_json
 
-from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import accept
 from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json
 from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
-from gateway.door.streamed import AnswerStream, ChatEvents, hearing, taken_stream, wants_deltas
+from gateway.door.streamed import AnswerStream, ChatEvents, taken_stream, wants_deltas
 from gateway.errors import ApiError, not_found
+from gateway.paging import list_body
 from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, list_jobs, relabel_job
 from schemas.bounded import BoundedModel
 from schemas.codec import read_result
@@ -78,8 +78,7 @@ async def create(call: Call) -> Answer:
     answer = answer_of(call, content, stored, job_id)
     if streams:
         events = ChatEvents(shown, job_id, int(door.clock.time()), job.model_id or "", with_usage=with_usage)
-        heard = hearing(call, job_id, wanted=deltas)
-        return await AnswerStream.begun(answer, events, heard, door.settings.heartbeat_seconds)
+        return await AnswerStream.begun(call, job_id, answer, events, deltas=deltas)
     return shown(await answer)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from urllib.parse import quote
 
 from pydantic_core import to_json
@@ -15,15 +16,16 @@ from sqlalchemy import Connection
 from starlette.responses import Response, StreamingResponse
 
 from gateway.accept.idempotency import StoredAnswer
+from gateway.batches import files
 from gateway.batches.files import FileRow, file_object, file_terms
-from gateway.batches.paging import list_body, page_query
-from gateway.batches.uploads import PART_BYTES, PartRow, UploadRow, part_object, upload_object
+from gateway.batches.uploads import PART_BYTES, part_object
 from gateway.door.accepting import idempotency_key, response_of, write_once
 from gateway.door.door import Door
 from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
 from gateway.door.receiving import Receiving, file_form
 from gateway.errors import ApiError
+from gateway.paging import list_body, page_query
 
 MOST_LISTED = 10_000
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
@@ -33,8 +35,7 @@ async def upload(call: Call) -> Answer:
     """Upload a file."""
     shelf = call.door.shelf
     idempotency_key(call.request)
-    most = shelf.settings.most_bytes
-    form = file_form(call.request, "file", most)
+    form = file_form(call.request, "file", shelf.settings.most_bytes)
     draft = await shelf.storage.run(shelf.begin, call.tenant, call.principal.credential)
 
     async def keep() -> StoredAnswer:
@@ -48,8 +49,7 @@ async def upload(call: Call) -> Answer:
         said = f"{draft.sha256}\n{terms}".encode()
         return await write_once(call, said, work)
 
-    received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
-    stored = await received.kept(call.request, keep, lambda: shelf.drop(draft))
+    stored = await Receiving(shelf, draft, form, shelf.settings.most_bytes).kept(call.request, keep)
     identifier = json.loads(stored.body)["id"]
     if identifier != draft.id:  # a repeat, whose file is there already
         await shelf.storage.run_anyway(shelf.drop, draft)
@@ -61,7 +61,7 @@ async def list_files(call: Call) -> Answer:
     """List files."""
     said = call.request.query_params
     query = page_query(said, most=MOST_LISTED, default=MOST_LISTED, kind="file")
-    page = await call.door.shelf.page(call.tenant, query, said.get("purpose"))
+    page = await call.read(files.page, query, said.get("purpose"), call.door.shelf.now_ms())
     return list_body([file_object(row) for row in page.rows], has_more=page.has_more)
 
 
@@ -77,13 +77,14 @@ async def content(call: Call) -> Answer:
 
 async def delete(call: Call) -> Answer:
     """Delete a file."""
-    identifier = call.in_path("file_id")
-    await call.door.shelf.delete(call.tenant, identifier)
+    shelf, identifier = call.door.shelf, call.in_path("file_id")
+    await call.write(files.mark_deleted, identifier, shelf.now_ms())
+    await shelf.storage.run_anyway(shelf.remove, [identifier])
     return {"id": identifier, "object": "file", "deleted": True}
 
 
 async def _found(call: Call) -> FileRow:
-    return await call.door.shelf.find(call.tenant, call.in_path("file_id"))
+    return await call.read(files.find, call.in_path("file_id"), call.door.shelf.now_ms())
 
 
 async def content_response(door: Door, row: FileRow, wanted: str | None) -> Response:
@@ -119,9 +120,9 @@ async def create_upload(call: Call) -> Answer:
 
     It expires after an hour.
     """
-    row = await call.door.assembly.create(call.tenant, await call.body())
+    row = await call.door.uploads.create(call.tenant, await call.body())
     note_objects(call.request, [row.id])
-    return await _shown_upload(call, row)
+    return (await call.door.uploads.shown(row))[0]
 
 
 async def add_part(call: Call) -> Answer:
@@ -129,16 +130,11 @@ async def add_part(call: Call) -> Answer:
 
     A part has 64 MiB at most; parts may arrive at the same time and in any order.
     """
-    shelf, assembly, identifier = call.door.shelf, call.door.assembly, call.in_path("upload_id")
+    shelf, uploads = call.door.shelf, call.door.uploads
     most = min(PART_BYTES, shelf.settings.most_bytes)
     form = file_form(call.request, "data", most)
-    draft = await shelf.storage.run(assembly.begin_part, call.tenant, identifier)
-
-    async def keep() -> PartRow:
-        return await assembly.keep_part(identifier, draft)
-
-    received = Receiving(shelf.storage, draft, form, most, shelf.settings.upload_seconds)
-    row = await received.kept(call.request, keep, lambda: assembly.drop_part(draft))
+    draft = await shelf.storage.run(uploads.begin_part, call.tenant, call.in_path("upload_id"))
+    row = await Receiving(shelf, draft, form, most).kept(call.request, partial(uploads.keep_part, draft))
     note_objects(call.request, [row.id], [draft.sha256])
     return part_object(row)
 
@@ -148,18 +144,14 @@ async def complete_upload(call: Call) -> Answer:
 
     A repeat with the same parts gets the same file.
     """
-    assembly = call.door.assembly
-    asked, credential = await call.body(), call.principal.credential
-    row = await assembly.complete(call.tenant, call.in_path("upload_id"), asked, credential)
-    file = await assembly.file_of(row)
+    uploads, asked = call.door.uploads, await call.body()
+    row = await uploads.complete(call.tenant, call.in_path("upload_id"), asked, call.principal.credential)
+    shown, file = await uploads.shown(row)
     note_objects(call.request, [row.file_id], [] if file is None else [file.sha256])
-    return upload_object(row, file, call.door.shelf.now_ms())
+    return shown
 
 
 async def cancel_upload(call: Call) -> Answer:
     """Cancel an upload."""
-    return await _shown_upload(call, await call.door.assembly.cancel(call.tenant, call.in_path("upload_id")))
-
-
-async def _shown_upload(call: Call, row: UploadRow) -> Answer:
-    return upload_object(row, await call.door.assembly.file_of(row), call.door.shelf.now_ms())
+    row = await call.door.uploads.cancel(call.tenant, call.in_path("upload_id"))
+    return (await call.door.uploads.shown(row))[0]

@@ -15,12 +15,12 @@ from starlette.responses import Response
 
 from gateway.accept.cancelling import FINISHED, JobFinished, cancel_job, put_control
 from gateway.accept.jobs import NewJob
-from gateway.batches.paging import list_body
 from gateway.door import query, submitted
 from gateway.door.accepting import LANE_HEADER, accept, response_of
 from gateway.door.endpoint import PAGING, Answer, Call, Parameter
 from gateway.door.screened import screened
 from gateway.errors import not_found
+from gateway.paging import list_body
 from gateway.view.stored_jobs import JobFilter, StoredJob, find_job, list_jobs
 from schemas.codec import read_result, write_result
 from schemas.outcome import Outcome
@@ -69,7 +69,7 @@ async def create(call: Call) -> Answer:
 
 async def retrieve(call: Call) -> Answer:
     """Read a job with its result."""
-    job = await _found(call)
+    job = await found_job(call, call.in_path("job_id"))
     head = to_json(shown(job))
     result = write_result(read_result(job.result)) if job.result is not None else b"null"
     return Response(head[:-1] + b',"result":' + result + b"}", media_type="application/json")
@@ -91,7 +91,7 @@ async def cancel(call: Call) -> Answer:
     A job that has ended is a 409. A result that is older than the cancellation remains.
     """
     await end_job(call, call.in_path("job_id"))
-    found = await _found(call)
+    found = await found_job(call, call.in_path("job_id"))
     status = found.status if found.status != "queued" else "cancelling"
     return {**shown(found), "status": status}
 
@@ -115,11 +115,11 @@ async def end_job(call: Call, job_id: str) -> None:
         raise not_found("job", job_id)
 
 
-async def _found(call: Call) -> StoredJob:
-    job_id = call.in_path("job_id")
+async def found_job(call: Call, job_id: str, kind: str = "job", prefix: str = "") -> StoredJob:
+    """Return a job. Raises ApiError (404), which names the object of this kind whose id is the prefix and the job's."""
     found = await call.read(find_job, job_id)
     if found is None:
-        raise not_found("job", job_id)
+        raise not_found(kind, f"{prefix}{job_id}")
     return found
 
 

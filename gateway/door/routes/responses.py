@@ -17,9 +17,9 @@ from gateway.door.accepting import accept, answered
 from gateway.door.awaiting import answer_of, bounded
 from gateway.door.body import parse_json
 from gateway.door.endpoint import Answer, Call
-from gateway.door.routes.jobs import end_job
+from gateway.door.routes.jobs import end_job, found_job
 from gateway.door.screened import screened
-from gateway.door.streamed import AnswerStream, ResponseEvents, hearing, taken_stream, wants_deltas
+from gateway.door.streamed import AnswerStream, ResponseEvents, taken_stream, wants_deltas
 from gateway.errors import ApiError, conflict, not_found
 from gateway.view.stored_jobs import StoredJob, delete_job, find_job, line_of
 from schemas.codec import read_result
@@ -79,8 +79,8 @@ async def create(call: Call) -> Answer:
         return _object(await _found(call, job_id), result, shown)
 
     if streams:
-        events, heard = ResponseEvents(json.loads(stored.body), ended, job_id), hearing(call, job_id, wanted=deltas)
-        return await AnswerStream.begun(answer, events, heard, door.settings.heartbeat_seconds)
+        events = ResponseEvents(json.loads(stored.body), ended, job_id)
+        return await AnswerStream.begun(call, job_id, answer, events, deltas=deltas)
     return await ended(await answer)
 
 
@@ -148,10 +148,7 @@ async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
 
 
 async def _found(call: Call, job_id: str) -> StoredJob:
-    found = await call.read(find_job, job_id)
-    if found is None:
-        raise not_found("response", f"{PREFIX}{job_id}")
-    return found
+    return await found_job(call, job_id, "response", PREFIX)
 
 
 def _job_id(call: Call) -> str:

@@ -12,21 +12,14 @@ from sqlalchemy import Connection
 
 from gateway.access.allowed import check_callback
 from gateway.access.tenant_settings import TenantSettings
-from gateway.batches.paging import list_body
 from gateway.door import query
 from gateway.door.door import Door
 from gateway.door.endpoint import Answer, Call
 from gateway.door.noted import note_objects
-from gateway.errors import NO_RETRY, ApiError, conflict, not_found, unavailable, validated
+from gateway.errors import NO_RETRY, ApiError, conflict, unavailable, validated
+from gateway.paging import list_body
 from gateway.webhooks import endpoints
-from gateway.webhooks.endpoints import (
-    EVENT_TYPES,
-    MOST_ENDPOINTS,
-    EndpointRow,
-    EndpointTerms,
-    EventType,
-    TooManyEndpoints,
-)
+from gateway.webhooks.endpoints import EVENT_TYPES, EndpointRow, EndpointTerms, EventType
 from gateway.webhooks.fan_out import Sending
 from schemas.bounded import BoundedModel
 from telemetry.clock import unix_ms
@@ -60,20 +53,15 @@ async def create(call: Call) -> dict[str, Any]:
     sending, now_ms = _sending(call.door), unix_ms(call.door.clock)
     terms = _terms(await call.body(), {}, call.door.callbacks)
     _require_allowed(await call.door.access.tenant(call.tenant), terms.url)
-    try:
-        row = await call.write(endpoints.create, terms, now_ms)
-    except TooManyEndpoints:
-        message = f"The tenant has {MOST_ENDPOINTS} webhook endpoints, the most it may have; delete one first."
-        raise conflict("too_many_webhook_endpoints", message) from None
+    row = await call.write(endpoints.create, terms, now_ms)
     note_objects(call.request, [row.id])
     return _with_secret(row, sending)
 
 
 async def list_endpoints(call: Call) -> Answer:
     """List webhook endpoints."""
-    wanted = query.page(call.request)
-    rows, more = await call.read(endpoints.page, wanted.limit, wanted.after)
-    return list_body([_shown(row, call.door.webhooks) for row in rows], has_more=more)
+    page = await call.read(endpoints.page, query.page(call.request))
+    return list_body([_shown(row, call.door.webhooks) for row in page.rows], has_more=page.has_more)
 
 
 async def retrieve(call: Call) -> Answer:
@@ -85,21 +73,18 @@ async def update(call: Call) -> dict[str, Any]:
     """Change a webhook endpoint. Members that the body lacks stay as they are."""
     body, door, settings = await call.body(), call.door, await call.door.access.tenant(call.tenant)
 
-    def change(connection: Connection, tenant: str, identifier: str) -> EndpointRow | None:
+    def change(connection: Connection, tenant: str, identifier: str) -> EndpointRow:
         row = endpoints.find(connection, tenant, identifier)
-        if row is None:
-            return None
         terms = _terms(body, endpoints.terms_of(row).model_dump(), door.callbacks)
         _require_allowed(settings, terms.url)
         return endpoints.update(connection, row, terms, unix_ms(door.clock))
 
-    return _shown(_present(await call.write(change, _id(call)), call), door.webhooks)
+    return _shown(await call.write(change, _id(call)), door.webhooks)
 
 
 async def delete(call: Call) -> Answer:
     """Delete a webhook endpoint. Events that are on their way are still sent."""
-    if not await call.write(endpoints.delete, _id(call)):
-        raise not_found("webhook_endpoint", _id(call))
+    await call.write(endpoints.delete, _id(call))
     return {"id": _id(call), "object": "webhook_endpoint.deleted", "deleted": True}
 
 
@@ -108,7 +93,7 @@ async def rotate(call: Call) -> dict[str, Any]:
     asked: WebhookRotation = await call.body()
     overlap, sending = asked.keep_old_secret_active_for_24_hours, _sending(call.door)
     row = await call.write(endpoints.rotate, _id(call), unix_ms(call.door.clock), overlap=overlap)
-    return _with_secret(_present(row, call), sending)
+    return _with_secret(row, sending)
 
 
 async def test(call: Call) -> dict[str, Any]:
@@ -160,13 +145,7 @@ def _require_allowed(settings: TenantSettings, url: str) -> None:
 
 
 async def _found(call: Call) -> EndpointRow:
-    return _present(await call.read(endpoints.find, _id(call)), call)
-
-
-def _present(row: EndpointRow | None, call: Call) -> EndpointRow:
-    if row is None:
-        raise not_found("webhook_endpoint", _id(call))
-    return row
+    return await call.read(endpoints.find, _id(call))
 
 
 def _id(call: Call) -> str:

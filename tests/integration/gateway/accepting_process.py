@@ -26,9 +26,9 @@ from gateway.access.principal import DEFAULT_SCOPES
 from gateway.store.meta import set_value, value_of
 from gateway.store.settings import StoreSettings
 from gateway.store.store import Store, StoreAway
+from gateway.view.records import ResultRecord
 from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
-from gateway.view.writing import StoredResult
 from schemas.settings import KafkaSettings
 from telemetry import logs
 from telemetry.clock import Clock, SystemClock
@@ -39,7 +39,7 @@ PRINCIPAL = Principal("acme", "key:1", "api_key", DEFAULT_SCOPES)
 COUNT = "counted-results"
 
 
-def count(connection: Connection, results: Sequence[StoredResult]) -> None:
+def count(connection: Connection, results: Sequence[ResultRecord]) -> None:
     """Add the first results of jobs to a count in the store, as the view counts the results of batches."""
     firsts = sum(each.first for each in results)
     set_value(connection, COUNT, str(int(value_of(connection, COUNT) or 0) + firsts))

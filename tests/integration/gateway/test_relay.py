@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.committed import committed_records
 from gateway.accept.acceptance import Acceptance
-from gateway.accept.jobs import NewJob, accept_jobs
+from gateway.accept.jobs import NewJob
 from gateway.accept.outbox import put_record
 from gateway.accept.position import waiting
 from gateway.accept.relay import Relay
@@ -26,6 +26,7 @@ from schemas.affinity import shard_of
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.accepted import accept_jobs
 from tests.integration.gateway.running_parts import running_parts
 from tests.messages import value_of
 from tests.postgres_server import PostgresServer

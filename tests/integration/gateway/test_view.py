@@ -19,24 +19,26 @@ from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, select
 
-from gateway.accept.jobs import NewJob, accept_jobs
+from gateway.accept.jobs import NewJob
 from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
 from gateway.store.store import Store
 from gateway.store.tables import batches, events, job_attempts, jobs
 from gateway.view.rebuild import rebuild
+from gateway.view.records import ResultRecord
 from gateway.view.segments import current_entries
 from gateway.view.stored_events import StoredEvent, events_after
 from gateway.view.stored_jobs import find_job
 from gateway.view.view import TopicView
 from gateway.view.waiting import Waiting
-from gateway.view.writing import OnResults, StoredResult
+from gateway.view.writing import OnResults
 from schemas.codec import write_result
 from schemas.outcome import Outcome
 from schemas.result import Result
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
+from tests.accepted import accept_jobs
 from tests.integration.gateway.running_parts import running_parts
 from tests.product import PARTITIONS, eventually
 from tests.unit.batch_rig import put_batch
@@ -81,9 +83,9 @@ class Counts:
     """A hook that keeps the results."""
 
     def __init__(self) -> None:
-        self.seen: list[StoredResult] = []
+        self.seen: list[ResultRecord] = []
 
-    def __call__(self, connection: Connection, stored: Sequence[StoredResult]) -> None:
+    def __call__(self, connection: Connection, stored: Sequence[ResultRecord]) -> None:
         self.seen += stored
 
 
@@ -199,7 +201,7 @@ def test_new_partitions_and_a_recreated_topic_are_read(store: Store, fleet: Kafk
 def test_a_hook_that_fails_at_one_result_leaves_out_only_that_result(store: Store, fleet: KafkaSettings) -> None:
     counts = Counts()
 
-    def fails(connection: Connection, stored: Sequence[StoredResult]) -> None:
+    def fails(connection: Connection, stored: Sequence[ResultRecord]) -> None:
         if any(each.job_id == "j3" for each in stored):
             raise ValueError("a defect")
         counts(connection, stored)

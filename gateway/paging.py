@@ -34,6 +34,9 @@ class PageQuery:
         return self.order == "asc"
 
 
+FIRST_PAGE = PageQuery(None, DEFAULT_LIMIT, "desc")
+
+
 @dataclass(frozen=True, slots=True)
 class RowPage:
     """The rows of one page."""
@@ -73,6 +76,17 @@ def read_page(connection: Connection, table: Table, where: Sequence[ColumnElemen
         statement = statement if query.after is None else statement.where(key < query.after)
     rows = connection.execute(statement).all()
     return RowPage(rows[: query.limit], len(rows) > query.limit)
+
+
+def find_row(
+    connection: Connection, table: Table, kind: str, tenant: str, identifier: str, *also: Any, lock: bool = False
+) -> Row[Any]:
+    """Return the tenant's row with this id that fulfils the conditions `also`. Raises ApiError (404)."""
+    statement = select(table).where(table.c.id == identifier, table.c.tenant == tenant, *also)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    if row is None:
+        raise not_found(kind, identifier)
+    return row
 
 
 def list_body(objects: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
