@@ -26,7 +26,7 @@ import uvloop
 from bench.fleet import START_SECONDS, Command, broker, new_fleet, wait_for
 from bench.gateway.load import LoadConnection, Make, rate, request
 from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_certificate, new_key, url_of
-from bench.result import table, title, verdict
+from bench.result import figure, table, title, verdict
 
 GOAL = 0.4
 POLL_SECONDS = 0.005
@@ -64,9 +64,7 @@ def _print(bare: Side, door: Side, seconds: list[float]) -> None:
     table(("side", "requests/s, median", "range", "µs of CPU a request"), rows)
     verdict("accepted jobs/s of the empty handler's", door.rate / bare.rate, GOAL, at_least=True)
     p50, p99 = (1000 * seconds[int(share * (len(seconds) - 1))] for share in (0.5, 0.99))
-    print(
-        f"accept to a readable answer, {len(seconds)} jobs one by one: p50 {p50:.0f} ms, p99 {p99:.0f} ms", flush=True
-    )
+    figure(f"accept to a readable answer, {len(seconds)} jobs one by one", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms")
 
 
 class Measurable(Protocol):

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.request import urlopen
 
 import psutil
 
@@ -29,12 +30,14 @@ from bench.gateway.accepting import Measurable, Side, job_requests
 from bench.gateway.load import request
 from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_certificate, new_key, url_of
 from bench.peers import NONE, installed, with_best
-from bench.redis import free_port, listens
+from bench.redis import free_port
 from bench.result import figure, parsed, samples, table, title, verdict
 
 PACKAGES = ("litellm[proxy]==1.105.7",)
 MASTER_KEY = "sk-of-the-bench"
 REST_SECONDS = 3.0
+HEALTHCHECK_SECONDS = "120"
+"""A worker that starts for longer is ended and started again; by default, 5 s are too few on a busy machine."""
 _CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Describe the case on this page. ".ljust(300, "x")}]}
 WITHOUT = (
     ("Celery, Dramatiq, arq, faststream, own loop", "they have no HTTP door: a program of the user accepts"),
@@ -72,7 +75,10 @@ def main() -> None:
         folder, kafka = Path(name), new_fleet(used, PARTITIONS)
         certificate = new_certificate(folder / "certificates")
         tls = ssl.create_default_context(cafile=str(certificate.with_name("ca.pem")))
-        with gateway_command(kafka, folder, certificate) as gateway, litellm(folder, certificate) as (port, process):
+        with (
+            gateway_command(kafka, folder, certificate) as gateway,
+            litellm(folder, certificate, tls) as (port, process),
+        ):
             wait_for(gateway.ready, START_SECONDS)
             chat = request("POST", "/v1/chat/completions", MASTER_KEY, json.dumps(_CHAT).encode())
             own, other = _Processes(gateway.process), _Processes(process)
@@ -116,7 +122,7 @@ def _report(ours: Side, theirs: Side, idle: tuple[float, float]) -> None:
 
 
 @contextmanager
-def litellm(folder: Path, certificate: Path) -> Iterator[tuple[int, psutil.Process]]:
+def litellm(folder: Path, certificate: Path, tls: ssl.SSLContext) -> Iterator[tuple[int, psutil.Process]]:
     """Yield the port and the process of LiteLLM's proxy. Raises RuntimeError if it ends."""
     programs = installed("litellm", PACKAGES)
     answering = {"model": "openai/echo", "api_key": "none", "mock_response": "The page describes the case."}
@@ -129,7 +135,7 @@ def litellm(folder: Path, certificate: Path) -> Iterator[tuple[int, psutil.Proce
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [
         *(str(programs / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
-        *("--num_workers", str(os.cpu_count() or 1)),
+        *("--num_workers", str(os.cpu_count() or 1), "--timeout_worker_healthcheck", HEALTHCHECK_SECONDS),
         *("--ssl_certfile_path", str(certificate), "--ssl_keyfile_path", str(certificate.with_suffix(".key"))),
     ]
     environment = os.environ | {
@@ -146,7 +152,11 @@ def litellm(folder: Path, certificate: Path) -> Iterator[tuple[int, psutil.Proce
     def serves() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"LiteLLM ended: {log.read_text()[-2000:]}")
-        return listens(port)
+        try:
+            with urlopen(f"https://127.0.0.1:{port}/health/liveliness", timeout=10, context=tls) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     try:
         wait_for(serves, START_SECONDS)
