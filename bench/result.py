@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class _Run:
         self.result = Result(
             f"python -m {_module()} {' '.join(sys.argv[1:])}".strip(),
             f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            f"{_cpu()}, {os.cpu_count()} cores",
+            ", ".join((_cpu(), f"{os.cpu_count()} cores", *_gpus())),
             "",
             os.getloadavg()[0],
         )
@@ -203,6 +204,15 @@ def _cpu() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Return the names of the machine's GPUs, as far as NVIDIA's driver knows them."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = (program, "--query-gpu=name", "--format=csv,noheader")
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 _run = _Run()
