@@ -36,6 +36,8 @@ from bench.result import figure, parsed, samples, table, title, verdict
 PACKAGES = ("litellm[proxy]==1.105.7",)
 MASTER_KEY = "sk-of-the-bench"
 REST_SECONDS = 3.0
+LITELLM_SECONDS = 600.0
+"""LiteLLM's imports take ten seconds of CPU in each process."""
 HEALTHCHECK_SECONDS = "120"
 """A worker that starts for longer is ended and started again; by default, 5 s are too few on a busy machine."""
 _CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Describe the case on this page. ".ljust(300, "x")}]}
@@ -77,7 +79,7 @@ def main() -> None:
         tls = ssl.create_default_context(cafile=str(certificate.with_name("ca.pem")))
         with (
             gateway_command(kafka, folder, certificate) as gateway,
-            litellm(folder, certificate, tls) as (port, process),
+            litellm(folder, certificate, tls, options.workers) as (port, process),
         ):
             wait_for(gateway.ready, START_SECONDS)
             chat = request("POST", "/v1/chat/completions", MASTER_KEY, json.dumps(_CHAT).encode())
@@ -98,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=6, help="turns of each door")
     parser.add_argument("--slice-seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="LiteLLM's worker processes")
     parser.add_argument("--bootstrap-servers", help="a Kafka to use instead of a fresh one")
     return parsed(parser)
 
@@ -122,7 +125,7 @@ def _report(ours: Side, theirs: Side, idle: tuple[float, float]) -> None:
 
 
 @contextmanager
-def litellm(folder: Path, certificate: Path, tls: ssl.SSLContext) -> Iterator[tuple[int, psutil.Process]]:
+def litellm(folder: Path, certificate: Path, tls: ssl.SSLContext, workers: int) -> Iterator[tuple[int, psutil.Process]]:
     """Yield the port and the process of LiteLLM's proxy. Raises RuntimeError if it ends."""
     programs = installed("litellm", PACKAGES)
     answering = {"model": "openai/echo", "api_key": "none", "mock_response": "The page describes the case."}
@@ -135,7 +138,7 @@ def litellm(folder: Path, certificate: Path, tls: ssl.SSLContext) -> Iterator[tu
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [
         *(str(programs / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
-        *("--num_workers", str(os.cpu_count() or 1), "--timeout_worker_healthcheck", HEALTHCHECK_SECONDS),
+        *("--num_workers", str(workers), "--timeout_worker_healthcheck", HEALTHCHECK_SECONDS),
         *("--ssl_certfile_path", str(certificate), "--ssl_keyfile_path", str(certificate.with_suffix(".key"))),
     ]
     environment = os.environ | {
@@ -159,7 +162,7 @@ def litellm(folder: Path, certificate: Path, tls: ssl.SSLContext) -> Iterator[tu
             return False
 
     try:
-        wait_for(serves, START_SECONDS)
+        wait_for(serves, LITELLM_SECONDS)
         yield port, psutil.Process(process.pid)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
