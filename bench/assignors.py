@@ -23,7 +23,7 @@ from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.fleet import Kafka, broker
-from bench.result import parsed, table, title
+from bench.result import figure, parsed, table, title
 
 ASSIGNORS = ("range", "uniform")
 SHAPES = {"worker": (2, 12), "delivery": (9, 12), "seven topics of six": (7, 6)}
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     options = parsed(parser)
     title("partitions that move when members join and leave, and how a topic is spread over members")
-    rows = []
+    rows, found = [], dict[tuple[str, str], list[Step]]()
     with broker(options.bootstrap_servers) as used:
         for shape in options.shapes:
             count, each = SHAPES[shape]
@@ -166,9 +166,18 @@ def main() -> None:
                     for name, step in measure(used, assignor, topics, count * each):
                         moved = f"{step.moved} of {count * each} ({step.needed})"
                         rows.append((shape, assignor, name, moved, f"{step.largest_part:.1f}", step.spread))
+                        found.setdefault((shape, assignor), []).append(step)
                         print(*rows[-1], flush=True)
     head = ("topics of", "assignor", "step", "moved (needed)", "largest part of a topic", "spread over members")
     table(head, rows)
+    for shape in options.shapes:
+        steps = [found[shape, assignor] for assignor in ASSIGNORS]
+        moved = ", ".join(str(sum(step.moved for step in some)) for some in steps)
+        largest = ", ".join(f"{max(step.largest_part for step in some):.1f}" for some in steps)
+        names = ", ".join(ASSIGNORS)
+        needed = sum(step.needed for step in steps[0])
+        figure(f"topics of {shape}: partitions moved by {len(STEPS)} changes, {needed} needed: {names}", moved)
+        figure(f"topics of {shape}: the largest part of one topic, 1.0 being equal: {names}", largest)
 
 
 if __name__ == "__main__":

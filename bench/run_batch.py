@@ -63,7 +63,7 @@ def run_batch(
         asked, answered = Path(folder, "requests.jsonl"), Path(folder, "answers.jsonl")
         lines = (_line(number, prompt, str(arguments["model"]), tokens) for number, prompt in enumerate(prompts))
         asked.write_text("".join(f"{line}\n" for line in lines))
-        command = [*COMMAND, "-i", str(asked), "-o", str(answered), *_options(arguments)]
+        command = [*COMMAND, "-i", str(asked), "-o", str(answered), *engine_options(arguments)]
         launched = time.time()
         submitted = _submitted_at(command, environment)
         written = answered.stat().st_mtime
@@ -81,7 +81,7 @@ def _line(number: int, prompt: str, model: str, tokens: int) -> str:
     return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body})
 
 
-def _options(arguments: Mapping[str, Any]) -> list[str]:
+def engine_options(arguments: Mapping[str, Any]) -> list[str]:
     """Return the arguments that concern the model and the device, as options of the command."""
     named = ("model", "dtype", "max_model_len", "worker_cls")
     options = [f"--{name.replace('_', '-')}={arguments[name]}" for name in named if name in arguments]

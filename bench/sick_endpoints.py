@@ -39,7 +39,7 @@ from bench.committed import committed_records
 from bench.fleet import Command, Kafka, broker, new_fleet, wait_for
 from bench.paired import Ratio, ratio
 from bench.receivers import Receivers, receivers, refusing_port
-from bench.result import parsed, table, title
+from bench.result import estimate, parsed, samples, table, title
 from cli.devkit.kafka.cluster import STEADY_JVM
 from schemas.settings import KafkaSettings
 from schemas.topics import DEFERRED
@@ -182,8 +182,8 @@ def compare(kafka: Kafka, load: Load, count: int) -> None:
             f"where {side}: {back:,} records were put back into tiers, {own / max(1, back):.0%} in that fleet's turns"
         )
         for which in QUANTILES:
-            moved = _moved(which, outages, side)
-            print(f"{which} where {side} / where {Side.WELL}: {moved}, target ≤ {MOVED}: {moved.kept(MOVED)}")
+            estimate(f"{which} where {side} / where {Side.WELL}", _moved(which, outages, side), MOVED)
+            samples(f"{which} where {side} / where {Side.WELL}, a ratio an outage", _ratios(which, outages, side))
 
 
 def _line(side: Side, outages: Sequence[Outage]) -> tuple[str, ...]:
@@ -195,7 +195,11 @@ def _line(side: Side, outages: Sequence[Outage]) -> tuple[str, ...]:
 
 
 def _moved(which: str, outages: Sequence[Outage], side: Side) -> Ratio:
-    return ratio([_ratio_of_rounds(which, fleets[side], fleets[Side.WELL]) for fleets in outages])
+    return ratio(_ratios(which, outages, side))
+
+
+def _ratios(which: str, outages: Sequence[Outage], side: Side) -> list[float]:
+    return [_ratio_of_rounds(which, fleets[side], fleets[Side.WELL]) for fleets in outages]
 
 
 def _ratio_of_rounds(which: str, sick: Turns, well: Turns) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import psutil
 import uvloop
@@ -25,7 +26,7 @@ import uvloop
 from bench.fleet import START_SECONDS, Command, broker, new_fleet, wait_for
 from bench.gateway.load import LoadConnection, Make, rate, request
 from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_certificate, new_key, url_of
-from bench.result import table, title, verdict
+from bench.result import figure, table, title, verdict
 
 GOAL = 0.4
 POLL_SECONDS = 0.005
@@ -43,8 +44,8 @@ def main(servers: str | None, sizes: Sizes) -> None:
         with gateway_command(kafka, folder, certificate) as gateway, _empty(certificate) as empty:
             wait_for(gateway.ready, START_SECONDS)
             key = new_key(folder)
-            door = _Side(int(url_of(gateway).rsplit(":", 1)[1]), tls, gateway, _jobs(key))
-            bare = _Side(empty[0], tls, empty[1], lambda: _request("none", "none"))
+            door = Side(int(url_of(gateway).rsplit(":", 1)[1]), tls, gateway, job_requests(key))
+            bare = Side(empty[0], tls, empty[1], lambda: _request("none", "none"))
             for _ in range(sizes.slices + 1):
                 bare.measure(sizes)
                 door.measure(sizes)
@@ -55,7 +56,7 @@ def main(servers: str | None, sizes: Sizes) -> None:
     _print(bare, door, sorted(seconds))
 
 
-def _print(bare: _Side, door: _Side, seconds: list[float]) -> None:
+def _print(bare: Side, door: Side, seconds: list[float]) -> None:
     rows = [
         (name, f"{side.rate:,.0f}", f"{min(side.rates):,.0f} to {max(side.rates):,.0f}", f"{side.cpu * 1e6:.0f}")
         for name, side in (("empty handler", bare), ("POST /v1/jobs", door))
@@ -63,19 +64,28 @@ def _print(bare: _Side, door: _Side, seconds: list[float]) -> None:
     table(("side", "requests/s, median", "range", "µs of CPU a request"), rows)
     verdict("accepted jobs/s of the empty handler's", door.rate / bare.rate, GOAL, at_least=True)
     p50, p99 = (1000 * seconds[int(share * (len(seconds) - 1))] for share in (0.5, 0.99))
-    print(
-        f"accept to a readable answer, {len(seconds)} jobs one by one: p50 {p50:.0f} ms, p99 {p99:.0f} ms", flush=True
-    )
+    figure(f"accept to a readable answer, {len(seconds)} jobs one by one", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms")
 
 
-class _Side:
-    """A server under load."""
+class Measurable(Protocol):
+    """Processes with a CPU time."""
 
-    def __init__(self, port: int, tls: ssl.SSLContext, process: Command | psutil.Process, make: Make) -> None:
+    def cpu_seconds(self) -> float:
+        """Return user and system seconds so far."""
+        ...
+
+
+class Side:
+    """A server under load, which answers with this status."""
+
+    def __init__(
+        self, port: int, tls: ssl.SSLContext, process: Measurable | psutil.Process, make: Make, status: int = 202
+    ) -> None:
         self.port = port
         self.tls = tls
         self._process = process
         self._make = make
+        self._status = status
         self.rates: list[float] = []
         self._costs: list[float] = []
         self._warm = False
@@ -93,23 +103,23 @@ class _Side:
     def measure(self, sizes: Sizes) -> None:
         """Measure one slice; the first slice only warms up."""
         before, seconds = self._spent(), sizes.slice_seconds
-        found = uvloop.run(rate(self.port, self.tls, self._make, 202, sizes.connections, seconds))
+        found = uvloop.run(rate(self.port, self.tls, self._make, self._status, sizes.connections, seconds))
         if self._warm:
             self.rates.append(found)
             self._costs.append((self._spent() - before) / (found * seconds))
         self._warm = True
 
     def _spent(self) -> float:
-        if isinstance(self._process, Command):
-            return self._process.cpu_seconds()
-        return sum(self._process.cpu_times()[:2])
+        if isinstance(self._process, psutil.Process):
+            return sum(self._process.cpu_times()[:2])
+        return self._process.cpu_seconds()
 
 
 def _request(key: str, name: str) -> bytes:
     return request("POST", "/v1/jobs", key, _JOB, idempotency_key=name)
 
 
-def _jobs(key: str) -> Make:
+def job_requests(key: str) -> Make:
     """Return a maker of requests. Like OpenAI's SDKs, it gives each request an `Idempotency-Key` of its own."""
     numbers = itertools.count()
     return lambda: _request(key, f"bench-{next(numbers)}")
@@ -121,7 +131,7 @@ def _is_relayed(gateway: Command) -> bool:
     return gateway.sample()["postback_outbox_records"] == 0
 
 
-async def _readable(door: _Side, key: str, jobs: int) -> list[float]:
+async def _readable(door: Side, key: str, jobs: int) -> list[float]:
     """Return for each job the seconds from acceptance until the answer is read. The answer is polled every 5 ms."""
     connection, found = await LoadConnection.open(door.port, door.tls), []
     for number in range(jobs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,8 +43,10 @@ def store_url(folder: Path) -> str:
     return f"sqlite:///{folder}/store.db"
 
 
-def gateway_command(kafka: KafkaSettings, folder: Path, certificate: Path | None = None) -> Command:
-    """Return a gateway with all roles, over TLS if a certificate is given (NAME.pem beside NAME.key)."""
+def gateway_command(
+    kafka: KafkaSettings, folder: Path, certificate: Path | None = None, variables: Mapping[str, str] | None = None
+) -> Command:
+    """Return a gateway with all roles and these variables, over TLS if a certificate is given (NAME.pem, NAME.key)."""
     tls = ("--tls-cert", str(certificate), "--tls-key", str(certificate.with_suffix(".key"))) if certificate else ()
     return Command(
         kafka,
@@ -55,6 +58,7 @@ def gateway_command(kafka: KafkaSettings, folder: Path, certificate: Path | None
         POSTBACK_REPLICA="door",
         POSTBACK_ACCESS__REQUESTS_PER_SECOND="1000000",
         POSTBACK_GATEWAY__AUDIT_FILE=str(folder / "audit.jsonl"),
+        **(variables or {}),
     )
 
 

@@ -248,7 +248,7 @@ def test_a_full_queue_drops_packets_and_loss_drops_its_share(device: tuple[int, 
 def test_pairs_that_agree_give_a_narrow_interval_and_a_verdict_and_few_or_different_ones_give_none() -> None:
     agreeing, with_a_slow_minute, few = ratio([1.05] * 8), ratio([1.0] * 9 + [30.0]), ratio([1.0] * 4)
     assert (agreeing.estimate, agreeing.low, agreeing.high) == pytest.approx((1.05, 1.05, 1.05))
-    assert (agreeing.kept(1.1), agreeing.kept(1.0)) == ("met", "MISSED")
+    assert (agreeing.kept(1.1), agreeing.kept(1.0)) == ("met", "missed")
     assert with_a_slow_minute == Ratio(1.0, 1.0, 1.0)
     assert few == Ratio(1.0, 0.0, math.inf)
     assert few.kept(1.1) == ratio([0.8, 1.3, 0.9, 1.2, 1.0, 1.1]).kept(1.1) == "not shown"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from bench.peers import NONE, with_best
 from bench.peers import __main__ as peers
 from bench.peers.__main__ import PEERS, SYSTEMS, Measured, System
 
@@ -72,7 +73,15 @@ def test_lost_and_doubled_jobs_are_counted_over_the_kills(
     assert system.kills == 2
 
 
-def test_a_row_has_percentiles_only_where_times_are_known() -> None:
+def test_a_row_has_the_percentiles_of_the_times() -> None:
     known = Measured("arq", 1234.5, 400.4, 80.6, [float(number) for number in range(101)], 1, 2).row()
     assert known == ("arq", "1,234", "400", "50.0", "99.0", "81", "1", "2")
-    assert Measured("Postback", 10, 1, 1, [], 0, 0).row()[3:5] == ("see Latency", "see Latency")
+
+
+def test_the_best_figure_of_a_column_is_bold_whoever_has_it() -> None:
+    rows = [["arq", "1,234", "50.0", "0"], ["Postback", "900", "20.5", "0"], ["Svix", NONE, NONE, NONE]]
+    assert with_best(rows, (None, 1, -1, -1)) == [
+        ["arq", "**1,234**", "50.0", "**0**"],
+        ["Postback", "900", "**20.5**", "**0**"],
+        ["Svix", NONE, NONE, NONE],
+    ]

@@ -11,14 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from bench import evidence, result
-from bench.evidence import FOLDER, PAGE, Question, own_pages, page, questions, run
+from bench.evidence import FOLDER, PAGE, Question, has_gpu, own_pages, page, questions, run, status_of
 from bench.faults.__main__ import CELLS
 from bench.result import ROOT, Result, Row, Table
 
 MOST_WORDS = 3_000
+SITTING_SECONDS = 80 * 60
 SOURCES = {
     "Submit to verified callback": ("latency",),
     "Exactly once": ("end-to-end",),
@@ -32,7 +34,7 @@ FIGURE = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 def test_the_page_is_rendered_from_the_files_and_short() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(FOLDER), "run scripts/evidence --render"
-    assert len(page(FOLDER).split()) <= MOST_WORDS
+    assert len(re.findall(r"[^\s|]*\w[^\s|]*", page(FOLDER))) <= MOST_WORDS
 
 
 def test_the_page_of_the_fault_ledger_has_a_row_for_each_cell() -> None:
@@ -44,7 +46,7 @@ def test_the_page_of_the_fault_ledger_has_a_row_for_each_cell() -> None:
 def test_each_file_answers_a_question_and_each_bench_exists() -> None:
     assert {file.name for file in FOLDER.iterdir()} <= {question.file for question in questions()}
     assert [each.run for each in questions() if each.part and find_spec(each.run) is None] == []
-    assert {each.part for each in questions()} == {"core", "peers", "mutations", "faults", ""}
+    assert {each.part for each in questions()} == {"core", "peers", "gpu", "mutations", "faults", ""}
 
 
 def test_a_question_without_figures_is_named_as_not_run(tmp_path: Path) -> None:
@@ -75,32 +77,75 @@ def test_a_result_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> N
 
 @pytest.fixture
 def benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Run fake benches instead of processes; `ran` has their modules, and those of `failing` end with 1."""
-    benches = SimpleNamespace(ran=[], failing=set(), commit="abc")
+    """Run fake benches instead of processes; `ran` has their modules.
 
-    def process(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    `failing` has the exit statuses of those that fail, None for no end in time, and those of `silent` write no figure.
+    """
+    benches = SimpleNamespace(ran=[], failing={}, silent=set(), commit="abc")
+
+    def process(command: list[str], seconds: float) -> int | None:
+        assert seconds == 2 * SECONDS
         benches.ran.append(command[2])
-        Result("", "", "", benches.commit, 0.0).write(Path(command[-1]))
-        return subprocess.CompletedProcess(command, 1 if command[2] in benches.failing else 0)
+        rows = [] if command[2] in benches.silent else [Row("p50", "≤ 60 ms", "18.9 ms", "met")]
+        Result("", "", "", benches.commit, 0.0, rows=rows).write(Path(command[-1]))
+        status: int | None = benches.failing.get(command[2], 0)
+        return status
 
-    monkeypatch.setattr("bench.evidence.subprocess.run", process)
+    monkeypatch.setattr(evidence, "status_of", process)
     monkeypatch.setattr(evidence, "commit", lambda: benches.commit)
     monkeypatch.setattr(evidence, "FOLDER", tmp_path)
     return benches
 
 
-CHOSEN = [Question(name, "", part="core", run=name.lower()) for name in ("One", "Two", "Three")]
+SECONDS = 30.0
+CHOSEN = [Question(name, "", part="core", run=name.lower(), seconds=SECONDS) for name in ("One", "Two", "Three")]
 
 
 def test_a_run_repeats_only_what_is_missing_or_of_another_commit(benches: SimpleNamespace) -> None:
-    benches.failing = {"two"}
-    assert run(CHOSEN, quick=False) == ["two"]
-    benches.failing = set()
+    benches.failing = {"two": 1}
+    assert run(CHOSEN, quick=False) == ["two (exit status 1)"]
+    benches.failing = {}
     assert run(CHOSEN, quick=False) == []
     assert benches.ran == ["one", "two", "three", "two"]
     benches.commit = "def"
     run(CHOSEN, quick=False)
     assert benches.ran[4:] == ["one", "two", "three"]
+
+
+def test_a_bench_without_an_end_or_a_figure_is_named_and_the_next_one_runs(benches: SimpleNamespace) -> None:
+    benches.failing, benches.silent = {"one": None}, {"two"}
+    assert run(CHOSEN, quick=False) == ["one (no end in time)", "two (no figures)"]
+    assert benches.ran == ["one", "two", "three"]
+
+
+def test_a_bench_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    child = f"import os, pathlib, time; pathlib.Path({str(begun)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    bench = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
+    seconds = 1.0
+    while not begun.exists() or not begun.read_text():  # a slow machine may need longer to start two interpreters
+        assert status_of([sys.executable, "-c", bench], seconds) is None
+        seconds *= 2
+    assert not psutil.pid_exists(int(begun.read_text()))
+
+
+def test_a_full_run_of_a_part_fits_into_a_sitting() -> None:
+    for part in ("core", "peers"):
+        assert sum(each.seconds for each in questions() if each.part == part) <= SITTING_SECONDS
+    assert [each.name for each in questions() if each.part and not each.seconds] == []
+
+
+def test_without_a_gpu_the_command_says_so(tmp_path: Path) -> None:
+    def told(model: Path) -> str:
+        command = [sys.executable, "-m", "bench.evidence", "--gpu", str(model)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "has no config.json; give the folder of a model" in told(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    if not has_gpu():
+        assert "vLLM finds no GPU on this machine, so nothing was measured" in told(tmp_path)
 
 
 def test_a_full_run_refuses_changed_files(benches: SimpleNamespace) -> None:
