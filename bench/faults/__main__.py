@@ -121,12 +121,14 @@ CELLS = (
     Cell("endpoint", "huge answer", ill("endpoint", "huge"), _FAILS, 30),
 )
 
-_BROKE = "The bench broke in its first run, and was mended; the cell has not run since."
-_NOT_YET = "Its time was over."
+_BROKE = "Not run: the bench broke in its first run, and was mended."
 CAUSES = {
-    "worker 130,000 hostile records": "With other programs beside it, the fleet answered 13,000 of them in 8 minutes.",
-    "PostgreSQL failed over with lag": "A job that was accepted just before the death is neither on the standby nor on "
-    "Kafka; docs/DEPLOY.md asks for synchronous replication.",
+    "jobs' topic deleted": _BROKE,
+    "PostgreSQL disk full": _BROKE,
+    "worker 130,000 hostile records": "Not run to its end: with other programs beside it, the fleet answered "
+    "13,000 of them in 8 minutes.",
+    "PostgreSQL failed over with lag": "Lost: a job that was accepted just before the death is neither on the standby "
+    "nor on Kafka; docs/DEPLOY.md asks for synchronous replication.",
 }
 """The known causes of cells that are missed or have not run."""
 

@@ -314,6 +314,7 @@ def small_disk(folder: Path) -> Iterator[None]:
     """Mount a disk of SMALL_BYTES in memory. Needs root."""
     folder.mkdir()
     folder.chmod(0o777)
+    folder.parent.chmod(0o711)  # PostgreSQL runs as `nobody`
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES},mode=777", "tmpfs", folder], check=True)
     try:
         yield
