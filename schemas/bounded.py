@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import AliasChoices, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -30,6 +31,13 @@ def _fail_fast(part: Any) -> None:
             _fail_fast(inner)
 
 
+def _name_in_json(name: str, field: FieldInfo) -> str:
+    """Return the name that pydantic gives a field in a schema: its alias, or the first of several that is a word."""
+    given = field.validation_alias
+    choices = given.choices if isinstance(given, AliasChoices) else [given]
+    return next((each for each in choices if isinstance(each, str)), name)
+
+
 class BoundedModel(BaseModel):
     """A model whose ValidationError stays small: a collection without a small `max_length` stops at its first error.
 
@@ -49,7 +57,7 @@ class BoundedModel(BaseModel):
         made = handler(schema)
         fields = handler.resolve_ref_schema(made).get("properties", {})
         for name, text in descriptions(cls).items():
-            fields[cls.model_fields[name].alias or name].setdefault("description", text)
+            fields[_name_in_json(name, cls.model_fields[name])].setdefault("description", text)
         return made
 
 

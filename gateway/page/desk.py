@@ -218,7 +218,7 @@ class Desk:
 
     def _page(self, shown: ShownPage, visit: Visit, path: str, here: str = "") -> Response:
         """Return the response with a page. `here` is the address by which the page can be requested again."""
-        values = {"visitor": visit, "tabs": self._tabs, "path": path, "here": here}
+        values = {"visitor": visit, "pages": self._tabs, "path": path, "here": here}
         return page(shown.template, shown.status, **values, **shown.values)
 
     async def _show_form(self, request: Request) -> Response:

@@ -102,17 +102,18 @@ def guarded() -> Iterator[KafkaSettings]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "node_properties", properties)
-        with Broker.start():
-            names = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
-            yield KafkaSettings.model_validate(
-                {
-                    "bootstrap_servers": f"127.0.0.1:{port}",
-                    "topic_prefix": f"acl{uuid.uuid4().hex[:8]}.",
-                    "partitions": 4,
-                    "tier_delays_seconds": (0.3, 0.6),
-                    "extra": {**names, "sasl.username": ADMIN, "sasl.password": f"{ADMIN}-secret"},
-                }
-            )
+        broker = Broker.start()
+    with broker:
+        names = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
+        yield KafkaSettings.model_validate(
+            {
+                "bootstrap_servers": f"127.0.0.1:{port}",
+                "topic_prefix": f"acl{uuid.uuid4().hex[:8]}.",
+                "partitions": 4,
+                "tier_delays_seconds": (0.3, 0.6),
+                "extra": {**names, "sasl.username": ADMIN, "sasl.password": f"{ADMIN}-secret"},
+            }
+        )
 
 
 @dataclass(frozen=True)

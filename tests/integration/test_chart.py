@@ -961,6 +961,7 @@ def test_custom_resources_are_valid_by_their_own_schemas(values: Manifest) -> No
     kinds = {"ScaledObject", "PodMonitor", "PrometheusRule"}
     made = {
         "scaled": kinds,
+        "scaled-gpus": kinds,
         "many-gpus": {*kinds, "Certificate"},
         "meshed": {"HTTPRoute", "ServiceMonitor"},
     }

@@ -142,8 +142,8 @@ def test_several_endpoints_are_enabled_at_once_or_none_if_one_of_them_is_not_dis
     ("arguments", "status", "said"),
     [
         (("enable", HOOK), 1, f"not disabled, as `postback endpoints list` shows: {HOOK}"),
-        (("disable", "hooks.example"), 2, "URL: a whole http or https URL"),
-        (("disable", "https://user:pass@hooks.example/"), 2, "URL: a whole http or https URL"),
+        (("disable", "hooks.example"), 2, "URL: is not an http or https URL without credentials"),
+        (("disable", "https://user:pass@hooks.example/"), 2, "URL: is not an http or https URL without credentials"),
         (("disable", HOOK, "--tenant", "a b"), 2, "--tenant"),
     ],
 )

@@ -1021,7 +1021,7 @@ def test_any_letter_can_be_shown(record: Stored, states: list[bool], all_tenants
     found = NewestLetters()
     found.add(letter)
     said = {"found": found, "days": DAYS, "said": "", "obstacles": OBSTACLES, "all_tenants": all_tenants}
-    made = page("letters", 200, visitor=VISITOR, tabs=[], path="/letters", **said)
+    made = page("letters", 200, visitor=VISITOR, pages=[], path="/letters", **said)
     shown = LexborHTMLParser(bytes(made.body).decode())
     assert len(shown.css("tbody tr")) == 1
     assert len(shown.css("tbody button")) == (letter.obstacle is None)
