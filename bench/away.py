@@ -6,7 +6,6 @@ endpoint listens again, on the same port.
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from bench.committed import committed_records
 from bench.fleet import Command, Kafka, new_fleet, wait_for
 from bench.receivers import receivers
 from bench.result import verdict
+from cli.devkit.kafka.cluster import free_ports
 from schemas.topics import WEBHOOK_ID
 from workers.delivery.keyring import Keyring
 
@@ -33,7 +33,7 @@ def measure(used: Kafka) -> None:
     """Run once; print how late the last callback is after the endpoint's return, and how often one was rewritten."""
     kafka = new_fleet(used, PARTITIONS)
     with ExitStack() as stack:
-        port = _free_port()
+        [port] = free_ports(1)
         producer = Producer(kafka.client_config())
         for number in range(CALLBACKS):
             said: dict[str, str | bytes | None] = dict(headers(number, f"http://127.0.0.1:{port}/hook"))
@@ -57,9 +57,3 @@ def measure(used: Kafka) -> None:
     print(f"callbacks after the return: median {late[len(late) // 2]:.1f} s")
     verdict("last callback after the return", late[-1], LATE_SECONDS, at_least=False, unit=" s")
     verdict("most writes of a callback to tiers", max(written.values()), MOST_WRITES, at_least=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])

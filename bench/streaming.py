@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -33,10 +34,11 @@ import uvloop
 from bench.engine import WORDS, Workload
 from bench.fleet import START_SECONDS, Command, broker, new_fleet, wait_for
 from bench.gateway.running import PARTITIONS, gateway_command, new_key, url_of
-from bench.redis import free_port, listens, redis
 from bench.result import figure, parsed, samples, table, title, verdict
 from bench.run_batch import engine_options
+from cli.devkit.kafka.cluster import free_ports
 from scripts.play.model import tiny_model
+from tests.redis_server import RedisServer
 from workers.engines.vllm.arguments import engine_arguments, prepare_environment
 
 COMMAND = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
@@ -166,10 +168,19 @@ def _has_text(event: bytes) -> bool:
     return any(choice["delta"].get("content") for choice in json.loads(event).get("choices", ()))
 
 
+def _listens(port: int) -> bool:
+    """True if a server accepts connections on a loopback port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def vllm_serve(model: str, tokens: int) -> Iterator[str]:
     """Yield the URL of `vllm serve` without `/v1`. Its processes are killed at the end."""
-    port = free_port()
+    [port] = free_ports(1)
     arguments = engine_arguments(Workload(model, 0, tokens, 512).settings, {})
     command = [*COMMAND, "--host", "127.0.0.1", "--port", str(port), *QUIET, *engine_options(arguments)]
     with tempfile.TemporaryFile("w+") as log:
@@ -179,7 +190,7 @@ def vllm_serve(model: str, tokens: int) -> Iterator[str]:
             if process.poll() is not None:
                 log.seek(0)
                 raise RuntimeError(f"vllm serve ended:\n{log.read()[-3000:]}")
-            return listens(port)
+            return _listens(port)
 
         try:
             wait_for(serves, START_SECONDS)
@@ -193,8 +204,8 @@ def vllm_serve(model: str, tokens: int) -> Iterator[str]:
 @contextmanager
 def _postback(servers: str | None, model: str, folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the gateway's URL and a key, with a worker on the model and a Redis for deltas."""
-    with broker(servers) as used, redis(folder) as channel:
-        kafka, deltas = new_fleet(used, PARTITIONS), {"POSTBACK_DELTAS__REDIS_URL": channel}
+    with broker(servers) as used, RedisServer(folder) as channel:
+        kafka, deltas = new_fleet(used, PARTITIONS), {"POSTBACK_DELTAS__REDIS_URL": channel.url}
         context = {"POSTBACK_ENGINE__VLLM__CONTEXT_TOKENS": "512", "POSTBACK_REPLICA": "w0"}
         with (
             gateway_command(kafka, folder, variables=deltas) as gateway,

@@ -32,11 +32,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from bench.fleet import Kafka, broker, new_fleet, prefill, wait_for
 from bench.peers import NONE, installed, with_best
 from bench.receivers import Receivers, receivers
-from bench.redis import redis
 from bench.result import figure, parsed, samples, table, title, verdict
 from schemas.codec import Origin
 from schemas.settings import KafkaSettings
 from telemetry.clock import SystemClock
+from tests.redis_server import RedisServer
 from workers.delivery.keyring import Keyring
 from workers.kafka.topics import topic_ids
 
@@ -334,8 +334,8 @@ def _peer(kafka: Kafka, peer: Peer, folder: Path, url: str) -> Iterator[System]:
         command = (str(programs / "python"), peer.file, str(jobs), str(rate))
         subprocess.run(command, cwd=SYSTEMS, env=environment, check=True)
 
-    with redis(folder) as own:
-        environment["REDIS_URL"] = own
+    with RedisServer(folder) as own:
+        environment["REDIS_URL"] = own.url
         yield System(peer.name, commands, submit, environment, folder / "log")
 
 

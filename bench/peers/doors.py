@@ -30,8 +30,8 @@ from bench.gateway.accepting import Measurable, Side, job_requests
 from bench.gateway.load import request
 from bench.gateway.running import PARTITIONS, Sizes, gateway_command, new_certificate, new_key, url_of
 from bench.peers import NONE, installed, with_best
-from bench.redis import free_port
 from bench.result import figure, parsed, samples, table, title, verdict
+from cli.devkit.kafka.cluster import free_ports
 
 PACKAGES = ("litellm[proxy]==1.105.7",)
 MASTER_KEY = "sk-of-the-bench"
@@ -134,7 +134,7 @@ def litellm(folder: Path, certificate: Path, tls: ssl.SSLContext, workers: int) 
         "litellm_settings": {"set_verbose": False, "num_retries": 0, "request_timeout": 600},
         "general_settings": {"master_key": MASTER_KEY, "disable_spend_logs": True},
     }
-    config, log, port = folder / "litellm.yaml", folder / "litellm.log", free_port()
+    config, log, [port] = folder / "litellm.yaml", folder / "litellm.log", free_ports(1)
     config.write_text(json.dumps(settings))  # JSON is YAML
     command = [
         *(str(programs / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
