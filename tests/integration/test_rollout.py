@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.operations.topics import create_topics
 from scripts.play.model import embedding_model
-from tests.fleet_here import FleetHere
+from tests.fleet_here import FleetHere, RoleHere
 from tests.http_handler import handling
 from tests.postback_command import environment_of, postback_here
 from tests.product import eventually
@@ -117,6 +118,15 @@ class Rejecting(Different):
     status = 400
 
 
+def aborted_canary(fleet_here: FleetHere, tmp_path: Path, url: str) -> tuple[RolloutFleet, RoleHere, dict[str, Any]]:
+    """A rollout whose candidate, at `url`, was aborted in the canary: the fleet, the shadow worker, and the state."""
+    fleet = echo_fleet(fleet_here, tmp_path, AT_A_SERVER.replace("URL", url))
+    shadow = fleet_here.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
+    # Seven bad answers abort the rollout, so the canary never reaches its twelve jobs.
+    fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
+    return fleet, shadow, fleet.awaited("aborted", 400, jobs=300)
+
+
 @pytest.mark.parametrize(
     ("server", "says", "counted", "why"),
     [(Refusing, Refusing.says, "answered", "more refusals"), (Rejecting, None, "refused", "more failures")],
@@ -125,11 +135,7 @@ def test_a_candidate_that_is_good_in_shadow_and_bad_in_the_canary_gives_way_to_t
     server: type[Different], says: str | None, counted: str, why: str, fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     with handling(server) as url:
-        fleet = echo_fleet(fleet_here, tmp_path, AT_A_SERVER.replace("URL", url))
-        shadow = fleet_here.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
-        # Seven bad answers abort the rollout, so the canary never reaches its twelve jobs.
-        fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
-        said = fleet.awaited("aborted", 400, jobs=300)
+        fleet, shadow, said = aborted_canary(fleet_here, tmp_path, url)
         later = fleet.jobs(100)
         failed = {} if says is not None else {"rejected": len(fleet_here.dead_letters())}
         answers = {each["job_id"]: each.get("text") for each in fleet.all_answered(**failed)}
@@ -155,10 +161,7 @@ def test_jobs_do_not_wait_for_a_candidate_whose_server_is_away_and_its_rollout_e
     fleet_here: FleetHere, tmp_path: Path
 ) -> None:
     with handling(Closing) as url:
-        fleet = echo_fleet(fleet_here, tmp_path, AT_A_SERVER.replace("URL", url))
-        shadow = fleet_here.worker("s1", "--engine", "echo", "--model", "next", "--shadow")
-        fleet.rollout("start", "--alias", "assistant", "--candidate", "next", *FAST, "--canary-jobs", "12")
-        said = fleet.awaited("aborted", 400, jobs=300)
+        fleet, shadow, said = aborted_canary(fleet_here, tmp_path, url)
         answers = {each["job_id"]: each.get("text") for each in fleet.all_answered()}
         assert shadow.terminate() == 0
         assert fleet.worker.terminate() == 0
