@@ -44,7 +44,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "models show": ("postback models show small --file models.toml",),
     "models bench": (
         "postback models bench --model echo --jobs 1000",
-        "postback models bench --model small --rate 20 --host 0.0.0.0 --port 80 --callback-url https://bench.example/",
+        "postback models bench --model small --rate 20 --host 0.0.0.0 --port 8080 --callback-url https://b.example/",
     ),
     "rollout start": ("postback rollout start --alias default --candidate google/gemma-3-1b-it --sample 0.1",),
     "rollout status": ("postback rollout status --json", "postback rollout status --report rollout.html"),

@@ -20,7 +20,7 @@ from scripts.publish.markdown import table
 
 ROOT: Final = Path(__file__).parents[2]
 PINS: Final = ROOT / "requirements" / "worker.txt"
-"""What both images install; the packages of build.txt stay in the stage that builds the wheel."""
+"""The pins that both images install; the packages of build.txt stay in the stage that builds the wheel."""
 IMAGE: Final = {
     "implementation_name": "cpython",
     "os_name": "posix",

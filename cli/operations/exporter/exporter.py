@@ -92,7 +92,6 @@ class FleetFigures:
     """All pools; the whole fleet's pool comes first."""
     thin_partitions: int = 0
     """Number of partitions with a copy on a broker that is away or behind."""
-    """The largest number of seconds by which any worker's clock is `ahead` of the brokers' clocks or `behind` them."""
 
     def document(self, *, stale: bool) -> dict[str, Any]:
         """Return the JSON of `/backlog`. The top-level `wanted_replicas` is for the whole fleet's lanes."""
