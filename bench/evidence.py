@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -183,8 +184,9 @@ def _commit_of(file: Path) -> str:
 
 
 def page(folder: Path) -> str:
-    """Return EVIDENCE.md for the files of a folder."""
-    parts = [HEAD.read_text(encoding="utf-8").rstrip("\n")]
+    """Return EVIDENCE.md for the files of a folder. Its head names the origin that most figures share."""
+    usual = usual_origin(folder)
+    parts = [HEAD.read_text(encoding="utf-8").rstrip("\n").replace("{usual}", usual)]
     for question in questions():
         file = folder / question.file
         if not file.exists() and question.part == GPU:
@@ -199,8 +201,15 @@ def page(folder: Path) -> str:
             parts += [f"## {question.name}", f"[Its own page]({question.page}) has the figures{told}."]
             continue
         shown = [result.tables[number] for number in question.tables if number < len(result.tables)]
-        parts += [f"## {question.name}", *_answer(question, result, shown)]
+        parts += [f"## {question.name}", *_answer(question, result, shown, usual)]
     return "\n\n".join(parts) + "\n"
+
+
+def usual_origin(folder: Path) -> str:
+    """Return machine, date and commit of most of the folder's figures; "no run" if all are carried."""
+    files = [folder / each.file for each in questions()]
+    found = Counter(_origin(result) for file in files if file.exists() and (result := Result.read(file)).commit)
+    return max(found, key=lambda origin: found[origin], default="no run")
 
 
 def own_pages(folder: Path) -> dict[str, str]:
@@ -214,19 +223,20 @@ def own_pages(folder: Path) -> dict[str, str]:
     return found
 
 
-def _answer(question: Question, result: Result, shown: Sequence[Table]) -> list[str]:
-    """Return the parts below a question's heading."""
+def _answer(question: Question, result: Result, shown: Sequence[Table], usual: str = "") -> list[str]:
+    """Return the parts below a question's heading. An origin that is the page's usual one is not repeated."""
     rows = [[row.what, row.target, row.result, _bold(row.verdict)] for row in result.rows]
-    parts = [f"`{result.command}` ({_origin(result)})\n\n{question.about}"]
+    origin = _origin(result) if result.commit else _CARRIED
+    known = [] if origin == usual else [origin]
+    load = [] if result.load is None else [f"load {result.load:.1f}"]
+    parts = [f"`{result.command}` ({', '.join(known + load)})\n\n{question.about}"]
     if rows:
         parts.append(_table(["claim", "target", "result", ""], rows))
     return parts + [_table(table.head, table.rows) for table in shown]
 
 
 def _origin(result: Result) -> str:
-    if not result.commit:
-        return _CARRIED
-    return f"{result.machine}, load {result.load or 0:.1f}, {result.date[:10]}, `{result.commit}`"
+    return f"{result.machine}, {result.date[:10]}, `{result.commit}`"
 
 
 def _bold(verdict: str) -> str:

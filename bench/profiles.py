@@ -185,6 +185,8 @@ def main() -> None:
     for profile in PROFILES:
         for kind in (AnswerKind.CONTRADICTED, AnswerKind.MISREAD, AnswerKind.RIGHT):
             ends = [fate for question, of, _, fate in written if (question.profile, of) == (profile, kind)]
+            if not ends:
+                continue
             figure(
                 f"`{profile}`: answers that are {kind}, and pass as supported",
                 f"{ends.count(Fate.SUPPORTED)} of {len(ends)}",

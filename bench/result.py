@@ -191,11 +191,9 @@ def _versions() -> dict[str, str]:
 
 
 def _module() -> str:
-    """Return the name behind `python -m`."""
-    path = Path(sys.argv[0])
-    if ROOT not in path.parents:
-        return path.name
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    """Return the name behind `python -m`; argv[0] is only `-m` while a bench's package is imported."""
+    given = sys.orig_argv
+    return given[given.index("-m") + 1] if "-m" in given else Path(sys.argv[0]).name
 
 
 def _cpu() -> str:

@@ -114,8 +114,8 @@ def test_the_table_has_a_row_for_each_file(
     monkeypatch.setattr("sys.argv", ["citations", "--data", *map(str, files)])
     citations.main()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
-    assert ["SICK.txt", "1", "0 (0%)", "1", "0 (0%)"] in rows
-    assert ["fever.jsonl", "2", "1 (50%)", "1", "0 (0%)"] in rows
+    assert ["SICK.txt", "1", "0 (0%)", "0", "0", "1", "0 (0%)"] in rows
+    assert ["fever.jsonl", "2", "1 (50%)", "0", "0", "1", "0 (0%)"] in rows
 
 
 def usage_error(main: Callable[[], None], path: Path, capsys: pytest.CaptureFixture[str]) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from schemas.result import AnswerSupport, Citation, JudgedSentence, SourceDetails, Support
 from workers.enrichment.answering.grounding import MAX_TITLE_CHARS, harmless, visible
 from workers.enrichment.answering.judging import Finding, Judge, JudgeAway, Sources, Verdict, tokens
+from workers.enrichment.answering.languages import Language, language_of
 from workers.enrichment.answering.links import without_unknown_links
 from workers.enrichment.answering.profile import AnswerLevel, Profile
 from workers.enrichment.answering.quantities import figures, missing, years_of
@@ -68,8 +69,15 @@ class Reading:
         self._evidence = evidence
         self.sources = Sources(evidence)
         self._quoter = Quoter({one.number: (one.title or "", *one.passages) for one in evidence.sources})
-        found = islice(sentences(self.text, self.sources.numbers), 0 if is_json else MAX_SENTENCES)
+        read = next((one.passages[0] for one in evidence.sources if one.passages), "")
+        self._language = language_of(read)
+        found = sentences(self.text, self.sources.numbers, self._language)
+        found = islice(found, 0 if is_json else MAX_SENTENCES)
         self.claims = [self._claim(one) for one in found if one.is_claim or self._dangles(one)]
+
+    def language_of(self, text: str) -> Language:
+        """Return the language of a text of the answer; that of the sources, if the text is too short to tell."""
+        return language_of(text, self._language)
 
     @cached_property
     def open(self) -> dict[int, tuple[str, Sequence[str]]]:
@@ -415,7 +423,7 @@ class _Chain:
         said = in_one_line(fields["claim"]) if isinstance(fields.get("claim"), str) else ""
         claim = None
         if said and number in self._reading.sources.numbers:
-            sentence = Sentence(start, end, said)
+            sentence = Sentence(start, end, said, language=self._reading.language_of(said))
             claim = len(self._reading.claims)
             self._reading.claims.append(Claim(sentence, self._reading.sources.find(sentence, [number])))
         return _Item(start, end, quote, number, claim), end if place is not None else behind

@@ -15,22 +15,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from math import log
 from typing import Final, Protocol
 
 from rapidfuzz.distance import LCSseq
 
 from schemas.result import Support
+from workers.enrichment.answering.languages import Language
 from workers.enrichment.answering.names import Name, NamesOf, canonical, in_one_word, names
-from workers.enrichment.answering.quantities import Figures, figures, missing, rivals, stem, swapped, years_of
+from workers.enrichment.answering.places import Placed, exchanged, misplaced
+from workers.enrichment.answering.quantities import Figures, figures, missing, rivals, swapped, years_of
 from workers.enrichment.answering.quotes import without_links
-from workers.enrichment.answering.sentences import MAX_SAID_CHARS, Sentence, blanked, listed, normal, sentences
+from workers.enrichment.answering.sentences import MAX_SAID_CHARS, Sentence, blanked, normal, sentences
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.settings import ENTAILMENT_SETTING, EnrichmentSettings
 from workers.processes.model_process import ModelAway, ModelNotLoaded, ModelProcess
@@ -50,15 +52,6 @@ _MAX_QUOTES: Final = 20
 _QUOTE_WORDS: Final = 3
 """A shorter quotation may be a term, so it counts only if the sentence says that somebody said it."""
 
-_COMMON_WORDS: Final = (
-    "a an the and or but if of in on at to from by for with as is are was were be been being it its this that these "
-    "those he she they them his her their we you i has have had do does did which who whom what when where there then "
-    "than so also into over under about can could will would may might should must such s t not no nor n't "
-    "answer question according based source sources page text article says states stated mentions mentioned "
-    "however therefore thus moreover furthermore meanwhile additionally overall both each some any all more most "
-    "other only very just out up down per while after before during between through because since"
-)
-COMMON: Final = frozenset(listed(_COMMON_WORDS))
 _TOKEN: Final = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|(?:(?<![\w)])-)?\d+(?:[.,]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)*|[%‰°$€£¥₹<>≤≥=+^]"
 )
@@ -67,19 +60,15 @@ _SPEAKS: Final = re.compile(
     r"quoted|quotes|warned|added|argued|claimed|asked|announced|remarked|noted|concluded|put it)\b",
     re.IGNORECASE,
 )
-_TURNED: Final = frozenset(
-    listed(
-        "not no never nobody none nothing neither nor without cannot deny denies denied false untrue wrong "
-        "if whether unless claim claims claimed believe believes believed alleged rumour rumours rumor doubt "
-        "doubts may might could would should"
-    )
-)
-"""Words before a run of words that may turn its meaning, so that it bears no sentence as it stands."""
 _CLAUSE: Final = re.compile(
-    r"[,;:](?=\s)|\s[—-]\s|\s(?:but|while|although|though|whereas|and|because|since|which|until)\s"
+    r"[,;:](?=\s)|\s[—-]\s|\s(?:but|while|although|though|whereas|and|because|since|which|until|"
+    r"aber|sondern|während|obwohl|und|weil|mais|tandis|et|parce|pero|sino|mientras|aunque|y|porque|ma|mentre|maar|e)\s"
 )
+_FEWEST_IN_COMMON: Final = 2
 PLACE_SHARE: Final = 0.8
 """Share of a sentence's words, without its names, from which on one clause of a source is about the same."""
+_NUMBERED: Final = re.compile(r"\s*\(\d{1,2}\)(?=\s*[.!?]?$)")
+"""A number in parentheses behind a sentence: a mark of a source, in a form that is no citation."""
 _OMISSION: Final = re.compile(r"\s*(?:\.\.\.|…|\[[^\[\]]{0,40}\]|\([^()]{0,40}\))\s*")
 
 
@@ -122,24 +111,36 @@ class Finding:
 class SourceSentence:
     """A sentence of a source."""
 
-    def __init__(self, number: int, text: str, written: str = "") -> None:
+    def __init__(self, number: int, text: str, language: Language, written: str = "") -> None:
         self.number = number
         self.text = text
+        self.language = language
         self.written = written
         """The sentence as the source writes it, with its marks."""
         self.tokens = tokens(text)
-        self.words = frozenset(_stems(self.tokens))
+        self.words = frozenset(_stems(self.tokens, language))
 
     @cached_property
     def figures(self) -> Figures:
         """The sentence's numbers and dates."""
-        return figures(self.text[:MAX_SAID_CHARS])
+        return figures(self.text[:MAX_SAID_CHARS], self.language)
+
+    def denies(self, other: SourceSentence) -> bool:
+        """True if only one of two sentences about the same is a denial."""
+        mine, theirs = frozenset(self.tokens), frozenset(other.tokens)
+        opposites = self.language.opposites(mine, theirs) + other.language.opposites(theirs, mine)
+        return (self.language.negates(self.tokens) != other.language.negates(other.tokens)) != (opposites % 2 == 1)
+
+    @cached_property
+    def placed(self) -> Placed:
+        """The sentence's figures, names and words with their places."""
+        return Placed(self.text[:MAX_SAID_CHARS], self.figures, self.language)
 
     @cached_property
     def clauses(self) -> list[SourceSentence]:
         """The sentence's clauses; the sentence itself if it has only one."""
         parts = [part for part in _CLAUSE.split(self.text) if part.strip()]
-        return [SourceSentence(self.number, part) for part in parts] if len(parts) > 1 else [self]
+        return [SourceSentence(self.number, part, self.language) for part in parts] if len(parts) > 1 else [self]
 
 
 class SourceText:
@@ -148,7 +149,7 @@ class SourceText:
     def __init__(self, source: NumberedSource) -> None:
         plain = [without_links(text) for text in (source.title or "", *source.passages)]
         self.sentences = [
-            SourceSentence(source.number, one.text, text[one.start : one.end])
+            SourceSentence(source.number, one.text, one.language, text[one.start : one.end])
             for text in plain
             for one in sentences(text, ())
         ]
@@ -176,13 +177,13 @@ class SourceText:
         """True if these words stand in the source, one after the other."""
         return bool(said) and f" {' '.join(said)} " in self.line
 
-    def states(self, said: Sequence[str]) -> bool:
+    def states(self, said: Sequence[str], language: Language) -> bool:
         """True if these words stand in the source as a statement: no word before them turns their meaning."""
         wanted = f" {' '.join(said)} "
         at = self.line.find(wanted) if said else -1
         while at >= 0:
             start = max((one for one in self._starts if one <= at), default=0)
-            if _TURNED.isdisjoint(self.line[start : at + 1].split()):
+            if language.turned.isdisjoint(self.line[start : at + 1].split()):
                 return True
             at = self.line.find(wanted, at + 1)
         return False
@@ -215,7 +216,7 @@ class Sources:
         """Judge the sentence by rules against the union of these sources."""
         sources = [self[number] for number in numbers]
         said = _Said(sentence)
-        stating = [source for source in sources if source.states(said.tokens)]
+        stating = [source for source in sources if source.states(said.tokens, said.language)]
         premises = _nearest(said, [one for source in stating or sources for one in source.sentences])
         held = tuple(premises)
         if stating:
@@ -230,25 +231,35 @@ class _Said:
     """A sentence of the answer, read for the rules."""
 
     def __init__(self, sentence: Sentence) -> None:
-        text = without_links(sentence.text)
+        text = _NUMBERED.sub("", without_links(sentence.text))
+        self.language = sentence.language
         self.tokens = tokens(text)
-        text = text[:MAX_SAID_CHARS]
+        self._text = text = text[:MAX_SAID_CHARS]
         speaks = _SPEAKS.search(text) is not None
         quotes = [one for one in sentence.quotes[:_MAX_QUOTES] if speaks or len(tokens(one)) >= _QUOTE_WORDS]
         self.quotes = [part for quote in quotes for part in map(tokens, _OMISSION.split(quote)) if part]
         for quote in quotes:
             text = text.replace(quote, " " * len(quote))
-        self.figures = figures(text)
-        self.ranked = frozenset(_stems(self.tokens))
+        self.figures = figures(text, self.language)
+        self.ranked = frozenset(self.stems(self.tokens))
         self.plain = blanked(text, self.figures.spans)
         """The text without figures and quotations."""
-        self.words = frozenset(word for word in _stems(tokens(self.plain)) if not word[0].isdigit())
+        self.words = frozenset(word for word in self.stems(tokens(self.plain)) if not word[0].isdigit())
         """The stems of the content words outside of figures and quotations."""
 
     @cached_property
     def names(self) -> list[Name]:
         """The names outside of figures and quotations."""
-        return names(self.plain, COMMON)
+        return names(self.plain, self.language)
+
+    @cached_property
+    def whole(self) -> SourceSentence:
+        """The sentence, read as a sentence of a source."""
+        return SourceSentence(0, self._text, self.language)
+
+    def stems(self, some: Iterable[str]) -> Iterable[str]:
+        """Yield the stems of the content words, and the numbers."""
+        return _stems(some, self.language)
 
     def share(self, words: Collection[str]) -> float:
         """Return the share of the content words among `words`; 1 if the sentence is all figures and quotations."""
@@ -258,7 +269,7 @@ class _Said:
 def _nearest(said: _Said, candidates: Sequence[SourceSentence]) -> list[SourceSentence]:
     """Return the sentences with the rarest words in common, the nearest first."""
     counts = Counter(word for one in candidates for word in one.words & said.ranked)
-    rarity = {word: log(1 + len(candidates) / count) for word, count in counts.items()}
+    rarity = {word: math.log(1 + len(candidates) / count) for word, count in counts.items()}
     scored = [(sum(rarity[word] for word in one.words & said.ranked), at) for at, one in enumerate(candidates)]
     best = sorted((one for one in scored if one[0] > 0), key=lambda one: (-one[0], one[1]))
     return [candidates[at] for _, at in best[:MAX_PREMISES]]
@@ -272,13 +283,13 @@ def _ruled(
     alone = [said.share(one.words) for one in premises]
     best = max(alone)
     if false := [quote for quote in said.quotes if not any(source.quotes(quote) for source in sources)]:
-        words = frozenset(word for quote in false for word in _stems(quote))
+        words = frozenset(word for quote in false for word in said.stems(quote))
         return _against(_share(words, union) >= CLOSE_SHARE), True, [" ".join(quote) for quote in false]
     years = [year for source in sources for year in source.years] if said.figures.dates else []
     lost = missing(said.figures, [one.figures for one in premises], years)
     lost += _lost_names(said, premises, sources)
     same = [one for one, each in zip(premises, alone, strict=True) if each >= max(ALONE_SHARE, best - 0.1)]
-    lost = lost or _displaced(said, premises) or _displaced_figures(said, same)
+    lost = lost or _displaced(said, premises) or _displaced_figures(said, same) or _placed_otherwise(said, premises)
     if lost:
         return _against(best >= CLOSE_SHARE), True, lost
     if _is_negated(said, premises):
@@ -311,7 +322,7 @@ def _displaced(said: _Said, premises: Sequence[SourceSentence]) -> list[str]:
     The source says "8% in Rome and 9% in Oslo"; the sentence says "9% in Rome". A figure or name that the clause has
     and the sentence lacks is a rival.
     """
-    own = _words_of(said.names)
+    own = _words_of(said.names, said.language)
     rest = said.words - own or said.words
     clauses = [clause for one in premises for clause in one.clauses]
     best = max((_share(rest, clause.words) for clause in clauses), default=0.0)
@@ -328,18 +339,27 @@ def _displaced(said: _Said, premises: Sequence[SourceSentence]) -> list[str]:
     strange = own - here.words
     if not strange or any(own & one.words and not own - one.words for one in nearest):
         return []
-    return sorted(strange) if _words_of(names(here.text, COMMON)) - said.ranked else []
+    theirs = _words_of(names(here.text, here.language), here.language)
+    return sorted(strange) if theirs - said.ranked else []
 
 
-def _words_of(some: Iterable[Name]) -> set[str]:
+def _words_of(some: Iterable[Name], language: Language) -> set[str]:
     """Return the stems of the names' words."""
-    return {word for name in some for word in _stems(tokens(name.text))}
+    return {word for name in some for word in _stems(tokens(name.text), language)}
 
 
 def _displaced_figures(said: _Said, told: Sequence[SourceSentence]) -> list[str]:
     """Return figures that each of these sentences of a source, which say about the same, states otherwise."""
     found = [rivals(said.figures, one.figures) or swapped(said.figures, one.figures) for one in told]
     return found[0] if found and all(found) else []
+
+
+def _placed_otherwise(said: _Said, premises: Sequence[SourceSentence]) -> list[str]:
+    """Return figures or names that stand at other words in the source."""
+    told = [one.placed for one in premises]
+    return next(filter(None, (exchanged(said.whole.placed, one) for one in told)), []) or misplaced(
+        said.whole.placed, told
+    )
 
 
 def _share(wanted: Collection[str], words: Collection[str]) -> float:
@@ -351,6 +371,7 @@ def _stands_for_a_name(first: str, said: _Said, premises: Sequence[SourceSentenc
 
     All other words of the sentence are then those of one sentence of the source, which begins with another word.
     """
+    stem, common = said.language.stem, said.language.common
     own = stem(canonical(first))
     rest = said.words - {own}
     if not rest or first.endswith("ly"):
@@ -358,28 +379,28 @@ def _stands_for_a_name(first: str, said: _Said, premises: Sequence[SourceSentenc
     for one in premises:
         if own in one.words or not rest <= one.words:
             continue
-        opening = next((word for word in one.tokens if word not in COMMON), "")
+        opening = next((word for word in one.tokens if word not in common), "")
         if opening and stem(canonical(opening)) not in said.words:
             return True
     return False
 
 
-_COMPARED: Final = frozenset(listed("less fewer more later earlier only doubt"))
-"""Words after which "no" and "not" deny nothing: "no less than", "not only"."""
-_NEGATIONS: Final = frozenset(listed("not no never none nobody nothing neither nor without cannot"))
-
-
 def _is_negated(said: _Said, premises: Sequence[SourceSentence]) -> bool:
-    """True if the nearest clause of the source has nearly all words of the sentence, and only one of them negates."""
-    clauses = [tokens(part) for one in premises for part in _CLAUSE.split(one.text)]
-    shares = [(said.share(frozenset(_stems(part))), at) for at, part in enumerate(clauses)]
-    best, at = max(shares, key=lambda one: (one[0], -one[1]))
-    return best >= 0.8 and len(said.words) >= 2 and _negations(said.tokens) % 2 != _negations(clauses[at]) % 2
+    """True if a clause of the sentence says nearly all that its nearest clause of the source says, and only one denies.
+
+    A sentence of one clause may also be a part of a longer clause.
+    """
+    told = [clause for one in premises for clause in one.clauses]
+    parts = said.whole.clauses
+    return any(_is_denied(part, told, is_whole=len(parts) == 1) for part in parts)
 
 
-def _negations(some: Sequence[str]) -> int:
-    pairs = zip(some, (*some[1:], ""), strict=True)
-    return sum((word in _NEGATIONS and after not in _COMPARED) or word.endswith("n't") for word, after in pairs)
+def _is_denied(said: SourceSentence, told: Sequence[SourceSentence], *, is_whole: bool) -> bool:
+    common = [(len(said.words & one.words), one) for one in told]
+    most = max(count for count, _ in common)
+    enough = len(said.words) if is_whole else math.inf
+    near = [one for count, one in common if count == most and count >= PLACE_SHARE * min(len(one.words), enough)]
+    return most >= _FEWEST_IN_COMMON and bool(near) and all(said.denies(one) for one in near)
 
 
 def _is_close(said: Sequence[str], told: Sequence[str]) -> bool:
@@ -391,13 +412,13 @@ def tokens(text: str) -> tuple[str, ...]:
     return tuple(_TOKEN.findall(in_one_word(normal(text)).casefold()))
 
 
-def _stems(some: Iterable[str]) -> Iterable[str]:
+def _stems(some: Iterable[str], language: Language) -> Iterable[str]:
     """Yield the stems of the content words, and the numbers."""
-    for word in some:
-        if word in COMMON:
+    for word in map(language.content, some) if language.elides else some:
+        if word in language.common:
             continue
         if word[0].isalnum():
-            yield stem(canonical(word)) if word[0].isalpha() else word
+            yield language.stem(canonical(word)) if word[0].isalpha() else word
         elif word[0] == "-":
             yield word
 

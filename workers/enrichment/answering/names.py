@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
+from workers.enrichment.answering.languages import Language
+from workers.enrichment.answering.quantities import CALENDAR
 from workers.enrichment.answering.sentences import listed
 
 _FILE: Final = Path(__file__).with_name("demonyms.toml")
 _WORD: Final = re.compile(r"(?:[^\W\d_]\.){2,}|[^\W\d_][\w]*(?:[&'][^\W_]+|-\w+)*|\d\w*[^\W\d_]\w*")
 _OPENS: Final = re.compile(r"(?:^|[.!?:;]\s|[\"(|]\s*|^\W+)$")
-_CALENDAR: Final = frozenset(
-    listed(
-        "january february march april may june july august september october november december jan feb mar "
-        "apr jun jul aug sep sept oct nov dec monday tuesday wednesday thursday friday saturday sunday q1 q2 "
-        "q3 q4"
-    )
-)
 _TITLES: Final = frozenset(listed("mr mrs ms dr prof sir lord lady st i"))
-_LANGUAGES: Final = {
-    "de": frozenset(listed("der die das und ist nicht ein eine mit von zu den im auf für wird wurde sind dem des")),
-}
-"""Words that show a language whose common nouns have capitals, so that capitals show no name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +62,16 @@ def in_one_word(text: str) -> str:
     return _long_places().sub(lambda found: _places()[found[1].casefold()].capitalize(), text)
 
 
-def names(text: str, common: Collection[str]) -> list[Name]:
-    """Return the names of a normalised sentence, without months and days. `common` holds words that are no names."""
-    if _has_capital_nouns(text):
+def names(text: str, language: Language) -> list[Name]:
+    """Return the names of a normalised sentence, without months and days; none where all nouns have capitals."""
+    if language.has_capital_nouns:
         return []
     text = in_one_word(text)
     found: list[Name] = []
     for match in _WORD.finditer(text):
         word = match.group()
         plain = word.casefold().removesuffix("'s").removesuffix("'")
-        if plain in _CALENDAR or plain in _TITLES or plain in common or not _is_capital(word):
+        if plain in CALENDAR or plain in _TITLES or plain in language.common or not _is_capital(word):
             continue
         before = text[: match.start()]
         opens = _OPENS.search(before[-3:]) is not None or not before.strip(" \"'(|*-")
@@ -92,11 +83,6 @@ def names(text: str, common: Collection[str]) -> list[Name]:
 def _is_capital(word: str) -> bool:
     """True for "Anna", "mRNA" and "B12", but not for "5mg" or "a"."""
     return not word[0].isdigit() and any(letter.isupper() for letter in word)
-
-
-def _has_capital_nouns(text: str) -> bool:
-    words = re.findall(r"[^\W\d_]+", text.casefold())
-    return any(sum(word in known for word in words) >= 2 for known in _LANGUAGES.values())
 
 
 class NamesOf:
@@ -126,6 +112,8 @@ class NamesOf:
         letters = re.sub(r"[^A-Za-z]", "", name)
         if 2 <= len(letters) <= 6 and letters.isupper() and letters.casefold() in self._initials:
             return True
+        if len(letters) == 1 == len(plain):
+            return any(word[0].casefold() == plain for word in self._capitals)  # "J. R. Okafor"
         parts = _parts(name)
         return len(parts) > 1 and all(canonical(part) in self._words or part.islower() for part in parts)
 

@@ -9,82 +9,66 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Final
 
-import Stemmer
 from rapidfuzz.distance import LCSseq
 
+from workers.enrichment.answering.languages import ENGLISH, Language
 from workers.enrichment.answering.sentences import blanked, listed
 
-_UNITS_FILE: Final = Path(__file__).with_name("units.toml")
-_STEMMER: Final = Stemmer.Stemmer("english", 0)
-
-_SMALL: Final = {
-    name: value
-    for value, name in enumerate(
-        listed(
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-            "seventeen eighteen nineteen"
-        )
-    )
-}
-_TENS: Final = {
-    name: 10 * value
-    for value, name in enumerate(listed("twenty thirty forty fifty sixty seventy eighty ninety"), start=2)
-}
-_SCALES: Final = {
-    "hundred": 1e2, "thousand": 1e3, "million": 1e6, "millions": 1e6, "billion": 1e9, "billions": 1e9,
-    "trillion": 1e12, "trillions": 1e12, "thousands": 1e3, "hundreds": 1e2, "dozen": 12.0, "dozens": 12.0,
-    "bn": 1e9, "mn": 1e6, "mio": 1e6, "mln": 1e6, "bln": 1e9, "tn": 1e12, "trn": 1e12, "lakh": 1e5, "crore": 1e7,
-    "k": 1e3, "mrd": 1e9,
-}  # fmt: skip
-_MONEY_SCALES: Final = {"m": 1e6, "b": 1e9, "t": 1e12}
-_FRACTIONS: Final = {
-    "half": 1 / 2, "halves": 1 / 2, "third": 1 / 3, "thirds": 1 / 3, "quarter": 1 / 4, "quarters": 1 / 4,
-    "fifth": 1 / 5, "fifths": 1 / 5, "sixth": 1 / 6, "sixths": 1 / 6, "seventh": 1 / 7, "eighth": 1 / 8,
-    "eighths": 1 / 8, "ninth": 1 / 9, "tenth": 1 / 10, "tenths": 1 / 10, "twentieth": 1 / 20, "hundredth": 1 / 100,
-}  # fmt: skip
-_ORDINALS: Final = {
-    name: value
-    for value, name in enumerate(
-        listed(
-            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-            "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
-        ),
-        start=1,
-    )
-}
-_MULTIPLES: Final = {
-    "once": 1.0, "twice": 2.0, "thrice": 3.0, "double": 2.0, "doubled": 2.0, "doubles": 2.0, "doubling": 2.0,
-    "triple": 3.0, "tripled": 3.0, "trebled": 3.0, "quadruple": 4.0, "quadrupled": 4.0, "twofold": 2.0,
-    "threefold": 3.0, "fourfold": 4.0, "fivefold": 5.0, "tenfold": 10.0, "halved": 0.5,
-}  # fmt: skip
-_PER_DAY: Final = {
-    "hourly": 24.0, "daily": 1.0, "nightly": 1.0, "weekly": 1 / 7, "fortnightly": 1 / 14, "monthly": 12 / 365.25,
-    "quarterly": 4 / 365.25, "yearly": 1 / 365.25, "annually": 1 / 365.25,
-}  # fmt: skip
+_FOLDER: Final = Path(__file__).parent
 _DAY: Final = 86400.0
-_MONTHS: Final = {
-    name: number
-    for number, names in enumerate(
-        ("january jan", "february feb", "march mar", "april apr", "may", "june jun", "july jul", "august aug",
-         "september sept sep", "october oct", "november nov", "december dec"),
-        start=1,
-    )
-    for name in names.split()
-}  # fmt: skip
-_DAYS_OF_WEEK: Final = listed("monday tuesday wednesday thursday friday saturday sunday")
 
-_MONTH: Final = "(?:" + "|".join(sorted(_MONTHS, key=len, reverse=True)) + r")\b\.?"
+
+def _tables(file: str) -> dict[str, dict[str, str]]:
+    with (_FOLDER / file).open("rb") as opened:
+        return tomllib.load(opened)
+
+
+_WORDS: Final = _tables("figures.toml")
+
+
+def _values(table: str) -> dict[str, float]:
+    """Return a table's values by their words. A value may be a fraction, such as 1/3."""
+    found: dict[str, float] = {}
+    for value, names in _WORDS[table].items():
+        number, _, by = value.partition("/")
+        found |= dict.fromkeys(names.split(" | "), float(number) / float(by or 1))
+    return found
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """Return the pattern of these words, the longest first."""
+    return "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in sorted(words, key=len, reverse=True))
+
+
+_NUMBERS: Final = _values("numbers")
+_ALONE: Final = _values("scales")
+_SCALES: Final = _ALONE | _values("factors")
+_MONEY_SCALES: Final = _values("money")
+_FRACTIONS: Final = _values("fractions")
+_ORDINALS: Final = _values("ordinals")
+_MULTIPLES: Final = _values("multiples")
+_PER_DAY: Final = {word: 1 / days for word, days in _values("every").items()}
+_CAPITAL_MONTHS: Final = _values("months")
+_SMALL_MONTHS: Final = _values("small_months")
+_MONTHS: Final = _CAPITAL_MONTHS | _SMALL_MONTHS
+_WEEKDAYS: Final = _values("weekdays")
+CALENDAR: Final = frozenset((*_MONTHS, *_WEEKDAYS, "q1", "q2", "q3", "q4"))
+"""Words of dates, in lower case: months, weekdays and quarters."""
+
+_MONTH: Final = rf"(?:{_any_of(_MONTHS)})\b\.?"
 _YEAR: Final = r"(?:1\d{3}|20\d{2}|21\d{2})"
 _DATES: Final = (
     re.compile(
-        rf"\b(?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?:\s+of)?\s+(?P<m>{_MONTH})(?:,?\s+(?P<y>{_YEAR})\b)?", re.IGNORECASE
+        rf"\b(?P<d>\d{{1,2}})(?:st|nd|rd|th|er|\.)?(?:\s+(?:of|de))?\s+(?P<m>{_MONTH})"
+        rf"(?:,?\s+(?:del?\s+)?(?P<y>{_YEAR})\b)?",
+        re.IGNORECASE,
     ),
     re.compile(
         rf"\b(?P<m>{_MONTH})\s+(?P<d>\d{{1,2}})(?:st|nd|rd|th)?\b(?!\s*[%:.]\d)(?:,?\s+(?P<y>{_YEAR})\b)?",
@@ -92,28 +76,31 @@ _DATES: Final = (
     ),
     re.compile(rf"\b(?P<y>{_YEAR})-(?P<m>0[1-9]|1[0-2])-(?P<d>[0-3]\d)\b"),
     re.compile(rf"\b(?P<d>[0-3]?\d)\.\s?(?P<m>0?[1-9]|1[0-2])\.\s?(?P<y>{_YEAR})\b"),
-    re.compile(rf"\b(?P<d>[0-3]?\d)/(?P<m>[0-3]?\d)/(?P<y>{_YEAR})\b"),
-    re.compile(rf"\b(?P<m>{_MONTH})(?:,?\s+(?:of\s+)?(?P<y>{_YEAR})\b)", re.IGNORECASE),
+    re.compile(rf"\b(?P<d>[0-3]?\d)(?P<mark>[/-])(?P<m>[0-3]?\d)(?P=mark)(?P<y>{_YEAR})\b"),
+    re.compile(rf"\b(?P<m>{_MONTH})(?:,?\s+(?:of\s+|del?\s+)?(?P<y>{_YEAR})\b)", re.IGNORECASE),
     re.compile(rf"\b(?P<y>{_YEAR})-(?P<m>0[1-9]|1[0-2])\b(?!-)"),
 )
 _BARE_MONTH: Final = re.compile(
-    rf"\b(?P<m>(?!(?i:may|march|mar|sep|dec|jan)\b){_MONTH}|January|March|May(?=[\s,.;)]|$)|September|December)",
-    re.IGNORECASE,
+    rf"\b(?P<m>(?!(?i:may|march|mar|sep|dec|dez|jan)\b)(?i:{_any_of(_CAPITAL_MONTHS)})\b\.?"
+    rf"|January|March|May(?=[\s,.;)]|$)|September|December|(?:{_any_of(_SMALL_MONTHS)})\b)"
 )
-_WEEKDAY: Final = re.compile(rf"\b({'|'.join(_DAYS_OF_WEEK)})s?\b", re.IGNORECASE)
-_DECADE: Final = re.compile(r"\b(?P<y>1\d{2}0|20\d0)'?s\b")
-_CENTURY: Final = re.compile(r"\b(?P<n>\d{1,2})(?:st|nd|rd|th)[\s-]century\b", re.IGNORECASE)
+_WEEKDAY: Final = re.compile(rf"\b({_any_of(_WEEKDAYS)})s?\b", re.IGNORECASE)
+_DECADE: Final = re.compile(r"\b(?P<y>1\d{2}0|20\d0)(?:'?s|er)\b")
+_CENTURY: Final = re.compile(r"\b(?P<n>\d{1,2})(?:(?:st|nd|rd|th)[\s-]century|\.\s?jahrhunderts?)\b", re.IGNORECASE)
 _QUARTER: Final = re.compile(r"\bQ(?P<n>[1-4])\b|\b(?P<w>first|second|third|fourth)[\s-]quarter\b", re.IGNORECASE)
 _YEARS: Final = re.compile(
     rf"(?<![\w.,$€£¥])(?P<y>{_YEAR})(?:\s?[-/]\s?(?P<z>{_YEAR}|\d{{2}}))?(?![\w%]|[.,]\d|\s?(?:°|%|[a-z]{{1,3}}/))"
 )
 
-_NUMERAL: Final = r"\d{1,3}(?:[,' ]\d{3})+(?!\d)(?:\.\d+)?|\d{1,3}(?:\.\d{3}){2,}(?!\d)(?:,\d+)?|\d+(?:[.,]\d+)?"
-_WORD_NUMBERS: Final = "|".join(sorted([*_SMALL, *_TENS, "hundred", "thousand", "million", "billion", "trillion", "dozen"], key=len, reverse=True))  # fmt: skip # noqa: E501
+_NUMERAL: Final = (
+    r"\d{1,3}(?:[,' ]\d{3})+(?!\d)(?:\.\d+)?|\d{1,3}(?:\.\d{3})+,\d+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?!\d)|\d+(?:[.,]\d+)?"
+)
+_WORD_NUMBERS: Final = _any_of((*_NUMBERS, *_ALONE))
+_WORD_NUMBER: Final = re.compile(rf"\b(?:{_WORD_NUMBERS})\b")
 _TOKEN: Final = re.compile(
     rf"(?P<id>\b[A-Za-z]*[A-Z][A-Za-z]*-?\d[\w-]*)"
     rf"|(?P<num>(?<![\w.])(?:{_NUMERAL})(?:\^-?\d+)?)"
-    rf"|(?P<words>\b(?:(?:a|an)[\s-]+(?=hundred|thousand|million|billion|trillion|dozen))?(?:{_WORD_NUMBERS})"
+    rf"|(?P<words>\b(?:(?:a|an)[\s-]+(?={_any_of(_ALONE)}))?(?:{_WORD_NUMBERS})"
     rf"(?:[\s-]+(?:{_WORD_NUMBERS})|(?<=hundred)\s+and\s+(?:{_WORD_NUMBERS})|(?<=thousand)\s+and\s+(?:{_WORD_NUMBERS}))*\b)"
     rf"|(?P<one>\ban?\s(?=(?:hour|day|week|fortnight|month|year|decade|century)\b))"
     rf"|(?P<word>[^\W\d_]+)",
@@ -126,48 +113,60 @@ _CURRENCY_BEFORE: Final = re.compile(
     r"(US\$|AU\$|CA\$|HK\$|[ACR]\$|[$€£¥₹₩₽]|\b(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|NOK|SEK|DKK|CZK|PLN))\s?$"
 )
 _SIGN_BEFORE: Final = re.compile(r"(?:(?<![\w)\]%])([-+])\s?|\b(minus|plus|negative)\s+)(?:[$€£¥]\s?)?$", re.IGNORECASE)
-_BELOW_ZERO: Final = re.compile(r"[^.;,]{0,20}\bbelow zero\b", re.IGNORECASE)
+_BELOW_ZERO: Final = re.compile(
+    r"[^.;,]{0,20}\b(?:below zero|unter null|sous zéro|bajo cero|sotto zero)\b", re.IGNORECASE
+)
 
-_ABOUT: Final = re.compile(
-    r"(?:\b(?:about|around|roughly|approximately|approx\.?|some|circa|ca\.?|c\.|nearly|almost|close to|an estimated|"
-    r"just over|just under|a little (?:over|under)|well over|slightly (?:over|under|more than|less than))|[~≈])\s*$",
-    re.IGNORECASE,
+
+def _before(bound: str, marks: str) -> re.Pattern[str]:
+    """Return the pattern of a bound's words or marks right before a number."""
+    words = _any_of(_WORDS["bounds"][bound].split(" | "))
+    return re.compile(rf"(?:\b(?:{words})|{marks})\s*$", re.IGNORECASE)
+
+
+_ABOUT: Final = _before("about", "[~≈]")
+_AT_LEAST: Final = _before("at_least", "[>≥]=?")
+_AT_MOST: Final = _before("at_most", "[<≤]=?")
+_BEFORE_MONTH: Final = re.compile(
+    r"(?:\b(?:en|de|del|du|des|fin|début|mi|in|a|al|di|dal|nel|em|desde|depuis|hasta|até|sinds|vanaf|eind|begin)\s|\b[dl]')$"
 )
-_AT_LEAST: Final = re.compile(
-    r"(?:\b(?:at least|no less than|not less than|no fewer than|not fewer than|a minimum of|minimum of|more than|over|"
-    r"above|greater than|exceed(?:s|ed|ing)?|upwards of|beyond|in excess of)|[>≥]=?)\s*$",
-    re.IGNORECASE,
-)
-_AT_MOST: Final = re.compile(
-    r"(?:\b(?:at most|no more than|not more than|no greater than|not exceed(?:ing)?|a maximum of|maximum of|up to|"
-    r"less than|fewer than|lower than|smaller than|under|below|within|no longer than|no later than)|[<≤]=?)\s*$",
-    re.IGNORECASE,
-)
+"""Words before a month without a capital, since "mars" is a verb too."""
 _OR_MORE: Final = re.compile(
-    r"[^.;,]{0,24}?\b(?:or|and) (more|above|over|older|longer|higher|greater)\b", re.IGNORECASE
+    r"[^.;,]{0,24}?\b(?:or|and|oder|ou|o) (?:more|above|over|older|longer|higher|greater|mehr|älter|plus|más|più)\b",
+    re.IGNORECASE,
 )
 _OR_LESS: Final = re.compile(
-    r"[^.;,]{0,24}?\b(?:or|and) (less|fewer|below|under|younger|lower|shorter)\b", re.IGNORECASE
+    r"[^.;,]{0,24}?\b(?:or|and|oder|ou|o) "
+    r"(?:less|fewer|below|under|younger|lower|shorter|weniger|jünger|moins|menos|meno)\b",
+    re.IGNORECASE,
 )
 _AND_A_PART: Final = re.compile(r"\s+and\s+(?:a\s+(half|quarter)|three[\s-]quarters)\b", re.IGNORECASE)
-_DIVIDED_BY: Final = re.compile(r"\s?/\s?(\d+)?\s?|\s+per\s+(\d+)?\s?", re.IGNORECASE)
+_AND_A_HALF: Final = re.compile(r"\s+(?:and a half|et demie?|y medi[ao]|e mezz[ao]|e mei[ao])\b", re.IGNORECASE)
+_DIVIDED_BY: Final = re.compile(r"\s?/\s?(\d+)?\s?|\s+(?:per|pro|par|por)\s+(\d+)?\s?", re.IGNORECASE)
 _SCALED: Final = re.compile(r"[\s-]?(?:of\s+an?\s+|an?\s+)?([^\W\d_]+)")
 _NOUN: Final = re.compile(r"[\s-]+(?:[a-z]+ly\s+)?([^\W\d_]+)")
 _NEXT_WORD_ANY: Final = re.compile(r"[\s-]+([a-z]+)", re.IGNORECASE)
 _OF_ONE: Final = re.compile(r"\s+(?:of\s+)?(?:an?|one)\b")
+_OF_UNIT: Final = re.compile(r"\s+(?:de\s|di\s|d')")
 _PART: Final = re.compile(r"\s(\d)/(\d{1,2})\b")
 _SCALED_AGAIN: Final = re.compile(r"[\s-]?([^\W\d_]+)")
-_NEXT_WORD: Final = re.compile(r"[\s-]+([a-z]+)")
+_NEXT_WORD: Final = re.compile(r"[\s-]+([^\W\d_]+)")
 _GAP: Final = re.compile(r"[\s-]{0,2}")
 _SPACE: Final = re.compile(r"[\s-]")
 _BEFORE_CHARS: Final = 28
+_NO_PLURALS: Final = frozenset(listed("was is has as its this des les plus"))
 _NEAR: Final = 20
-_PER: Final = re.compile(r"\s*(?:/|\bper\b|\ban?\b|\beach\b|\bevery\b)\s*(\d+(?:\.\d+)?)?\s*", re.IGNORECASE)
+_PER: Final = re.compile(
+    r"\s*(?:/|\b(?:per|a la|à la|al|alla|an?|each|every|pro|je|am|im|par|por|ao)\b)\s*(\d+(?:\.\d+)?)?\s*",
+    re.IGNORECASE,
+)
 _LIST: Final = re.compile(
     r"\s*(?:,|-|/|(?:,\s*)?(?:and|or|to|through|versus|vs\.?)\b)\s*(?:(?:from|to|and|or)\s+)?[$€£¥]?", re.IGNORECASE
 )
 _OF: Final = re.compile(
-    r"(?:\s+[a-z]+)?\s+(?:(?:out\s+)?of\s+(?:the\s+|all\s+)?|in\s+(?:every\s+)?)$|\s*/\s*$", re.IGNORECASE
+    r"(?:\s+[a-z]+)?\s+(?:(?:out\s+)?of\s+(?:the\s+|all\s+)?|in\s+(?:every\s+)?|von\s+|sur\s+|su\s+|de\s+(?:cada\s+)?|van\s+(?:de\s+)?)$"
+    r"|\s*/\s*$",
+    re.IGNORECASE,
 )
 
 
@@ -307,11 +306,11 @@ class Figures:
         return leads + [(one.start, one.end) for one in self.dates]
 
 
-def figures(text: str) -> Figures:
-    """Return the figures of a normalised text."""
+def figures(text: str, language: Language = ENGLISH) -> Figures:
+    """Return the figures of a normalised text. Its language says which mark separates thousands."""
     dates = list(_dates(text))
     rest = blanked(text, ((date.start, date.end) for date in dates), "\0")
-    found = _with_shared_units(list(_quantities(rest)), text)
+    found = _with_shared_units(list(_quantities(rest, language)), text)
     return Figures(text, tuple(found), tuple(dates), tuple(_derived(found, text)))
 
 
@@ -395,7 +394,7 @@ def _are_like(one: Quantity | Date, other: Quantity | Date) -> bool:
 def _words_around(some: Figures, begin: int, end: int) -> list[str]:
     """Return the stems of the words between these places, without figures."""
     words = re.findall(r"[^\W\d_]+", blanked(some.text, some.spans)[max(0, begin) : end])
-    return [stem(word.lower()) for word in words]
+    return [ENGLISH.stem(word.lower()) for word in words]
 
 
 def years_of(dates: Sequence[Date]) -> list[tuple[int, int]]:
@@ -455,7 +454,7 @@ def _spans_of_years(text: str) -> Iterator[Date]:
 
 def _quarters(text: str) -> Iterator[Date]:
     for found in _QUARTER.finditer(text):
-        number = int(found["n"]) if found["n"] else _ORDINALS[found["w"].lower()]
+        number = int(found["n"] or _ORDINALS[found["w"].lower()])
         yield Date(found.group(), quarter=number, start=found.start(), end=found.end())
 
 
@@ -472,14 +471,16 @@ def _years(text: str) -> Iterator[Date]:
 
 def _bare_months(text: str) -> Iterator[Date]:
     for found in _BARE_MONTH.finditer(text):
-        if found.group()[0].isupper() and not _is_modal(text, found):
-            month = _MONTHS[found["m"].lower().rstrip(".")]
+        word = found["m"]
+        is_small = word in _SMALL_MONTHS and _BEFORE_MONTH.search(text[: found.start()][-_NEAR:]) is not None
+        if is_small or (word[0].isupper() and not _is_modal(text, found)):
+            month = int(_MONTHS[word.lower().rstrip(".")])
             yield Date(found.group(), month=month, start=found.start(), end=found.end())
 
 
 def _weekdays(text: str) -> Iterator[Date]:
     for found in _WEEKDAY.finditer(text):
-        day = _DAYS_OF_WEEK.index(found[1].lower())
+        day = int(_WEEKDAYS[found[1].lower()])
         yield Date(found.group(), weekday=day, start=found.start(), end=found.end())
 
 
@@ -487,7 +488,7 @@ def _date(found: re.Match[str]) -> Date | None:
     groups = found.groupdict()
     year = int(groups["y"]) if groups.get("y") else None
     month = groups["m"]
-    number = int(month) if month.isdigit() else _MONTHS[month.lower().rstrip(".")]
+    number = int(month) if month.isdigit() else int(_MONTHS[month.lower().rstrip(".")])
     day = int(groups["d"]) if groups.get("d") else None
     if number > 12 and day is not None and day <= 12:  # the month comes first in America
         number, day = day, number
@@ -504,14 +505,17 @@ def _counts(text: str, found: re.Match[str]) -> bool:
         return False
     before = text[max(0, found.start() - 12) : found.start()].lower()
     if re.search(
-        r"\b(?:in|since|of|until|till|by|from|during|early|late|after|before|mid|between|and|to)[\s-]+$", before
+        r"\b(?:in|since|of|until|till|by|from|during|early|late|after|before|mid|between|and|to|en|im|jahr|seit|ab|bis|año|"
+        r"depuis|desde|nel|dal|em)[\s-]+$",
+        before,
     ):
         return False
     behind = _NEXT_WORD.match(text, found.end())
-    return behind is not None and (
-        _unit_of(behind[1]) is not None
-        or (behind[1].endswith("s") and behind[1] not in ("was", "is", "has", "as", "its", "this"))
-    )
+    if behind is None:
+        return False
+    word = behind[1]
+    is_plural = word.islower() and word.endswith("s") and word not in _NO_PLURALS
+    return is_plural or word.lower() in _SCALES or _unit_of(word) is not None
 
 
 def _is_modal(text: str, found: re.Match[str]) -> bool:
@@ -532,12 +536,11 @@ def _is_modal(text: str, found: re.Match[str]) -> bool:
 def _units() -> tuple[dict[str, tuple[str, float]], dict[str, tuple[str, float]], int]:
     exact: dict[str, tuple[str, float]] = {}
     folded: dict[str, tuple[str, float]] = {}
-    with _UNITS_FILE.open("rb") as file:
-        for dimension, rows in tomllib.load(file).items():
-            for factor, names in rows.items():
-                for name in names.split("|"):
-                    exact[name.strip()] = (dimension, float(factor))
-                    folded.setdefault(name.strip().casefold(), (dimension, float(factor)))
+    for dimension, rows in _tables("units.toml").items():
+        for factor, names in rows.items():
+            for name in names.split(" | "):
+                exact[name] = (dimension, float(factor))
+                folded.setdefault(name.casefold(), (dimension, float(factor)))
     return exact, folded, max(name.count(" ") for name in exact) + 1
 
 
@@ -580,16 +583,16 @@ def _unit_at(text: str, at: int) -> tuple[str, float, int] | None:
     return None
 
 
-def _quantities(text: str) -> Iterator[Quantity]:
+def _quantities(text: str, language: Language) -> Iterator[Quantity]:
     position = 0
     while (found := _TOKEN.search(text, position)) is not None:
         position = found.end()
-        if (read := _read(found, text)) is not None:
+        if (read := _read(found, text, language)) is not None:
             quantity, position = read
             yield quantity
 
 
-def _read(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
+def _read(found: re.Match[str], text: str, language: Language) -> tuple[Quantity, int] | None:
     """Return the quantity that begins with this token, and its end; None for a token that begins none."""
     kind = found.lastgroup
     if kind == "id":
@@ -602,7 +605,7 @@ def _read(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
         quantity, stop = _finished(text, start, end - 1, 1.0, 0.0)
         return replace(quantity, is_soft=True), stop
     if kind == "num":
-        value, step, others = _numeral(found.group())
+        value, step, others = _numeral(found.group(), language)
         if (suffix := _ORDINAL_SUFFIX.match(text, end)) is not None:
             return Quantity(
                 text[start : suffix.end()], value, "ordinal", value, start=start, end=suffix.end()
@@ -619,9 +622,9 @@ def _read(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
         step = 0.0
     elif kind == "num" and (part := _PART.match(text, end)) is not None and float(part[2]):
         value, end, step = value + float(part[1]) / float(part[2]), part.end(), 0.0
-    fraction = _NEXT_WORD.match(text, end)
-    if kind == "words" and fraction is not None and fraction[1] in _FRACTIONS and value < 20:
-        return _finished(text, start, fraction.end(), value * _FRACTIONS[fraction[1]], 0.0, is_fraction=True)
+    after = _NOUN.match(text, end) if kind == "words" and value < 20 else None
+    if after is not None and (fraction := _FRACTIONS.get(after[1].lower())) is not None:
+        return _finished(text, start, after.end(), value * fraction, 0.0, is_fraction=True)
     return _finished(text, start, end, value, step, is_word=kind == "words", others=others)
 
 
@@ -629,10 +632,10 @@ def _read_word(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
     word, (start, end) = found.group().lower(), found.span()
     if word in _FRACTIONS:
         before = text[max(0, start - 8) : start].lower()
-        is_named = re.search(r"\b(?:a|an|one|each)[\s-]+$", before) is not None
+        is_named = re.search(r"\b(?:an?|one|each|eine?|einem|einer|eines|une?|uma?)[\s-]+$", before) is not None
         if word in _ORDINALS and not is_named:
             return Quantity(word, _ORDINALS[word], "ordinal", _ORDINALS[word], start=start, end=end), end
-        if word in ("quarter", "quarters") and not is_named:
+        if word in ("quarter", "quarters", "viertel", "quart", "quarts") and not is_named:
             return None
         return _finished(text, start, end, _FRACTIONS[word], 0.0, is_fraction=True)
     if word in _ORDINALS:
@@ -682,7 +685,10 @@ def _finished(
     while scale is not None and (factor := _scale(scale[1], text, end, is_money=currency is not None)) is not None:
         value, step, end = value * factor, step * factor, scale.end()
         others = tuple(one * factor for one in others)
+        if len(scale[1]) <= 3 and text[end : end + 2] == ". ":  # "5 Mio. Euro"
+            end += 1
         scale = _SCALED_AGAIN.match(text, end)
+        is_fraction = False  # "half a million" is a number as others
     raw = value
     dimension, noun, per_day = "", "", None
     if currency is not None:
@@ -690,16 +696,19 @@ def _finished(
         dimension = unit[0] if unit is not None else ""
     else:
         of = _OF_ONE.match(text, end) if is_fraction else None
+        of = of or _OF_UNIT.match(text, end)
         unit_at = _unit_at(text, of.end() if of is not None else end)
         if unit_at is not None and not (is_fraction and of is None and unit_at[0] != "ratio"):
             dimension, factor, end = unit_at
+            if (half := _AND_A_HALF.match(text, end)) is not None:  # "two hours and a half"
+                value, end = value + 0.5, half.end()
             value, step = value * factor, step * factor
             others = tuple(one * factor for one in others)
             dimension, value, step, end = _divided(text, dimension, value, step, end)
         elif is_fraction:
             dimension = "ratio"
         elif (word := _NOUN.match(text, end)) is not None:
-            noun = stem(word[1].lower())
+            noun = ENGLISH.stem(word[1].lower())
     rate, stop = _rate(text, end)
     if rate is not None:
         per_day, end = raw * rate if dimension in ("times", "") else rate, stop
@@ -720,7 +729,10 @@ def _scale(word: str, text: str, end: int, *, is_money: bool) -> float | None:
     factor = _SCALES.get(word.lower())
     if factor is not None:
         return factor if word.lower() != "k" or not text[end : end + 1].isspace() else None
-    return _MONEY_SCALES.get(word.lower()) if is_money else None
+    is_attached = not text[end : end + 1].isspace()  # "1.8m tonnes"
+    if is_money or (is_attached and (after := _NEXT_WORD.match(text, end + len(word))) and _unit_of(after[1])):
+        return _MONEY_SCALES.get(word.lower())
+    return None
 
 
 def _divided(text: str, dimension: str, value: float, step: float, end: int) -> tuple[str, float, float, int]:
@@ -748,18 +760,22 @@ def _bounds(text: str, begin: int, end: int) -> tuple[int, bool, int]:
     return int(_OR_MORE.match(text, end) is not None), about is not None, lead
 
 
-def _numeral(text: str) -> tuple[float, float, tuple[float, ...]]:
+def _numeral(text: str, language: Language) -> tuple[float, float, tuple[float, ...]]:
     """Return the value of digits, the place of the last digit, and other readings."""
     digits, _, exponent = text.partition("^")
     plain = re.sub(r"[' ]", "", digits)
+    thousands, decimal = (".", ",") if language.has_decimal_comma else (",", ".")
     others: tuple[float, ...] = ()
-    if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", plain):
-        plain = plain.replace(",", "")
-    elif re.fullmatch(r"\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?", plain):
-        plain = plain.replace(".", "").replace(",", ".")
-    elif re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", plain):
-        others = (float(plain.replace(".", "")),)
-    plain = plain.replace(",", ".")
+    marks = re.findall(r"[.,]", plain)
+    if len(set(marks)) == 2:
+        thousands, decimal = marks[0], marks[-1]
+    elif len(marks) > 1:
+        thousands = marks[0]
+    elif marks == [decimal] and re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", plain):
+        others = (float(plain.replace(decimal, "")),)
+    elif marks == [thousands] and not re.fullmatch(r"\d{1,3}[.,]\d{3}", plain):
+        thousands, decimal = decimal, thousands
+    plain = plain.replace(thousands, "").replace(decimal, ".")
     value = float(plain)
     decimals = len(plain.partition(".")[2])
     step = _power_of_ten(-decimals)
@@ -782,13 +798,14 @@ def _power_of_ten(exponent: str | int) -> float:
 def _worded(text: str) -> float:
     """Return the value of number words, such as "two hundred and twelve"."""
     total, group = 0.0, 0.0
-    for word in re.findall(r"[a-z]+", text.lower()):
-        if word in _SMALL or word in _TENS:
-            group += _SMALL.get(word, _TENS.get(word, 0))
-        elif word == "hundred":
-            group = (group or 1) * 100
-        elif word in _SCALES:
-            total += (group or 1) * _SCALES[word]
+    for word in _WORD_NUMBER.findall(text.lower()):
+        scale = _ALONE.get(word)
+        if scale is None:
+            group += _NUMBERS[word]
+        elif scale == 100:
+            group = (group or 1) * scale
+        else:
+            total += (group or 1) * scale
             group = 0.0
     return total + group
 
@@ -820,9 +837,3 @@ def _derived(found: Sequence[Quantity], text: str) -> Iterator[Quantity]:
         for other in shares[at + 1 :]:
             apart = abs(one.value - other.value) * 100
             yield Quantity(f"{one.text} and {other.text}", apart, "points", apart)
-
-
-@lru_cache(maxsize=20_000)
-def stem(word: str) -> str:
-    """Return the stem of an English word in lower case."""
-    return str(_STEMMER.stemWord(word))

@@ -16,6 +16,7 @@ from typing import Final
 from sentencex import get_sentence_boundaries
 
 from workers.enrichment.answering.grounding import visible
+from workers.enrichment.answering.languages import ENGLISH, Language, language_of
 
 CITATION: Final = re.compile(
     r"[\[【]\^?(?:(?:sources?|citations?|webpages?)\s*:?\s*)?(\d{1,4}(?:\s*[,;]\s*\^?\d{1,4})*)(?:(?::\d+)?†[^\[\]【】]{0,80})?[\]】]",
@@ -39,13 +40,18 @@ _CLOSED: Final = re.compile(r"[.!?:;。！？|][\"')\]”’*_]*\s*$")  # noqa: 
 _QUOTED: Final = re.compile(r"[\"“„«「]([^\"“”„«»「」]{1,2000})[\"”“»」]")
 
 _SOURCES: Final = (
-    r"(?:sources?|documents?|passages?|articles?|texts?|contexts?|excerpts?|abstracts?|pages?|evidence|materials?)"
+    r"(?:sources?|documents?|passages?|articles?|texts?|contexts?|excerpts?|abstracts?|pages?|evidence|materials?|"
+    r"quellen?|dokumente?n?|texte?n?|fuentes?|documentos?|textos?|fonti|fontes?|bronnen)"
 )
 _SAYS: Final = (
     r"(?:sa(?:y|id)|stat|mention|specif|contain|provid|give|answer|address|tell|describ|discuss|cover|includ|indicat|"
-    r"clear|us(?:e|able)|enough|information|detail|sufficient|rest|support)"
+    r"clear|us(?:e|able)|enough|information|detail|sufficient|rest|support|"
+    r"sag|nenn|erwähn|enth[aä]lt|angab|mentionn|contien|indiqu|précis|dic|mencion|indic|menzion|vermeld)"
 )
-_DENIES: Final = r"(?:not|n't|no|none|nothing|never|cannot|nor|neither|insufficient|silent)"
+_DENIES: Final = (
+    r"(?:not|n't|no|none|nothing|never|cannot|nor|neither|insufficient|silent|nicht|keine?|nichts|weder|pas|aucune?|rien|"
+    r"ningun[ao]?|ningún|nada|non|nessuna?|não|niet|geen)"
+)
 _SAYS_NOTHING: Final = re.compile(
     rf"\b(?:{_SOURCES}\b.*(?:\b|(?={_DENIES})){_DENIES}\b.*\b{_SAYS}|{_DENIES}\b.*\b{_SOURCES}\b.*\b{_SAYS}"
     rf"|{_DENIES}\b.*\b{_SAYS}\w*\b.*\b{_SOURCES})",
@@ -98,6 +104,8 @@ class Sentence:
     quotes: tuple[str, ...] = ()
     """The normalised quotations."""
     is_heading: bool = False
+    language: Language = ENGLISH
+    """The language of the whole text."""
 
     @property
     def is_claim(self) -> bool:
@@ -129,14 +137,18 @@ def in_one_line(text: str) -> str:
     return " ".join(normal(text).split())
 
 
-def sentences(text: str, numbers: Collection[int] | None = None) -> Iterator[Sentence]:
-    """Yield the text's sentences. `numbers` holds the numbers of the sources: other brackets are no citations."""
+def sentences(text: str, numbers: Collection[int] | None = None, otherwise: Language = ENGLISH) -> Iterator[Sentence]:
+    """Yield the text's sentences. `numbers` holds the numbers of the sources: other brackets are no citations.
+
+    A text too short to tell its language has the language `otherwise`.
+    """
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
     marks = [mark for mark in CITATION.finditer(plain) if is_citation(mark, numbers)]
     masked = blanked(plain, (mark.span() for mark in marks))
+    language = language_of(masked, otherwise)
     at = 0
     for block_start, block_end, is_heading in _blocks(masked):
-        for start, end in _split(masked, block_start, block_end):
+        for start, end in _split(masked, block_start, block_end, language):
             while at < len(marks) and marks[at].end() <= start:
                 at += 1
             written = masked[start:end]
@@ -150,7 +162,7 @@ def sentences(text: str, numbers: Collection[int] | None = None) -> Iterator[Sen
             said = in_one_line(written)
             if said or cited:
                 quotes = tuple(map(in_one_line, _QUOTED.findall(written)))
-                yield Sentence(begin, stop, said, tuple(dict.fromkeys(cited)), quotes, is_heading)
+                yield Sentence(begin, stop, said, tuple(dict.fromkeys(cited)), quotes, is_heading, language)
 
 
 def is_citation(marker: re.Match[str], numbers: Collection[int] | None) -> bool:
@@ -213,11 +225,11 @@ def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
         yield start, end, False
 
 
-def _split(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _split(text: str, start: int, end: int, language: Language) -> Iterator[tuple[int, int]]:
     block = text[start:end]
     flat = re.sub(r"[\r\n]", " ", block)
     flat = re.sub(r"(\s+)([.!?])(?=\s|$)", lambda found: found[2] + found[1], flat)  # a stop behind a masked mark
-    bounds = get_sentence_boundaries("en", flat)
+    bounds = get_sentence_boundaries(language.code, flat)
     if not bounds:
         yield start, end
     for bound in bounds:
