@@ -20,9 +20,9 @@ LISTED = [(INDEX.parent / target).resolve() for _, target, _ in CONF["LINK"].fin
 GENERATED = {
     *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("chart", "jobs", "licences", "log-actions", "metrics")),
     ROOT / "docs" / "reference" / "settings.md",
-    ROOT / "docs" / "evidence-faults.md",  # a table of its cells, made from their samples
+    *(ROOT / "docs" / name for name in ("EVIDENCE.md", "evidence-faults.md")),  # tables of the benches' samples
 }
-MOST_WORDS = 38_000
+MOST_WORDS = 35_500
 """Limit for all pages together, as `wc -w` counts them, with code and tables: they can be read in a day."""
 
 
