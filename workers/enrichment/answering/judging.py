@@ -27,7 +27,7 @@ from typing import Final, Protocol
 from rapidfuzz.distance import LCSseq
 
 from schemas.result import Support
-from workers.enrichment.answering.languages import Language
+from workers.enrichment.answering.languages import Language, language_of
 from workers.enrichment.answering.names import Name, NamesOf, canonical, in_one_word, names
 from workers.enrichment.answering.places import Placed, exchanged, misplaced
 from workers.enrichment.answering.quantities import Figures, figures, missing, rivals, swapped, years_of
@@ -148,10 +148,11 @@ class SourceText:
 
     def __init__(self, source: NumberedSource) -> None:
         plain = [without_links(text) for text in (source.title or "", *source.passages)]
+        language = language_of(" ".join(plain))
         self.sentences = [
             SourceSentence(source.number, one.text, one.language, text[one.start : one.end])
             for text in plain
-            for one in sentences(text, ())
+            for one in sentences(text, (), language)
         ]
         self._whole = " ".join(normal(text) for text in plain)
         self._starts: list[int] = []
