@@ -599,7 +599,7 @@ def test_the_pairs_have_the_stated_numbers_and_each_sentence_stands_once() -> No
         assert [sum(pair.label == label for pair in half) for label in ("true", "contradicted", "baseless")] == [40] * 3
         assert sum(pair.kind == "paraphrase" for pair in half) == 25
     pairs = [*chain(*halves), *chain(*map(load_pairs, SETS))]
-    assert len({(pair.passage, pair.sentence) for pair in pairs}) == len(pairs) == 240 + 424 + 170 + 220
+    assert len({(pair.passage, pair.sentence) for pair in pairs}) == len(pairs) == 240 + 424 + 170 + 220 + 160
 
 
 def test_without_a_judge_no_figure_name_or_quotation_passes_and_no_verbatim_sentence_is_lost() -> None:
@@ -613,7 +613,7 @@ def test_without_a_judge_no_figure_name_or_quotation_passes_and_no_verbatim_sent
 
 @pytest.mark.parametrize(
     ("name", "most_by_rules", "most_negations", "most_forms"),
-    [("older", 20, 25, 0), ("languages", 2, 4, 10), ("blind", 21, 0, 5)],
+    [("older", 20, 24, 0), ("languages", 2, 4, 10), ("blind", 21, 0, 5), ("last", 9, 3, 7)],
 )
 def test_of_the_other_sets_few_contradictions_pass_and_no_verbatim_sentence_is_lost(
     name: str, most_by_rules: int, most_negations: int, most_forms: int
@@ -665,6 +665,10 @@ SAME: dict[str, tuple[str, ...]] = {
     ),
     "Two of the halls burned down in the 1540s, a third of the town with them.": (
         "Two halls burned down in the 1540s.",
+    ),
+    "Doors open at 2:30 p.m. and the film runs for 135 minutes.": (
+        "Doors open at 14:30 and the film runs for 2 hours and 15 minutes.",
+        'The source says: "the film runs for 135 minutes".',
     ),
     "Der Umsatz der Werft stieg 2021 um 12,5 Prozent auf 1,2 Milliarden Euro, teilte sie am 3. Mai 2022 mit.": (
         "Der Umsatz der Werft stieg auf 1,2 Mrd. Euro.",
@@ -721,6 +725,14 @@ OTHER: dict[str, tuple[str, ...]] = {
         "The tower was rebuilt in the second quarter of 2020.",
     ),
     "The mill never opened.": ("The mill opened.",),
+    "Doors open at 2:30 p.m. and the film runs for 135 minutes.": (
+        "Doors open at 2:30 a.m. and the film runs for 135 minutes.",
+        "Doors open at 2:30 p.m. and the film runs for 2 hours and 35 minutes.",
+    ),
+    "Velvex is contraindicated in adults with asthma.": ("Velvex is indicated in adults with asthma.",),
+    "Ines Korda founded the mill, and Jonas Edberg rebuilt it in 1911.": (
+        "Jonas Edberg founded the mill, and Ines Korda rebuilt it in 1911.",
+    ),
     "Der Umsatz der Werft stieg 2021 um 12,5 Prozent auf 1,2 Milliarden Euro, teilte sie am 3. Mai 2022 mit.": (
         "Der Umsatz der Werft stieg 2021 auf 1,2 Millionen Euro.",
         "Der Umsatz der Werft stieg 2021 um 12,5 Prozentpunkte.",

@@ -127,9 +127,13 @@ class SourceSentence:
 
     def denies(self, other: SourceSentence) -> bool:
         """True if only one of two sentences about the same is a denial."""
+        is_turned = self.opposites(other) % 2 == 1
+        return (self.language.negates(self.tokens) != other.language.negates(other.tokens)) != is_turned
+
+    def opposites(self, other: SourceSentence) -> int:
+        """Return the number of words that stand in the other sentence as their opposite, such as "indicated"."""
         mine, theirs = frozenset(self.tokens), frozenset(other.tokens)
-        opposites = self.language.opposites(mine, theirs) + other.language.opposites(theirs, mine)
-        return (self.language.negates(self.tokens) != other.language.negates(other.tokens)) != (opposites % 2 == 1)
+        return self.language.opposites(mine, theirs) + other.language.opposites(theirs, mine)
 
     @cached_property
     def placed(self) -> Placed:
@@ -222,7 +226,7 @@ class Sources:
         held = tuple(premises)
         if stating:
             return Finding(Support.EXACT, True, held)
-        if not premises or not (said.words or said.figures.spans):
+        if not premises or not (said.words or said.quotes or said.figures.spans):
             return Finding(Support.UNSUPPORTED, True)
         support, is_ruled, lost = _ruled(said, premises, sources)
         return Finding(support, is_ruled, held, tuple(lost))
@@ -397,7 +401,7 @@ def _is_negated(said: _Said, premises: Sequence[SourceSentence]) -> bool:
 
 
 def _is_denied(said: SourceSentence, told: Sequence[SourceSentence], *, is_whole: bool) -> bool:
-    common = [(len(said.words & one.words), one) for one in told]
+    common = [(len(said.words & one.words) + said.opposites(one), one) for one in told]
     most = max(count for count, _ in common)
     enough = len(said.words) if is_whole else math.inf
     near = [one for count, one in common if count == most and count >= PLACE_SHARE * min(len(one.words), enough)]

@@ -98,7 +98,8 @@ _NUMERAL: Final = (
 _WORD_NUMBERS: Final = _any_of((*_NUMBERS, *_ALONE))
 _WORD_NUMBER: Final = re.compile(rf"\b(?:{_WORD_NUMBERS})\b")
 _TOKEN: Final = re.compile(
-    rf"(?P<id>\b[A-Za-z]*[A-Z][A-Za-z]*-?\d[\w-]*)"
+    rf"(?P<clock>\b(?:[01]?\d|2[0-3])(?:[:.][0-5]\d)?\s?[ap]\.?m\b\.?|\b(?:[01]?\d|2[0-3]):[0-5]\d\b(?![.:]?\d))"
+    rf"|(?P<id>\b[A-Za-z]*[A-Z][A-Za-z]*-?\d[\w-]*)"
     rf"|(?P<num>(?<![\w.])(?:{_NUMERAL})(?:\^-?\d+)?)"
     rf"|(?P<words>\b(?:(?:a|an)[\s-]+(?={_any_of(_ALONE)}))?(?:{_WORD_NUMBERS})"
     rf"(?:[\s-]+(?:{_WORD_NUMBERS})|(?<=hundred)\s+and\s+(?:{_WORD_NUMBERS})|(?<=thousand)\s+and\s+(?:{_WORD_NUMBERS}))*\b)"
@@ -141,6 +142,7 @@ _OR_LESS: Final = re.compile(
     re.IGNORECASE,
 )
 _AND_A_PART: Final = re.compile(r"\s+and\s+(?:a\s+(half|quarter)|three[\s-]quarters)\b", re.IGNORECASE)
+_AND: Final = re.compile(r",?\s+(?:(?:and|und|et|y|e|en)\s+)?")
 _AND_A_HALF: Final = re.compile(r"\s+(?:and a half|et demie?|y medi[ao]|e mezz[ao]|e mei[ao])\b", re.IGNORECASE)
 _DIVIDED_BY: Final = re.compile(r"\s?/\s?(\d+)?\s?|\s+(?:per|pro|par|por)\s+(\d+)?\s?", re.IGNORECASE)
 _SCALED: Final = re.compile(r"[\s-]?(?:of\s+an?\s+|an?\s+)?([^\W\d_]+)")
@@ -310,7 +312,7 @@ def figures(text: str, language: Language = ENGLISH) -> Figures:
     """Return the figures of a normalised text. Its language says which mark separates thousands."""
     dates = list(_dates(text))
     rest = blanked(text, ((date.start, date.end) for date in dates), "\0")
-    found = _with_shared_units(list(_quantities(rest, language)), text)
+    found = _summed(_with_shared_units(list(_quantities(rest, language)), text), text)
     return Figures(text, tuple(found), tuple(dates), tuple(_derived(found, text)))
 
 
@@ -600,6 +602,9 @@ def _read(found: re.Match[str], text: str, language: Language) -> tuple[Quantity
     if kind == "word":
         return _read_word(found, text)
     start, end = found.span()
+    if kind == "clock":
+        minutes = _minutes(found.group())
+        return Quantity(found.group(), minutes, "clock", minutes, start=start, end=end), end
     others: tuple[float, ...] = ()
     if kind == "one":  # "within a year"
         quantity, stop = _finished(text, start, end - 1, 1.0, 0.0)
@@ -626,6 +631,14 @@ def _read(found: re.Match[str], text: str, language: Language) -> tuple[Quantity
     if after is not None and (fraction := _FRACTIONS.get(after[1].lower())) is not None:
         return _finished(text, start, after.end(), value * fraction, 0.0, is_fraction=True)
     return _finished(text, start, end, value, step, is_word=kind == "words", others=others)
+
+
+def _minutes(clock: str) -> float:
+    """Return the minutes since midnight of a time of day, such as "2:30 p.m." or "14:30"."""
+    hour, *more = map(int, re.findall(r"\d+", clock))
+    half = re.search(r"[ap]", clock, re.IGNORECASE)
+    hour = hour if half is None else hour % 12 + 12 * (half.group().lower() == "p")
+    return float(60 * hour + (more[0] if more else 0))
 
 
 def _read_word(found: re.Match[str], text: str) -> tuple[Quantity, int] | None:
@@ -824,6 +837,24 @@ def _with_shared_units(found: list[Quantity], text: str) -> list[Quantity]:
         elif not after.dimension and _LIST.fullmatch(between):
             found[at] = replace(one, noun=after.noun)
     return found
+
+
+def _summed(found: Sequence[Quantity], text: str) -> list[Quantity]:
+    """Return "2 hours and 15 minutes" as one quantity."""
+    parts: list[Quantity] = []
+    for one in found:
+        before = parts[-1] if parts else None
+        if (
+            before is not None
+            and before.dimension == one.dimension == "time"
+            and one.value < before.value / before.raw
+            and _AND.fullmatch(text[before.end : one.start])
+        ):
+            whole = before.value + one.value
+            parts[-1] = replace(before, text=text[before.start : one.end], value=whole, step=one.step, end=one.end)
+        else:
+            parts.append(one)
+    return parts
 
 
 def _derived(found: Sequence[Quantity], text: str) -> Iterator[Quantity]:
