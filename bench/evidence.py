@@ -16,7 +16,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,16 +185,16 @@ def _commit_of(file: Path) -> str:
 
 def page(folder: Path) -> str:
     """Return EVIDENCE.md for the files of a folder. Its head names the origin that most figures share."""
-    usual = usual_origin(folder)
+    answered = {each.name: Result.read(file) for each in questions() if (file := folder / each.file).exists()}
+    usual = _usual_origin(answered.values())
     parts = [HEAD.read_text(encoding="utf-8").rstrip("\n").replace("{usual}", usual)]
     for question in questions():
-        file = folder / question.file
-        if not file.exists() and question.part == GPU:
+        result = answered.get(question.name)
+        if result is None and question.part == GPU:
             continue  # the page's head says that no figure is of a GPU
-        if not file.exists():
+        if result is None:
             parts += [f"## {question.name}", f"`python -m {question.run}` has not run yet.\n\n{question.about}"]
             continue
-        result = Result.read(file)
         if question.page:
             missed = sum(row.verdict == "missed" for row in result.rows)
             told = f", **{missed} missed**" if missed else ""
@@ -205,10 +205,9 @@ def page(folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def usual_origin(folder: Path) -> str:
-    """Return machine, date and commit of most of the folder's figures; "no run" if all are carried."""
-    files = [folder / each.file for each in questions()]
-    found = Counter(_origin(result) for file in files if file.exists() and (result := Result.read(file)).commit)
+def _usual_origin(results: Iterable[Result]) -> str:
+    """Return machine, date and commit of most figures; "no run" if all are carried."""
+    found = Counter(_origin(result) for result in results if result.commit)
     return max(found, key=lambda origin: found[origin], default="no run")
 
 

@@ -71,7 +71,7 @@ class Reading:
         self._quoter = Quoter({one.number: (one.title or "", *one.passages) for one in evidence.sources})
         read = next((one.passages[0] for one in evidence.sources if one.passages), "")
         self._language = language_of(read)
-        found = sentences(self.text, self.sources.numbers, self._language)
+        found = sentences(self.text, self.sources.numbers, self.language_of(self.text))
         found = islice(found, 0 if is_json else MAX_SENTENCES)
         self.claims = [self._claim(one) for one in found if one.is_claim or self._dangles(one)]
 

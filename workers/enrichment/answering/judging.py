@@ -125,15 +125,25 @@ class SourceSentence:
         """The sentence's numbers and dates."""
         return figures(self.text[:MAX_SAID_CHARS], self.language)
 
-    def denies(self, other: SourceSentence) -> bool:
-        """True if only one of two sentences about the same is a denial."""
-        is_turned = self.opposites(other) % 2 == 1
-        return (self.language.negates(self.tokens) != other.language.negates(other.tokens)) != is_turned
+    @cached_property
+    def negates(self) -> bool:
+        """True if the sentence denies something."""
+        return self.language.negates(self.tokens)
 
-    def opposites(self, other: SourceSentence) -> int:
-        """Return the number of words that stand in the other sentence as their opposite, such as "indicated"."""
-        mine, theirs = frozenset(self.tokens), frozenset(other.tokens)
-        return self.language.opposites(mine, theirs) + other.language.opposites(theirs, mine)
+    @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        """The sentence's words as written, in lower case."""
+        return frozenset(self.tokens)
+
+    @cached_property
+    def opposites(self) -> frozenset[str]:
+        """The opposites of the sentence's words, such as "indicated" for "contraindicated"."""
+        return self.language.opposites(self.vocabulary)
+
+    def turned(self, other: SourceSentence) -> int:
+        """Return the number of words that stand in the other sentence as their opposite."""
+        mine, theirs = self.vocabulary, other.vocabulary
+        return len((mine & other.opposites) - theirs) + len((theirs & self.opposites) - mine)
 
     @cached_property
     def placed(self) -> Placed:
@@ -143,7 +153,7 @@ class SourceSentence:
     @cached_property
     def clauses(self) -> list[SourceSentence]:
         """The sentence's clauses; the sentence itself if it has only one."""
-        parts = [part for part in _CLAUSE.split(self.text) if part.strip()]
+        parts = [part for part in _CLAUSE.split(self.text[:MAX_SAID_CHARS]) if part.strip()]
         return [SourceSentence(self.number, part, self.language) for part in parts] if len(parts) > 1 else [self]
 
 
@@ -239,13 +249,15 @@ class _Said:
         text = _NUMBERED.sub("", without_links(sentence.text))
         self.language = sentence.language
         self.tokens = tokens(text)
-        self._text = text = text[:MAX_SAID_CHARS]
+        text = text[:MAX_SAID_CHARS]
+        self.whole = SourceSentence(0, text, self.language)
+        """The sentence, read as a sentence of a source."""
         speaks = _SPEAKS.search(text) is not None
         quotes = [one for one in sentence.quotes[:_MAX_QUOTES] if speaks or len(tokens(one)) >= _QUOTE_WORDS]
         self.quotes = [part for quote in quotes for part in map(tokens, _OMISSION.split(quote)) if part]
         for quote in quotes:
             text = text.replace(quote, " " * len(quote))
-        self.figures = figures(text, self.language)
+        self.figures = figures(text, self.language) if quotes else self.whole.figures
         self.ranked = frozenset(self.stems(self.tokens))
         self.plain = blanked(text, self.figures.spans)
         """The text without figures and quotations."""
@@ -256,11 +268,6 @@ class _Said:
     def names(self) -> list[Name]:
         """The names outside of figures and quotations."""
         return names(self.plain, self.language)
-
-    @cached_property
-    def whole(self) -> SourceSentence:
-        """The sentence, read as a sentence of a source."""
-        return SourceSentence(0, self._text, self.language)
 
     def stems(self, some: Iterable[str]) -> Iterable[str]:
         """Yield the stems of the content words, and the numbers."""
@@ -401,11 +408,16 @@ def _is_negated(said: _Said, premises: Sequence[SourceSentence]) -> bool:
 
 
 def _is_denied(said: SourceSentence, told: Sequence[SourceSentence], *, is_whole: bool) -> bool:
-    common = [(len(said.words & one.words) + said.opposites(one), one) for one in told]
-    most = max(count for count, _ in common)
     enough = len(said.words) if is_whole else math.inf
-    near = [one for count, one in common if count == most and count >= PLACE_SHARE * min(len(one.words), enough)]
-    return most >= _FEWEST_IN_COMMON and bool(near) and all(said.denies(one) for one in near)
+    compared = []
+    for one in told:
+        turned = said.turned(one)
+        common = len(said.words & one.words) + turned
+        is_denial = (said.negates != one.negates) != (turned % 2 == 1)
+        compared.append((common, common >= PLACE_SHARE * min(len(one.words), enough), is_denial))
+    most = max(common for common, _, _ in compared)
+    near = [is_denial for common, is_near, is_denial in compared if common == most and is_near]
+    return most >= _FEWEST_IN_COMMON and bool(near) and all(near)
 
 
 def _is_close(said: Sequence[str], told: Sequence[str]) -> bool:

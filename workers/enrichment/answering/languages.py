@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -62,19 +62,17 @@ class Language:
 
     def negates(self, words: Iterable[str]) -> bool:
         """True if a sentence of these words denies something. In English two negations cancel each other out."""
-        count = sum(1 for _ in self._negations(words))
+        some = [self.content(word) for word in words]
+        count = sum(
+            (word in self.negations or f"{word}_{after}" in self.negations or word.endswith("n't"))
+            and after not in self.compared
+            for word, after in zip(some, (*some[1:], ""), strict=False)
+        )
         return count > 0 if self.has_concord else count % 2 == 1
 
-    def opposites(self, words: Collection[str], others: Collection[str]) -> int:
-        """Return the number of words whose opposite is among the other words, such as "incompatible"."""
-        return sum(beginning + word in others for word in words for beginning in self.opposing if word not in others)
-
-    def _negations(self, words: Iterable[str]) -> Iterator[str]:
-        some = [self.content(word) for word in words]
-        for word, after in zip(some, (*some[1:], ""), strict=True):
-            is_negation = word in self.negations or f"{word}_{after}" in self.negations or word.endswith("n't")
-            if is_negation and after not in self.compared:
-                yield word
+    def opposites(self, words: Iterable[str]) -> frozenset[str]:
+        """Return the opposites of the words that have one by their beginning: "compatible" for "incompatible"."""
+        return frozenset(word.removeprefix(one) for word in words for one in self.opposing if word.startswith(one))
 
 
 @lru_cache(maxsize=20_000)

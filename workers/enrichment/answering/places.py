@@ -16,7 +16,7 @@ from typing import Final
 
 from workers.enrichment.answering.languages import Language
 from workers.enrichment.answering.names import canonical, names
-from workers.enrichment.answering.quantities import Date, Figures, Quantity
+from workers.enrichment.answering.quantities import Date, Figures, Quantity, same
 
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _STOP: Final = re.compile(r"[,;:()]|\s[-—]\s|\s(?:and|but|while|und|aber|et|mais|y|pero|e|ma|mas|en|maar)\s")
@@ -46,11 +46,10 @@ class Anchor:
 
     def is_same(self, other: Anchor) -> bool:
         """True if both are one figure or one name."""
-        if isinstance(self.what, Quantity):
-            return isinstance(other.what, Quantity) and self.what.equals(other.what)
-        if isinstance(self.what, Date):
-            return isinstance(other.what, Date) and self.what.equals(other.what, ())
-        return isinstance(other.what, frozenset) and not self.what.isdisjoint(other.what)
+        mine, theirs = self.what, other.what
+        if isinstance(mine, frozenset):
+            return isinstance(theirs, frozenset) and not mine.isdisjoint(theirs)
+        return not isinstance(theirs, frozenset) and same(mine, theirs)
 
     def is_like(self, other: Anchor) -> bool:
         """True if both are of one kind, such as two lengths, two dates or two names."""

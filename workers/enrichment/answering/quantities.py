@@ -141,9 +141,12 @@ _OR_LESS: Final = re.compile(
     r"(?:less|fewer|below|under|younger|lower|shorter|weniger|jünger|moins|menos|meno)\b",
     re.IGNORECASE,
 )
-_AND_A_PART: Final = re.compile(r"\s+and\s+(?:a\s+(half|quarter)|three[\s-]quarters)\b", re.IGNORECASE)
+_AND_A_PART: Final = re.compile(
+    r"\s+(?:and\s+(?:a\s+(?P<part>half|quarter)|three[\s-]quarters)"
+    r"|(?P<half>et demie?|y medi[ao]|e mezz[ao]|e mei[ao]))\b",
+    re.IGNORECASE,
+)
 _AND: Final = re.compile(r",?\s+(?:(?:and|und|et|y|e|en)\s+)?")
-_AND_A_HALF: Final = re.compile(r"\s+(?:and a half|et demie?|y medi[ao]|e mezz[ao]|e mei[ao])\b", re.IGNORECASE)
 _DIVIDED_BY: Final = re.compile(r"\s?/\s?(\d+)?\s?|\s+(?:per|pro|par|por)\s+(\d+)?\s?", re.IGNORECASE)
 _SCALED: Final = re.compile(r"[\s-]?(?:of\s+an?\s+|an?\s+)?([^\W\d_]+)")
 _NOUN: Final = re.compile(r"[\s-]+(?:[a-z]+ly\s+)?([^\W\d_]+)")
@@ -368,12 +371,12 @@ def swapped(said: Figures, told: Figures) -> list[str]:
     theirs: list[Quantity | Date] = [*told.quantities, *told.dates]
     mine: list[Quantity | Date] = [*said.quantities, *said.dates]
     placed = sorted(
-        ((one, found) for one in mine if (found := next((o for o in theirs if _same(one, o)), None)) is not None),
+        ((one, found) for one in mine if (found := next((o for o in theirs if same(one, o)), None)) is not None),
         key=lambda pair: pair[0].start,
     )
     words = _words_around(told, 0, len(told.text))
     for (one, here), (other, there) in combinations(placed, 2):
-        if there.start >= here.start or _same(one, other) or not _are_like(one, other):
+        if there.start >= here.start or same(one, other) or not _are_like(one, other):
             continue
         near = [word for word in _words_around(said, one.start - _NEAR, other.end + _NEAR) if word in words]
         if LCSseq.similarity(near, words) == len(near):
@@ -381,7 +384,8 @@ def swapped(said: Figures, told: Figures) -> list[str]:
     return []
 
 
-def _same(one: Quantity | Date, other: Quantity | Date) -> bool:
+def same(one: Quantity | Date, other: Quantity | Date) -> bool:
+    """True if both are one figure."""
     if isinstance(one, Quantity) and isinstance(other, Quantity):
         return one.equals(other)
     return isinstance(one, Date) and isinstance(other, Date) and one.equals(other, ())
@@ -623,14 +627,18 @@ def _read(found: re.Match[str], text: str, language: Language) -> tuple[Quantity
     else:
         value, step = _worded(found.group()), 0.0
     if (more := _AND_A_PART.match(text, end)) is not None:
-        value, end = value + _FRACTIONS.get((more[1] or "").lower(), 0.75), more.end()
-        step = 0.0
+        value, end, step = value + _part_of(more), more.end(), 0.0
     elif kind == "num" and (part := _PART.match(text, end)) is not None and float(part[2]):
         value, end, step = value + float(part[1]) / float(part[2]), part.end(), 0.0
     after = _NOUN.match(text, end) if kind == "words" and value < 20 else None
     if after is not None and (fraction := _FRACTIONS.get(after[1].lower())) is not None:
         return _finished(text, start, after.end(), value * fraction, 0.0, is_fraction=True)
     return _finished(text, start, end, value, step, is_word=kind == "words", others=others)
+
+
+def _part_of(more: re.Match[str]) -> float:
+    """Return the value of "and a half", "and a quarter" or "and three quarters"."""
+    return 0.5 if more["half"] else _FRACTIONS.get((more["part"] or "").lower(), 0.75)
 
 
 def _minutes(clock: str) -> float:
@@ -713,8 +721,8 @@ def _finished(
         unit_at = _unit_at(text, of.end() if of is not None else end)
         if unit_at is not None and not (is_fraction and of is None and unit_at[0] != "ratio"):
             dimension, factor, end = unit_at
-            if (half := _AND_A_HALF.match(text, end)) is not None:  # "two hours and a half"
-                value, end = value + 0.5, half.end()
+            if (more := _AND_A_PART.match(text, end)) is not None:  # "two hours and a half"
+                value, end = value + _part_of(more), more.end()
             value, step = value * factor, step * factor
             others = tuple(one * factor for one in others)
             dimension, value, step, end = _divided(text, dimension, value, step, end)

@@ -137,15 +137,17 @@ def in_one_line(text: str) -> str:
     return " ".join(normal(text).split())
 
 
-def sentences(text: str, numbers: Collection[int] | None = None, otherwise: Language = ENGLISH) -> Iterator[Sentence]:
+def sentences(
+    text: str, numbers: Collection[int] | None = None, language: Language | None = None
+) -> Iterator[Sentence]:
     """Yield the text's sentences. `numbers` holds the numbers of the sources: other brackets are no citations.
 
-    A text too short to tell its language has the language `otherwise`.
+    `language` is the text's language; by default, the text tells it.
     """
     plain = _CODE.sub(lambda code: " " * len(code.group()), text)
     marks = [mark for mark in CITATION.finditer(plain) if is_citation(mark, numbers)]
     masked = blanked(plain, (mark.span() for mark in marks))
-    language = language_of(masked, otherwise)
+    language = language or language_of(masked)
     at = 0
     for block_start, block_end, is_heading in _blocks(masked):
         for start, end in _split(masked, block_start, block_end, language):
