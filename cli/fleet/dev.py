@@ -95,8 +95,7 @@ def _serve(wanted: Wanted) -> None:
         quiet_clients()
         say("starting everything, which takes up to a minute")
         roles = beside.submit(import_module, "cli.fleet.dev_system")  # beside the start of Kafka, which takes as long
-        with dev_start.data_folder(wanted.data) as folder:
-            ports = dev_start.kept_ports(folder, wanted)
+        with dev_start.data_folder(wanted.data) as folder, dev_start.reserved_ports(folder, wanted) as ports:
             served = dev_start.served_model(wanted)
             with dev_start.kafka(wanted, folder, ports) as address:
                 roles.result().serve(wanted, folder, ports, address, served)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -74,32 +75,50 @@ def data_folder(data: Path | None) -> Iterator[Path]:
     yield data.resolve()
 
 
-def kept_ports(folder: Path, wanted: Wanted) -> Ports:
-    """Return the ports that the folder keeps, or else free ports, which are kept. Raises DataRefused."""
+@contextmanager
+def reserved_ports(folder: Path, wanted: Wanted) -> Iterator[Ports]:
+    """Yield the ports that the folder keeps, or else free ports, which are kept. Raises DataRefused.
+
+    A `postback dev` that starts meanwhile takes others, though some of them get their listener only seconds later.
+    """
     file = folder / "ports.json"
-    try:
-        ports = Ports(**json.loads(file.read_text()))
-        if taken := [port for port in (ports.gateway, ports.receiver, ports.metrics) if free_port(port) != port]:
+    with ExitStack() as reserved:
+        try:
+            ports = Ports(**json.loads(file.read_text()))
+            # Without Kafka's: after a kill, the last Kafka may be about to end.
+            for port in (ports.gateway, ports.receiver, ports.metrics):
+                _reserve(port, reserved)
+        except FileNotFoundError:
+            ports = Ports(**{name: _free_port(port, reserved) for name, port in asdict(Ports()).items()})
+        except PortInUse as error:
             listener = "stop its listener, which may be another `postback dev`"
-            raise DataRefused(f"port {taken[0]}, which {file} keeps, is in use; {listener}")
-    except FileNotFoundError:
-        ports = Ports(**{name: free_port(port) for name, port in asdict(Ports()).items()})
-    except (OSError, ValueError, TypeError):
-        raise DataRefused(f"{file} cannot be read; remove it, and the system gets new ports") from None
-    if wanted.port is not None:
-        ports = replace(ports, gateway=wanted.port or free_port(0))
-    if wanted.data is not None:
-        write_private(file, json.dumps(asdict(ports)))
-    return ports
+            raise DataRefused(f"port {error.port}, which {file} keeps, is in use; {listener}") from None
+        except (OSError, ValueError, TypeError):
+            raise DataRefused(f"{file} cannot be read; remove it, and the system gets new ports") from None
+        if wanted.port is not None:
+            ports = replace(ports, gateway=wanted.port or _free_port(0, reserved))
+        if wanted.data is not None:
+            write_private(file, json.dumps(asdict(ports)))
+        yield ports
 
 
-def free_port(port: int) -> int:
-    """Return this port if it is free, else another one that is. 0 always gives another one."""
+def _free_port(port: int, reserved: ExitStack) -> int:
+    """Reserve this port if it is free, else another one that is. 0 always gives another one."""
+    for candidate in (*([port] if port else []), *free_ports(5)):
+        with suppress(PortInUse):
+            _reserve(candidate, reserved)
+            return candidate
+    raise PortInUse(port)
+
+
+def _reserve(port: int, reserved: ExitStack) -> None:
+    """Keep the port from each `postback dev` of this machine until the stack ends. Raises PortInUse."""
+    check_free(port)
+    name = reserved.enter_context(socket.socket(socket.AF_UNIX))
     try:
-        check_free(port)
-    except PortInUse:
-        port = 0
-    return port or free_ports(1)[0]
+        name.bind(f"\0postback dev {port}")  # an abstract name has no file, and ends with its process
+    except OSError as error:
+        raise PortInUse(port) from error
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import astuple, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from aiohttp import web
 from kafka import KafkaProducer
 
-from cli.fleet.dev_start import ServerRefused, Wanted, served_model
+from cli.fleet.dev_start import DataRefused, ServerRefused, Wanted, reserved_ports, served_model
 from cli.fleet.dev_system import Addresses, screen
 from tests.integration.openai_http.servers import answers, lists
 from tests.integration.openai_server import serving
@@ -116,6 +117,7 @@ def test_the_screen_s_jobs_work_as_printed_and_ctrl_c_leaves_nothing(tmp_path: P
             shown.append(line.rstrip("\n"))
             if "producer.flush()" in line:
                 break
+        assert shown, process.stderr.read()
         command = code_below(shown, "A job, by curl:")
         accepted = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
         job_id = json.loads(accepted.stdout)["id"]
@@ -140,6 +142,18 @@ def test_sigterm_during_the_start_ends_all_with_status_0(tmp_path: Path) -> None
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_systems_that_start_at_the_same_time_get_ports_of_their_own(tmp_path: Path) -> None:
+    wanted = Wanted("echo", None, None, None, None, None, as_json=False)
+    with reserved_ports(tmp_path, wanted) as first, reserved_ports(tmp_path, wanted) as second:
+        assert set(astuple(first)).isdisjoint(astuple(second))
+    with ExitStack() as running_system:
+        kept = running_system.enter_context(reserved_ports(tmp_path, replace(wanted, data=tmp_path)))
+        with pytest.raises(DataRefused, match=f"port {kept.gateway}, which .*/ports.json keeps, is in use"):
+            running_system.enter_context(reserved_ports(tmp_path, wanted))
+    with reserved_ports(tmp_path, wanted) as again:
+        assert again == kept
 
 
 async def test_the_first_model_that_the_server_lists_answers() -> None:
