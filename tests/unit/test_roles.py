@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -781,3 +783,37 @@ def test_every_model_that_is_not_of_the_operators_files_is_bounded() -> None:
         and not {*model.__module__.split(".")} & {*OPERATORS_FILES}
     ]
     assert unbounded == []
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+ARENAS_OF_16_THREADS = """
+import ctypes, threading
+from tempfile import TemporaryFile
+from workers.system.tuning import share_arenas
+
+share_arenas()
+together = threading.Barrier(17)
+
+def hold():
+    held = bytes(100_000)  # too large for Python's own allocator, and too small for mmap
+    together.wait()
+    together.wait()
+
+for _ in range(16):
+    threading.Thread(target=hold).start()
+together.wait()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+with TemporaryFile() as file:
+    stream = ctypes.c_void_p(libc.fdopen(file.fileno(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fflush(stream)
+    file.seek(0)
+    print(file.read().count(b"<heap nr="))
+together.wait()
+"""
+
+
+def test_the_threads_of_a_role_share_two_arenas_of_glibc() -> None:
+    done = subprocess.run([sys.executable, "-c", ARENAS_OF_16_THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"

@@ -23,7 +23,7 @@ from workers.stage.stage import Stage
 from workers.stage.topic_ids import TopicMadeAnew, require_same
 from workers.system.errors import ProcessError
 from workers.system.side_task import SideTask
-from workers.system.tuning import allow_open_files
+from workers.system.tuning import allow_open_files, share_arenas
 
 LOOK_SECONDS = 0.1
 TOPICS_LOOK_SECONDS = 15.0
@@ -245,6 +245,7 @@ async def run(
     they are.
     """
     allow_open_files()
+    share_arenas()
     process = Process(fleet)
     with stop_signal() if stop is None else nullcontext(stop) as stopping:
         async with AsyncExitStack() as stack:

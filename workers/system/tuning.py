@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
 from contextlib import suppress
 
 _MOST_OPEN_FILES = 1 << 20
+_M_ARENA_MAX = -8
+"""The option of glibc's `mallopt` (malloc.h)."""
 
 
 def collect_garbage_seldom() -> None:
@@ -39,3 +42,13 @@ def allow_open_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < most:
         with suppress(OSError, ValueError):  # macOS sometimes refuses the hard limit that it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def share_arenas() -> None:
+    """Let all threads allocate from two arenas where the C library is glibc, and not from eight for each core.
+
+    Kafka's clients have dozens of threads. Memory that one thread has freed serves another only within one arena: a
+    gateway that answered a batch of 200 MB kept 74 MiB, and 48 to 71 with two arenas.
+    """
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_ARENA_MAX, 2)
