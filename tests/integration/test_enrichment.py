@@ -152,21 +152,23 @@ async def test_no_process_runs_before_it_is_needed_and_none_is_left() -> None:
 async def test_the_start_of_the_first_reader_takes_no_time_from_the_jobs_sources(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    start, begun, may_start = Child.start, asyncio.Event(), asyncio.Event()
+    start, steps = Child.start, list[str]()
 
-    async def slow_start(*arguments: str) -> Child:
-        begun.set()
-        await may_start.wait()
-        return await start(*arguments)
+    async def noted_start(*arguments: str) -> Child:
+        steps.append("a reader starts")
+        child = await start(*arguments)
+        steps.append("it has started")
+        return child
 
-    monkeypatch.setattr(Child, "start", slow_start)
-    async with Site() as site, enriching(budget_seconds=4) as enricher:
-        job = asyncio.create_task(enricher.enrich(Sources(urls=[site.url("/mine")]), "silver mine"))
-        await begun.wait()
-        await asyncio.sleep(4.1)  # longer than the budget
-        assert not job.done()
-        may_start.set()
-        assert len((await job).sources) == 1
+    async def noted_page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        steps.append("the page is asked for")
+        await saying(page(), HTML)(reader, writer)
+
+    monkeypatch.setattr(Child, "start", noted_start)
+    async with speaking(noted_page) as origin, enriching() as enricher:
+        evidence = await enricher.enrich(Sources(urls=[f"{origin}/"]), "How long?")
+        assert len(evidence.sources) == 1
+        assert steps == ["a reader starts", "it has started", "the page is asked for"]
 
 
 async def test_a_page_that_takes_too_long_is_killed_and_the_next_one_is_read() -> None:
