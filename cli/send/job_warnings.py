@@ -152,9 +152,9 @@ def _announced(kafka: KafkaSettings) -> Announced | str:
 
 
 def _warn(field: str, lines: Lines, announced: Sequence[str]) -> None:
-    from workers.inference.routing import listed, quoted
+    from workers.engines.models.mistakes import listed, quoted
 
-    advice = f"those that run now announce {listed(announced) or 'none'}: {_ADDED[field]}"
+    advice = f"those that run now announce {listed(announced)}: {_ADDED[field]}"
     say_by_line(
         {
             f"{field}: no worker announces {quoted(name)}; {advice}": numbers

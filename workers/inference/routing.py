@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from workers.engines.models.mistakes import listed, quoted
 
 MAX_FORWARDS = 3
 """Limit on a job's forwards.
 
 A job that exceeds the limit goes in a circle: two workers each claim that the other one has the model.
 """
-
-
-_NAMES_SHOWN = 8
-_NAME_SHOWN = 64
-_UNUSUAL = re.compile(r"[^A-Za-z0-9._:/@+-]")
 
 
 class UnknownModel(Exception):  # noqa: N818 - named after the job's problem
@@ -94,18 +90,6 @@ class Registry:
             "these or leave it out (`postback submit --model` does either), or have the operator add an alias to "
             "POSTBACK_WORKER__MODELS or the registry"
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first eight model names, quoted, as one phrase."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(map(quoted, names[:_NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
-
-
-def quoted(name: str) -> str:
-    """Return a name in quotes, cut to 64 characters, with `?` for characters that are unusual in model names."""
-    plain = _UNUSUAL.sub("?", name[:_NAME_SHOWN])
-    return f'"{plain}…"' if len(name) > _NAME_SHOWN else f'"{plain}"'
 
 
 def times_in(header: str | None) -> int:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from schemas.groups import SHADOW_GROUP
 from schemas.settings import read_settings
 from workers.engines.base import Engine
+from workers.engines.models.mistakes import listed
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.choosing.embedder import Embedder
@@ -17,7 +18,7 @@ from workers.inference.rollout.difference import Meaning
 from workers.inference.rollout.rollouts import LaneWatch, Rollouts
 from workers.inference.rollout.shadow import ShadowHandler
 from workers.inference.rollout.steering import Steering, StepWriter
-from workers.inference.routing import Registry, listed
+from workers.inference.routing import Registry
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles.process import Process

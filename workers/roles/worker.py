@@ -15,6 +15,7 @@ from telemetry.logs import get_logger
 from telemetry.peers import PeerWatch, http_answers
 from workers.egress import EgressSettings, Guard
 from workers.engines.base import Engine
+from workers.engines.models.mistakes import listed
 from workers.engines.models.registry_engine import RegistryEngine
 from workers.enrichment.answering.grounding import fleet_secret
 from workers.enrichment.answering.profile import Profiles
@@ -28,7 +29,7 @@ from workers.inference.handler import InferenceHandler, Parts
 from workers.inference.lifetime import KEPT_MS
 from workers.inference.model_rules import ModelRules
 from workers.inference.observed import AnswerTimes
-from workers.inference.routing import Registry, listed
+from workers.inference.routing import Registry
 from workers.inference.settings import WorkerSettings
 from workers.kafka.topics import topic_ids
 from workers.roles import last_resort
@@ -82,9 +83,9 @@ async def run_worker(
 
 async def load(engine: Engine, clock: Clock) -> None:
     """Start the engine. Raises EngineError."""
-    began = clock.monotonic()
+    began, loaded = clock.monotonic(), listed(engine.models) if engine.models else "the engine"
     log.info(
-        f"Loading {listed(engine.models) or 'the engine'} on engine {engine.name}; taking jobs once it is loaded.",
+        f"Loading {loaded} on engine {engine.name}; taking jobs once it is loaded.",
         action="engine-loading",
         engine=engine.name,
     )

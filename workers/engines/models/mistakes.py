@@ -1,24 +1,28 @@
-"""Mistakes of the registry's file, each with its line, its field and the fix."""
+"""Mistakes of the registry's file, each with its line, its field and the fix; and names as messages show them."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 _MOST_SHOWN = 64
 _NAME_SHOWN = 64
+_NAMES_SHOWN = 8
 _MOST_COMPARED = 256
 """Cap on the known names that an unknown name is compared with.
 
 Comparing a thousand unknown names with a thousand known ones would take minutes.
 """
+_UNUSUAL = re.compile(r"[^\w .:/@+-]")
+"""A character that no name of a model needs: a mark of a shell, of HTML or of Markdown, or an invisible one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +48,17 @@ class RegistryRefused(Exception):  # noqa: N818 - named after the event
 
 
 def quoted(name: object) -> str:
-    """Return a name of the file in quotes, printable and cut to 64 characters."""
+    """Return a name in quotes, cut to 64 characters, with `?` for characters that are unusual in names."""
     text = str(name)
-    plain = "".join(each if each.isprintable() else "?" for each in text[:_NAME_SHOWN])
+    plain = _UNUSUAL.sub("?", text[:_NAME_SHOWN])
     return f'"{plain}…"' if len(text) > _NAME_SHOWN else f'"{plain}"'
 
 
 def listed(names: Collection[str]) -> str:
-    """Return up to twelve names as one phrase."""
-    shown = [quoted(name) for name in [*names][:12]]
-    return ", ".join(shown) + (" and more" if len(names) > len(shown) else "") if shown else "none"
+    """Return the first eight names, quoted, as one phrase."""
+    more = len(names) - _NAMES_SHOWN
+    shown = ", ".join(map(quoted, islice(names, _NAMES_SHOWN)))
+    return (shown + (f" and {more} more" if more > 0 else "")) or "none"
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -103,32 +108,34 @@ def _is_model(annotation: Any) -> bool:
 
 
 # -- Line numbers of a TOML document's fields. Python's parser gives line numbers only for syntax errors --
-_LONGEST_VALUE: Final = 200
+_LONGEST_VALUE = 200
 """The maximum number of lines of one value. After a longer value, the lines of later fields stay unknown."""
-_DEEPEST: Final = 8
-"""The maximum number of names in a path.
-
-The registry's paths have at most five names; a hostile heading may have a hundred thousand.
-"""
 
 FieldPath = tuple[str, ...]
 
 
 class TomlLines:
-    """Maps the path of each field of a valid document to the field's line."""
+    """Maps the path of each field of a valid document to the field's first line."""
 
     def __init__(self, text: str) -> None:
         self._lines: dict[FieldPath, int] = {}
         table: FieldPath = ()
-        for number, statement in _statements(text.split("\n")):
-            found = tomllib.loads(statement)
-            if statement.lstrip().startswith("["):
-                table = max(_paths(found), key=len)
-                found_at = [table[:length] for length in range(1, len(table) + 1)]
+        statement, first = "", 1
+        for number, line in enumerate(text.split("\n"), 1):
+            statement += f"{line}\n"
+            paths = _paths_in(statement)
+            if paths is None and number - first < _LONGEST_VALUE:
+                continue  # a value goes on in the next line
+            if paths is None:
+                return
+            if paths and statement.lstrip().startswith("["):
+                table = max(paths, key=len)
+                paths = [table[:length] for length in range(1, len(table) + 1)]
             else:
-                found_at = [(*table, *path) for path in _paths(found)]
-            for path in found_at:
-                self._lines.setdefault(path, number)
+                paths = [(*table, *path) for path in paths]
+            for path in paths:
+                self._lines.setdefault(path, first)
+            statement, first = "", number + 1
 
     def of(self, path: Sequence[str | int]) -> int | None:
         """Return the line of this field, or of the nearest table around the field; None if neither line is known."""
@@ -136,29 +143,12 @@ class TomlLines:
         return next((self._lines[names[:end]] for end in range(len(names), 0, -1) if names[:end] in self._lines), None)
 
 
-def _statements(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield each table heading and each assignment with its first line's number.
-
-    Each heading or assignment is valid TOML by itself.
-    """
-    start = 0
-    while start < len(lines):
-        end = start + 1
-        while not _is_whole(statement := "\n".join(lines[start:end])):
-            end += 1
-            if end > len(lines) or end - start > _LONGEST_VALUE:
-                return
-        if statement.strip() and not statement.lstrip().startswith("#"):
-            yield start + 1, statement
-        start = end
-
-
-def _is_whole(statement: str) -> bool:
+def _paths_in(statement: str) -> list[FieldPath] | None:
+    """Return the paths of a heading or an assignment; None for a text that is no TOML by itself."""
     try:
-        tomllib.loads(statement)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True
+        return [*_paths(tomllib.loads(statement))]
+    except (ValueError, RecursionError):
+        return None
 
 
 def _paths(found: Mapping[str, Any], above: FieldPath = ()) -> Iterator[FieldPath]:
@@ -167,5 +157,5 @@ def _paths(found: Mapping[str, Any], above: FieldPath = ()) -> Iterator[FieldPat
         path = (*above, name)
         yield path
         inner = value[0] if isinstance(value, list) and value else value
-        if isinstance(inner, dict) and len(path) < _DEEPEST:
+        if isinstance(inner, dict):
             yield from _paths(inner, path)

@@ -22,13 +22,6 @@ from workers.engines.models.mistakes import Mistake, RegistryRefused, TomlLines,
 from workers.engines.settings import MODEL_OPTIONS, EngineSection, EngineSettings
 
 MOST_BYTES: Final = 256 * 1024
-_LONGEST_LINE: Final = 4096
-"""The longest line, in characters.
-
-Python's parser takes half a minute for a heading of 100 kB, because the parser's time grows with the square of the
-number of names.
-"""
-_MOST_MODELS: Final = 1024
 _TOP: Final = ("default", "engines", "models")
 _ADDRESS: TypeAdapter[str] = TypeAdapter(Address)
 _NOT_OF_THE_ENGINE: Final = frozenset({"model", "family", "base_url", "adapters"})
@@ -102,8 +95,8 @@ def read_registry(
     registry = reader.read(document)
     if registry is not None:
         return registry
-    lines = _lines(text)
-    mistakes = [Mistake(lines.of(place) if lines else None, ".".join(place), reason) for place, reason in reader.found]
+    lines = TomlLines(text)
+    mistakes = [Mistake(lines.of(place), ".".join(place), reason) for place, reason in reader.found]
     raise RegistryRefused(path, sorted(mistakes, key=lambda each: each.line or 0))
 
 
@@ -114,10 +107,6 @@ def _document(path: Path) -> tuple[str, dict[str, Any]]:
         text = content.decode().replace("\r\n", "\n")
         if len(content) > MOST_BYTES:
             raise RegistryRefused(path, [Mistake(None, "", f"is larger than {MOST_BYTES} bytes; remove unused models")])
-        for number, line in enumerate(text.split("\n"), 1):
-            if len(line) > _LONGEST_LINE:
-                reason = f"is longer than {_LONGEST_LINE} characters; break the value into several lines"
-                raise RegistryRefused(path, [Mistake(number, "", reason)])
         return text, tomllib.loads(text)
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); correct POSTBACK_WORKER__REGISTRY"
@@ -128,13 +117,6 @@ def _document(path: Path) -> tuple[str, dict[str, Any]]:
     except (RecursionError, ValueError):  # ValueError is raised for an integer with thousands of digits
         reason = "is not TOML that can be read: a value is nested too deeply or too long; write it shorter"
     raise RegistryRefused(path, [Mistake(None, "", reason)])
-
-
-def _lines(text: str) -> TomlLines | None:
-    try:
-        return TomlLines(text)
-    except RecursionError:
-        return None
 
 
 class _Reader:
@@ -180,9 +162,6 @@ class _Reader:
         tables = document.get(name)
         if not isinstance(tables, dict) or not tables:
             self._wrong((name,), f"has no table; write [{name}.NAME] for each {name.removesuffix('s')}")
-            return {}
-        if len(tables) > _MOST_MODELS:
-            self._wrong((name,), f"has {len(tables)} tables, and {_MOST_MODELS} are allowed; remove unused ones")
             return {}
         for key, table in tables.items():
             if not isinstance(table, dict):
