@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from schemas.codec import ReceivedJob
 from schemas.job import MAX_JOB_BYTES, Job, Message, ResponseFormat, Sources
@@ -49,27 +49,39 @@ Spend = Callable[[int], None]
 """Counts tokens of a job in its tenant's share of the engine."""
 
 
-def side_request(received: ReceivedJob, name: str, content: str, max_tokens: int) -> GenerationRequest:
-    """Return a greedy request with this user's message, for the job's model.
+class SideRequests:
+    """Short questions about a job to the worker's engine, beside the job's own: `name` tells their kind."""
 
-    `name` is unique among the requests of one worker.
-    """
-    return GenerationRequest(
-        request_id=f"{received.webhook_id}-{name}",
-        body={"messages": [user_message(content)], "max_tokens": max_tokens, "temperature": 0.0},
-        temperature_is_default=True,
-        model_id=received.job.model_id,
-    )
+    def __init__(self, engine: Engine, name: Literal["rewrite", "check"], metrics: Metrics) -> None:
+        self._engine = engine
+        self._name = name
+        self._tokens = metrics.tokens.labels(name)
+        self._numbers = itertools.count()
+
+    async def answered(self, received: ReceivedJob, content: str, max_tokens: int, spend: Spend) -> Completion:
+        """Return the greedy answer of the job's model to this user's message, and count its tokens, also by `spend`.
+
+        Raises EngineError.
+        """
+        request = GenerationRequest(
+            request_id=f"{received.webhook_id}-{self._name}-{next(self._numbers)}",
+            body={"messages": [user_message(content)], "max_tokens": max_tokens, "temperature": 0.0},
+            temperature_is_default=True,
+            model_id=received.job.model_id,
+        )
+        completion = await self._engine.generate(request)
+        tokens = completion.prompt_tokens + completion.completion_tokens
+        self._tokens.inc(tokens)
+        spend(tokens)
+        return completion
 
 
 class Rewriter:
     """Rewrites questions on the worker's engine."""
 
     def __init__(self, engine: Engine, settings: EnrichmentSettings, metrics: Metrics) -> None:
-        self._engine = engine
+        self._requests = SideRequests(engine, "rewrite", metrics)
         self._settings = settings
-        self._tokens = metrics.tokens.labels("rewrite")
-        self._numbers = itertools.count()
 
     def wants(self, job: Job, profile_rewrites: bool) -> bool:
         """True if the job wants a rewriting, and its conversation has more than one question.
@@ -88,28 +100,27 @@ class Rewriter:
         """
         try:
             async with asyncio.timeout(min(seconds, self._settings.rewrite_seconds)):
-                completion = await self._engine.generate(self._request(received))
+                asked, tokens = _order(received), self._settings.rewrite_tokens
+                completion = await self._requests.answered(received, asked, tokens, spend)
         except TimeoutError:
             return question, f"{UNCHANGED}the model was late"
         except EngineDied:
             raise
         except EngineError:
             return question, f"{UNCHANGED}the model gave no answer"
-        tokens = completion.prompt_tokens + completion.completion_tokens
-        self._tokens.inc(tokens)
-        spend(tokens)
         said = _one_line(completion)
         if said is None:
             return question, f"{UNCHANGED}{_NO_LINE}"
         return said, f"the question was rewritten for the search: {said}"
 
-    def _request(self, received: ReceivedJob) -> GenerationRequest:
-        turns = [message for message in received.job.messages or () if message.role in ("user", "assistant")]
-        while turns and turns[-1].role != "user":
-            turns.pop()
-        said = [message_of(one) | {"content": one.text[-_TURN_CHARS:]} for one in turns[-_MAX_TURNS:]]
-        order = f"{_ORDER}{plain_text(said).removesuffix('Assistant:').rstrip()}"
-        return side_request(received, f"rewrite-{next(self._numbers)}", order, self._settings.rewrite_tokens)
+
+def _order(received: ReceivedJob) -> str:
+    """Return the order to rewrite the last question of the job's conversation."""
+    turns = [message for message in received.job.messages or () if message.role in ("user", "assistant")]
+    while turns and turns[-1].role != "user":
+        turns.pop()
+    said = [message_of(one) | {"content": one.text[-_TURN_CHARS:]} for one in turns[-_MAX_TURNS:]]
+    return f"{_ORDER}{plain_text(said).removesuffix('Assistant:').rstrip()}"
 
 
 def _one_line(completion: Completion) -> str | None:

@@ -7,9 +7,9 @@ model. A page that talks the model into "supported" gains nothing without the wo
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from schemas.codec import ReceivedJob
@@ -19,7 +19,7 @@ from workers.enrichment.answering.grounding import ground, harmless
 from workers.enrichment.answering.judging import Judge, JudgeAway, Verdict
 from workers.enrichment.evidence import Evidence, NumberedSource
 from workers.enrichment.settings import BY_ENGINE, EnrichmentSettings
-from workers.inference.ground import Spend, side_request
+from workers.inference.ground import SideRequests, Spend
 from workers.inference.lifetime import Lifetimes
 
 _TOKENS: Final = 16
@@ -45,12 +45,10 @@ class Judges:
         metrics: Metrics,
         shared: Judge | None = None,
     ) -> None:
-        self._engine = engine
+        self._requests = SideRequests(engine, "check", metrics)
         self._settings = settings
         self._lifetimes = lifetimes
-        self._tokens = metrics.tokens.labels("check")
         self._shared = shared
-        self._numbers = itertools.count()
 
     def of(self, received: ReceivedJob, spend: Spend) -> tuple[Judge | None, float]:
         """Return the judge of a job's answers, or None without one, and the seconds that it may take.
@@ -59,40 +57,27 @@ class Judges:
         """
         seconds = min(self._settings.entailment_seconds, max(0.0, self._lifetimes.remaining(received)))
         if self._settings.entailment == BY_ENGINE:
-            return _EngineJudge(self._engine, received, spend, self._tokens.inc, self._numbers), seconds
+            return _EngineJudge(self._requests, received, spend), seconds
         return self._shared, seconds
 
 
+@dataclass(frozen=True, slots=True)
 class _EngineJudge:
     """Asks the engine's model about the sentences of one job."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        received: ReceivedJob,
-        spend: Spend,
-        count: Spend,
-        numbers: itertools.count[int],
-    ) -> None:
-        self._engine = engine
-        self._received = received
-        self._spend = spend
-        self._count = count
-        self._numbers = numbers
+    requests: SideRequests
+    received: ReceivedJob
+    spend: Spend
 
     async def judge(self, sentence: str, premises: Sequence[str]) -> Verdict:
         """Ask the model in one short generation. Any other text than the three words decides nothing.
 
         Raises JudgeAway if the engine fails or even dies: the job's answer is complete without its judgement.
         """
-        asked = side_request(self._received, f"check-{next(self._numbers)}", _prompt(sentence, premises), _TOKENS)
         try:
-            completion = await self._engine.generate(asked)
+            completion = await self.requests.answered(self.received, _prompt(sentence, premises), _TOKENS, self.spend)
         except EngineError:
             raise JudgeAway("the engine failed") from None
-        tokens = completion.prompt_tokens + completion.completion_tokens
-        self._count(tokens)
-        self._spend(tokens)
         found = _ANSWER.match(completion.text)
         return Verdict.UNDECIDED if found is None or found.lastgroup is None else Verdict(found.lastgroup)
 
