@@ -15,7 +15,7 @@ from tests.integration.answering_worker import AnsweringWorker
 from tests.integration.openai_http.servers import Server, answers, engine_at, says
 from tests.integration.test_engine_contract import request
 from workers.engines.openai_http import server as server_module
-from workers.engines.openai_http.limits import FIRST
+from workers.engines.openai_http.slots import FIRST
 from workers.inference import generate
 
 POISON = "Which bridge is poisonous?"

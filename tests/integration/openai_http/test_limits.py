@@ -26,8 +26,8 @@ from tests.integration.test_engine_contract import request
 from workers.engines.base import EngineUnavailable, small_request
 from workers.engines.openai_http import create, server, slots
 from workers.engines.openai_http.engine import HttpEngine
-from workers.engines.openai_http.limits import FIRST, QUEUE_LOOKS
 from workers.engines.openai_http.settings import OpenAISettings
+from workers.engines.openai_http.slots import FIRST, QUEUE_LOOKS
 
 WORK_SECONDS = 0.02
 PROBE = small_request(request()).question

@@ -34,8 +34,8 @@ from workers.engines.base import (
 )
 from workers.engines.body import FIELDS
 from workers.engines.openai_http.answers import Answer, EventCutter, Usage
-from workers.engines.openai_http.limits import MOST_BYTES, ServerLoad, load_in
 from workers.engines.openai_http.settings import RemoteSettings
+from workers.engines.openai_http.slots import MOST_BYTES, ServerLoad, load_in
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
