@@ -16,7 +16,7 @@ from telemetry.metrics import Metrics
 from tests.integration.lora_adapters import write_adapter
 from tests.integration.trapping import hook, named
 from workers.engines.vllm import VllmEngine
-from workers.engines.vllm.adapter_files import WEIGHTS
+from workers.engines.vllm.adapters import WEIGHTS
 from workers.engines.vllm.settings import VllmSettings
 
 ADAPTERS = ("missing", "weightless", "unsupported", "polite", "wide")

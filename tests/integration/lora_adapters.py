@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from workers.engines.vllm.adapter_files import CONFIG, WEIGHTS
+from workers.engines.vllm.adapters import CONFIG, WEIGHTS
 
 
 def write_adapter(folder: Path, rank: int, *, seed: int | None = None, width: int = 128, **config: object) -> Path:

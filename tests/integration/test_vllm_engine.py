@@ -20,7 +20,7 @@ from tests.integration.test_engine_contract import QUESTION, busy, request
 from workers.engines.base import EngineLoad, PromptTooLong, RequestRejected
 from workers.engines.finish import finish_reason, is_failure
 from workers.engines.vllm import VllmEngine
-from workers.engines.vllm.adapter_files import MAX_RANKS
+from workers.engines.vllm.adapters import MAX_RANKS
 from workers.engines.vllm.arguments import engine_arguments
 from workers.engines.vllm.chat import Chats, call_parser
 from workers.engines.vllm.figures import Figures

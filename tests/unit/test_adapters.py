@@ -37,8 +37,7 @@ from workers.engines.models.registry_file import RegistryModel, read_registry
 from workers.engines.models.served_model import ServedModel
 from workers.engines.registry import engine_settings
 from workers.engines.vllm import adapters as module
-from workers.engines.vllm.adapter_files import CONFIG, WEIGHTS, AdapterRefused, base_tensors, rank_of, require_fit
-from workers.engines.vllm.adapters import Adapters
+from workers.engines.vllm.adapters import CONFIG, WEIGHTS, AdapterRefused, Adapters, base_tensors, rank_of, require_fit
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.settings import VllmSettings
 from workers.engines.vllm.weights import change

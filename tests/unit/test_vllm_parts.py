@@ -31,7 +31,7 @@ from tests.safetensors_files import safetensors
 from workers.engines.base import EngineLost, EngineRefused, EngineUnavailable
 from workers.engines.places import STEPS, Places
 from workers.engines.vllm import loading
-from workers.engines.vllm.adapter_files import header_of
+from workers.engines.vllm.adapters import header_of
 from workers.engines.vllm.engine import VllmEngine
 from workers.engines.vllm.guardian import SOCKETS_VARIABLE
 from workers.engines.vllm.loading import LOADS, load_again, silence
@@ -91,20 +91,19 @@ async def test_an_engine_does_not_hang_because_its_caller_was_paused_for_longer_
     assert await silence(Called(after_a_pause), BOUND) is None
 
 
-async def test_the_watch_of_a_hung_engine_outlives_an_error_of_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_watch_of_an_engine_outlives_an_error_of_one_look() -> None:
     """An earlier watch ended in silence at the first error, and no hang was seen from then on."""
-    engine = VllmEngine(VllmSettings(model="m").model_copy(update={"hung_seconds": 0.01}), Metrics())
+    engine = VllmEngine(VllmSettings(model="m"), Metrics())
     looks, again = 0, asyncio.Event()
 
-    async def look(seconds: float) -> None:
+    async def look() -> None:
         nonlocal looks
         looks += 1
         if looks == 1:
             raise RuntimeError("the guardian has no processes left to start")
         again.set()
 
-    monkeypatch.setattr(engine, "_look", look)
-    watching = asyncio.create_task(engine._watch())
+    watching = asyncio.create_task(engine.watch(0.01, look))
     async with asyncio.timeout(30):
         await again.wait()
     watching.cancel()

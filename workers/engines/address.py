@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from telemetry.logs import get_logger
 from workers.engines.base import (
     Completion,
     Engine,
@@ -27,6 +28,8 @@ from workers.engines.settings import EngineSection
 PROBE_SECONDS = 10.0
 """Seconds in which an engine that works answers a small request."""
 _ABORTED = "the engine aborted the request unasked"
+
+log = get_logger()
 
 
 class AddressEngine(Engine):
@@ -97,6 +100,15 @@ class AddressEngine(Engine):
         self._is_closed = True
         if self._probing is not None:
             self._probing.cancel()
+
+    async def watch(self, seconds: float, look: Callable[[], Awaitable[None]]) -> None:
+        """Look at the engine every so many seconds, until the task is cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await look()
+            except Exception as error:  # without the watch, no hang would be seen from then on
+                log.error("A look at the engine failed; looking again.", action="engine-watch-failed", exc_info=error)
 
     async def _works(self, request: GenerationRequest, number: int, failed: EngineFailed) -> bool:
         """True if the engine has answered a request that began after request `number`, or answers a small one now."""

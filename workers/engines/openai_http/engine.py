@@ -124,7 +124,7 @@ class HttpEngine(AddressEngine):
             ) from None
         self._context_tokens = min((tokens for tokens in windows if tokens is not None), default=None)
         self._slots.open()
-        self._beside.append(asyncio.create_task(self._watch(), name="engine-watch"))
+        self._beside.append(asyncio.create_task(self.watch(WATCH_SECONDS, self._look_at_server), name="engine-watch"))
         if self._server.reports_load:
             self._beside.append(asyncio.create_task(follow(self._server.load, self._slots), name="engine-look"))
 
@@ -221,16 +221,8 @@ class HttpEngine(AddressEngine):
         self._away.inc(1 if self.is_away else -1)
         self.changed()
 
-    async def _watch(self) -> None:
-        """Look at a server that is silent or away, until the task is cancelled."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            try:
-                await self._look_at_server()
-            except Exception as error:  # without the watch, no hang would be seen from then on
-                log.error("A look at the engine failed; looking again.", action="engine-watch-failed", exc_info=error)
-
     async def _look_at_server(self) -> None:
+        """Look at a server that is silent or away."""
         now = asyncio.get_running_loop().time()
         if self._silence is None and self._failed is not None and self.is_away:
             with suppress(EngineError, TimeoutError):

@@ -2,8 +2,7 @@
 
     engine          the engine
     arguments       start arguments
-    adapters        LoRA adapters, loaded at the start and changed later
-    adapter_files   the adapters' folders
+    adapters        LoRA adapters and their folders, loaded at the start and changed later
     weights         other weights or adapters for a running engine
     chat            requests as vLLM's own, with their prompts, parameters and tools
     answers         vLLM's outputs and errors as an engine's

@@ -121,7 +121,9 @@ class VllmEngine(AddressEngine):
         except BaseException:
             await self.close()
             raise
-        self._watching = asyncio.create_task(self._watch(), name="vllm-watch")
+        pause = self._settings.hung_seconds / LOOKS
+        look = partial(self._look, self._settings.hung_seconds - pause)
+        self._watching = asyncio.create_task(self.watch(pause, look), name="vllm-watch")
 
     async def complete(self, request: GenerationRequest) -> Completion:
         """Answer one request. Raises EngineError. Cancelling the call aborts the request."""
@@ -189,21 +191,11 @@ class VllmEngine(AddressEngine):
             return "vLLM's process died or hung; loading the model again"
         return None
 
-    async def _watch(self) -> None:
-        """Kill a hung engine. If an engine ended while no request was in flight, load it again.
-
-        The watch does not bound a load: `loading.py`, WARM_UP_SECONDS and vLLM itself do.
-        """
-        pause = self._settings.hung_seconds / LOOKS
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                await self._look(self._settings.hung_seconds - pause)
-            except Exception as error:  # without the watch, no hang would be seen from then on
-                log.error("A look at the engine failed; looking again.", action="engine-watch-failed", exc_info=error)
-
     async def _look(self, seconds: float) -> None:
-        """Kill the engine if it answers no health call within `seconds`; load an engine that ended."""
+        """Kill the engine if it answers no health call within `seconds`; load an engine that ended.
+
+        No look bounds a load: `loading.py`, WARM_UP_SECONDS and vLLM itself do.
+        """
         if (llm := self._llm) is None or self._loading is not None or self._lost is not None:
             return
         async with self._asking_health:
@@ -375,8 +367,7 @@ class VllmEngine(AddressEngine):
     ) -> Completion:
         """Answer a request to a pooling model; an abort ends all of its texts."""
         with as_engine_errors(request, self._died):
-            prompts = await asyncio.get_running_loop().run_in_executor(self._rendering, model.prompts, request)
-            pooling = asyncio.create_task(model.pooled(request, prompts, lora))
+            pooling = asyncio.create_task(model.pooled(request, lora, self._rendering))
             either: set[asyncio.Future[Any]] = {pooling, aborted}
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
 from typing import Any, Final, Self
 
 from schemas.kinds import CLASSIFY, EMBED, KINDS, JobKind
@@ -18,15 +18,6 @@ from workers.engines.pooling import Pooled, PoolingInput
 
 _PROCESSORS: Final = {EMBED.field: "embed", CLASSIFY.field: "classify"}
 """The names of vLLM's processors. The processor of the other kinds depends on the model's task."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolingPrompts:
-    """A request's prompts as vLLM takes them, and the processor that made them."""
-
-    asked: PoolingInput
-    processor: Any
-    inputs: Sequence[Any]
 
 
 class PoolingModel:
@@ -54,8 +45,8 @@ class PoolingModel:
         async for _ in self._llm.encode(tokens_input([1]), PoolingParams(task=self._task), "warm-up"):
             pass
 
-    def prompts(self, request: GenerationRequest) -> PoolingPrompts:
-        """Return the request's prompts. Blocks.
+    async def pooled(self, request: GenerationRequest, lora: Any, executor: Executor) -> Completion:
+        """Pool the request's texts concurrently; cancelling aborts all of them. `executor` makes their prompts.
 
         Raises RequestRejected for a question, and for a kind that the model does not support. vLLM raises its
         VLLMClientError for a text beyond the model's window.
@@ -68,21 +59,17 @@ class PoolingModel:
             raise RequestRejected(asked.kind.field, f"this model gives no {asked.kind.answer}; it gives {self._given}")
         if asked.dimensions is not None:
             self._require_dimensions(asked.dimensions)
-        factory, _ = processor.get_request_factory_offline(_context(asked, processor))
-        return PoolingPrompts(asked, processor, [processor.render(each) for each in factory()])
-
-    async def pooled(self, request: GenerationRequest, prompts: PoolingPrompts, lora: Any) -> Completion:
-        """Pool the prompts concurrently; cancelling aborts all prompts. Raises vLLM's errors."""
+        prompts = await asyncio.get_running_loop().run_in_executor(executor, _prompts, asked, processor)
         running = [
             asyncio.create_task(self._encoded(each, f"{request.request_id}-{number}", lora))
-            for number, each in enumerate(prompts.inputs)
+            for number, each in enumerate(prompts)
         ]
         try:
             outputs = await asyncio.gather(*running)
         finally:
             for each in running:
                 each.cancel()
-        return await asyncio.to_thread(self._completion, prompts, outputs)
+        return await asyncio.to_thread(self._completion, asked, processor, outputs)
 
     async def _encoded(self, prompt: Any, request_id: str, lora: Any) -> Any:
         output: Any = None
@@ -95,7 +82,7 @@ class PoolingModel:
             raise EngineFailed("the engine failed at this request")
         return output
 
-    def _completion(self, prompts: PoolingPrompts, outputs: Sequence[Any]) -> Completion:
+    def _completion(self, asked: PoolingInput, processor: Any, outputs: Sequence[Any]) -> Completion:
         """Return the completion with the rows of numbers.
 
         Raises EngineFailed for NaN and infinity, which JSON does not have.
@@ -103,11 +90,10 @@ class PoolingModel:
         import torch
         from vllm.entrypoints.pooling.typing import OfflineOutputsContext
 
-        asked = prompts.asked
         tokens = sum(len(output.prompt_token_ids) for output in outputs)
         with torch.inference_mode():
             context = OfflineOutputsContext(outputs=[*outputs], n_queries=len(asked.queries))
-            read = prompts.processor.post_process_offline(context)
+            read = processor.post_process_offline(context)
             rows = tuple(tuple(each.outputs.data.float().flatten().tolist()) for each in read)
         if not all(row and all(map(math.isfinite, row)) for row in rows):
             raise EngineFailed("the model's numbers are not finite")
@@ -141,19 +127,23 @@ class PoolingModel:
             raise RequestRejected("dimensions", f"this model's embeddings have {named} numbers")
 
 
-def _context(asked: PoolingInput, processor: Any) -> Any:
-    """Return the texts in the form that vLLM's processor takes."""
+def _prompts(asked: PoolingInput, processor: Any) -> list[Any]:
+    """Return the texts' prompts in the form that vLLM takes. Blocks."""
     from vllm import PoolingParams
     from vllm.entrypoints.pooling.scoring.typing import ScoringData
     from vllm.entrypoints.pooling.typing import OfflineEncodeInputsContext, OfflineScoringInputsContext
 
     common: dict[str, Any] = {"tokenization_kwargs": None, "lora_request": None, "priorities": None}
+    context: Any
     if not asked.queries:
         task = processor.name
         params = PoolingParams(task=task, dimensions=asked.dimensions)
-        return OfflineEncodeInputsContext(pooling_task=task, prompts=[*asked.texts], pooling_params=params, **common)
-    data = ScoringData(data_1=[*asked.queries], data_2=[*asked.texts])
-    params, task = PoolingParams(task=processor.pooling_task), processor.pooling_task
-    return OfflineScoringInputsContext(
-        pooling_task=task, scoring_data=data, chat_template=None, pooling_params=params, **common
-    )
+        context = OfflineEncodeInputsContext(pooling_task=task, prompts=[*asked.texts], pooling_params=params, **common)
+    else:
+        task = processor.pooling_task
+        data, params = ScoringData(data_1=[*asked.queries], data_2=[*asked.texts]), PoolingParams(task=task)
+        context = OfflineScoringInputsContext(
+            pooling_task=task, scoring_data=data, chat_template=None, pooling_params=params, **common
+        )
+    factory, _ = processor.get_request_factory_offline(context)
+    return [processor.render(each) for each in factory()]

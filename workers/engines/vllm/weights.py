@@ -18,8 +18,7 @@ from typing import Any, Final, cast
 from telemetry.logs import get_logger
 from workers.engines.base import EngineAway, EngineRefused, EngineUnavailable
 from workers.engines.settings import EngineSection
-from workers.engines.vllm.adapter_files import tensors_of
-from workers.engines.vllm.adapters import Adapters
+from workers.engines.vllm.adapters import Adapters, tensors_of
 from workers.engines.vllm.guardian import Guardian
 from workers.engines.vllm.loading import while_alive
 from workers.engines.vllm.settings import VllmSettings
@@ -70,22 +69,18 @@ async def change(
 def require_same_model(old: Path, new: Path) -> None:
     """Raise EngineRefused, with the reason, unless two folders differ only in the values of their tensors. Blocks."""
     try:
-        _compare(old, new)
+        if not (old.is_dir() and new.is_dir()):
+            raise EngineRefused("weights change without a restart only from a folder to a folder")
+        for read, difference in (
+            (_texts, "{} of the new folder differs, and only weights change without a restart"),
+            (tensors_of, "the tensor {} has another type or shape in the new folder, or is missing there"),
+        ):
+            one, other = dict[str, object](read(old)), dict[str, object](read(new))
+            for name in sorted({*one, *other}):
+                if one.get(name) != other.get(name):
+                    raise EngineRefused(difference.format(name))
     except OSError as error:
         raise EngineRefused(f"a model's folder cannot be read ({error.strerror})") from None
-
-
-def _compare(old: Path, new: Path) -> None:
-    for folder in (old, new):
-        if not folder.is_dir():
-            raise EngineRefused("weights change without a restart only from a folder to a folder")
-    texts, tensors = (dict(_texts(old)), dict(_texts(new))), (dict(tensors_of(old)), dict(tensors_of(new)))
-    for name in sorted({*texts[0], *texts[1]}):
-        if texts[0].get(name) != texts[1].get(name):
-            raise EngineRefused(f"{name} of the new folder differs, and only weights change without a restart")
-    for name in sorted({*tensors[0], *tensors[1]}):
-        if tensors[0].get(name) != tensors[1].get(name):
-            raise EngineRefused(f"the tensor {name} has another type or shape in the new folder, or is missing there")
 
 
 async def change_weights(
