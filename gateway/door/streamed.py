@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext
+from io import StringIO
 from itertools import count
 from typing import Any
 
@@ -100,7 +101,7 @@ class AnswerStream:
         async with self._stack:
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
             while not self._answering.done():
-                piece = self._listener.text[sent:]
+                piece = self._listener.text_from(sent)
                 if piece:
                     sent += len(piece)
                     await send(stream_part(b"".join(self._events.delta(piece))))
@@ -141,23 +142,23 @@ class ChatEvents:
         self._shown = shown
         self._base: dict[str, Any] = {"id": f"chatcmpl-{job_id}", "created": created, "model": model}
         self._with_usage = with_usage
-        self._sent = ""
+        self._sent = StringIO()
 
     def delta(self, piece: str) -> list[bytes]:
         """Return the events of the text's next piece."""
-        first = [] if self._sent else [self._chunk(0, {"role": "assistant", "content": ""})]
-        self._sent += piece
+        first = [] if self._sent.tell() else [self._chunk(0, {"role": "assistant", "content": ""})]
+        self._sent.write(piece)
         return [*first, self._chunk(0, {"content": piece})]
 
     async def ended(self, result: Result) -> list[bytes]:
         """Return the events of what was not sent yet. Raises ApiError for an answer that does not continue the text."""
-        answer, made = self._shown(result), []
-        if not self._sent:
+        answer, made, sent = self._shown(result), [], self._sent.getvalue()
+        if not sent:
             self._base = {name: answer[name] for name in self._base}
         for choice in answer["choices"]:
             message, index = choice["message"], choice["index"]
-            if self._sent:
-                message = {**message, "content": rest_of(message["content"], self._sent)}
+            if sent:
+                message = {**message, "content": rest_of(message["content"], sent)}
             else:
                 made.append(self._chunk(index, {"role": "assistant", "content": ""}))
             said = {name: message[name] for name in _SAID if message.get(name)}
@@ -196,26 +197,26 @@ class ResponseEvents:
         self._shown = shown
         self._message = {"id": f"msg_{job_id}", "type": "message", "role": "assistant", "content": []}
         self._numbers = count()
-        self._sent = ""
+        self._sent = StringIO()
 
     def delta(self, piece: str) -> list[bytes]:
         """See `ChatEvents`."""
         made = []
-        if not self._sent:
+        if not self._sent.tell():
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             made = [*self._created(), self._added(0, self._message)]
             made.append(self._in_message("response.content_part.added", part=part))
-        self._sent += piece
+        self._sent.write(piece)
         return [*made, self._in_message("response.output_text.delta", delta=piece, logprobs=[])]
 
     async def ended(self, result: Result) -> list[bytes]:
         """See `ChatEvents`. A message that was begun stays the first item, before the reasoning."""
-        answer = await self._shown(result)
-        if self._sent:
+        answer, was_sent = await self._shown(result), self._sent.getvalue()
+        if was_sent:
             answer = {**answer, "output": sorted(answer["output"], key=lambda item: item["type"] != "message")}
-        made = [] if self._sent else self._created()
+        made = [] if was_sent else self._created()
         for place, item in enumerate(answer["output"]):
-            sent = self._sent if place == 0 else ""
+            sent = was_sent if place == 0 else ""
             made += [] if sent else [self._added(place, item)]
             at = {"output_index": place, "item_id": item["id"]}
             made += (self._event(kind, **at, **members) for kind, members in _parts(item, sent))

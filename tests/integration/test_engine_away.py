@@ -14,7 +14,7 @@ import pytest
 from tests.fleet_here import FleetHere
 from tests.http_handler import Answering, handling
 from tests.product import Product, Role, eventually
-from workers.engines.vllm.failures import IMAGE
+from workers.engines.vllm.loading import IMAGE
 
 pytestmark = pytest.mark.broker
 

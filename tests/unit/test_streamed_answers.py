@@ -21,9 +21,8 @@ from workers.engines.base import Completion, EngineError
 from workers.engines.online.anthropic import AnthropicServer, AnthropicSettings
 from workers.engines.online.gemini import GeminiServer, GeminiSettings
 from workers.engines.online.responses import ResponsesServer, ResponsesSettings
-from workers.engines.openai_http.answers import EventCutter
 from workers.engines.openai_http.dialect import OpenAIServer
-from workers.engines.openai_http.server import ModelServer
+from workers.engines.openai_http.server import EventCutter, ModelServer
 from workers.engines.openai_http.settings import OpenAISettings
 
 CLOCK = SystemClock()
@@ -244,12 +243,12 @@ def outcome(server: ModelServer, body: bytes) -> Completion | tuple[str, str]:
 
 def gathered(server: ModelServer, pieces: list[bytes]) -> tuple[Completion | tuple[str, str], list[str], bool]:
     """Return the outcome of a stream, the texts after each piece, and whether the stream was whole."""
-    answer, cutter, texts = server.answer(ASKED), EventCutter(), []
+    answer, cutter, texts = server.answer(ASKED), EventCutter(), [""]
     try:
         for piece in filter(None, pieces):
             for event in cutter.events(piece):
                 server.read(event, answer)
-            texts.append(answer.text)
+            texts.append(texts[-1] + answer.grown())
         return answer.completion(), texts, answer.is_whole
     except EngineError as error:
         return (type(error).__name__, str(error)), texts, True

@@ -29,6 +29,7 @@ from tests.any_json import any_json
 from tests.asking import request_of
 from tests.unit.echo_worker import record, working
 from workers.engines.address import with_quirks, without_fence
+from workers.engines.answers import Answer, Choice, finish_reason, is_failure
 from workers.engines.base import (
     Completion,
     EngineError,
@@ -39,15 +40,13 @@ from workers.engines.base import (
     token_logprob,
 )
 from workers.engines.families import ReasoningMarks, families
-from workers.engines.finish import finish_reason, is_failure
 from workers.engines.online.anthropic import AnthropicServer, AnthropicSettings
 from workers.engines.online.gemini import GeminiServer, GeminiSettings
 from workers.engines.online.responses import ResponsesServer, ResponsesSettings
-from workers.engines.openai_http.answers import Answer, read_chat
 from workers.engines.openai_http.dialect import OpenAIServer
 from workers.engines.openai_http.server import ServerProblem, TryAgain
 from workers.engines.openai_http.settings import OpenAISettings
-from workers.engines.reasoning import Parted, parted
+from workers.engines.reasoning import Growth, Parted, parted
 from workers.engines.vllm.answers import completion_of as vllm_completion
 from workers.engines.vllm.chat import VllmChat, calls_of
 from workers.inference import generate as generating
@@ -811,6 +810,7 @@ def test_choices_and_tokens_beyond_those_of_the_request_are_left_out() -> None:
 MARKS = ReasoningMarks(opening="<think>", closing="</think>", parser="qwen3", opened_by="model")
 OPEN, CLOSE = MARKS.opening, MARKS.closing
 PIECES = st.lists(st.sampled_from([OPEN, CLOSE, "<thi", "nk>", "</", "</think", "a", "b c", "\n", " "]), max_size=12)
+PARTS = st.lists(st.sampled_from([OPEN[:4], CLOSE[:5], "a", "\n", " "]), max_size=8).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -883,9 +883,41 @@ def test_the_marks_of_each_family_separate_the_thought_from_the_answer(
     assert whole == Parted(said.lstrip(), thought.strip(), len(f"{marks.opening}{thought}{marks.closing}"))
 
 
+@given(st.sampled_from(["", " \n", OPEN, f"\n{OPEN}"]), PARTS, PARTS, st.booleans(), st.integers(1, 9))
+def test_an_answer_that_grows_by_pieces_becomes_the_one_in_the_whole_output(
+    begin: str, thought: str, said: str, reasons: bool, size: int
+) -> None:
+    """A mark that two pieces share was once a part of the answer, or each piece was searched with all before it."""
+    output = f"{begin}{thought}{CLOSE}{said}" if reasons else said
+    growth = Growth(MARKS, reasons=reasons)
+    grown = [growth.add(output[at : at + size]) for at in range(0, len(output), size)]
+    may_begin_reasoning = not reasons and OPEN.startswith(output.lstrip())
+    assert "".join(grown) == ("" if may_begin_reasoning else parted(output, MARKS).text)
+
+
+@pytest.mark.parametrize(
+    ("effort", "deltas", "told"),
+    [
+        ("none", [{"content": "a"}, {"reasoning": "b"}, {"content": "c"}], ["a", "", "c"]),
+        ("low", [{"reasoning": "b"}, {"content": "a"}, {"content": "c"}], ["", "a", "c"]),
+        ("low", [{"content": "a"}, {"content": f"b{CLOSE[:3]}"}, {"content": f"{CLOSE[3:]} c"}], ["", "", "c"]),
+        ("low", [{"content": "a"}, {"reasoning": "b"}, {"content": "c"}], ["", "a", "c"]),
+    ],
+)
+def test_no_part_of_an_answer_is_told_twice_if_its_server_separates_the_reasoning(
+    effort: str, deltas: list[dict[str, str]], told: list[str]
+) -> None:
+    answer = Answer(request_of(prompt="Is it?", reasoning=Reasoning.model_validate({"effort": effort})), MARKS)
+    grown = []
+    for delta in deltas:
+        DIALECT.read(json.dumps({"choices": [{"delta": delta}]}).encode(), answer)
+        grown.append(answer.grown())
+    assert grown == told
+
+
 def read_answer(choice: Mapping[str, object], marks: ReasoningMarks | None = None, **usage: object) -> Completion:
     answer = Answer(request_of(prompt="Is it?"), marks)
-    read_chat(json.dumps({"choices": [choice], "usage": usage}).encode(), answer)
+    DIALECT.read(json.dumps({"choices": [choice], "usage": usage}).encode(), answer)
     return answer.completion()
 
 
@@ -902,6 +934,17 @@ def test_if_the_server_does_not_separate_the_reasoning_the_family_s_marks_do() -
     found = [(each.text, each.reasoning) for each in (read_answer(choice, MARKS), read_answer(choice))]
     assert found == [("b", "a"), ("<think>a</think>b", None)]
     assert read_answer({"message": {"content": None, "reasoning": "a"}}).text == ""
+
+
+@pytest.mark.parametrize(
+    ("mean", "confidence"), [(math.nan, None), (-math.inf, 0.0), (0.5, 1.0), (0.0, 1.0), (None, None)]
+)
+def test_the_confidence_is_a_probability_whatever_mean_an_engine_gives(
+    mean: float | None, confidence: float | None
+) -> None:
+    choice = Choice()
+    choice.mean_logprob = mean
+    assert choice.confidence == confidence
 
 
 RESULT = Result(

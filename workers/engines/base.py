@@ -42,6 +42,13 @@ The bounds exist because metrics refuse negative numbers, and databases refuse l
 """
 
 
+OnDelta = Callable[[str, int], object]
+"""Called on the event loop with the next piece of a growing text, and the number of characters before the piece.
+
+An engine that begins the answer again begins with 0.
+"""
+
+
 class Abort:
     """Ends one request early: `ask` calls the `stop` of the part that has the request now, be it a queue or an engine.
 
@@ -90,11 +97,10 @@ class GenerationRequest:
     """
     abort: Abort = field(default_factory=Abort, compare=False, repr=False)
     """Ends this request early. The copies of a request share it."""
-    on_delta: Callable[[str], object] | None = field(default=None, compare=False, repr=False)
-    """Called on the event loop with the answer's text so far, again and again while it grows, without the reasoning.
+    on_delta: OnDelta | None = field(default=None, compare=False, repr=False)
+    """Takes the answer's text while it grows, without the reasoning; an engine that cannot stream ignores it.
 
-    An engine that cannot stream ignores it. An engine that begins the answer again begins with a shorter text. The
-    completion has the whole text in any case.
+    The completion has the whole text in any case.
     """
 
     @property

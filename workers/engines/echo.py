@@ -25,6 +25,7 @@ from base64 import b64decode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import ClassVar, Final, Literal
 
 from pydantic import Field
@@ -154,10 +155,10 @@ class EchoEngine(AddressEngine):
         if request.on_delta is None:
             return await self._sleep(request.abort, seconds)
         ends = [word.end() for word in _TOKEN.finditer(text)] or [0]
-        for end in ends:
+        for start, end in pairwise([0, *ends]):
             if await self._sleep(request.abort, seconds / len(ends)) == "aborted":
                 return "aborted"
-            request.on_delta(text[:end])
+            request.on_delta(text[start:end], start)
         return "slept"
 
     async def _sleep(self, abort: Abort, seconds: float) -> _Woken:

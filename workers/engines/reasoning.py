@@ -1,6 +1,6 @@
 """A model's reasoning, kept apart from its answer: the text between marks such as `<think>` and `</think>`.
 
-`families` has the marks of each family of models.
+`families` has the marks of each family of models. `parted` reads a whole output, and `Growth` one that still grows.
 """
 
 from __future__ import annotations
@@ -23,16 +23,44 @@ class Parted:
     """Characters of the output up to the end of the reasoning, its closing mark included; 0 without reasoning."""
 
 
-def answer_begun(output: str, marks: ReasoningMarks, *, reasons: bool | None, is_open: bool = False) -> str:
-    """Return the answer in an output that still grows; empty while the output may be reasoning.
+class Growth:
+    """The answer in an output that grows. After leading white space, each piece is read a constant number of times."""
 
-    `reasons` is False if the request asked for no reasoning. See `parted` for `is_open`.
-    """
-    if marks.closing in output:
-        return parted(output, marks, is_open=is_open).text
-    began = output.lstrip()
-    may_reason = reasons is not False or is_open
-    return "" if may_reason or began.startswith(marks.opening) or marks.opening.startswith(began) else output
+    def __init__(self, marks: ReasoningMarks, *, reasons: bool | None, is_open: bool = False) -> None:
+        """`reasons` is False if the request asked for no reasoning. See `parted` for `is_open`."""
+        self._marks = marks
+        self._may_reason = reasons is not False or is_open
+        self._held = ""
+        """The part of the output in which a mark may have begun."""
+        self.has_begun = False
+        """True if the answer has begun."""
+        self._is_blank = False
+        """True while the answer after a reasoning has only white space, which does not count."""
+
+    def add(self, piece: str) -> str:
+        """Take the output's next piece, and return what the answer gains, as `parted` will give it."""
+        gained = piece if self.has_begun else self._begun(self._held + piece)
+        if self._is_blank:
+            gained = gained.lstrip()
+            self._is_blank = not gained
+        return gained
+
+    def _begun(self, output: str) -> str:
+        """Return the answer's begin; empty while the output may be reasoning."""
+        _, mark, answer = output.partition(self._marks.closing)
+        if mark:
+            self.has_begun = self._is_blank = True
+            return answer
+        began = output.lstrip()
+        self._may_reason = self._may_reason or began.startswith(self._marks.opening)
+        if self._may_reason:
+            self._held = output[1 - len(self._marks.closing) :]
+            return ""
+        if self._marks.opening.startswith(began):
+            self._held = output
+            return ""
+        self.has_begun = True
+        return output
 
 
 def parted(output: str, marks: ReasoningMarks, *, is_open: bool = False) -> Parted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import suppress
 
 from schemas.affinity import prefix_of
@@ -22,6 +21,7 @@ from workers.engines.base import (
     EngineLost,
     EngineUnavailable,
     GenerationRequest,
+    OnDelta,
     PromptTooLong,
     request_for,
 )
@@ -69,11 +69,11 @@ class Generator:
         received: ReceivedJob,
         asked: GroundedRequest,
         model_id: str | None = None,
-        on_delta: Callable[[str], object] | None = None,
+        on_delta: OnDelta | None = None,
     ) -> tuple[GroundedRequest, Completion | None]:
         """Return the request and its completion. If the prompt was too long, the returned request has less evidence.
 
-        `model_id` replaces the job's own model. `on_delta` is called with the answer's text while it grows.
+        `model_id` replaces the job's own model. `on_delta` takes the answer's text while it grows.
 
         The finish reason is `abort` if the job's end cut the completion off, or if the engine was away until then:
         `failure` has the reason. The completion is None if the job was over before. If a cancellation cut the

@@ -18,6 +18,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from io import StringIO
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -70,51 +71,51 @@ def channel_of(topic_prefix: str, tenant: str, job_id: str) -> str:
 
 
 class Speaker:
-    """The text of one job's answer. The engine calls it with each longer text, and `DeltaPublisher` publishes it."""
+    """The text of one job's answer. The engine calls it with each piece, and `DeltaPublisher` publishes the text."""
 
     def __init__(self, channel: str, unsaid: dict[Speaker, None], woken: asyncio.Event) -> None:
         self.channel = channel
         self._unsaid = unsaid
         self._woken = woken
-        self._attempt = secrets.token_hex(4)
-        self._text = ""
-        self._said = ""
-        """The part of this attempt's text that listeners have."""
-        self._leaving = ("", "")
-        """The attempt and the text of the last message, which perhaps has no answer yet."""
+        self._leaving = ("", 0)
+        """The attempt of the last message, which perhaps has no answer yet, and the text's length with it."""
         self._silent_until = 0.0
+        self._begin()
 
-    def __call__(self, text: str) -> None:
-        """Take the answer's text so far. A text that contradicts the published one begins another attempt."""
-        self._text = text
-        self._begin_again_if_changed()
+    def _begin(self) -> None:
+        self._attempt, self._text = secrets.token_hex(4), StringIO()
+        self._said = 0
+        """The characters of this attempt's text that listeners have."""
+
+    def __call__(self, piece: str, offset: int) -> None:
+        """Take the next piece of the text; a piece without characters before it begins another attempt."""
+        if offset == 0:
+            self._begin()
+        self._text.write(piece)
         self._unsaid[self] = None
         self._woken.set()
 
     def end(self) -> None:
         """Publish no more: the result has the rest."""
-        self._text = ""
+        self._begin()
         self._unsaid.pop(self, None)
 
     def message(self, now: float) -> str | None:
         """Return the next message; None without new text, or while the pause after an unheard piece lasts."""
-        if now < self._silent_until or len(self._text) <= len(self._said):
+        if now < self._silent_until or self._text.tell() <= self._said:
             return None
-        self._leaving = self._attempt, self._text
-        return json.dumps([self._attempt, len(self._said), self._text[len(self._said) :]])
+        self._text.seek(self._said)
+        piece = self._text.read()
+        self._leaving = self._attempt, self._text.tell()
+        return json.dumps([self._attempt, self._said, piece])
 
     def heard(self, listeners: int, now: float) -> None:
         """Note how many listeners the last message had."""
-        attempt, text = self._leaving
+        attempt, end = self._leaving
         if not listeners:
             self._silent_until = now + UNHEARD_SECONDS
         elif attempt == self._attempt:
-            self._said = text
-            self._begin_again_if_changed()
-
-    def _begin_again_if_changed(self) -> None:
-        if not self._text.startswith(self._said) and not self._said.startswith(self._text):
-            self._attempt, self._said = secrets.token_hex(4), ""
+            self._said = end
 
 
 class DeltaPublisher(SideTask):
@@ -174,9 +175,10 @@ class Listener:
     """The text that a waiting request has heard of its job's answer."""
 
     def __init__(self) -> None:
-        self.text = ""
         self.changed = asyncio.Event()
         """Set when the text becomes longer."""
+        self._text = StringIO()
+        self._length = 0
         self._attempt = ""
         self._end = 0
         """The characters heard of the present attempt, from its first one on."""
@@ -189,14 +191,21 @@ class Listener:
         end = offset + len(piece)
         if self._is_deaf or attempt != self._attempt or offset > self._end or end > MAX_RESULT_BYTES:
             return
-        known = self.text[offset:end]
+        known = self.text_from(offset, len(piece))
         if not piece.startswith(known):
             self._is_deaf = True
             return
         self._end = max(self._end, end)
-        if end > len(self.text):
-            self.text += piece[len(known) :]
+        if end > self._length:
+            self._text.seek(self._length)
+            self._text.write(piece[len(known) :])
+            self._length = end
             self.changed.set()
+
+    def text_from(self, offset: int, most: int = -1) -> str:
+        """Return the text from this character on, and of it at most so many characters; -1 stands for all."""
+        self._text.seek(offset)
+        return self._text.read(most)
 
 
 class DeltaListeners(SideTask):

@@ -59,11 +59,16 @@ YES = streaming(said("y"), said("es"), said("", "stop"), USAGE, DONE, pause=0.01
 
 
 class Told(list[str]):
-    """The texts that `on_delta` was called with."""
+    """The texts that `on_delta` has told so far, after each piece."""
+
+    def take(self, piece: str, offset: int) -> None:
+        before = self[-1] if offset else ""
+        assert len(before) == offset
+        self.append(before + piece)
 
     def request(self, **asked: Any) -> GenerationRequest:
         made = request(**asked)
-        made.on_delta = self.append
+        made.on_delta = self.take
         return made
 
 
@@ -132,7 +137,7 @@ async def test_a_stream_that_flows_is_a_sign_of_life_of_a_server_that_lists_no_m
 async def test_an_aborted_stream_is_an_aborted_answer() -> None:
     async with engine_at(Server(streaming(said("y"), then="hang"))) as engine:
         asked = request()
-        asked.on_delta = lambda text: asked.abort.ask()
+        asked.on_delta = lambda piece, offset: asked.abort.ask()
         assert await engine.complete(asked) == Completion("", "abort", 0, 0)
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from schemas.bounded import BoundedModel
+from workers.engines.answers import Answer, Usage, is_refusal
 from workers.engines.base import (
     REFUSED,
     GenerationRequest,
@@ -17,9 +18,7 @@ from workers.engines.base import (
     named_tool,
 )
 from workers.engines.body import Body, text_of
-from workers.engines.finish import is_refusal
 from workers.engines.online.turns import Turn, options_of, parted
-from workers.engines.openai_http.answers import Answer, Usage
 from workers.engines.openai_http.engine import engine_of
 from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer
 from workers.engines.openai_http.settings import RemoteSettings

@@ -11,10 +11,10 @@ from typing_extensions import TypedDict
 
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS, MAX_TOP_LOGPROBS
+from workers.engines.answers import Alternative, Answer, Numbered, Token, Usage, by_index
 from workers.engines.base import GenerationRequest, RequestRejected, arguments_of, inline, named_tool
 from workers.engines.body import Body, passed, text_of
 from workers.engines.online.turns import Turn, options_of, parted
-from workers.engines.openai_http.answers import Alternative, Answer, Numbered, Token, Usage, by_index
 from workers.engines.openai_http.engine import engine_of
 from workers.engines.openai_http.server import OF_ACCOUNTS, ModelServer
 from workers.engines.openai_http.settings import RemoteSettings

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 from schemas.bounded import BoundedModel
 from schemas.job import MAX_TOKENS
 from schemas.tools import MAX_TOOL_CALLS
+from workers.engines.answers import Answer, Token, Usage, finish_reason
 from workers.engines.base import (
     REFUSED,
     EngineFailed,
@@ -25,11 +26,9 @@ from workers.engines.base import (
     named_tool,
 )
 from workers.engines.body import Body, parts_of, passed, text_of
-from workers.engines.finish import finish_reason
 from workers.engines.online.turns import options_of, require_chat
-from workers.engines.openai_http.answers import DONE, Answer, Token, Usage
 from workers.engines.openai_http.engine import engine_of
-from workers.engines.openai_http.server import MAX_REASON_CHARACTERS, OF_ACCOUNTS, ModelServer
+from workers.engines.openai_http.server import DONE, MAX_REASON_CHARACTERS, OF_ACCOUNTS, ModelServer
 from workers.engines.openai_http.settings import RemoteSettings
 
 _LOGPROBS: Final = "message.output_text.logprobs"

@@ -1,9 +1,8 @@
 """The engine for any server that speaks OpenAI's protocol: a vLLM server, llama.cpp, a hosted service.
 
-`engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, and checks the model at the start.
-Requests beyond the server's limit wait in `slots`, which learns the limit from the server's counts or its refusals.
-`dialect` writes requests in the form that the server takes, and `answers`
-reads the server's responses, whole or piece by piece.
+`engine` gives requests their slots, deadlines and tries. `server` sends the POSTs, checks the model at the start, and
+reads answers, whole or piece by piece. Requests beyond the server's limit wait in `slots`, which learns the limit from
+the server's counts or its refusals. `dialect` writes requests in the form that the server takes, and reads its answers.
 """
 
 from __future__ import annotations

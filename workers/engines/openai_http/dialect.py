@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pydantic import AliasChoices, Field
+
+from schemas.bounded import BoundedModel
+from schemas.job import MAX_TOKENS
+from schemas.tools import MAX_TOOL_CALLS
 from telemetry.clock import Clock
+from workers.engines.answers import MOST_CHOICES, MOST_TOP, Alternative, Answer, Numbered, Token, Usage, by_index
 from workers.engines.base import Completion, GenerationRequest, RequestRejected, first_requests, inline, require_texts
 from workers.engines.body import FIELDS, Body, parts_of, passed, plain_text
-from workers.engines.openai_http.answers import Answer, read_chat
 from workers.engines.openai_http.pooling import SERVER_ENDPOINTS
 from workers.engines.openai_http.pooling import completion_of as pooled
-from workers.engines.openai_http.server import ModelServer, question_of
+from workers.engines.openai_http.server import DONE, ModelServer, question_of
 from workers.engines.openai_http.settings import OpenAISettings
 
 CHAT = "chat/completions"
@@ -50,8 +56,24 @@ class OpenAIServer(ModelServer):
         return Answer(request, self._marks)
 
     def read(self, document: bytes, answer: Answer) -> None:
-        """Add a completion or a chunk to the answer. Raises ValueError."""
-        read_chat(document, answer)
+        """Add a chat completion, a completion, or a chunk of one of them to the answer. Raises ValueError."""
+        if document == DONE:
+            answer.is_whole = True
+            return
+        read = _ChatCompletion.model_validate_json(document)
+        answer.count(read.usage)
+        for index, each in by_index(read.choices):
+            choice, said = answer.choice(index), each.said or _Said(content=each.text)
+            choice.say(said.content or "")
+            choice.think(said.reasoning or said.reasoning_content or "")
+            choice.refuse(said.refusal or "")
+            for call in said.tool_calls or ():
+                function = call.function
+                choice.call(function.name or "", function.arguments or "", call.id or "", call.index)
+            if each.logprobs is not None and (tokens := each.logprobs.all()) is not None:
+                choice.likely(tokens)
+            choice.end(each.finish_reason)
+        answer.is_whole = answer.is_whole or (answer.has_ended and len(answer.choices) >= answer.request.n)
 
     def missing(self, request: GenerationRequest, path: str) -> RequestRejected | None:
         """Return the error of a job that chose the missing path: a raw prompt, or texts without a question.
@@ -104,3 +126,65 @@ def _prompt(request: GenerationRequest) -> str:
         raise RequestRejected("tools", "this server only completes texts and calls no tools; name a model for chats")
     prompt: str = request.body["prompt"] if request.is_raw else plain_text(request.messages)
     return prompt
+
+
+# -- Answers --
+class _Logprobs(BoundedModel):
+    content: list[Token] | None = Field(default=None, max_length=MAX_TOKENS)
+    """Log-probabilities in the form of chat completions."""
+    token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
+    """Log-probabilities in the form of completions."""
+    tokens: list[str] | None = Field(default=None, max_length=MAX_TOKENS)
+    """The tokens of `token_logprobs`, in the form of completions."""
+    top_logprobs: list[dict[str, float | None] | None] | None = Field(default=None, max_length=MAX_TOKENS)
+    """The likeliest tokens at each place, in the form of completions."""
+
+    def all(self) -> list[Token] | None:
+        """Return the tokens in the form of chat completions; None if the server gave none."""
+        if self.content is not None or self.token_logprobs is None:
+            return self.content
+        tokens = self.tokens or [""] * len(self.token_logprobs)
+        above = self.top_logprobs or [None] * len(tokens)
+        return [
+            {"token": token, "logprob": value, "top_logprobs": _sorted(others or {})}
+            for token, value, others in zip(tokens, self.token_logprobs, above, strict=False)
+        ]
+
+
+def _sorted(others: Mapping[str, float | None]) -> list[Alternative]:
+    pairs = sorted(others.items(), key=lambda pair: -math.inf if pair[1] is None else pair[1], reverse=True)
+    return [{"token": token, "logprob": value} for token, value in pairs[:MOST_TOP]]
+
+
+class _Function(BoundedModel):
+    name: str | None = Field(default=None, max_length=256)
+    arguments: str | dict[str, Any] | None = None
+    """A text of JSON; some servers give the object instead of the text."""
+
+
+class _Call(BoundedModel):
+    index: int | None = None
+    id: str | None = Field(default=None, max_length=256)
+    function: _Function
+
+
+class _Said(BoundedModel):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_Call] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
+    reasoning: str | None = None
+    """The reasoning, in the field that vLLM and OpenRouter use."""
+    reasoning_content: str | None = None
+    """The reasoning, in the field that DeepSeek, llama.cpp, SGLang and older vLLM use."""
+
+
+class _Choice(Numbered):
+    said: _Said | None = Field(default=None, validation_alias=AliasChoices("message", "delta"))
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _ChatCompletion(BoundedModel):
+    choices: list[_Choice] = Field(default_factory=list, max_length=MOST_CHOICES)
+    usage: Usage | None = None

@@ -16,8 +16,8 @@ from schemas.bounded import BoundedModel
 from schemas.job import MAX_DIMENSIONS
 from schemas.kinds import CLASSIFY, EMBED, MAX_COMPARED, RERANK, SCORE
 from schemas.result import Float32
+from workers.engines.answers import Usage
 from workers.engines.base import Completion, EngineFailed
-from workers.engines.openai_http.answers import Usage
 from workers.engines.pooling import Pooled, PoolingInput
 
 _MOST_NUMBERS = MAX_DIMENSIONS

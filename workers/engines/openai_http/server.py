@@ -22,6 +22,7 @@ from telemetry.clock import Clock
 from telemetry.logs import get_logger, origin_of
 from workers.egress.answers import BodyTooLarge, bounded_body, bounded_pieces, parse_retry_after
 from workers.egress.proxy import bounded_connector
+from workers.engines.answers import Answer, Usage
 from workers.engines.base import (
     Completion,
     EngineFailed,
@@ -33,7 +34,6 @@ from workers.engines.base import (
     first_requests,
 )
 from workers.engines.body import FIELDS
-from workers.engines.openai_http.answers import Answer, EventCutter, Usage
 from workers.engines.openai_http.settings import RemoteSettings
 from workers.engines.openai_http.slots import MOST_BYTES, ServerLoad, load_in
 
@@ -75,6 +75,8 @@ _OF_LENGTH: Final = (
 _IN_STREAMS: Final = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429}
 """Maps the types and codes of errors in a stream to the status that a plain answer would have; others have 500."""
 _EVENTS: Final = "text/event-stream"
+DONE: Final = b"[DONE]"
+"""The event with which OpenAI's API and its imitators end a stream."""
 _TOO_LARGE: Final = "the server's answer is larger than this engine reads"
 _OTHER_FORM: Final = "the answer has another form than its API describes"
 _LESS: Final = 0.6
@@ -479,7 +481,7 @@ class ModelServer(ABC):
         If the server reports an error in the stream, return the error's status and body. Raises EngineError, and a
         ClientError for a lost end.
         """
-        answer, cutter, told = self.answer(request), EventCutter(), ""
+        answer, cutter, told = self.answer(request), EventCutter(), 0
         try:
             async for piece in bounded_pieces(response, STREAM_FACTOR * MAX_RESPONSE_BYTES):
                 self.heard()
@@ -489,9 +491,9 @@ class ModelServer(ABC):
                     self.read(event, answer)
                 if max(answer.size, cutter.pending) > MAX_RESPONSE_BYTES:
                     raise BodyTooLarge
-                if request.on_delta is not None and (text := answer.text) != told:
-                    told = text
-                    request.on_delta(text)
+                if request.on_delta is not None and (gained := answer.grown()):
+                    request.on_delta(gained, told)
+                    told += len(gained)
             if not answer.is_whole:
                 raise aiohttp.ClientPayloadError("the stream ended before its answer")
             return answer.completion()
@@ -620,3 +622,39 @@ class _Models(BoundedModel):
         if model.most_tokens is None and model.parent is not None:
             model = by_name.get(model.parent)
         return model.window if model is not None else None
+
+
+# -- Server-sent events (WHATWG HTML, section 9.2) --
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+
+
+class EventCutter:
+    """Cuts a stream into the data of its events, wherever the pieces of the stream begin and end."""
+
+    def __init__(self) -> None:
+        self._line: list[bytes] = []
+        """The pieces of the line that has no end yet."""
+        self._data: list[bytes] = []
+        """The lines of the event that has no end yet."""
+        self._is_after_cr = False
+        self.pending = 0
+        """The number of bytes since the last piece in which an event ended."""
+
+    def events(self, piece: bytes) -> Iterator[bytes]:
+        """Take the next piece, and yield the data of each event that ends in it, without comments and other fields."""
+        if self._is_after_cr:  # the line has ended there already, and CRLF is one end
+            piece = piece.removeprefix(b"\n")
+        self._is_after_cr = piece.endswith(b"\r")
+        first, *others = _LINE_END.split(piece)
+        self._line.append(first)
+        self.pending += len(piece)
+        for line in others:
+            yield from self._ended(b"".join(self._line))
+            self._line = [line]
+
+    def _ended(self, line: bytes) -> Iterator[bytes]:
+        if line.startswith(b"data:"):
+            self._data.append(line[len(b"data:") :].removeprefix(b" "))
+        elif not line and self._data:
+            yield b"\n".join(self._data)
+            self._data, self.pending = [], 0

@@ -5,12 +5,11 @@
     adapters        LoRA adapters and their folders, loaded at the start and changed later
     weights         other weights or adapters for a running engine
     chat            requests as vLLM's own, with their prompts, parameters and tools
-    answers         vLLM's outputs and errors as an engine's
+    answers         vLLM's outputs and errors as an engine's, and answers that grow
     decoding        an answer's tokens as text
     thinking        the model's reasoning
     pooling         embeddings, scores and classes
-    loading         reloads an engine that died, and tells if one hangs
-    failures        turns vLLM's errors into an engine's, and explains a failed load
+    loading         reloads an engine that died, tells if one hangs, and explains a failed load
     process_log     the output of vLLM's own processes, in the worker's log
     figures         takes vLLM's own counts, and exports some as metrics
     guardian        ends the engine's processes when the worker ends

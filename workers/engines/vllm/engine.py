@@ -15,7 +15,7 @@ import asyncio
 import gc
 import multiprocessing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -36,14 +36,13 @@ from workers.engines.base import (
 from workers.engines.places import Places
 from workers.engines.settings import EngineSection
 from workers.engines.vllm.adapters import Adapters
-from workers.engines.vllm.answers import completion_of, grammar_is_first
+from workers.engines.vllm.answers import answer_teller, as_engine_errors, completion_of, grammar_is_first
 from workers.engines.vllm.arguments import engine_arguments, forget_inspections, prepare_environment
 from workers.engines.vllm.chat import Chats, VllmChat, call_parser
 from workers.engines.vllm.decoding import Decoding
-from workers.engines.vllm.failures import as_engine_errors, refused
 from workers.engines.vllm.figures import counted_llm
 from workers.engines.vllm.guardian import Guardian
-from workers.engines.vllm.loading import LOOKS, WARM_UP_SECONDS, load_again, silence, warm
+from workers.engines.vllm.loading import LOOKS, WARM_UP_SECONDS, load_again, refused, silence, warm
 from workers.engines.vllm.pooling import PoolingModel
 from workers.engines.vllm.process_log import ProcessLog, shutdown_unlogged
 from workers.engines.vllm.settings import VllmSettings
@@ -351,10 +350,10 @@ class VllmEngine(AddressEngine):
             lora_request=lora,
             reasoning_ended=True if is_grammar_first else None,
         )
-        on_delta = _told_answers(chat, thinking)
+        tell = answer_teller(chat, thinking)
         async for output in outputs:  # without `on_delta`, the only output is the final one
-            if on_delta is not None and not output.finished:
-                on_delta(output.outputs[0].text)
+            if tell is not None and not output.finished:
+                tell(output.outputs[0].text)
         if output is None:
             return Completion("", "abort", len(chat.tokens), 0)
         if all(one.finish_reason != "abort" for one in output.outputs):
@@ -379,15 +378,6 @@ class VllmEngine(AddressEngine):
         """Load the engine now, so that the next request waits less."""
         if not self._closing.is_set():
             self._begin_loading()
-
-
-def _told_answers(chat: VllmChat, thinking: Thinking | None) -> Callable[[str], object] | None:
-    """Return the function that takes the output so far, and passes the answer in it to `on_delta`, if there is one."""
-    on_delta, reasons = chat.request.on_delta, chat.request.reasons
-    if on_delta is None or thinking is None:
-        return on_delta
-    is_open = thinking.is_open(chat.tokens)
-    return lambda output: on_delta(thinking.answer_begun(output, reasons=reasons, is_open=is_open))
 
 
 def _report(abort: asyncio.Future[None]) -> None:

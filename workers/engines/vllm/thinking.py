@@ -6,7 +6,6 @@ reasoning, and can bound the tokens of reasoning.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any, Self, cast
 from telemetry.logs import get_logger
 from workers.engines.base import GenerationRequest, RequestRejected
 from workers.engines.families import Family, ReasoningMarks, marks_in
-from workers.engines.reasoning import Parted, answer_begun, parted
+from workers.engines.reasoning import Growth, Parted, parted
 
 _PROMPT_END = 32
 """The number of tokens at the prompt's end among which the opening mark is searched for."""
@@ -93,9 +92,9 @@ class Thinking:
         shown = self._specials.sub("", reasoning).strip() if reasoning is not None else None
         return Parted(whole.text if keeps_special_tokens else self.shown(whole.text), shown, whole.end)
 
-    def answer_begun(self, output: str, *, reasons: bool | None, is_open: bool) -> str:
-        """Return the answer in an output that still grows, as `parted` will give it; see `reasoning.answer_begun`."""
-        return self.shown(answer_begun(output, self._marks, reasons=reasons, is_open=is_open))
+    def growth(self, request: GenerationRequest, prompt: Sequence[int]) -> Growth:
+        """Return the answer in the output for this prompt, of which nothing was read yet."""
+        return Growth(self._marks, reasons=request.reasons, is_open=self.is_open(prompt))
 
     def tokens(self, output: str, ids: Sequence[int], whole: Parted) -> int:
         """Return the number of tokens of the reasoning, including its closing mark."""
@@ -127,11 +126,3 @@ def require_reasoning(request: GenerationRequest, thinking: Thinking | None) -> 
         raise RequestRejected("reasoning", "this model does not reason, or its family is not known")
     if thinking.parser is None and "thinking_token_budget" in request.body:
         raise RequestRejected("reasoning.max_tokens", "the reasoning of this model cannot be bounded")
-
-
-def confidence_from(logprobs: Any, first: int) -> float | None:
-    """Return exp(mean log-probability of the tokens from `first` on); None without such tokens."""
-    if logprobs is None or first >= len(logprobs.start_indices):
-        return None
-    values = [logprobs.logprobs[at] for at in logprobs.start_indices[first:]]
-    return min(1.0, math.exp(sum(values) / len(values)))

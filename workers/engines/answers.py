@@ -1,4 +1,4 @@
-"""Answers of model servers: each API's reader adds what it reads to one `Answer`, which becomes the completion.
+"""Answers of models: each engine's reader adds what it reads to one `Answer`, which becomes the completion.
 
 A plain answer is read at once, and a streamed one event by event. So both have the same text, finish reason, calls,
 usage and failures.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
 from typing import Annotated, Any, Final, TypeVar
@@ -25,6 +24,7 @@ from telemetry.logs import get_logger
 from workers.engines.base import (
     Completion,
     EngineFailed,
+    FinishReason,
     GenerationRequest,
     TokenCount,
     numbered_call,
@@ -33,28 +33,58 @@ from workers.engines.base import (
     with_refusal,
 )
 from workers.engines.families import ReasoningMarks
-from workers.engines.finish import finish_reason, is_failure, is_refusal
-from workers.engines.reasoning import answer_begun, parted
+from workers.engines.reasoning import Growth, parted
 
 log = get_logger()
 
-DONE: Final = b"[DONE]"
-"""The event with which OpenAI's API and its imitators end a stream."""
 MOST_CHOICES: Final = 64
 """Cap on an answer's choices; a request asks for few.
 
 Without the cap, 8 MiB of JSON could become a gigabyte of objects.
 """
-_REASON_SHOWN: Final = 40
-_MOST_TOP: Final = MAX_TOP_LOGPROBS + 1
+MOST_TOP: Final = MAX_TOP_LOGPROBS + 1
 """Cap on the alternatives of one token in an answer.
 
 The cap is one more than a job may ask for, because some servers add the chosen token to the wanted alternatives.
 """
+_REASON_SHOWN: Final = 40
 _TOKEN_BYTES: Final = 32
 """The size of a token or an alternative with its log-probability, which is at least that of its JSON."""
 
+# -- Finish reasons of servers and of vLLM: the text without calls is an answer only after `stop` or `length` --
+_SAME_MEANING: Final[dict[FinishReason, tuple[str, ...]]] = {
+    "stop": ("eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed"),
+    "length": ("max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
+    "abort": ("cancelled",),
+    "content_filter": ("safety", "recitation", "blocklist", "prohibited_content", "spii"),
+    "tool_calls": ("function_call", "tool_use"),
+    "repetition": (),
+}
+"""Maps each FinishReason to the words of TGI, Mistral, Anthropic, Gemini, Cohere and OpenAI's Responses API."""
 
+_MEANINGS = {word: reason for reason, others in _SAME_MEANING.items() for word in (reason, *others)}
+_FAILURES = frozenset(("error", "insufficient_system_resource"))
+
+
+def is_failure(said: str | None) -> bool:
+    """True for a temporary failure: `error` (vLLM, Mistral, OpenRouter), `insufficient_system_resource` (DeepSeek)."""
+    return said is not None and said.lower() in _FAILURES
+
+
+def is_refusal(said: str | None) -> bool:
+    """True if the model refused to answer: Anthropic's word, which gateways pass on."""
+    return said is not None and said.lower() == "refusal"
+
+
+def finish_reason(said: str | None) -> FinishReason:
+    """Map the engine's word, in upper or lower case, to a FinishReason. An unknown word becomes `other`.
+
+    A missing word becomes `stop`, as in vLLM's own server.
+    """
+    return _MEANINGS.get(said.lower(), "other") if said else "stop"
+
+
+# -- Parts of an answer --
 class Usage(BoundedModel):
     """The tokens of an answer, under the names that the services give them. Absent counts are 0 or None."""
 
@@ -107,7 +137,7 @@ class Alternative(TypedDict, total=False):
 class Token(Alternative, total=False):
     """A token of an answer, with the likeliest tokens at its place."""
 
-    top_logprobs: Annotated[list[Alternative], Field(max_length=_MOST_TOP)] | None
+    top_logprobs: Annotated[list[Alternative], Field(max_length=MOST_TOP)] | None
 
 
 class Choice:
@@ -125,10 +155,18 @@ class Choice:
         self.size = 0
         """The characters and bytes that are kept, counted like the JSON of a plain answer."""
         self._by_index: dict[int, dict[str, Any]] = {}
+        self._told = 0
 
     def say(self, text: str) -> None:
         """Add to the text."""
         self.size += self.text.write(text)
+
+    def news(self) -> str:
+        """Return the text since the last call."""
+        self.text.seek(self._told)
+        news = self.text.read()
+        self._told += len(news)
+        return news
 
     def think(self, text: str) -> None:
         """Add to the reasoning."""
@@ -168,8 +206,8 @@ class Choice:
 
     @property
     def confidence(self) -> float | None:
-        """exp(mean log-probability); None if the server gave no log-probabilities."""
-        if self.mean_logprob is not None:
+        """exp(mean log-probability); None if the server gave no log-probabilities that are numbers."""
+        if self.mean_logprob is not None and not math.isnan(self.mean_logprob):
             return math.exp(min(self.mean_logprob, 0.0))
         given = [token.get("logprob") for token in self.tokens or ()]
         values = [min(value, 0.0) for value in given if value is not None and not math.isnan(value)]
@@ -198,6 +236,8 @@ class Answer:
         self.is_whole = False
         """True once nothing but the end of a stream is missing."""
         self._marks = marks
+        self._growth = Growth(marks, reasons=request.reasons) if marks is not None else None
+        self._first: Choice | None = None
         self._no_reason = no_reason
         self._no_arguments = no_arguments
 
@@ -223,14 +263,22 @@ class Answer:
         """True if each choice has a reason for its end."""
         return bool(self.choices) and all(choice.reason for choice in self.choices.values())
 
-    @property
-    def text(self) -> str:
-        """The text of choice 0 so far, without its reasoning, as the whole answer will begin."""
-        choice = self.choices.get(0, Choice())
-        said = choice.text.getvalue()
-        if self._marks is None or choice.reasoning.tell():
-            return said
-        return answer_begun(said, self._marks, reasons=self.request.reasons)
+    def grown(self) -> str:
+        """Return what the text of choice 0 has gained since the last call, without its reasoning.
+
+        A choice that replaces the first one gains nothing, since it repeats that one's text.
+        """
+        choice = self.choices.get(0)
+        self._first = self._first or choice
+        if choice is None or choice is not self._first:
+            return ""
+        gained = choice.news()
+        if self._growth is None:
+            return gained
+        if self._growth.has_begun or not choice.reasoning.tell():
+            return self._growth.add(gained)
+        self._growth = None  # the server separates the reasoning itself
+        return choice.text.getvalue()
 
     def completion(self) -> Completion:
         """Return the first choice as a completion; `further` has the other choices that the request asks for.
@@ -288,12 +336,9 @@ class Answer:
 
 
 def _pair(found: Alternative) -> tuple[str, float]:
-    return found.get("token", ""), _known(found.get("logprob"))
-
-
-def _known(value: float | None) -> float:
-    """Return the value, or the logarithm of 0 for a missing value."""
-    return value if value is not None else -math.inf
+    """Return a token and its log-probability; the logarithm of 0 stands for a missing value."""
+    value = found.get("logprob")
+    return found.get("token", ""), value if value is not None else -math.inf
 
 
 class Numbered(BoundedModel):
@@ -312,124 +357,3 @@ def by_index(parts: Sequence[N]) -> Iterator[tuple[int, N]]:
         index = part.index if part.index not in taken else max(taken) + 1
         taken.add(index)
         yield index, part
-
-
-# -- OpenAI's chat completions and completions --
-
-
-class _Logprobs(BoundedModel):
-    content: list[Token] | None = Field(default=None, max_length=MAX_TOKENS)
-    """Log-probabilities in the form of chat completions."""
-    token_logprobs: list[float | None] | None = Field(default=None, max_length=MAX_TOKENS)
-    """Log-probabilities in the form of completions."""
-    tokens: list[str] | None = Field(default=None, max_length=MAX_TOKENS)
-    """The tokens of `token_logprobs`, in the form of completions."""
-    top_logprobs: list[dict[str, float | None] | None] | None = Field(default=None, max_length=MAX_TOKENS)
-    """The likeliest tokens at each place, in the form of completions."""
-
-    def all(self) -> list[Token] | None:
-        """Return the tokens in the form of chat completions; None if the server gave none."""
-        if self.content is not None or self.token_logprobs is None:
-            return self.content
-        tokens = self.tokens or [""] * len(self.token_logprobs)
-        above = self.top_logprobs or [None] * len(tokens)
-        return [
-            {"token": token, "logprob": value, "top_logprobs": _sorted(others or {})}
-            for token, value, others in zip(tokens, self.token_logprobs, above, strict=False)
-        ]
-
-
-def _sorted(others: Mapping[str, float | None]) -> list[Alternative]:
-    pairs = sorted(((_known(value), token) for token, value in others.items()), key=lambda pair: -pair[0])
-    return [{"token": token, "logprob": value} for value, token in pairs[:_MOST_TOP]]
-
-
-class _Function(BoundedModel):
-    name: str | None = Field(default=None, max_length=256)
-    arguments: str | dict[str, Any] | None = None
-    """A text of JSON; some servers give the object instead of the text."""
-
-
-class _Call(BoundedModel):
-    index: int | None = None
-    id: str | None = Field(default=None, max_length=256)
-    function: _Function
-
-
-class _Said(BoundedModel):
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[_Call] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
-    reasoning: str | None = None
-    """The reasoning, in the field that vLLM and OpenRouter use."""
-    reasoning_content: str | None = None
-    """The reasoning, in the field that DeepSeek, llama.cpp, SGLang and older vLLM use."""
-
-
-class _Choice(Numbered):
-    said: _Said | None = Field(default=None, validation_alias=AliasChoices("message", "delta"))
-    text: str | None = None
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _ChatCompletion(BoundedModel):
-    choices: list[_Choice] = Field(default_factory=list, max_length=MOST_CHOICES)
-    usage: Usage | None = None
-
-
-def read_chat(document: bytes, answer: Answer) -> None:
-    """Add a chat completion, a completion, or a chunk of one of them to the answer. Raises ValueError."""
-    if document == DONE:
-        answer.is_whole = True
-        return
-    read = _ChatCompletion.model_validate_json(document)
-    answer.count(read.usage)
-    for index, each in by_index(read.choices):
-        choice, said = answer.choice(index), each.said or _Said(content=each.text)
-        choice.say(said.content or "")
-        choice.think(said.reasoning or said.reasoning_content or "")
-        choice.refuse(said.refusal or "")
-        for call in said.tool_calls or ():
-            function = call.function
-            choice.call(function.name or "", function.arguments or "", call.id or "", call.index)
-        if each.logprobs is not None and (tokens := each.logprobs.all()) is not None:
-            choice.likely(tokens)
-        choice.end(each.finish_reason)
-    answer.is_whole = answer.is_whole or (answer.has_ended and len(answer.choices) >= answer.request.n)
-
-
-# -- Server-sent events (WHATWG HTML, section 9.2) --
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
-
-
-class EventCutter:
-    """Cuts a stream into the data of its events, wherever the pieces of the stream begin and end."""
-
-    def __init__(self) -> None:
-        self._line: list[bytes] = []
-        """The pieces of the line that has no end yet."""
-        self._data: list[bytes] = []
-        """The lines of the event that has no end yet."""
-        self._is_after_cr = False
-        self.pending = 0
-        """The number of bytes since the last piece in which an event ended."""
-
-    def events(self, piece: bytes) -> Iterator[bytes]:
-        """Take the next piece, and yield the data of each event that ends in it, without comments and other fields."""
-        if self._is_after_cr:  # the line has ended there already, and CRLF is one end
-            piece = piece.removeprefix(b"\n")
-        self._is_after_cr = piece.endswith(b"\r")
-        first, *others = _LINE_END.split(piece)
-        self._line.append(first)
-        self.pending += len(piece)
-        for line in others:
-            yield from self._ended(b"".join(self._line))
-            self._line = [line]
-
-    def _ended(self, line: bytes) -> Iterator[bytes]:
-        if line.startswith(b"data:"):
-            self._data.append(line[len(b"data:") :].removeprefix(b" "))
-        elif not line and self._data:
-            yield b"\n".join(self._data)
-            self._data, self.pending = [], 0
