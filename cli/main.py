@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.fleet.roles import ROLES, begin_logs
-from cli.shared.errors import fail, say
+from cli.shared.errors import BAD_INPUT, ending, fail, quiet_clients, say
 from cli.shared.listing import Listed, Listing
 from cli.shared.variables import complaints
 from workers.system.secrecy import harden_process
+
+if TYPE_CHECKING:
+    from typer._click import Context
 
 # A process that multiprocessing spawned has this argument, and imports this module first.
 if "--multiprocessing-fork" in sys.orig_argv:
@@ -33,9 +36,24 @@ At most 30 names, so that the help is read in one look; a verb about one noun be
 
 COMMANDS = {name: Listed(section, folder) for section, (folder, names) in _SECTIONS.items() for name in names.split()}
 
+_NEED_GATEWAY = frozenset({"dev", "gateway", "store", "api-keys", "tenants", "trace"})
+"""The commands that need the extra `gateway`, where a base install does not do; the others need `worker`."""
+_OURS = frozenset({"cli", "gateway", "postback_client", "producers", "schemas", "telemetry", "workers"})
+
 
 class _Commands(Listing):
     listed = COMMANDS
+
+    def invoke(self, ctx: Context) -> Any:
+        """Run the command. An error that its user can mend, or a missing package, ends the command with one line."""
+        with ending():
+            try:
+                return super().invoke(ctx)
+            except ModuleNotFoundError as error:
+                if (name := error.name) is None or name.partition(".")[0] in _OURS:
+                    raise
+                extra = "gateway" if ctx.invoked_subcommand in _NEED_GATEWAY else "worker"
+                raise fail(f"this command needs {name}: pip install 'postback[{extra}]'", BAD_INPUT) from None
 
 
 app = typer.Typer(
@@ -68,6 +86,8 @@ def begin(
     """Warn, before every command, of environment variables that look like settings but are read by no process."""
     if context.invoked_subcommand in ROLES:
         begin_logs(context.invoked_subcommand)
+    else:
+        quiet_clients()
     for complaint in complaints(os.environ):
         say(complaint, action="setting-unread")
 

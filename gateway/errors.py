@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
+from schemas.operator_error import OperatorError
+
 Model = TypeVar("Model", bound=BaseModel)
 
 MOST_RETRY_SECONDS = 60
@@ -97,7 +99,7 @@ def validated(model: type[Model], document: object, *, strict: bool = True) -> M
         raise ApiError(400, code, f"{place or 'The body'}: {reason}.", place) from None
 
 
-class StoreAway(Exception):  # noqa: N818 - it names what happened
+class StoreAway(OperatorError):  # noqa: N818 - it names what happened
     """The database cannot be reached, or did not take the change; the request may be repeated."""
 
 

@@ -12,9 +12,10 @@ ProducerError
 from __future__ import annotations
 
 from schemas.broker_hint import broker_hint
+from schemas.operator_error import OperatorError
 
 
-class ProducerError(Exception):
+class ProducerError(OperatorError):
     """The producer cannot do its work."""
 
 

@@ -62,11 +62,13 @@ _DOES: dict[str, Callable[[str, str], bool]] = {
 equal."""
 
 
-def shown_configs(admin: Any, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return each topic's effective properties: none if the broker hides the topic's configuration."""
-    resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
-    answer = admin.describe_configs(resources, config_filter="all")["topic"]
-    return {topic: {name: entry["value"] for name, entry in shown.items()} for topic, shown in answer.items()}
+def shown_configs(
+    admin: Any, names: Iterable[str], kind: ConfigResourceType = ConfigResourceType.TOPIC
+) -> dict[str, dict[str, str]]:
+    """Return the effective properties of each topic or broker: none if the broker hides its configuration."""
+    answer = admin.describe_configs([ConfigResource(kind, name) for name in names], config_filter="all")
+    shown = answer.get(kind.name.lower(), {})
+    return {name: {one: entry["value"] for one, entry in config.items()} for name, config in shown.items()}
 
 
 def config_differences(admin: Any, wanted: Mapping[str, Mapping[str, str]]) -> tuple[list[ConfigDifference], list[str]]:

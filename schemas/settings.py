@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from schemas.docstrings import descriptions
+from schemas.operator_error import OperatorError
 from schemas.topics import TIER_DELAYS_SECONDS, Topics, tier_name
 from schemas.trust import MalformedSecrets, TrustSecrets
 
@@ -193,8 +194,10 @@ class FleetSettings(RoomSettings, env_prefix="POSTBACK_", env_nested_delimiter="
     it."""
 
 
-class SettingsRefused(Exception):  # noqa: N818 - named after the refusal
+class SettingsRefused(OperatorError):  # noqa: N818 - named after the refusal
     """Variables have unusable values. The error's text names each variable with its problem, and shows no value."""
+
+    exit_status = 2
 
 
 def read_settings(kind: type[Settings]) -> Settings:

@@ -509,9 +509,10 @@ GATEWAY = {
     "certificates-read": Action("info", "A file of the door's TLS changed; new connections use the new certificates."),
     "certificates-expiring": Action(
         "warning",
-        "A certificate or a revocation list of the door is in the last third of its life, or has expired. Clients "
-        "refuse an expired certificate of the door. Past a list's end, the door refuses every client certificate.",
-        "`postback certs renew` or `postback certs crl`, in the authority's directory.",
+        "A certificate or a revocation list of the door is in the last third of its life, at most half a year before "
+        "its end, or has expired. Clients refuse an expired certificate of the door. Past a list's end, the door "
+        "refuses every client certificate.",
+        "`postback certs renew`, in the authority's directory, or a new file of your own authority.",
     ),
     "revocation-unchecked": Action(
         "warning",

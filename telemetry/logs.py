@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 import idna
 from opentelemetry import trace
 
+from schemas.operator_error import OperatorError
+
 # If structlog finds rich, it imports it for tracebacks that are never written here, which takes a sixth of a second.
 _HIDES_RICH = "rich" not in sys.modules
 if _HIDES_RICH:
@@ -90,8 +92,10 @@ _FOREIGN_STEPS: list[Processor] = [
 ]
 
 
-class UnknownLevel(ValueError):  # noqa: N818 - it names what was asked for
+class UnknownLevel(OperatorError, ValueError):  # noqa: N818 - it names what was asked for
     """POSTBACK_LOG_LEVEL is none of DEBUG, INFO, WARNING, ERROR and CRITICAL."""
+
+    exit_status = 2
 
     def __init__(self) -> None:
         super().__init__(self.__doc__)

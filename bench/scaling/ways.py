@@ -8,7 +8,6 @@ from bench.scaling.cluster import PARTITIONS, START_SECONDS, Sight, Wish
 from cli.operations.exporter.replicas import (
     ExporterSettings,
     Hysteresis,
-    Plan,
     Throughput,
     answer_seconds,
     wanted_replicas,
@@ -27,7 +26,8 @@ def by_deadlines(*, measured: bool = True) -> Wish:
     start time are those of the simulated cluster. A worker really answers 0.4 jobs/s in most traces, and not the
     assumed 1. Without `measured`, the answers' times are left out of the margin before the deadlines.
     """
-    settings = ExporterSettings()
+    bounds = {"min_replicas": 0, "max_replicas": PARTITIONS, "start_seconds": START_SECONDS}
+    settings = ExporterSettings().model_copy(update=bounds)
     throughput = Throughput(settings.jobs_per_second)
     answer_time = 0.0
     hysteresis = Hysteresis(settings.down_seconds)
@@ -37,7 +37,7 @@ def by_deadlines(*, measured: bool = True) -> Wish:
         jobs = sum(lane.jobs for lane in sight.lanes)
         throughput.observe(sight.at, sight.done, jobs, sight.workers)
         answer_time = answer_seconds(answer_time, sight.answers if measured else ())
-        plan = Plan(0, PARTITIONS, START_SECONDS, settings.margin_seconds, answer_time, settings.time_share)
-        return hysteresis.follow(sight.at, wanted_replicas(sight.lanes, throughput.jobs_per_second, plan))
+        wanted = wanted_replicas(sight.lanes, throughput.jobs_per_second, settings, answer_time)
+        return hysteresis.follow(sight.at, wanted)
 
     return wish

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.shared.errors import fail, quiet_clients, say, telling
+from cli.shared.errors import fail, say
 from cli.shared.settings import fleet_settings
 
 app = typer.Typer(no_args_is_help=True, help="Run an Apache Kafka on this machine, for development.")
@@ -30,16 +30,14 @@ def start(
     ] = None,
 ) -> None:
     """Start brokers that keep running in the background, and return when they are ready."""
-    quiet_clients()
     from cli.devkit.broker import start_detached
-    from cli.devkit.kafka.errors import BrokerError, PortInUse
+    from cli.devkit.kafka.errors import PortInUse
 
-    with telling(BrokerError):
-        try:
-            running = start_detached(data, port, brokers)
-        except PortInUse as error:
-            free = _command("start", data, "--port", "0")
-            raise fail(f"port {error.port} on 127.0.0.1 is in use; stop its listener, or run: {free}") from None
+    try:
+        running = start_detached(data, port, brokers)
+    except PortInUse as error:
+        free = _command("start", data, "--port", "0")
+        raise fail(f"port {error.port} on 127.0.0.1 is in use; stop its listener, or run: {free}") from None
     state = "was running already" if running.was_running else "is running"
     say(f"Kafka {state}; its data is in {running.data}")
     if running.bootstrap_servers != fleet_settings().kafka.bootstrap_servers:
@@ -52,11 +50,8 @@ def start(
 def stop(data: Data = None) -> None:
     """Stop the brokers and keep their data."""
     from cli.devkit.broker import default_data, stop_detached
-    from cli.devkit.kafka.errors import BrokerError
 
-    with telling(BrokerError):
-        stopped = stop_detached(data)
-    if stopped:
+    if stop_detached(data):
         say(f"Kafka has stopped; start it again with its data: {_command('start', data)}")
     else:
         say(f"no Kafka was running on the data in {(data or default_data()).resolve()}")

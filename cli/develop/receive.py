@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, fail, needing, say
+from cli.shared.errors import fail, refusing, say
 from cli.shared.given_secrets import SECRET_HELP, checked_secrets
 from cli.shared.output import refuse_one_file
 from cli.shared.settings import checked_tenant, fleet_settings, keyring_path
@@ -50,11 +50,10 @@ def receive(
     problem, headers, event, received_at and status. Callbacks that do not verify are answered with 401. Ctrl-C or
     SIGTERM ends the command with a summary.
     """
-    with needing("worker"):
-        import asyncio
+    import asyncio
 
-        from cli.devkit.receiver import Behaviour
-        from cli.shared.verifying import GivenKeys, KeyringKeys
+    from cli.devkit.receiver import Behaviour
+    from cli.shared.verifying import GivenKeys, KeyringKeys
 
     given, checked = checked_secrets(secrets or []), checked_tenant(tenant) if tenant is not None else None
     if given or jwks is not None:
@@ -76,10 +75,8 @@ def _writers(out: Path | None, *, verbose: bool) -> Iterator[list[Writer]]:
     if out is None:
         yield terminal or [_lines(sys.stdout)]
         return
-    try:
+    with refusing(f"--out {out}"):
         file = out.open("a", encoding="utf-8")
-    except OSError as error:
-        raise fail(f"--out {out}: {error.strerror}", BAD_INPUT) from None
     with file:
         yield [_lines(file), *terminal]
 

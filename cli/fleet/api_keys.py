@@ -11,12 +11,11 @@ import typer
 from cli.fleet.gateway_store import StoreUrl, opened_store
 from cli.shared.audited import audited
 from cli.shared.errors import BAD_INPUT, FAILED, fail, say
-from cli.shared.settings import checked_tenant
+from cli.shared.settings import checked_scopes, checked_tenant
 from cli.shared.times import DURATION_HELP, checked_duration
 
 if TYPE_CHECKING:
     from gateway.access.keys import ApiKey
-    from gateway.access.principal import Scope
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke the API keys of tenants.")
 
@@ -42,7 +41,7 @@ def create(
     """Create an API key and print it. The key is shown once: the store keeps only its digest."""
     from telemetry.clock import SystemClock
 
-    tenant, chosen, label = checked_tenant(tenant), _checked_scopes(scopes), _checked_label(label)
+    tenant, chosen, label = checked_tenant(tenant), checked_scopes(scopes), _checked_label(label)
     seconds = checked_duration("--expires", expires) if expires is not None else None
     clock = SystemClock()
     expires_at = round((clock.time() + seconds) * 1000) if seconds is not None else None
@@ -98,17 +97,6 @@ def revoke(
         if revoked is None:
             raise fail(f"no API key has the id {identifier}; `postback api-keys list` shows all ids", FAILED)
     say(f"revoked key {revoked.id} of tenant {revoked.tenant}")
-
-
-def _checked_scopes(scopes: str | None) -> frozenset[Scope]:
-    from gateway.access.principal import DEFAULT_SCOPES, Scope
-
-    if scopes is None:
-        return DEFAULT_SCOPES
-    try:
-        return frozenset(Scope(scope.strip()) for scope in scopes.split(","))
-    except ValueError:
-        raise fail(f"--scopes: choose from {', '.join(Scope)}, with commas", BAD_INPUT) from None
 
 
 def _checked_label(label: str | None) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from cli.fleet.roles import HOST, METRICS_PORT, announce, run, starting
-from cli.shared.errors import needing
 
 
 def deliver(host: Annotated[str, HOST] = "127.0.0.1", metrics_port: Annotated[int, METRICS_PORT] = 0) -> None:
@@ -14,8 +13,7 @@ def deliver(host: Annotated[str, HOST] = "127.0.0.1", metrics_port: Annotated[in
     Settings: POSTBACK_KEYRING, POSTBACK_DELIVERY__…, POSTBACK_EGRESS__…, and POSTBACK_REPLICA.
     """
     fleet = starting()
-    with needing("worker"):
-        from workers.roles.delivery import run_delivery
-        from workers.roles.process import Listen
+    from workers.roles.delivery import run_delivery
+    from workers.roles.process import Listen
 
     run("deliver", run_delivery(fleet, Listen(host, metrics_port), announce))

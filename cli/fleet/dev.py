@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, fail, needing, quiet_clients, say, telling
+from cli.shared.errors import BAD_INPUT, fail, say
 
 if TYPE_CHECKING:
     from cli.fleet.dev_start import Wanted
@@ -83,16 +83,12 @@ def dev(
 
 def _serve(wanted: Wanted) -> None:
     """Start everything and serve until a signal. Ends the command if something cannot start."""
-    from cli.devkit.kafka.errors import BrokerError
     from cli.fleet import dev_start
-    from producers.errors import ProducerError
     from telemetry import logs
 
-    problems = (BrokerError, ProducerError, dev_start.DataRefused, dev_start.ServerRefused, logs.UnknownLevel)
-    with needing("gateway"), telling(*problems), ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as beside:
         # A line for each step of the roles would push the addresses off the screen.
         logs.configure("dev", level=os.environ.get("POSTBACK_LOG_LEVEL", "WARNING"))
-        quiet_clients()
         say("starting everything, which takes up to a minute")
         roles = beside.submit(import_module, "cli.fleet.dev_system")  # beside the start of Kafka, which takes as long
         with dev_start.data_folder(wanted.data) as folder, dev_start.reserved_ports(folder, wanted) as ports:

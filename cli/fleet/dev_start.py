@@ -20,6 +20,7 @@ from urllib.request import urlopen
 from cli.devkit.broker import Broker
 from cli.devkit.kafka.cluster import check_free, free_ports
 from cli.devkit.kafka.errors import PortInUse
+from schemas.operator_error import OperatorError
 from telemetry.atomic_file import Replacement, replace_files
 
 HOST = "127.0.0.1"
@@ -30,11 +31,11 @@ USUAL_PORTS = {"Ollama": 11434, "vLLM": 8000, "LM Studio": 1234}
 """The ports on which model servers for one machine listen, if they are started without options."""
 
 
-class DataRefused(Exception):  # noqa: N818 - named after the refusal
+class DataRefused(OperatorError):  # noqa: N818 - named after the refusal
     """The folder of --data cannot be used. The text names the file and the fix."""
 
 
-class ServerRefused(Exception):  # noqa: N818 - named after the refusal
+class ServerRefused(OperatorError):  # noqa: N818 - named after the refusal
     """The model server of --base-url does not list its models. The text says why."""
 
 

@@ -19,7 +19,6 @@ from cli.fleet.dev_start import HOST, Ports, Wanted, servers_nearby, write_priva
 from cli.fleet.gateway_store import opened_store, store_url
 from cli.fleet.roles import run
 from cli.operations.topics import configure_groups, create_topics
-from cli.shared.errors import telling
 from cli.shared.settings import fleet_settings, keyring_path
 from cli.shared.verifying import KeyringKeys
 from gateway.access.keys import create_key
@@ -27,7 +26,7 @@ from gateway.role import ROLES, Options, gateway_stages
 from schemas.job import DEFAULT_TENANT
 from schemas.settings import FleetSettings
 from telemetry.clock import SystemClock
-from workers.delivery.keyring import Keyring, KeyringError, KeyringExists
+from workers.delivery.keyring import Keyring, KeyringExists
 from workers.roles.delivery import delivery_stages
 from workers.roles.model_registry import engine_of
 from workers.roles.process import Listen, Process, WhenReady
@@ -57,14 +56,14 @@ class Addresses:
 def serve(wanted: Wanted, folder: Path, ports: Ports, kafka: str, model: str | None) -> None:
     """Make topics, keys and an API key where they are missing, and serve until a signal.
 
-    Ends the command with a line if a part cannot start. Raises ProducerError and DataRefused.
+    Raises OperatorError if a part cannot start.
     """
     _set_environment(wanted, folder, kafka)
     fleet = fleet_settings()
     create_topics(fleet.kafka)
     configure_groups(fleet.kafka)
     keyring = keyring_path(fleet)
-    with telling(KeyringError), suppress(KeyringExists):
+    with suppress(KeyringExists):
         Keyring.create(keyring, _CLOCK)
     run("dev", _System(wanted, fleet, ports, keyring, _api_key(folder), model).run())
 

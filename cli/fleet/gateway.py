@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.fleet.roles import METRICS_PORT, announce, run, starting
-from cli.shared.errors import BAD_INPUT, fail, needing, say
+from cli.shared.errors import BAD_INPUT, fail, say
 
 
 def gateway(
@@ -39,10 +39,9 @@ def gateway(
 
     Settings: POSTBACK_GATEWAY__…, POSTBACK_STORE__…, POSTBACK_KEYRING.
     """
-    with needing("gateway"):
-        from gateway.role import ROLES, Options, run_gateway
-        from workers.roles.process import Listen
     from cli.fleet.gateway_store import store_url
+    from gateway.role import ROLES, Options, run_gateway
+    from workers.roles.process import Listen
 
     chosen = frozenset(name.strip() for name in roles.split(","))
     if unknown := chosen - set(ROLES):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from cli.shared.errors import needing, telling
 from cli.shared.settings import checked_settings
 
 if TYPE_CHECKING:
@@ -25,14 +24,13 @@ StoreUrl = Annotated[
 
 def store_url(given: str | None) -> str:
     """Return the URL of the option --store, or that of the settings."""
-    with needing("gateway"):
-        from gateway.store.settings import StoreSettings
+    from gateway.store.settings import StoreSettings
 
     return given or checked_settings(StoreSettings).url
 
 
 class OpenStore:
-    """The store, open for one command. The methods raise StoreAway and PepperProblem, which end the command."""
+    """The store, open for one command. The methods raise StoreAway and PepperProblem."""
 
     def __init__(self, url: str) -> None:
         from gateway.store.store import Store
@@ -63,14 +61,9 @@ class OpenStore:
 
 @contextmanager
 def opened_store(url: str | None) -> Iterator[OpenStore]:
-    """Open the store for the body of a `with`. End the command if the store is away or its pepper is unusable."""
-    with needing("gateway"):
-        from gateway.access.pepper import PepperProblem
-        from gateway.store.store import StoreAway
-
-    with telling(StoreAway, PepperProblem):
-        store = OpenStore(store_url(url))
-        try:
-            yield store
-        finally:
-            store.close()
+    """Open the store for the body of a `with`. Raises StoreAway."""
+    store = OpenStore(store_url(url))
+    try:
+        yield store
+    finally:
+        store.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, fail, say, telling
+from cli.shared.errors import BAD_INPUT, fail, refusing, say
 from cli.shared.settings import checked_tenant, fleet_settings, keyring_path
 from cli.shared.times import DURATION_HELP, checked_duration
 
@@ -28,16 +28,15 @@ _LONGEST_SECRET = 1024
 def init() -> None:
     """Make a keyring at POSTBACK_KEYRING. An existing keyring is left unchanged."""
     from telemetry.clock import SystemClock
-    from workers.delivery.keyring import Keyring, KeyringError, KeyringExists
+    from workers.delivery.keyring import Keyring, KeyringExists
 
     path = keyring_path(fleet_settings())
-    with telling(KeyringError):
-        try:
-            Keyring.create(path, SystemClock())
-        except KeyringExists as exists:
-            say(str(exists))
-            Keyring.load(path, by_root=True)
-            return
+    try:
+        Keyring.create(path, SystemClock())
+    except KeyringExists as exists:
+        say(str(exists))
+        Keyring.load(path, by_root=True)
+        return
     say(f"made {path}; back it up, and keep it secret: anyone who can read it can sign in your name")
 
 
@@ -87,17 +86,15 @@ def rotate(
     earlier rotations. --master --leaked is for a leaked file: every key in the file stops signing.
     """
     from telemetry.clock import SystemClock
-    from workers.delivery.keyring import KeyringError
 
     tenant, seconds = checked_tenant(tenant), 0.0 if leaked else checked_duration("--overlap", overlap)
     keyring, now = _load(), SystemClock().time()
-    with telling(KeyringError):
-        if master and leaked:
-            keyring.replace_all(now)
-        elif master:
-            keyring.rotate_master(now, seconds)
-        else:
-            keyring.rotate(tenant, now, seconds)
+    if master and leaked:
+        keyring.replace_all(now)
+    elif master:
+        keyring.rotate_master(now, seconds)
+    else:
+        keyring.rotate(tenant, now, seconds)
     whose = "the master" if master else f"the keys of tenant {tenant}"
     ends = f"the old ones sign until {_minute(now + seconds)}" if seconds else "all earlier ones have stopped signing"
     say(f"rotated {whose}; {ends}")
@@ -115,15 +112,13 @@ def import_secret(
     """
     from schemas.signature import MalformedKey
     from telemetry.clock import SystemClock
-    from workers.delivery.keyring import KeyringError
 
     tenant, keyring = checked_tenant(tenant), _load()
     secret = _secret_from(file)
-    with telling(KeyringError):
-        try:
-            keyring.add_secret(tenant, secret, SystemClock().time())
-        except MalformedKey as error:
-            raise fail(f"the secret: {error}", BAD_INPUT) from None
+    try:
+        keyring.add_secret(tenant, secret, SystemClock().time())
+    except MalformedKey as error:
+        raise fail(f"the secret: {error}", BAD_INPUT) from None
     say(f"imported a secret of tenant {tenant}; it signs beside the derived one until the tenant's keys are rotated")
 
 
@@ -131,17 +126,11 @@ def _secret_from(file: Path | None) -> str:
     """Read the secret from the file, from standard input, or from a hidden prompt at a terminal."""
     if file is None and sys.stdin.isatty():
         return str(typer.prompt("secret", hide_input=True, err=True)).strip()
-    try:
+    with refusing("the secret" if file is None else f"--file {file}"):
         if file is None:
-            text = sys.stdin.read(_LONGEST_SECRET)
-        else:
-            with file.open(encoding="utf-8") as opened:
-                text = opened.read(_LONGEST_SECRET)
-    except OSError as error:
-        raise fail(f"--file {file}: {error.strerror}", BAD_INPUT) from None
-    except UnicodeDecodeError:
-        raise fail("the secret: it is not text", BAD_INPUT) from None
-    return text.strip()
+            return sys.stdin.read(_LONGEST_SECRET).strip()
+        with file.open(encoding="utf-8") as opened:
+            return opened.read(_LONGEST_SECRET).strip()
 
 
 def _until(end: float) -> str:
@@ -153,8 +142,6 @@ def _minute(at: float) -> str:
 
 
 def _load() -> Keyring:
-    from workers.delivery.keyring import Keyring, KeyringError
+    from workers.delivery.keyring import Keyring
 
-    path = keyring_path(fleet_settings())
-    with telling(KeyringError):
-        return Keyring.load(path, by_root=True)
+    return Keyring.load(keyring_path(fleet_settings()), by_root=True)

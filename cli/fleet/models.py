@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.fleet.models_bench import bench
-from cli.shared.errors import BAD_INPUT, FAILED, fail, needing, say, telling
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say
 from cli.shared.settings import checked_settings
 from cli.shared.terminal import table
 
@@ -46,13 +46,13 @@ def check(file: File = None, without_secrets: WithoutSecrets = False, as_json: A
     from workers.engines.models.mistakes import RegistryRefused
 
     try:
-        registry = _read(file, without_secrets)
+        registry = _registry(file, without_secrets)
     except RegistryRefused as refused:
-        if as_json:
-            mistakes = [{"line": each.line, "field": each.field, "reason": each.reason} for each in refused.mistakes]
-            typer.echo(json.dumps({"mistakes": mistakes}, indent=1))
-            raise typer.Exit(FAILED) from None
-        raise fail(str(refused), FAILED) from None
+        if not as_json:
+            raise
+        mistakes = [{"line": each.line, "field": each.field, "reason": each.reason} for each in refused.mistakes]
+        typer.echo(json.dumps({"mistakes": mistakes}, indent=1))
+        raise typer.Exit(FAILED) from None
     if as_json:
         typer.echo(json.dumps({"mistakes": []}, indent=1))
         return
@@ -86,27 +86,14 @@ app.command()(bench)
 
 
 def _registry(file: Path | None, without_secrets: bool) -> ModelRegistry:
-    """Return the checked registry, or end the command with its mistakes."""
-    from workers.engines.models.mistakes import RegistryRefused
-
-    try:
-        return _read(file, without_secrets)
-    except RegistryRefused as refused:
-        raise fail(str(refused), FAILED) from None
-
-
-def _read(file: Path | None, without_secrets: bool) -> ModelRegistry:
-    with needing("worker"):
-        from workers.inference.settings import WorkerSettings
-        from workers.roles.model_registry import read_file
-
-    from schemas.settings import SettingsRefused
+    """Return the checked registry. Raises RegistryRefused and SettingsRefused."""
+    from workers.inference.settings import WorkerSettings
+    from workers.roles.model_registry import read_file
 
     path = file or checked_settings(WorkerSettings).registry
     if path is None:
         raise fail("name the registry's file with --file, or set POSTBACK_WORKER__REGISTRY", BAD_INPUT)
-    with telling(SettingsRefused, code=BAD_INPUT):
-        return read_file(path, with_secrets=not without_secrets)
+    return read_file(path, with_secrets=not without_secrets)
 
 
 def _row(registry: ModelRegistry, model: RegistryModel) -> tuple[str, ...]:

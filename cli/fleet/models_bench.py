@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.send.job_warnings import warn_of_refused, warn_of_unserved
-from cli.shared.errors import BAD_INPUT, FAILED, fail, needing, quiet_clients, say, telling
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say
 from cli.shared.given_secrets import SECRET_HELP, checked_secrets
 from cli.shared.progress import counting
 from cli.shared.settings import checked_tenant, fleet_settings, keyring_path
+from cli.shared.terminal import table
 
 if TYPE_CHECKING:
     from cli.operations.fleet_bench import BenchPlan, BenchReport, FleetBench
@@ -54,20 +55,15 @@ def bench(
 
     Exit status: 0 all jobs succeeded, 1 some did not, 2 bad input and nothing sent.
     """
-    quiet_clients()
-    with needing("worker"):
-        from cli.operations.fleet_bench import BenchPlan, FleetBench
-        from cli.shared.verifying import GivenKeys, KeyringKeys
+    from cli.operations.fleet_bench import BenchPlan, FleetBench
+    from cli.shared.verifying import GivenKeys, KeyringKeys
     from producers.client import Client
-    from producers.errors import ProducerError
     from schemas.job import LONGEST_TTL_SECONDS
-    from schemas.settings import SettingsRefused
     from telemetry.clock import Deadline, SystemClock
     from telemetry.traces import exporting
 
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
-    with telling(SettingsRefused, code=BAD_INPUT):
-        trust = fleet.trust.secrets
+    trust = fleet.trust.secrets
     given = checked_secrets(secrets or [])
     keys: HeldKeys = GivenKeys(given, None, tenant) if given else KeyringKeys(keyring_path(fleet), tenant)
     bench, clock = FleetBench(SystemClock()), SystemClock()
@@ -75,7 +71,7 @@ def bench(
         ttl_seconds = timeout + (jobs / rate if rate is not None else 0.0)
         plan = BenchPlan(model, jobs, callback_url or url, min(ttl_seconds, LONGEST_TTL_SECONDS), rate)
         _check(plan, fleet)
-        with telling(ProducerError), exporting("models-bench"), Client(fleet.kafka, trust=trust) as client:
+        with exporting("models-bench"), Client(fleet.kafka, trust=trust) as client:
             sent = client.submit(bench.work(plan), tenant=tenant, lane="bulk" if bulk else "default")
             _await(bench, sent.accepted, Deadline.after(clock, timeout), clock)
     report = bench.report(plan, sent.accepted)
@@ -140,7 +136,7 @@ def _receiving(keys: HeldKeys, bench: FleetBench, host: str, port: int) -> Itera
 
 
 def _table(report: BenchReport) -> str:
-    """Return the figures as a Markdown table."""
+    """Return the figures as a table of two lines."""
     said = report.document()
     times = {f"{name} ms": "-" if ms is None else f"{ms:,.1f}" for name, ms in said["submit_to_callback_ms"].items()}
     cells = {
@@ -151,9 +147,4 @@ def _table(report: BenchReport) -> str:
         "jobs/s": f"{report.jobs_per_second:,.1f}",
         **times,
     }
-    widths = {name: max(len(name), len(cell)) for name, cell in cells.items()}
-    rows = (list(cells), ["-" * width for width in widths.values()], list(cells.values()))
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths.values(), strict=True)) + " |"
-        for row in rows
-    )
+    return "\n".join(table([list(cells), list(cells.values())], names=0))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, fail, needing, say, say_in_log, telling
+from cli.shared.errors import BAD_INPUT, fail, say, say_in_log
 from cli.shared.settings import fleet_settings
 
 if TYPE_CHECKING:
@@ -91,49 +91,13 @@ def announce(port: int) -> None:
 
 
 def run(service: str, role: Coroutine[None, None, None]) -> None:
-    """Run a role on uvloop. An error that an operator can mend ends the command with one line.
+    """Run a role on uvloop.
 
     Spans go to the collector at OTEL_EXPORTER_OTLP_ENDPOINT, if that variable is set.
     """
-    with needing("worker"):
-        import uvloop
+    import uvloop
 
-    from schemas.settings import SettingsRefused
     from telemetry.traces import exporting
-    from workers.delivery.keyring import KeyringError
-    from workers.engines.base import EngineError
-    from workers.engines.models.mistakes import RegistryRefused
-    from workers.enrichment.answering.grounding import TemplateRefused
-    from workers.enrichment.answering.judging import EntailmentModelRefused
-    from workers.enrichment.answering.profile import ProfileRefused
-    from workers.enrichment.choosing.embedder import EmbeddingModelRefused
-    from workers.enrichment.search.base import SearchMisconfigured
-    from workers.kafka.topics import PropertyRefused
-    from workers.screening.loading import RulesRefused
-    from workers.stage.dispatcher import NothingCompletes
-    from workers.stage.settler import IdentityShared
-    from workers.stage.source import GroupRefused
-    from workers.stage.topic_ids import TopicMadeAnew
-    from workers.system.errors import ProcessError
 
-    of_the_process = (
-        ProcessError,
-        EngineError,
-        KeyringError,
-        IdentityShared,
-        GroupRefused,
-        NothingCompletes,
-        TopicMadeAnew,
-    )
-    of_the_jobs = (
-        ProfileRefused,
-        RegistryRefused,
-        EmbeddingModelRefused,
-        EntailmentModelRefused,
-        RulesRefused,
-        SearchMisconfigured,
-        TemplateRefused,
-    )
-    refused = (SettingsRefused, PropertyRefused)
-    with exporting(service), telling(*of_the_process, *of_the_jobs), telling(*refused, code=BAD_INPUT):
+    with exporting(service):
         uvloop.run(role)

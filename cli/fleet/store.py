@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from cli.fleet.gateway_store import StoreUrl, opened_store, store_url
-from cli.shared.errors import fail, needing, say, telling
+from cli.shared.errors import fail, say
 from cli.shared.settings import fleet_settings
 
 app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, and rebuild its rows from Kafka.")
@@ -14,11 +14,9 @@ app = typer.Typer(no_args_is_help=True, help="Upgrade the gateway's database, an
 @app.command()
 def upgrade(store: StoreUrl = None) -> None:
     """Bring the database to this program's schema. Stop the gateways and back the database up before."""
-    with needing("gateway"):
-        from gateway.store.store import Store, StoreAway
+    from gateway.store.store import Store
 
-    with telling(StoreAway):
-        before, after = Store.upgrade(store_url(store))
+    before, after = Store.upgrade(store_url(store))
     if before == after:
         say(f"the store is at schema {after}")
     else:
@@ -32,11 +30,10 @@ def rebuild(store: StoreUrl = None) -> None:
     Rows whose records Kafka has deleted stay as they are. Keys, tenants, files and batches are not touched, except for
     the counts of running batches. No event, webhook or callback is sent again.
     """
-    with needing("gateway"):
-        from confluent_kafka import KafkaException
+    from confluent_kafka import KafkaException
 
-        from gateway.view import rebuild as rebuilding
-        from workers.kafka.topics import unanswered
+    from gateway.view import rebuild as rebuilding
+    from workers.kafka.topics import unanswered
 
     kafka = fleet_settings().kafka
     with opened_store(store) as opened:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, FAILED, asking_kafka, fail, say
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say
 from cli.shared.settings import fleet_settings
 from cli.shared.terminal import table
 from schemas.groups import INFERENCE_GROUP
@@ -60,10 +60,9 @@ def create(
         raise fail("--engine: 1 to 64 letters, digits, `_` or `-`, and none of batch, shadow and spare", BAD_INPUT)
     changes = {"partitions": partitions, "replication_factor": replication_factor}
     kafka = fleet_settings().kafka.model_copy(update={name: value for name, value in changes.items() if value})
-    with asking_kafka():
-        report = create_topics(kafka, engines=engine or (), raise_partitions=raise_partitions, fix_config=fix_config)
-        _report_topics(report)
-        _report_groups(configure_groups(kafka))
+    report = create_topics(kafka, engines=engine or (), raise_partitions=raise_partitions, fix_config=fix_config)
+    _report_topics(report)
+    _report_groups(configure_groups(kafka))
     if not report.is_sound:
         raise typer.Exit(FAILED)
 
@@ -81,8 +80,7 @@ def backlog(
     """
     from cli.operations.backlog import standings
 
-    with asking_kafka():
-        topics = [_summary(list(each)) for _, each in groupby(standings(fleet_settings().kafka), _topic)]
+    topics = [_summary(list(each)) for _, each in groupby(standings(fleet_settings().kafka), _topic)]
     jobs = sum(each["backlog"] for each in topics if each["group"] == INFERENCE_GROUP)
     total = sum(each["backlog"] for each in topics)
     if as_json:

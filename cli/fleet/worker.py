@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.fleet.roles import HOST, METRICS_PORT, announce, run, starting
-from cli.shared.errors import BAD_INPUT, fail, needing
+from cli.shared.errors import BAD_INPUT, fail
 from cli.shared.settings import checked_settings
 from workers.engines import ENGINES
 
@@ -50,11 +50,10 @@ def worker(
     With --check the exit status is 0 if every model answered, 1 if the engine does not load or does not answer.
     """
     fleet = starting()
-    with needing("worker"):
-        from workers.enrichment.settings import EnrichmentSettings
-        from workers.roles.engine_check import check_engine
-        from workers.roles.process import Listen
-        from workers.roles.worker import run_worker
+    from workers.enrichment.settings import EnrichmentSettings
+    from workers.roles.engine_check import check_engine
+    from workers.roles.process import Listen
+    from workers.roles.worker import run_worker
 
     if shadow and (with_delivery or check):
         raise fail("--shadow goes with neither --with-delivery nor --check", BAD_INPUT)

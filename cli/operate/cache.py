@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, fail, needing, say
+from cli.shared.errors import BAD_INPUT, fail, say
 from cli.shared.settings import checked_settings
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def invalidate(
     """
     if (url is None) == (host is None):
         raise fail("name either a URL or --host", BAD_INPUT)
-    with needing("worker"):
-        from yarl import URL
+    from yarl import URL
 
-        from workers.enrichment.cache.entry import target_of_host, target_of_url
+    from workers.enrichment.cache.entry import target_of_host, target_of_url
+
     if url is not None and not url.lower().startswith(("http://", "https://")):
         raise fail("a URL starts with http:// or https://", BAD_INPUT)
     if url is not None and not _is_read(lambda: URL(url)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.shared.audited import audited
-from cli.shared.errors import FAILED, asking_kafka, fail, say
+from cli.shared.errors import FAILED, fail, say
 from cli.shared.putting_back import Asked, DryRun, Yes, end
 from cli.shared.settings import checked_endpoint, checked_tenant, fleet_settings
 from cli.shared.terminal import harmless
@@ -179,23 +179,21 @@ def _filter(
 
 @contextmanager
 def opened_letters() -> Iterator[DeadLetters]:
-    """Yield the fleet's dead letters. On a ProducerError, report it and exit."""
+    """Yield the fleet's dead letters. Raises ProducerError."""
     from cli.operations.dead_letters import DeadLetters
     from producers.scan import Scanner
     from telemetry.clock import SystemClock
 
     kafka, clock = fleet_settings().kafka, SystemClock()
-    with asking_kafka(), Scanner(kafka, clock) as scanner:
+    with Scanner(kafka, clock) as scanner:
         yield DeadLetters(kafka, scanner, clock)
 
 
-@contextmanager
-def _producer() -> Iterator[PutBack]:
+def _producer() -> PutBack:
     from cli.operations.dead_letters import REDRIVE
     from cli.operations.put_back import PutBack
 
-    with asking_kafka(), PutBack(fleet_settings().kafka, REDRIVE) as back:
-        yield back
+    return PutBack(fleet_settings().kafka, REDRIVE)
 
 
 def report_counts(tally: LetterCounts) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.shared.errors import FAILED, quiet_clients, say
+from cli.shared.errors import FAILED, say
 from cli.shared.terminal import harmless
 from workers.engines import ENGINES
 
@@ -57,7 +57,6 @@ def doctor(
 
     Exit status: 0 no fault, 1 a fault was found.
     """
-    quiet_clients()
     from cli.operate.doctor_checks import checks
     from cli.operations.doctor.findings import FindingLevel, examine
 

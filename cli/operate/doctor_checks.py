@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 
 from cli.operate import doctor_engine
-from cli.operations.certificates import State, authority_state, days_left, state_at
+from cli.operations.certificates import State, state_at
 from cli.operations.doctor import brokers, fleet, topics
 from cli.operations.doctor.findings import Check, Finding, fault, fault_of, warning
+from cli.send.job_warnings import FIXES
 from cli.shared.variables import ROOMS, complaints, settings_class
 from schemas.settings import FleetSettings, SettingsRefused, read_settings
 from telemetry.atomic_file import access_problem
@@ -58,13 +59,6 @@ _CERTIFICATES = (
     *(f"{_KAFKA}SSL_CA_LOCATION", f"{_KAFKA}SSL_CERTIFICATE_LOCATION"),
     *("POSTBACK_DELIVERY__CA_FILE", "POSTBACK_GATEWAY_CA_FILE"),
 )
-
-_EGRESS_FIXES = {
-    "ADDRESS": f"if the address is yours, add its network to {_ALLOW} on workers and delivery",
-    "DENIED": "remove it from POSTBACK_EGRESS__DENY if that is wrong",
-    "PORT": f"add the port to POSTBACK_EGRESS__PORTS, or the address to {_ALLOW}",
-    "SCHEME": "give the callback an https URL; POSTBACK_ENV=development allows http for tests",
-}
 
 _WHOLE_URL = "give the callback a whole https URL with a host name"
 
@@ -277,22 +271,22 @@ def _certificates(path: Path) -> list[x509.Certificate] | None:
 
 def _lifetime(name: str, certificate: x509.Certificate, now: datetime) -> Iterator[Finding]:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    state = (authority_state if _is_authority(certificate) else state_at)(now, begin, end)
+    state = state_at(now, begin, end)
     about = f"a certificate of {name} ({_common_name(certificate)})"
     renew = f"replace the file of {name}; `postback certs renew` does so for certificates of `postback certs`"
     if begin > now:
         yield fault(f"{about} is not valid yet, or this machine's clock is slow", renew)
     elif state is State.EXPIRED:
-        yield fault(f"{about} expired {days_left(now, end)}", renew)
+        yield fault(f"{about} expired {_days_left(now, end)}", renew)
     elif state is State.EXPIRING:
-        yield warning(f"{about} expires {days_left(now, end)}", renew)
+        yield warning(f"{about} expires {_days_left(now, end)}", renew)
 
 
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
-        return False
+def _days_left(now: datetime, end: datetime) -> str:
+    """Return the time to the end as text for people, such as `in 12 days` or `3 days ago`."""
+    days = abs(end - now).days
+    count = "less than a day" if days == 0 else "1 day" if days == 1 else f"{days} days"
+    return f"{count} ago" if end < now else f"in {count}"
 
 
 def _common_name(certificate: x509.Certificate) -> str:
@@ -337,7 +331,7 @@ def _check_callback(url: str, fleet: FleetSettings) -> Iterator[Finding]:
     except EgressRefused as refused:
         yield fault(
             f"the guard refuses callbacks to {origin}: {refused.reason}",
-            _EGRESS_FIXES.get(refused.reason.name, _WHOLE_URL),
+            FIXES.get(str(refused.reason), _WHOLE_URL),
         )
         return
     host, port = parsed.raw_host or "", parsed.port or 443

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.shared.errors import FAILED, asking_kafka, fail
+from cli.shared.errors import FAILED, fail
 from cli.shared.settings import checked_tenant, fleet_settings
 from cli.shared.terminal import harmless
 from cli.shared.times import HELP, TIME, checked_time
@@ -43,7 +43,7 @@ def deliveries(
     tenant = checked_tenant(tenant) if tenant is not None else None
     kafka = fleet_settings().kafka
     look = None
-    with asking_kafka(), Scanner(kafka) as scanner:
+    with Scanner(kafka) as scanner:
         steps = read(kafka, scanner, wanted, tenant, since_ms)
         if not steps:
             look = look_into_lanes(kafka, scanner, done_offsets, {wanted}, tenant)

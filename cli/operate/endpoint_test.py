@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.shared.errors import FAILED, needing, telling
+from cli.shared.errors import FAILED, telling
 from cli.shared.given_secrets import SECRET_HELP, checked_secrets
 from cli.shared.settings import checked_settings, checked_tenant, checked_text, fleet_settings, keyring_path
 from cli.shared.terminal import harmless
@@ -45,10 +45,7 @@ def test_endpoint(
 
     Exit status: 0 the endpoint answered 2xx, 1 it did not, 2 wrong options.
     """
-    with needing("worker"):
-        import asyncio
-
-        import aiohttp  # noqa: F401 - the import that a base install lacks
+    import asyncio
 
     url, tenant, fleet = checked_url(url), checked_tenant(tenant), fleet_settings()
     signer = _signer(checked_secrets(secrets or []), tenant, fleet)
@@ -94,12 +91,11 @@ async def _post(
     from workers.delivery.post import Exhausted, Poster
     from workers.delivery.settings import MAX_ANSWER_EXCERPT_BYTES, DeliverySettings
     from workers.egress import EgressSettings
-    from workers.system.errors import ProcessError
 
     clock = SystemClock()
     policy = checked_settings(EgressSettings).callback_policy(development=fleet.env == "development")
     settings = checked_settings(DeliverySettings).model_copy(update={"answer_excerpt_bytes": MAX_ANSWER_EXCERPT_BYTES})
-    with telling(ProcessError, Exhausted):
+    with telling(Exhausted):
         poster = Poster(settings, policy, clock)
         try:
             return await poster.post(url, body, signer.headers(webhook_id, int(clock.time()), body), tenant)
@@ -110,12 +106,11 @@ async def _post(
 def _signer(secrets: list[str], tenant: str, fleet: FleetSettings) -> Signer:
     from schemas.signature import Signer
     from telemetry.clock import SystemClock
-    from workers.delivery.keyring import Keyring, KeyringError
+    from workers.delivery.keyring import Keyring
 
     if secrets:
         return Signer(secrets)
-    with telling(KeyringError):
-        return Keyring.load(keyring_path(fleet)).signer(tenant, SystemClock().time())
+    return Keyring.load(keyring_path(fleet)).signer(tenant, SystemClock().time())
 
 
 def checked_url(url: str) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from cli.operate.endpoint_deliveries import deliveries
 from cli.operate.endpoint_test import checked_url, test_endpoint
-from cli.shared.errors import asking_kafka, fail, say
+from cli.shared.errors import fail, say
 from cli.shared.settings import checked_tenant, fleet_settings
 from cli.shared.terminal import harmless
 
@@ -41,8 +41,7 @@ def list_endpoints(
     from cli.operations.endpoints import known_endpoints
 
     wanted = checked_tenant(tenant) if tenant is not None else None
-    with asking_kafka():
-        known = known_endpoints(fleet_settings().kafka).values()
+    known = known_endpoints(fleet_settings().kafka).values()
     found = [record for record in known if wanted in (None, record.tenant)]
     if as_json:
         typer.echo(json.dumps([endpoint_summary(record) for record in found], indent=2))
@@ -59,8 +58,7 @@ def enable(urls: Urls, tenant: Tenant = "default", as_json: AsJson = False) -> N
     from schemas.endpoint import EndpointState
 
     tenant, kafka = checked_tenant(tenant), fleet_settings().kafka
-    with asking_kafka():
-        disabled = disabled_endpoints(kafka)
+    disabled = disabled_endpoints(kafka)
     others = [url for url in urls if (tenant, url) not in disabled]
     if others:
         raise fail(f"not disabled, as `postback endpoints list` shows: {', '.join(map(harmless, others))}")
@@ -89,8 +87,7 @@ def _put(tenant: str, urls: list[str], state: EndpointState, *, as_json: bool) -
     reason = DisabledBecause.OPERATOR if state is EndpointState.DISABLED else None
     at = round(SystemClock().time() * 1000)
     records = [EndpointRecord(tenant=tenant, url=url, state=state, at=at, reason=reason) for url in urls]
-    with asking_kafka():
-        put_endpoints(fleet_settings().kafka, records)
+    put_endpoints(fleet_settings().kafka, records)
     for record in records:
         if as_json:
             typer.echo(json.dumps(endpoint_summary(record)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.shared.errors import asking_kafka, fail, say
+from cli.shared.errors import fail, say
 from cli.shared.output import written
 from cli.shared.settings import checked_text, fleet_settings
 from cli.shared.terminal import harmless
@@ -59,7 +59,7 @@ def start(
     Start the candidate with `postback worker --shadow`. Workers then abort the rollout by themselves, or give the
     candidate 1, 10, 50 and 100 % of the alias's jobs, and at last the alias.
     """
-    from cli.operations.rollouts import RolloutRefused, new_order
+    from cli.operations.rollouts import new_order
     from cli.operations.rollouts import start as begin
     from schemas.job import Identifier
 
@@ -68,8 +68,7 @@ def start(
     bounds = {"max_jobs": max_jobs, "canary_jobs": canary_jobs, "per_second": per_second, "slower": slower}
     wanted = new_order(alias=alias, candidate=candidate, sample=sample, **bounds)
     kafka = fleet_settings().kafka
-    with asking_kafka(RolloutRefused):
-        begun = begin(kafka, wanted)
+    begun = begin(kafka, wanted)
     typer.echo(begun.order.id)
     say(f"the rollout of {candidate} for {alias} has begun; `postback rollout status` shows it")
     _warn_of_unserved(kafka, candidate)
@@ -91,8 +90,7 @@ def status(
     from cli.operations.rollouts import judged
 
     kafka = fleet_settings().kafka
-    with asking_kafka():
-        found = [judged(kafka, each) for each in _rollouts(kafka).values() if alias in (None, each.order.alias)]
+    found = [judged(kafka, each) for each in _rollouts(kafka).values() if alias in (None, each.order.alias)]
     if report is not None:
         from cli.operate.rollout_report import page
 
@@ -125,12 +123,11 @@ def abort(alias: Alias = None) -> None:
 
 
 def _end(alias: str | None, step: Step) -> None:
-    from cli.operations.rollouts import RolloutRefused, end
+    from cli.operations.rollouts import end
 
     kafka = fleet_settings().kafka
-    with asking_kafka(RolloutRefused):
-        rollout = _named(_rollouts(kafka), alias)
-        end(kafka, rollout, step)
+    rollout = _named(_rollouts(kafka), alias)
+    end(kafka, rollout, step)
     say(f"the rollout of {rollout.order.candidate} for {rollout.order.alias} is {step}")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.operate.endpoint_deliveries import timeline
-from cli.shared.errors import asking_kafka
 from cli.shared.settings import checked_tenant, fleet_settings
 from cli.shared.terminal import harmless
 from cli.shared.times import HELP, TIME, checked_time
@@ -37,17 +37,13 @@ def tail(
 
     since_ms = checked_time("--since", since)
     wanted = EventFilter(checked_tenant(tenant) if tenant is not None else None, job, model, outcome)
-    with asking_kafka():
-        try:
-            with Tail(fleet_settings().kafka, wanted, since_ms) as events:
-                left = limit
-                while left is None or left > 0:
-                    shown = events.poll()[:left]
-                    left = left - len(shown) if left is not None else None
-                    for step in shown:
-                        typer.echo(_line(step, as_json=as_json))
-        except KeyboardInterrupt:
-            return
+    with suppress(KeyboardInterrupt), Tail(fleet_settings().kafka, wanted, since_ms) as events:
+        left = limit
+        while left is None or left > 0:
+            shown = events.poll()[:left]
+            left = left - len(shown) if left is not None else None
+            for step in shown:
+                typer.echo(_line(step, as_json=as_json))
 
 
 def _line(step: CallbackStep, *, as_json: bool) -> str:

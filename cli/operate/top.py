@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import urllib.request
+from contextlib import suppress
 from http.client import HTTPException
 from typing import Annotated
 
 import typer
 
-from cli.shared.errors import quiet_clients, telling
 from cli.shared.settings import checked_settings, fleet_settings
 from workers.stage.progress import done_offsets
 
@@ -28,30 +28,25 @@ def top(
 
     The command reads Kafka and joins no group. Ctrl-C ends it.
     """
-    quiet_clients()
     from rich.console import Console
     from rich.live import Live
 
     from cli.operate.top_view import view
     from cli.operations.exporter.replicas import ExporterSettings
     from cli.operations.top import watching
-    from producers.errors import ProducerError
     from telemetry.clock import SystemClock
 
     kafka, clock, tokens = fleet_settings().kafka, SystemClock(), TokenRates()
     urls = metrics or []
-    with telling(ProducerError):
-        try:
-            with watching(kafka, checked_settings(ExporterSettings), done_offsets, clock) as watch:
-                if once:
-                    Console().print(view(watch.frame(), tokens.lines(urls, clock.monotonic())))
-                    return
-                with Live(screen=True, auto_refresh=False) as live:
-                    while True:
-                        live.update(view(watch.frame(), tokens.lines(urls, clock.monotonic())), refresh=True)
-                        clock.sleep(interval)
-        except KeyboardInterrupt:
+    settings = checked_settings(ExporterSettings)
+    with suppress(KeyboardInterrupt), watching(kafka, settings, done_offsets, clock) as watch:
+        if once:
+            Console().print(view(watch.frame(), tokens.lines(urls, clock.monotonic())))
             return
+        with Live(screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(view(watch.frame(), tokens.lines(urls, clock.monotonic())), refresh=True)
+                clock.sleep(interval)
 
 
 class TokenRates:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from cli.fleet.gateway_store import StoreUrl, opened_store
 from cli.shared.errors import FAILED, fail
 from cli.shared.settings import checked_tenant
 from cli.shared.terminal import harmless
+from producers.times import show_time
 
 if TYPE_CHECKING:
     from gateway.view.trace import Attempt, Trace
@@ -51,9 +51,9 @@ def _page(one: Trace) -> Iterator[str]:
     yield f"job        {job.job_id}, tenant {one.tenant}, {job.status}"
     if job.batch_id is not None:
         yield f"batch      {job.batch_id}, line {job.line}, file {one.batch_file or 'unknown'}"
-    yield f"submitted  {_time(job.created_ms)} by {job.submitted_by or 'a Kafka producer'} through {job.url}"
+    yield f"submitted  {show_time(job.created_ms)} by {job.submitted_by or 'a Kafka producer'} through {job.url}"
     if job.not_before_ms is not None:
-        yield f"scheduled  for {_time(job.not_before_ms)}"
+        yield f"scheduled  for {show_time(job.not_before_ms)}"
     if job.prompt_sha256 is not None or job.line is None:
         yield f"prompt     sha256 {job.prompt_sha256 or 'unknown'}"
     else:
@@ -72,7 +72,7 @@ def _answer(result: Result, finished_ms: int | None) -> Iterator[str]:
         spent = result.timings
         phases = f"queued {spent.queued_ms:.0f} ms, sources {spent.enrich_ms:.0f} ms, model {spent.infer_ms:.0f} ms"
         yield f"phases     {phases}"
-    yield f"finished   {_time(finished_ms or 1000 * result.created_at)} as {result.outcome}"
+    yield f"finished   {show_time(finished_ms or 1000 * result.created_at)} as {result.outcome}"
     if result.error is not None:
         yield f"error      {result.error.code}: {harmless(result.error.message)}"
     if result.refusal is not None:
@@ -91,11 +91,5 @@ def _answer(result: Result, finished_ms: int | None) -> Iterator[str]:
 def _attempt(attempt: Attempt) -> str:
     end = "delivered" if attempt.error is None else f"failed ({harmless(attempt.error)})"
     status = "" if attempt.status is None else f", status {attempt.status}"
-    return f"{_time(attempt.at_ms)} attempt {attempt.attempt} to {harmless(attempt.origin or 'unknown')} {end}{status}"
-
-
-def _time(milliseconds: int) -> str:
-    try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return f"{milliseconds} ms"
+    where = harmless(attempt.origin or "unknown")
+    return f"{show_time(attempt.at_ms)} attempt {attempt.attempt} to {where} {end}{status}"

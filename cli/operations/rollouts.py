@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cli.operations.compacted import put_facts
 from producers.scan import Scanner
+from schemas.operator_error import OperatorError
 from schemas.rollout.comparison import Comparison, InvalidComparison, read_comparison
 from schemas.rollout.facts import (
     InvalidRollout,
@@ -30,7 +31,7 @@ EXAMPLES: Final = 50
 _CLOCK = SystemClock()
 
 
-class RolloutRefused(Exception):  # noqa: N818 - named after the answer
+class RolloutRefused(OperatorError):  # noqa: N818 - named after the answer
     """An order that cannot be given now. The text names the fix."""
 
 

@@ -14,7 +14,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from producers.connection import admin_client
 from producers.errors import RequestRefused
-from producers.topic_configs import ConfigDifference, config_differences, fix_configs
+from producers.topic_configs import ConfigDifference, config_differences, fix_configs, shown_configs
 from schemas.groups import GROUPS
 from schemas.settings import KafkaSettings
 from schemas.topics import TopicSpec
@@ -38,17 +38,8 @@ _CLOCK = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionDifference:
-    """An existing topic whose number of partitions differs from the settings."""
-
-    topic: str
-    wanted: int
-    found: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaDifference:
-    """An existing topic with too few copies."""
+class CountDifference:
+    """An existing topic whose number of partitions or copies differs from the settings."""
 
     topic: str
     wanted: int
@@ -63,11 +54,11 @@ class TopicsReport:
     """Number of copies of each new topic."""
     created: list[str] = field(default_factory=list)
     existing: list[str] = field(default_factory=list)
-    raised: list[PartitionDifference] = field(default_factory=list)
+    raised: list[CountDifference] = field(default_factory=list)
     """The topics that got more partitions."""
-    differences: list[PartitionDifference] = field(default_factory=list)
+    differences: list[CountDifference] = field(default_factory=list)
     """Topics whose number of partitions still differs from the settings."""
-    thin: list[ReplicaDifference] = field(default_factory=list)
+    thin: list[CountDifference] = field(default_factory=list)
     """Topics with too few copies. Only a reassignment of the partitions can add copies."""
     fixed: list[ConfigDifference] = field(default_factory=list)
     """Topic properties that were corrected."""
@@ -142,11 +133,11 @@ def wanted_replicas(admin: Any, settings: KafkaSettings) -> int:
 
 def _compare(spec: TopicSpec, found: _Layout, report: TopicsReport, raise_partitions: bool) -> None:
     if found.partitions != spec.partitions:
-        difference = PartitionDifference(spec.name, spec.partitions, found.partitions)
+        difference = CountDifference(spec.name, spec.partitions, found.partitions)
         raisable = raise_partitions and difference.wanted > difference.found
         (report.raised if raisable else report.differences).append(difference)
     if found.replicas < report.replicas:
-        report.thin.append(ReplicaDifference(spec.name, report.replicas, found.replicas))
+        report.thin.append(CountDifference(spec.name, report.replicas, found.replicas))
 
 
 def configure_groups(settings: KafkaSettings, groups: Iterable[str] | None = None) -> GroupsReport:
@@ -239,8 +230,7 @@ def _broker_config(admin: Any) -> dict[str, str]:
     some = admin.describe_cluster()["brokers"][0]
     # The version of the answer decides whether the field with the broker's id is `broker_id` or `node_id`.
     broker = str(some["broker_id"] if "broker_id" in some else some["node_id"])
-    answer = admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, broker)], config_filter="all")
-    return {name: entry["value"] for name, entry in answer["broker"][broker].items()}
+    return shown_configs(admin, [broker], ConfigResourceType.BROKER)[broker]
 
 
 def _group_config(broker: dict[str, str]) -> dict[str, str]:

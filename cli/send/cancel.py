@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.shared.audited import audited
-from cli.shared.errors import BAD_INPUT, FAILED, asking_kafka, fail, say
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say
 from cli.shared.lines import IDS, named_jobs, tenant_of
 from cli.shared.settings import fleet_settings
 from cli.shared.through_gateway import GATEWAY, KEY, gateway_client
@@ -44,7 +44,7 @@ def cancel(
         return
     whose, wanted = tenant_of(named, tenant), list(named.entries)
     action = "takeBackCancellation" if undo else "cancelJob"
-    with audited(action, "change", whose, wanted), asking_kafka():
+    with audited(action, "change", whose, wanted):
         (take_back if undo else put)(fleet_settings().kafka, whose, wanted)
     undone = f"{len(wanted)} cancellations are taken back; jobs of these ids are answered again"
     say(undone if undo else f"{len(wanted)} jobs are to be cancelled, unless they have a result already")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _ALLOWED = "POSTBACK_EGRESS__ALLOW_CALLBACKS"
 _UNREADABLE = "not a URL that can be read"
-_FIXES = {
+FIXES = {
     _UNREADABLE: "correct its host, port or brackets",
     "https is required": "use https",
     "this port is not allowed": "use a port of POSTBACK_EGRESS__PORTS",
@@ -93,7 +93,7 @@ def _told(origin: str, reason: str) -> str:
     from telemetry.logs import NO_ORIGIN
 
     said = reason if origin == NO_ORIGIN else f"{origin}: {reason}"
-    return f"{said}; {_FIXES[reason]}" if reason in _FIXES else said
+    return f"{said}; {FIXES[reason]}" if reason in FIXES else said
 
 
 def _unreadable(url: str) -> str | None:

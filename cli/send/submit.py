@@ -14,7 +14,7 @@ import typer
 from cli.send.job_file import checked_jobs, lines_counted
 from cli.send.job_warnings import warn_of_refused, warn_of_unserved
 from cli.shared import through_gateway
-from cli.shared.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from cli.shared.errors import BAD_INPUT, FAILED, fail, refusing, say
 from cli.shared.failures import SHOWN, Failures
 from cli.shared.output import refuse_one_file, written
 from cli.shared.progress import INTERRUPTED, bars
@@ -137,10 +137,7 @@ def submit(
     Exit status: 0 all jobs accepted (with --wait: all succeeded; with --check: all can be sent), 1 some jobs not, or
     some lines skipped, 2 bad input and nothing sent.
     """
-    quiet_clients()
-    from producers.errors import ProducerError
     from producers.receipts import look_up
-    from schemas.settings import SettingsRefused
     from telemetry.traces import exporting
 
     for option, value in (("--timeout", timeout), ("--results", results)):
@@ -151,8 +148,7 @@ def submit(
     outputs = {"--receipt": receipt, "--results": results, "--skip-invalid": skip_invalid}
     refuse_one_file(outputs, {"the jobs": file, "--key": through_gateway.key_file(key)})
     fleet, tenant = fleet_settings(), checked_tenant(tenant)
-    with telling(SettingsRefused, code=BAD_INPUT):
-        trust = fleet.trust.secrets
+    trust = fleet.trust.secrets
     read = checked_jobs(file, callback_url, model, skip_invalid, not_before)
     if check:
         begun = _begun(read, tenant, receipt)
@@ -176,7 +172,7 @@ def submit(
             warn_of_unserved(_numbered(begun), fleet.kafka, checking=False)
         request.keep("nothing was sent")
         go_on = f"the jobs go on: free space there, and `postback results {_named_by(receipt)}` has all results"
-        with telling(ProducerError), written("--results", results, go_on) as out:
+        with written("--results", results, go_on) as out:
             found = look_up(request.kafka, begun) if client is None else through_gateway.look_up(client, begun)
             if found:
                 place = "Kafka" if client is None else "the gateway"
@@ -221,12 +217,11 @@ def _held(path: Path | None) -> Iterator[None]:
 def _telling_of_receipt(path: Path | None) -> Iterator[None]:
     from producers.receipts import ReceiptRefused
 
-    try:
-        yield
-    except ReceiptRefused as refused:
-        raise fail(f"--receipt {path}: {refused}; nothing was sent", BAD_INPUT) from None
-    except OSError as error:
-        raise fail(f"--receipt {path}: {error.strerror}", BAD_INPUT) from None
+    with refusing(f"--receipt {path}"):
+        try:
+            yield
+        except ReceiptRefused as refused:
+            raise fail(f"--receipt {path}: {refused}; nothing was sent", BAD_INPUT) from None
 
 
 def _begun(read: JobFile, tenant: str, path: Path | None) -> Receipt:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import typer
 
 from cli.shared.terminal import harmless
+from schemas.operator_error import OperatorError
 
 FAILED = 1
 BAD_INPUT = 2
@@ -66,22 +67,23 @@ def telling(*errors: type[Exception], code: int = FAILED) -> Iterator[None]:
 
 
 @contextmanager
-def asking_kafka(*others: type[Exception]) -> Iterator[None]:
-    """End the command if the block raises a ProducerError or one of these errors; the Kafka clients log nothing."""
-    from producers.errors import ProducerError
-
-    quiet_clients()
-    with telling(ProducerError, *others):
+def ending() -> Iterator[None]:
+    """End the command if the block raises an OperatorError, and print the error's text."""
+    try:
         yield
+    except OperatorError as error:
+        raise fail(str(error), error.exit_status) from None
 
 
 @contextmanager
-def needing(extra: str) -> Iterator[None]:
-    """If a package that the block imports is missing, end the command and name the extra that installs it."""
+def refusing(what: str) -> Iterator[None]:
+    """End the command if the block cannot use the file that `what` names."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise fail(f"this command needs {error.name}: pip install 'postback[{extra}]'", BAD_INPUT) from None
+    except OSError as error:
+        raise fail(f"{what}: {error.strerror}", BAD_INPUT) from None
+    except UnicodeDecodeError:
+        raise fail(f"{what}: it is not text", BAD_INPUT) from None
 
 
 def quiet_clients() -> None:

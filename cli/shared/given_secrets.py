@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cli.shared.errors import BAD_INPUT, fail
+from cli.shared.errors import BAD_INPUT, fail, refusing
 
 SECRET_HELP = "A secret (whsec_…), or @FILE to read it from a file, since other users can read a command's arguments."  # noqa: S105
 _LONGEST_SECRET = 1024
@@ -28,10 +28,5 @@ def given_text(option: str, text: str, most_characters: int) -> str:
     """Return the text itself, or the content of @FILE. A file that cannot be read ends the command."""
     if not text.startswith("@"):
         return text
-    try:
-        with Path(text[1:]).open(encoding="utf-8") as opened:
-            return opened.read(most_characters).strip()
-    except OSError as error:
-        raise fail(f"{option} {text}: {error.strerror}", BAD_INPUT) from None
-    except UnicodeDecodeError:
-        raise fail(f"{option} {text}: the file is not text", BAD_INPUT) from None
+    with refusing(f"{option} {text}"), Path(text[1:]).open(encoding="utf-8") as opened:
+        return opened.read(most_characters).strip()

@@ -115,9 +115,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "postback certs issue ca gateway --server --san gateway.example.com --san 10.0.0.7",
         "postback certs issue ca acme-1 --client --tenant acme --scopes submit,read",
     ),
-    "certs renew": ("postback certs renew ca gateway", "postback certs renew ca acme-1 --days 30 --revoke"),
-    "certs revoke": ("postback certs revoke ca acme-1 --reason keyCompromise",),
-    "certs crl": ("postback certs crl ca",),
+    "certs renew": ("postback certs renew ca gateway", "postback certs renew ca acme-1 --days 30"),
+    "certs revoke": ("postback certs revoke ca acme-1",),
     "certs list": ("postback certs list ca",),
     "cache invalidate": (
         "postback cache invalidate https://example.com/page",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from cli.shared.errors import BAD_INPUT, fail
+from cli.shared.errors import BAD_INPUT, fail, refusing
 from cli.shared.settings import checked_tenant, checked_text
 
 if TYPE_CHECKING:
@@ -24,15 +24,8 @@ def lines_of(file: str) -> Iterator[BinaryIO]:
     if file == "-":
         yield sys.stdin.buffer
         return
-    try:
-        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; this catches errors of opening only
-    except OSError as error:
-        raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
-    with opened:
-        try:
-            yield opened
-        except OSError as error:
-            raise fail(f"{file}: {error.strerror}", BAD_INPUT) from None
+    with refusing(file), Path(file).open("rb") as opened:
+        yield opened
 
 
 def named_jobs(file: str | None, ids: list[str]) -> NamedJobs:

@@ -14,7 +14,7 @@ from tempfile import TemporaryFile, gettempdir
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self, TextIO, TypeGuard
 
-from cli.shared.errors import BAD_INPUT, FAILED, fail, say
+from cli.shared.errors import BAD_INPUT, FAILED, fail, refusing, say
 from telemetry.atomic_file import PART, Unfinished
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
@@ -33,7 +33,7 @@ def written(option: str, path: Path | None, go_on: str = GO_ON, code: int = FAIL
     if path is None:
         yield None
         return
-    with _refusing(option, path):
+    with refusing(f"{option} {path}"):
         new = _unfinished(path)
         out = path.open("a", encoding="utf-8") if new is None else TextIOWrapper(new.file, encoding="utf-8")
     try:
@@ -66,7 +66,7 @@ def is_full(error: BaseException) -> TypeGuard[OSError]:
 def check_place(option: str, path: Path | None) -> None:
     """End the command if no file can be written at the path that an option names. A file there stays as it is."""
     if path is not None:
-        with _refusing(option, path):
+        with refusing(f"{option} {path}"):
             new = _unfinished(path)
             if new is not None:
                 new.discard()
@@ -94,14 +94,6 @@ def _identity(file: str | Path) -> object:
     except OSError:  # no such file yet
         return Path(file).resolve()
     return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
-
-
-@contextmanager
-def _refusing(option: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise fail(f"{option} {path}: {error.strerror}", BAD_INPUT) from None
 
 
 def _unfinished(path: Path) -> Unfinished | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.shared.errors import BAD_INPUT, fail, telling
+from cli.shared.errors import BAD_INPUT, fail
 
 if TYPE_CHECKING:
+    from gateway.access.principal import Scope
     from schemas.settings import FleetSettings, Settings
 
 
@@ -19,11 +20,10 @@ def fleet_settings() -> FleetSettings:
 
 
 def checked_settings(kind: type[Settings]) -> Settings:
-    """Read the settings of this class. A refused value is never shown."""
-    from schemas.settings import SettingsRefused, read_settings
+    """Read the settings of this class. A refused value is never shown. Raises SettingsRefused."""
+    from schemas.settings import read_settings
 
-    with telling(SettingsRefused, code=BAD_INPUT):
-        return read_settings(kind)
+    return read_settings(kind)
 
 
 def keyring_path(settings: FleetSettings) -> Path:
@@ -48,6 +48,18 @@ def checked_tenant(tenant: str) -> str:
     from schemas.identifiers import Tenant
 
     return checked_text(Tenant, tenant, "--tenant: 1 to 63 letters, digits, `_` or `-`, a letter or digit first")
+
+
+def checked_scopes(scopes: str | None) -> frozenset[Scope]:
+    """Return the scopes of `--scopes`, which commas separate; by default those of a new API key."""
+    from gateway.access.principal import DEFAULT_SCOPES, Scope
+
+    if scopes is None:
+        return DEFAULT_SCOPES
+    try:
+        return frozenset(Scope(scope.strip()) for scope in scopes.split(","))
+    except ValueError:
+        raise fail(f"--scopes: choose from {', '.join(Scope)}, with commas", BAD_INPUT) from None
 
 
 def checked_endpoint(endpoint: str | None) -> str | None:

@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 
 from cli.devkit.receiver import Keys
-from cli.shared.errors import say, telling
+from cli.shared.errors import say
+from schemas.operator_error import OperatorError
 from schemas.signature import PUBLIC_KEY_PREFIX
 from telemetry.clock import SystemClock
 from workers.delivery.keyring import Keyring, KeyringError
@@ -27,7 +28,7 @@ _LARGEST_SET = 256 * 1024
 _KEY_BYTES = 32
 
 
-class JwkSetUnusable(Exception):  # noqa: N818 - named after the fault
+class JwkSetUnusable(OperatorError):  # noqa: N818 - named after the fault
     """A JWK set cannot be read. The text names the source and the fault."""
 
 
@@ -39,20 +40,19 @@ class HeldKeys(ABC):
         """Return the keys that are valid now. Called at every request."""
 
     async def load(self) -> None:  # noqa: B027 - nothing to do for keys that are there already
-        """Read the keys for the first time. End the command if the keys cannot be read."""
+        """Read the keys for the first time. Raises JwkSetUnusable."""
 
     async def follow(self) -> None:  # noqa: B027 - as above
         """Read the keys again at intervals, until cancelled."""
 
 
 class KeyringKeys(HeldKeys):
-    """A tenant's keys in a keyring. The constructor ends the command if the file cannot be read."""
+    """A tenant's keys in a keyring. The constructor raises KeyringError."""
 
     def __init__(self, path: Path, tenant: str) -> None:
         self._tenant = tenant
         self._clock = SystemClock()
-        with telling(KeyringError):
-            self._keyring = Keyring.load(path)
+        self._keyring = Keyring.load(path)
 
     def current(self) -> Keys:
         """Return the keys that are valid now.
@@ -84,10 +84,9 @@ class GivenKeys(HeldKeys):
         return Keys(self._secrets, self._public_keys, self._tenant)
 
     async def load(self) -> None:
-        """Read the set. End the command if the set cannot be read."""
+        """Read the set. Raises JwkSetUnusable."""
         if self._source is not None:
-            with telling(JwkSetUnusable):
-                self._public_keys = await _keys_at(self._source)
+            self._public_keys = await _keys_at(self._source)
             if not self._public_keys and not self._secrets:
                 say("the JWK set holds no Ed25519 key: every callback will be refused until the set holds one")
 

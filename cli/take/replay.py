@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, asking_kafka, fail, say
+from cli.shared.errors import BAD_INPUT, fail, say
 from cli.shared.putting_back import Asked, DryRun, Yes, end
 from cli.shared.settings import checked_endpoint, checked_tenant, fleet_settings
 from cli.shared.times import HELP, TIME, checked_time
@@ -98,7 +98,7 @@ def replay(
         waiting=waiting,
     )
     kafka, clock = fleet_settings().kafka, SystemClock()
-    with asking_kafka(), Scanner(kafka, clock) as scanner:
+    with Scanner(kafka, clock) as scanner:
         chosen = Replay(kafka, scanner, selection, clock)
 
         def act(told: Callable[[int], None]) -> Counts:

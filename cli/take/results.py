@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, FAILED, fail, quiet_clients, say, telling
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say
 from cli.shared.lines import IDS, named_jobs, tenant_of
 from cli.shared.output import OrderedLines, refuse_one_file, written
 from cli.shared.progress import INTERRUPTED, bars
@@ -27,16 +26,6 @@ if TYPE_CHECKING:
     from producers.receipts import NamedJobs, ReceiptEntry
     from schemas.result import Result
     from schemas.settings import KafkaSettings
-
-
-@dataclass(frozen=True, slots=True)
-class ResultsRequest:
-    """A query for results: the Kafka cluster, the tenant, and the earliest time."""
-
-    kafka: KafkaSettings
-    tenant: str
-    since_ms: int | None
-    """Only results settled at this time or later, in Unix milliseconds."""
 
 
 def results(
@@ -87,9 +76,6 @@ def results(
     Exit status: 0 every named job has a result, whatever its outcome (with --fail-on-error: every job succeeded), 1
     some jobs have none yet, 2 wrong options.
     """
-    quiet_clients()
-    from producers.errors import ProducerError
-
     is_named = ids is not None or bool(wanted)
     _refuse_first(
         (not is_named and since is None, "say which: --ids, --id or --since"),
@@ -106,9 +92,8 @@ def results(
     named = named_jobs(ids, wanted or [])
     whose, since_ms = tenant_of(named, tenant), checked_time("--since", since)
     kafka = fleet_settings().kafka
-    asked = ResultsRequest(kafka, whose, named.since_ms if since_ms is None else since_ms)
+    since_ms = named.since_ms if since_ms is None else since_ms
     with (
-        telling(ProducerError),
         written("--output", None if status else output) as out,
         written("--errors", None if status else errors) as apart,
         ExitStack() as stack,
@@ -123,57 +108,55 @@ def results(
                     client = stack.enter_context(gateway_client(gateway, key))
                     _through(client, answers, timeout, wait=wait)
                 elif wait:
-                    _wait(asked, answers, timeout)
+                    _wait(kafka, whose, since_ms or 0, answers, timeout)
                 else:
-                    _collect(asked, answers)
+                    _collect(kafka, whose, since_ms, answers)
             finally:
                 answers.settle()
         except KeyboardInterrupt:
             say(", ".join([f"stopped; {answers.found}", *answers.summary]))
             raise typer.Exit(INTERRUPTED) from None
-    _end(named, answers, "" if gateway or wait else _open_ones(asked, answers), to_output=status)
+    _end(named, answers, "" if gateway or wait else _open_ones(kafka, whose, answers), to_output=status)
     if answers.open or (fail_on_error and (answers.failed or named.refused)):
         raise typer.Exit(FAILED)
 
 
-def _collect(asked: ResultsRequest, answers: Answers) -> None:
+def _collect(kafka: KafkaSettings, tenant: str, since_ms: int | None, answers: Answers) -> None:
     """Collect the results that Kafka has now."""
     from producers.results import kept_results
     from producers.scan import Scanner
     from producers.selection import Selection
 
-    with Scanner(asked.kafka) as scanner:
-        selection = Selection(tenant=asked.tenant, since_ms=asked.since_ms)
-        for result in kept_results(asked.kafka, scanner, selection, answers.entries):
+    with Scanner(kafka) as scanner:
+        selection = Selection(tenant=tenant, since_ms=since_ms)
+        for result in kept_results(kafka, scanner, selection, answers.entries):
             answers.add(result)
 
 
-def _wait(asked: ResultsRequest, answers: Answers, timeout: float | None) -> None:
+def _wait(kafka: KafkaSettings, tenant: str, since_ms: int, answers: Answers, timeout: float | None) -> None:
     """Write each result as it comes, until every job has one or the time is up."""
     from producers.results import ResultsReader
     from telemetry.clock import Deadline, SystemClock
 
-    since_ms = asked.since_ms or 0
     deadline = Deadline.after(SystemClock(), timeout) if timeout is not None else None
     to_terminal = answers.out is not None and answers.out.isatty()
-    with ResultsReader(asked.kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
-        answers.follow((answers.take(came, asked.tenant) for came in reader.follow(deadline, since_ms)), progress)
+    with ResultsReader(kafka, since_ms) as reader, bars(hidden=to_terminal) as progress:
+        answers.follow((answers.take(came, tenant) for came in reader.follow(deadline, since_ms)), progress)
 
 
-def _open_ones(asked: ResultsRequest, answers: Answers) -> str:
+def _open_ones(kafka: KafkaSettings, tenant: str, answers: Answers) -> str:
     """Return how many of the jobs without a result wait in the lanes, and how many do not; empty if none is open.
 
     A command that waited for results does without: its time is up, and a frozen broker would hold it.
     """
     from cli.operations.unanswered import look_into_lanes
-    from producers.errors import ProducerError
     from producers.scan import Scanner
 
     wanted = {job_id for job_id in answers.entries or () if job_id not in answers.outcomes}
     if not wanted:
         return ""
-    with telling(ProducerError), Scanner(asked.kafka) as scanner:
-        look = look_into_lanes(asked.kafka, scanner, done_offsets, wanted, asked.tenant)
+    with Scanner(kafka) as scanner:
+        look = look_into_lanes(kafka, scanner, done_offsets, wanted, tenant)
     others = len(wanted) - len(look.waiting)
     said = [f"{len(look.waiting)} still waiting"] if look.waiting else []
     return f" ({', '.join([*said, *([f'{others} {look.of_others()}'] if others else [])])})"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.shared.errors import BAD_INPUT, FAILED, fail, needing, say, telling
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say, telling
 from cli.shared.lines import lines_of
 from cli.shared.settings import checked_settings, fleet_settings
 from cli.shared.terminal import harmless
@@ -82,9 +82,6 @@ def verify_answer(
     Exit status: 0 all supported, 3 a sentence is not, 4 one is contradicted, 1 a source cannot be read, 2 bad input; of
     several, the worst.
     """
-    with needing("worker"):
-        import aiohttp  # noqa: F401 - the import that a base install lacks
-
     if answer is not None or source:
         if file is not None or reread or answer is None or not source:
             raise fail("--answer needs a --source for each source, and no RESULT.json", BAD_INPUT)

@@ -15,15 +15,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cli.operations.certificates import Leaf, init, issue, renew, renew_crl, revoke
+from cli.operations.certificates import Leaf, init, issue, renew, revoke
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 OPERATIONS: dict[str, Callable[[Path], object]] = {
     "init": lambda ca: init(ca, NOW),
     "issue": lambda ca: issue(ca, Leaf.server("new", ("localhost",)), NOW),
-    "renew": lambda ca: renew(ca, "old", NOW, revoke_old=True),
+    "renew": lambda ca: renew(ca, "old", NOW),
     "revoke": lambda ca: revoke(ca, "old", NOW),
-    "crl": lambda ca: renew_crl(ca, NOW),
 }
 _CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.chmod", "shutil.rmtree")
 """Python's audit events before a file is opened, made, renamed or removed."""

@@ -254,17 +254,17 @@ def test_one_page_names_the_submitter_the_model_and_the_callbacks(store: str) ->
     assert page.returncode == 0, page.stderr
     assert page.stdout.splitlines() == [
         "job        job-1, tenant acme, succeeded",
-        "submitted  2023-11-14T22:13:20.000+00:00 by key:1 through /v1/jobs",
-        "scheduled  for 2023-11-14T22:13:20.500+00:00",
+        "submitted  2023-11-14T22:13:20.000Z by key:1 through /v1/jobs",
+        "scheduled  for 2023-11-14T22:13:20.500Z",
         f"prompt     sha256 {'ab' * 32}",
         "model      small on engine vllm",
         "phases     queued 1 ms, sources 2 ms, model 3 ms",
-        "finished   2023-11-14T22:13:21.000+00:00 as succeeded",
+        "finished   2023-11-14T22:13:21.000Z as succeeded",
         "note       source 2 was left out: it was late",
         "source     pmid:1 “On aspirin”",
         "citation   exact by pmid:1: “Aspirin thins the blood.”",
-        "callback   2023-11-14T22:13:22.000+00:00 attempt 1 to https://h.example failed (server_error), status 503",
-        "callback   2023-11-14T22:13:22.001+00:00 attempt 2 to https://h.example delivered, status 204",
+        "callback   2023-11-14T22:13:22.000Z attempt 1 to https://h.example failed (server_error), status 503",
+        "callback   2023-11-14T22:13:22.001Z attempt 2 to https://h.example delivered, status 204",
     ]
 
 

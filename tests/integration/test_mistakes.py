@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from cli.fleet.roles import run
+from cli.shared.errors import ending
 from schemas.settings import KafkaSettings
 from tests.ecs import log_lines
 from tests.postback_command import environment_of, postback, postback_here
@@ -64,7 +65,7 @@ def test_an_engine_that_does_not_come_up_ends_with_1_and_its_own_words(capsys: p
     async def away() -> None:
         raise EngineUnavailable("no server answered")
 
-    with pytest.raises(typer.Exit) as ended:
+    with pytest.raises(typer.Exit) as ended, ending():
         run("worker", away())
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "postback: no server answered\n"

@@ -11,7 +11,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from cli.devkit.broker import Broker
 from cli.devkit.kafka import cluster
-from cli.operations.topics import PartitionDifference, ReplicaDifference, configure_groups, create_topics
+from cli.operations.topics import CountDifference, configure_groups, create_topics
 from producers.connection import admin_client, partition_counts
 from producers.errors import RequestRefused, TopicMissing
 from schemas.groups import GROUPS
@@ -75,7 +75,7 @@ def test_missing_topics_are_created_with_their_layout_and_a_second_run_changes_n
 def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: KafkaSettings) -> None:
     create_topics(bare)
     wider = bare.model_copy(update={"partitions": 3})
-    difference = PartitionDifference(bare.topics.results, 3, 2)
+    difference = CountDifference(bare.topics.results, 3, 2)
     reported = create_topics(wider)
     assert difference in reported.differences
     assert partition_counts(bare, [bare.topics.results]) == {bare.topics.results: 2}
@@ -84,7 +84,7 @@ def test_other_partition_counts_are_reported_and_raised_only_when_asked(bare: Ka
     assert raised.differences == []
     assert partition_counts(bare, [bare.topics.results]) == {bare.topics.results: 3}
     narrower = create_topics(bare, raise_partitions=True)
-    assert PartitionDifference(bare.topics.results, 2, 3) in narrower.differences
+    assert CountDifference(bare.topics.results, 2, 3) in narrower.differences
     assert narrower.raised == []
 
 
@@ -114,7 +114,7 @@ def test_on_three_brokers_each_topic_has_three_copies_and_a_write_is_two_of_them
 def test_on_one_broker_there_is_one_copy_and_topics_with_too_few_are_named(bare: KafkaSettings) -> None:
     assert create_topics(bare).replicas == 1
     wanting = create_topics(bare.model_copy(update={"replication_factor": 3}))
-    assert wanting.thin == [ReplicaDifference(name, 3, 1) for name in names_of(bare)]
+    assert wanting.thin == [CountDifference(name, 3, 1) for name in names_of(bare)]
     said = postback_here("topics", "create", "--replication-factor", "3", env=environment_of(bare))
     assert f"{bare.topics.results} has 1 of 3 copies: add them with kafka-reassign-partitions.sh" in said.stderr
 

@@ -6,12 +6,15 @@ import base64
 import hashlib
 import json
 import logging
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,31 @@ def test_a_short_fault_is_not_told_and_the_default_is_a_warning_of_the_logger(ca
         client.status("a")
     said = f"the gateway at {url} does not answer; trying again until 08:00:30 UTC"
     assert caplog.record_tuples == [("postback_client", logging.WARNING, said)]
+
+
+def test_a_gateway_that_accepts_and_stays_silent_is_told_of_while_its_answer_is_awaited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("postback_client.http_session.TOLD_SECONDS", 0.05)
+    told, said = threading.Event(), list[str]()
+
+    def tell(sentence: str) -> None:
+        said.append(sentence)
+        told.set()
+
+    def answer() -> None:
+        """Answer only once the wait was told; the listening socket's backlog accepts the connection before."""
+        told.wait(50)
+        with silent.accept()[0] as connection:
+            connection.recv(64 * 1024)
+            connection.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{"id":"a","status":"queued"}')
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as thread:
+        answered, url = thread.submit(answer), f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with HttpClient(url, "k", clock=HandClock(NOW), patience_seconds=100, tell=tell) as client:
+            assert client.status("a") == "queued"
+        answered.result()
+    assert said == [f"the gateway at {url} does not answer; trying again until 08:01:40 UTC"]
 
 
 def test_a_failed_submission_names_the_jobs_that_were_accepted_and_is_final_if_repeats_are_forbidden() -> None:

@@ -364,7 +364,7 @@ def certificate_of(folder: Path, tenant: str) -> bytes:
     """A client certificate (DER) of a private authority."""
     now = datetime.fromtimestamp(SystemClock().time(), UTC)
     init(folder / "ca", now)
-    pem = issue(folder / "ca", Leaf.client("one", tenant, "read,cancel"), now).certificate.read_bytes()
+    pem = issue(folder / "ca", Leaf.client("one", tenant, ("read", "cancel")), now).certificate.read_bytes()
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
 
 

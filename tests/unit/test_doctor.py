@@ -230,7 +230,7 @@ def test_a_server_of_models_that_is_away_or_refuses_is_named(server: str) -> Non
 def test_a_callback_that_delivery_would_not_reach_is_named_without_its_path() -> None:
     for url, problem, fix in (
         ("https://10.1.2.3/hook?t=token", "callbacks to https://10.1.2.3: the address is not public", "CALLBACKS"),
-        ("http://example.com/", "callbacks to http://example.com: https is required", "POSTBACK_ENV=development"),
+        ("http://example.com/", "callbacks to http://example.com: https is required", "use https"),
         ("https://example.com:22/", "this port is not allowed", "POSTBACK_EGRESS__PORTS"),
         ("https://nowhere.invalid/hook", "the name of https://nowhere.invalid does not resolve", "this machine's DNS"),
         ("ftp://x", "the guard refuses callbacks to", "https"),

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from cli.operations.backlog import GroupProgress
-from cli.operations.exporter.exporter import STALE_SECONDS, Exporter, ReadingTime, WorkerPool
+from cli.operations.exporter.exporter import STALE_SECONDS, Exporter, WorkerPool
 from cli.operations.exporter.reading import MOST_WORKERS, Facts, Lanes, OpenJobs, callback_deadline
 from cli.operations.exporter.replicas import (
     LEAST_HORIZON_SECONDS,
     ExporterSettings,
     Hysteresis,
-    Plan,
     Throughput,
     WaitingJobs,
     answer_seconds,
@@ -298,7 +297,7 @@ def test_a_lanes_record_of_any_content_is_a_waiting_job(found: list[tuple[int, A
 
     expected = end - done.bit_count()
     assert partition.known + partition.unread == expected
-    figures = WorkerPool(None, SETTINGS).figures({"default": [partition]}, 1, ReadingTime(NOW, 0.0))
+    figures = WorkerPool(None, SETTINGS).figures({"default": [partition]}, 1, NOW, 0.0)
     assert json.loads(json.dumps(figures.jobs)) == expected
     assert 0 <= figures.oldest_job_seconds <= names.LANES_KEPT_MS / 1000
 
@@ -420,7 +419,7 @@ def test_an_announcement_with_an_impossible_time_is_left_out_and_any_number_take
 # -- the number of workers ---------------------------------------------------------------------------------------------
 
 
-PLAN = Plan(max_replicas=1000, start_seconds=100, margin_seconds=50, time_share=0.5)
+PLAN = ExporterSettings(max_replicas=1000, start_seconds=100, margin_seconds=50, time_share=0.5)
 SECONDS = st.floats(-1e15, 1e15)
 NEAR = st.floats(-100, 3000)
 ANSWERS = st.floats(0, LONGEST_ANSWER_SECONDS)
@@ -460,15 +459,15 @@ def test_a_measured_time_of_the_answers_replaces_a_shorter_margin_up_to_half_of_
     speeds = {0.5: 20, 1.0: 10, 10.0: 1, 100.0: 1}
     assert {speed: wanted_replicas([due_in(1150, 5000)], speed, PLAN) for speed in speeds} == speeds
     lanes = [due_in(1100, 5000)]
-    assert {each: wanted_replicas(lanes, 1.0, replace(PLAN, answer_seconds=each)) for each in wanted} == wanted
+    assert {each: wanted_replicas(lanes, 1.0, PLAN, each) for each in wanted} == wanted
 
 
 @given(LANES, st.floats(1e-6, 1e6), st.integers(0, 9), st.integers(0, 9), ANSWERS)
 def test_any_jobs_give_a_number_of_workers_within_the_bounds(
     lanes: list[WaitingJobs], speed: float, least: int, more: int, answers: float
 ) -> None:
-    plan = Plan(min_replicas=least, max_replicas=least + more, answer_seconds=answers)
-    wanted = wanted_replicas(lanes, speed, plan)
+    bounds = ExporterSettings().model_copy(update={"min_replicas": least, "max_replicas": least + more})
+    wanted = wanted_replicas(lanes, speed, bounds, answers)
 
     assert least <= wanted <= least + more
     assert wanted > 0 or least + more == 0 or not any(lane.jobs for lane in lanes)
@@ -476,7 +475,7 @@ def test_any_jobs_give_a_number_of_workers_within_the_bounds(
 
 def unbounded(lanes: list[WaitingJobs], answer_seconds: float) -> int:
     """Return how many slow workers are wanted; of fast workers, one would be enough for the few jobs."""
-    return wanted_replicas(lanes, 1e-4, Plan(max_replicas=10**15, answer_seconds=answer_seconds))
+    return wanted_replicas(lanes, 1e-4, ExporterSettings().model_copy(update={"max_replicas": 10**15}), answer_seconds)
 
 
 @given(st.lists(NEAR, max_size=5), NEAR, st.integers(0, 10**6), LANES, NEAR_ANSWERS)

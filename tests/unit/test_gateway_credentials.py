@@ -7,7 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -606,13 +606,13 @@ def ca(tmp_path: Path) -> Path:
     return directory
 
 
-def client(ca: Path, scopes: str = "read,submit", name: str = "one") -> bytes:
+def client(ca: Path, scopes: Iterable[str] = ("read", "submit"), name: str = "one") -> bytes:
     pem = issue(ca, Leaf.client(name, "acme", scopes), TODAY).certificate.read_bytes()
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
 
 
 def test_a_certificate_gives_its_tenant_and_the_scopes_that_the_gateway_knows(ca: Path) -> None:
-    found = certified(client(ca, "read,submit,future:scope"), None)
+    found = certified(client(ca, ("read", "submit", "future:scope")), None)
     assert found is not None
     assert (found.tenant, found.kind) == ("acme", "certificate")
     assert found.scopes == {Scope.READ, Scope.SUBMIT}
@@ -623,10 +623,10 @@ def test_a_certificate_gives_its_tenant_and_the_scopes_that_the_gateway_knows(ca
 def test_a_certificate_without_scopes_has_those_of_a_new_key_and_one_without_a_tenant_gives_no_principal(
     ca: Path,
 ) -> None:
-    found = certified(client(ca, ""), None)
+    found = certified(client(ca, ()), None)
     assert found is not None
     assert found.scopes == DEFAULT_SCOPES
-    unknown = certified(client(ca, "future:scope", "two"), None)
+    unknown = certified(client(ca, ["future:scope"], "two"), None)
     assert unknown is not None
     assert unknown.scopes == frozenset()
     server = x509.load_pem_x509_certificate((ca / "web.pem").read_bytes()).public_bytes(Encoding.DER)

@@ -39,6 +39,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from schemas.job import TENANT_PATTERN
+from schemas.operator_error import OperatorError
 from schemas.signature import PUBLIC_KEY_PREFIX, SECRET_PREFIX, SIGNING_KEY_PREFIX, Signer, secret_bytes
 from telemetry.atomic_file import PrivateFileRefused, Replacement, only_writer, read_private, replace_files
 from telemetry.clock import Clock
@@ -320,7 +321,7 @@ _MODELS = (KeyringData, TenantVersions, RetiringVersion, Master, ImportedSecret)
 _FIELDS = frozenset(name for model in _MODELS for name in model.model_fields)
 
 
-class KeyringError(Exception):
+class KeyringError(OperatorError):
     """The keyring cannot be used."""
 
 

@@ -28,6 +28,7 @@ from pydantic_core import from_json
 from schemas.images import is_data_url, parted_data_url
 from schemas.job import Job
 from schemas.kinds import KINDS
+from schemas.operator_error import OperatorError
 from schemas.result import Logprob, TokenLogprob
 from schemas.tools import CalledFunction, ToolCall
 from workers.engines.body import Body, body_of, last_user_text, parts_of, user_message
@@ -243,7 +244,7 @@ class EngineLoad:
     """The reason why the engine generates nothing now; None if there is no known reason."""
 
 
-class EngineError(Exception):
+class EngineError(OperatorError):
     """The engine could not answer."""
 
 

@@ -38,6 +38,8 @@ class AccessDenied(ProcessError):  # noqa: N818 - it names what happened
 class PropertyRefused(ProcessError):  # noqa: N818 - it names what happened
     """The Kafka client does not know a property of POSTBACK_KAFKA__EXTRA__…, or cannot use the property's value."""
 
+    exit_status = 2
+
 
 class TopicUnanswered(KafkaException):
     """Kafka did not answer a query about this topic, or refused the query."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from schemas.operator_error import OperatorError
 from schemas.settings import RoomSettings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class ScreeningSettings(RoomSettings, env_prefix="POSTBACK_SCREENING__"):
 _MOST_MISTAKES: Final = 20
 
 
-class RulesRefused(Exception):  # noqa: N818 - named after the event
+class RulesRefused(OperatorError):  # noqa: N818 - named after the event
     """The file of rules cannot be used. The text has a line for each mistake, with its place and the fix."""
 
     def __init__(self, path: Path, mistakes: Sequence[str]) -> None:

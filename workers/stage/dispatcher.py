@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from schemas.operator_error import OperatorError
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -20,7 +21,7 @@ from workers.stage.sharing import Backpressure, Place, Sharing
 from workers.stage.window import Limits, RemoteShare, Window
 
 
-class NothingCompletes(Exception):  # noqa: N818 - it names what happens
+class NothingCompletes(OperatorError):  # noqa: N818 - it names what happens
     """The process that runs the records died at several records in a row, and completed none."""
 
     def __init__(self) -> None:

@@ -46,6 +46,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
+from schemas.operator_error import OperatorError
 from telemetry.clock import Clock
 from telemetry.logs import get_logger
 from telemetry.metrics import Metrics
@@ -120,7 +121,7 @@ requests can fence the present producer. By contrast, two processes with one ide
 log = get_logger()
 
 
-class IdentityShared(Exception):  # noqa: N818
+class IdentityShared(OperatorError):  # noqa: N818
     """Another process uses the same transactional.id: two replicas have the same POSTBACK_REPLICA."""
 
 

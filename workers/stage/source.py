@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from schemas.operator_error import OperatorError
 from telemetry.logs import get_logger
 from workers.stage.progress import Progress, UndecodableLedger
 from workers.stage.record import Headers, Record
@@ -69,7 +70,7 @@ Committed = dict[PartitionId, Progress | None]
 log = get_logger()
 
 
-class GroupRefused(Exception):  # noqa: N818 - it names what happened
+class GroupRefused(OperatorError):  # noqa: N818 - it names what happened
     """Kafka refused this client as a member of the group, and the client gave up."""
 
     def __init__(self, error: KafkaError) -> None:

@@ -7,13 +7,14 @@ from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException
 
+from schemas.operator_error import OperatorError
 from workers.stage.progress import topic_mark
 
 ASK_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 1.0
 
 
-class TopicMadeAnew(Exception):  # noqa: N818 - it names what happened
+class TopicMadeAnew(OperatorError):  # noqa: N818 - it names what happened
     """A topic was deleted and created again, but the process still holds progress and identities of the old topic."""
 
     def __init__(self, topic: str) -> None:

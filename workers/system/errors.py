@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from schemas.operator_error import OperatorError
 
-class ProcessError(Exception):
+
+class ProcessError(OperatorError):
     """The process cannot do its work; the error's text names the reason and the fix."""

@@ -11,8 +11,10 @@ BrokerError
 
 from __future__ import annotations
 
+from schemas.operator_error import OperatorError
 
-class BrokerError(Exception):
+
+class BrokerError(OperatorError):
     """The embedded Kafka failed."""
 
 

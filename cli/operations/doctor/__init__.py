@@ -5,6 +5,5 @@
     topics    missing topics, partitions, copies, leaders, configuration, operations that ACLs deny to a role
     fleet     work that no process reads, lost offsets, clocks, versions and names of workers, dead letters, endpoints
 
-The console adds the checks that need the libraries of workers and of the gateway. A fault that a role names by itself
-when it starts, such as a missing package or model, has no check: `postback worker --check` shows an engine's.
+`cli.operate` adds the checks that need the libraries of workers and of the gateway, and those of an engine.
 """

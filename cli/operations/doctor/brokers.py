@@ -11,11 +11,12 @@ import ssl
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResourceType
 
 from cli.operations.doctor.findings import Finding, fault, warning
 from producers.connection import admin_client, connection_config
 from producers.errors import AccessRefused, BrokerUnreachable
+from producers.topic_configs import shown_configs
 from schemas.broker_hint import broker_hint
 from schemas.settings import KafkaSettings
 from schemas.topics import LANES_KEPT_MS
@@ -163,14 +164,10 @@ def _answers(admin: Any) -> Iterator[Finding]:
             )
         else:
             version = admin.get_broker_version_data(each.node_id).broker_version
-            yield from broker_findings(each.node_id, version, _config_of(admin, each.node_id))
-
-
-def _config_of(admin: Any, broker: int) -> dict[str, str]:
-    """Return a broker's settings; an empty result if the broker does not show them (DescribeConfigs on the cluster)."""
-    resource = ConfigResource(ConfigResourceType.BROKER, str(broker))
-    shown = admin.describe_configs([resource], config_filter="all")["broker"].get(str(broker), {})
-    return {name: entry["value"] for name, entry in shown.items()}
+            name = str(each.node_id)
+            # Without DescribeConfigs on the cluster, the answer has no properties.
+            config = shown_configs(admin, [name], ConfigResourceType.BROKER).get(name, {})
+            yield from broker_findings(each.node_id, version, config)
 
 
 def broker_findings(broker: int, version: tuple[int, ...], config: dict[str, str]) -> Iterator[Finding]:

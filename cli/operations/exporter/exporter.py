@@ -16,7 +16,6 @@ from cli.operations.exporter.reading import NO_DEADLINE, Facts, Lanes, OpenJobs
 from cli.operations.exporter.replicas import (
     ExporterSettings,
     Hysteresis,
-    Plan,
     Throughput,
     WaitingJobs,
     answer_seconds,
@@ -116,14 +115,6 @@ class FleetFigures:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ReadingTime:
-    """The time of a reading by two clocks."""
-
-    unix_ms: int
-    monotonic: float
-
-
 class WorkerPool:
     """The workers of the whole fleet's lanes, or of one engine's lanes."""
 
@@ -135,23 +126,31 @@ class WorkerPool:
         self._hysteresis = Hysteresis(settings.down_seconds)
 
     def figures(
-        self, topics: Mapping[str, Sequence[OpenJobs]], workers: int, now: ReadingTime, answers: Sequence[float] = ()
+        self,
+        topics: Mapping[str, Sequence[OpenJobs]],
+        workers: int,
+        now_ms: int,
+        now: float,
+        answers: Sequence[float] = (),
     ) -> PoolFigures:
         """Return the pool's figures. `topics` has the partitions of each of the pool's lanes, by class.
 
+        `now_ms` is the reading's time, Unix milliseconds, and `now` the same by the monotonic clock.
         `answers` has one number for each worker that has announced it: the 99th percentile of its answers' times in
         seconds.
         """
         self._answer_seconds = answer_seconds(self._answer_seconds, answers)
         partitions = [each for topic in topics.values() for each in topic]
-        lanes = [_lane(name, topic, now.unix_ms) for name, topic in topics.items()]
+        lanes = [_lane(name, topic, now_ms) for name, topic in topics.items()]
         classes = tuple(figures for figures, _ in lanes)
         jobs = sum(each.jobs for each in classes)
-        self._throughput.observe(now.monotonic, sum(each.finished for each in partitions), jobs, workers)
+        self._throughput.observe(now, sum(each.finished for each in partitions), jobs, workers)
         wanted = wanted_replicas(
             (waiting for _, waiting in lanes),
             self._throughput.jobs_per_second,
-            self._plan([len(topic) for topic in topics.values()]),
+            self._settings,
+            self._answer_seconds,
+            max(map(len, topics.values()), default=None),
         )
         return PoolFigures(
             lane=self._lane,
@@ -164,21 +163,8 @@ class WorkerPool:
             workers=workers,
             jobs_per_second=self._throughput.jobs_per_second,
             answer_seconds=self._answer_seconds,
-            wanted_replicas=self._hysteresis.follow(now.monotonic, wanted),
+            wanted_replicas=self._hysteresis.follow(now, wanted),
             classes=classes,
-        )
-
-    def _plan(self, partitions: Sequence[int]) -> Plan:
-        settings = self._settings
-        # A worker that gets no partition would have no jobs.
-        most = min(settings.max_replicas, max(partitions, default=settings.max_replicas))
-        return Plan(
-            min(settings.min_replicas, most),
-            most,
-            settings.start_seconds,
-            settings.margin_seconds,
-            self._answer_seconds,
-            settings.time_share,
         )
 
 
@@ -323,11 +309,11 @@ class Exporter:
     def read(self, reader: FleetReader) -> None:
         """Read once, and publish the figures. Raises ProducerError."""
         self.alive.beat()
-        now = ReadingTime(unix_ms(self._clock), self._clock.monotonic())
-        waiting = reader.read(now.unix_ms)
+        now_ms, now = unix_ms(self._clock), self._clock.monotonic()
+        waiting = reader.read(now_ms)
         self._kafka_answered()
-        self._figures = self._figures_of(reader, waiting, now)
-        self._read_at = now.monotonic
+        self._figures = self._figures_of(reader, waiting, now_ms, now)
+        self._read_at = now
         self._gauges.show(self._figures)
         if self._problem:
             log.info("Kafka was read; publishing fresh figures.", action="exporter-reading-works")
@@ -345,7 +331,7 @@ class Exporter:
         self._problem = problem
         self._gauges.stale(True)
 
-    def _figures_of(self, reader: FleetReader, waiting: dict[str, int], now: ReadingTime) -> FleetFigures:
+    def _figures_of(self, reader: FleetReader, waiting: dict[str, int], now_ms: int, now: float) -> FleetFigures:
         workers, answers, by_pool = reader.facts.workers(), reader.facts.answers(), reader.lanes.by_pool()
         lanes = [None, *sorted(lane for lane in by_pool if lane is not None)]
         self._pools = {lane: self._pools.get(lane) or WorkerPool(lane, self._settings) for lane in lanes}
@@ -353,6 +339,7 @@ class Exporter:
             self._pools[lane].figures(
                 {self._topics.class_of(topic): partitions for topic, partitions in by_pool.get(lane, {}).items()},
                 workers[lane],
+                now_ms,
                 now,
                 answers.get(lane, ()),
             )
@@ -361,7 +348,7 @@ class Exporter:
         callbacks = reader.callbacks.estimated()
         fresh = sum(callbacks.get(topic, 0) for topic in (self._topics.results, self._topics.events))
         return FleetFigures(
-            at=now.unix_ms / 1000,
+            at=now_ms / 1000,
             waiting=waiting,
             callbacks=sum(callbacks.values()),
             fresh_callbacks=fresh,

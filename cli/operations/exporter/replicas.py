@@ -65,23 +65,6 @@ expire or be cancelled within a second without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The bounds and the times with which the number of workers is planned."""
-
-    min_replicas: int = 0
-    max_replicas: int = 100
-    start_seconds: float = 120.0
-    """Seconds from asking for a worker to its first job."""
-    margin_seconds: float = 60.0
-    """Each job should be answered this many seconds before its deadline."""
-    answer_seconds: float = 0.0
-    """The measured 99th percentile of the answers' times. If it is longer than `margin_seconds`, it is used as the
-    margin instead."""
-    time_share: float = 0.25
-    """Each job should be answered within this share of the time to its deadline."""
-
-
-@dataclass(frozen=True, slots=True)
 class WaitingJobs:
     """The jobs that wait in one lane."""
 
@@ -98,34 +81,40 @@ class WaitingJobs:
         return len(self.seconds_left) + self.unread
 
 
-def wanted_replicas(lanes: Iterable[WaitingJobs], jobs_per_second: float, plan: Plan) -> int:
+def wanted_replicas(
+    lanes: Iterable[WaitingJobs],
+    jobs_per_second: float,
+    settings: ExporterSettings,
+    answer_seconds: float = 0.0,
+    partitions: int | None = None,
+) -> int:
     """Return the number of workers that the lanes of one pool need, if each worker answers `jobs_per_second`.
 
-    At least one worker is wanted if any job waits. The bounds of the plan are applied last.
+    At least one worker is wanted if any job waits. The bounds of the settings are applied last, and more workers than
+    `partitions` of a lane are never wanted: a worker that gets no partition has no jobs. `answer_seconds` is the
+    measured 99th percentile of the answers' times.
     """
     found = [lane for lane in lanes if lane.jobs]
-    rate = sum(_rate_of(lane, plan) for lane in found)
+    rate = sum(_rate_of(lane, settings, answer_seconds) for lane in found)
     needed = max(math.ceil(rate / jobs_per_second - 1e-9), 1 if found else 0)
-    return max(plan.min_replicas, min(plan.max_replicas, needed))
+    most = settings.max_replicas if partitions is None else min(settings.max_replicas, partitions)
+    return min(most, max(settings.min_replicas, needed))
 
 
-def _rate_of(lane: WaitingJobs, plan: Plan) -> float:
+def _rate_of(lane: WaitingJobs, settings: ExporterSettings, answer_seconds: float) -> float:
     """Return the jobs per second that this lane demands."""
-    rate = max(
-        (place / _horizon(seconds, plan) for place, seconds in enumerate(lane.seconds_left, start=1)), default=0.0
-    )
-    if lane.unread:
-        # Jobs arrive with about the same time to live, so unread jobs are due after the known ones.
-        latest = max(lane.seconds_left, default=0.0)
-        rate = max(rate, lane.jobs / _horizon(latest, plan))
-    return rate
 
+    def rate(jobs: int, seconds_left: float) -> float:
+        free = seconds_left - settings.start_seconds
+        # The margin for an answer is at most half of the free time: more workers would not shorten the answers.
+        margin = max(settings.margin_seconds, min(answer_seconds, free / 2))
+        return jobs / max(LEAST_HORIZON_SECONDS, (free - margin) * settings.time_share)
 
-def _horizon(seconds_left: float, plan: Plan) -> float:
-    free = seconds_left - plan.start_seconds
-    # The margin for an answer is at most half of the free time, because more workers would not shorten the answers.
-    margin = max(plan.margin_seconds, min(plan.answer_seconds, free / 2))
-    return max(LEAST_HORIZON_SECONDS, (free - margin) * plan.time_share)
+    known = max((rate(place, seconds) for place, seconds in enumerate(lane.seconds_left, start=1)), default=0.0)
+    if not lane.unread:
+        return known
+    # Jobs arrive with about the same time to live, so unread jobs are due after the known ones.
+    return max(known, rate(lane.jobs, max(lane.seconds_left, default=0.0)))
 
 
 class Hysteresis:

@@ -39,8 +39,9 @@ class HttpClient(PostbackClient):
 
     The client keeps connections open. `url` is the gateway's URL, with or without `/v1`. `ca_file` is a file with the
     certificates of a private CA. A request that fails for a transient reason is repeated for up to `patience_seconds`;
-    after two seconds, `tell` gets a sentence that says until when, by default a warning of the logger
-    `postback_client`. Raises ValueError for a URL that is not `https://`, unless the URL leads to this machine.
+    after two seconds without an answer, `tell` gets a sentence that says until when, by default a warning of the logger
+    `postback_client`. Another thread may call `tell`. Raises ValueError for a URL that is not `https://`, unless the
+    URL leads to this machine.
     """
 
     def __init__(

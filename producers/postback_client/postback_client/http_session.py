@@ -2,14 +2,17 @@
 
 Failed requests are repeated if that is safe. A request is repeated after a lost connection and after 408, 429 and 5xx,
 unless the answer's `x-should-retry` forbids it. If the answer has a `Retry-After`, the pause before the repeat is that
-long, but at most `MOST_PAUSE_SECONDS`. A wait of seconds is told once, until the gateway answers again.
+long, but at most `MOST_PAUSE_SECONDS`. A wait of seconds is told once, until the gateway answers again: between two
+tries, or by a timer's thread while one is not answered.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +36,8 @@ ANSWER_SECONDS = 60.0
 MOST_PAUSE_SECONDS = 60.0
 TOLD_SECONDS = 2.0
 """A request that is not answered by this time has its wait told."""
+_SLOW_BYTES_A_SECOND = 256 * 1024
+"""The timer that tells of a wait runs later by the time that a slow line takes for the request's body."""
 _PER_PAGE = "100"
 _FIRST_PAUSE_SECONDS, _GROWN_PAUSE_SECONDS = 0.25, 8.0
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
@@ -99,7 +104,8 @@ class HttpSession:
         patience, silence = TimeLimit(self.clock, self._patience_seconds), TimeLimit(self.clock, TOLD_SECONDS)
         grown = _FIRST_PAUSE_SECONDS
         while True:
-            failure, pause = self._tried(method, path, body, headers, params, stream, silence_seconds)
+            until = patience if limit is None else limit.before(patience)
+            failure, pause = self._tried(method, path, body, headers, params, stream, silence_seconds, until)
             if isinstance(failure, requests.Response):
                 self._is_told = False
                 return failure
@@ -109,7 +115,7 @@ class HttpSession:
             if ends or not _may_repeat(failure):
                 raise failure
             if silence.within(wait) < wait:
-                self._tell_of(failure, patience if limit is None else limit.before(patience))
+                self._tell_of(failure, until)
             self.clock.sleep(wait)
 
     def json(self, method: str, path: str, **arguments: Any) -> Any:
@@ -132,7 +138,25 @@ class HttpSession:
         """Close the connections."""
         self._session.close()
 
-    def _tell_of(self, failure: PostbackError, until: TimeLimit) -> None:
+    @contextmanager
+    def _telling(self, body: bytes | None, silence_seconds: float, until: TimeLimit) -> Iterator[None]:
+        """Tell of a block that waits for an answer.
+
+        A request that is allowed a longer silence than others is slow by nature, so its wait is not told.
+        """
+        if silence_seconds > ANSWER_SECONDS:
+            yield
+            return
+        seconds = TOLD_SECONDS + len(body or b"") / _SLOW_BYTES_A_SECOND
+        timer = threading.Timer(seconds, self._tell_of, (None, until))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _tell_of(self, failure: PostbackError | None, until: TimeLimit) -> None:
         if self._is_told:
             return
         self._is_told = True
@@ -149,21 +173,25 @@ class HttpSession:
         params: Mapping[str, str] | None,
         stream: bool,
         silence_seconds: float,
+        until: TimeLimit,
     ) -> tuple[requests.Response | PostbackError, float | None]:
         """Send the request once. Return the answer, or the error and the pause that the gateway asks for."""
         try:
-            response = self._session.request(
-                method,
-                self.base + path,
-                data=body,
-                headers=headers,
-                params=params,
-                stream=stream,
-                timeout=(CONNECT_SECONDS, silence_seconds),
-                verify=self._verify,
-                allow_redirects=False,  # a redirect would send the key to another server
-            )
+            with self._telling(body, silence_seconds, until):
+                response = self._session.request(
+                    method,
+                    self.base + path,
+                    data=body,
+                    headers=headers,
+                    params=params,
+                    stream=True,  # so that the block ends when the answer begins
+                    timeout=(CONNECT_SECONDS, silence_seconds),
+                    verify=self._verify,
+                    allow_redirects=False,  # a redirect would send the key to another server
+                )
             if response.status_code < 300:
+                if not stream:
+                    _ = response.content  # reads the answer to its end, and keeps it in the response
                 return response, None
             return _refusal(response), _pause_of(response)
         except requests.exceptions.SSLError as error:

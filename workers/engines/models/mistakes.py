@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from schemas.operator_error import OperatorError
+
 _MOST_SHOWN = 64
 _NAME_SHOWN = 64
 _NAMES_SHOWN = 8
@@ -37,7 +39,7 @@ class Mistake:
         return ": ".join(filter(None, (f"line {self.line}" if self.line else "", self.field, self.reason)))
 
 
-class RegistryRefused(Exception):  # noqa: N818 - named after the event
+class RegistryRefused(OperatorError):  # noqa: N818 - named after the event
     """The registry's file has mistakes, so none of its models is used."""
 
     def __init__(self, path: Path, mistakes: Sequence[Mistake]) -> None:

@@ -25,13 +25,14 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from schemas.job import Message, TextPart
+from schemas.operator_error import OperatorError
 from workers.enrichment.evidence import Evidence, NumberedSource
 
 _FOLDER: Final = Path(__file__).with_name("templates")
 _VALUES: Final = {"mark": "", "number": 1, "title": "", "text": "", "question": ""}
 
 
-class TemplateRefused(Exception):  # noqa: N818 - named after the event
+class TemplateRefused(OperatorError):  # noqa: N818 - named after the event
     """A template could not be read. The text names the file and the field."""
 
 

@@ -26,6 +26,7 @@ from typing import Final, Protocol
 
 from rapidfuzz.distance import LCSseq
 
+from schemas.operator_error import OperatorError
 from schemas.result import Support
 from workers.enrichment.answering.languages import Language, language_of
 from workers.enrichment.answering.names import Name, NamesOf, canonical, in_one_word, names
@@ -447,7 +448,7 @@ SENTENCE_SECONDS: Final = 20.0
 """Timeout of one sentence; a process that takes longer counts as hung."""
 
 
-class EntailmentModelRefused(Exception):  # noqa: N818 - named after the event, as EmbeddingModelRefused is
+class EntailmentModelRefused(OperatorError):  # noqa: N818 - named after the event, as EmbeddingModelRefused is
     """The cross-encoder cannot be used. The text names the setting, the reason and the fix."""
 
 

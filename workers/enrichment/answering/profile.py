@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from schemas.job import Identifier, JsonSchemaFormat, ResponseFormat, Search, Sources
+from schemas.operator_error import OperatorError
 from workers.enrichment.search.words import question_in
 
 FOLDER: Final = Path(__file__).with_name("profiles")
@@ -27,7 +28,7 @@ AnswerLevel = Literal["all", "some", "none", "contradicted"]
 """How well the sources support an answer as a whole."""
 
 
-class ProfileRefused(Exception):  # noqa: N818 - named after the event
+class ProfileRefused(OperatorError):  # noqa: N818 - named after the event
     """A profile cannot be used. The text names the file, the field and the fix."""
 
 

@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
+from schemas.operator_error import OperatorError
 from workers.processes.model_process import ModelNotLoaded, ModelProcess
 
 _MODULE: Final = "workers.enrichment.choosing.embedding"
@@ -36,7 +37,7 @@ _INHERITED: Final = (
 """Variables of the worker's environment that are passed on, since loading a model may need them."""
 
 
-class EmbeddingModelRefused(Exception):  # noqa: N818 - named after the event, as TemplateRefused is
+class EmbeddingModelRefused(OperatorError):  # noqa: N818 - named after the event, as TemplateRefused is
     """The embedding model cannot be used. The text names the setting, the reason and the fix."""
 
 

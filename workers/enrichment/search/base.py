@@ -14,6 +14,7 @@ from defusedxml.ElementTree import fromstring
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.job import Url
+from schemas.operator_error import OperatorError
 from workers.enrichment.evidence import Found, Unreadable
 
 MAX_EXCERPT_CHARS: Final = 4000
@@ -26,7 +27,7 @@ FILTERS: Final = ("since", "until", "language")
 _URL: Final = TypeAdapter[str](Url)
 
 
-class SearchMisconfigured(Exception):  # noqa: N818 - named after the fault
+class SearchMisconfigured(OperatorError):  # noqa: N818 - named after the fault
     """A provider that the settings name is missing, or a provider cannot be set up. The text gives the reason."""
 
 
