@@ -6,7 +6,6 @@ forgets the announcement of a worker that has ended. So a fleet without workers 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from gateway.access.recent import Recent
 from gateway.dependency import Dependency
 from gateway.errors import unavailable
 from gateway.store.meta import set_value, value_of
@@ -27,7 +27,7 @@ from telemetry.clock import Clock
 
 FRESH_SECONDS = 10.0
 SOON_SECONDS = 2.0
-"""Kafka is asked again about an unknown model after this time, since its worker may have just started."""
+"""Kafka is asked again after this time at the earliest. The worker of an unknown model may have just started."""
 KNOWN_SECONDS = 24 * 3600.0
 _WRITE_SECONDS = 3600.0
 _KEPT = "models"
@@ -56,9 +56,8 @@ class FleetModels:
         self._store = store
         self._clock = clock
         self._thread = Dependency("announcements of workers", 1, 0)
-        self._asking: asyncio.Task[None] | None = None
+        self._refreshed = Recent(self._refresh, SOON_SECONDS, clock)
         self._asked_at = -math.inf
-        self._tried_at = -math.inf
         self._announced = Announcements()
         self._kept: dict[str, list[float]] | None = None
         """For each model the Unix times of its first and its last announcement, as the store has them."""
@@ -70,7 +69,7 @@ class FleetModels:
     async def names(self) -> tuple[str, ...]:
         """Return the names of the models that live workers have. Raises ApiError (503)."""
         if self._age() > FRESH_SECONDS:
-            await self._refreshed()
+            await self._refreshed.get(None)
         if self._age() > LIVE_SECONDS:
             message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
             raise unavailable("models_unknown", message)
@@ -83,8 +82,8 @@ class FleetModels:
         """
         asked = {name for name in names if "/" not in name}
         unknown = self._without_known(asked)
-        if unknown and self._clock.monotonic() - self._tried_at > SOON_SECONDS:
-            await self._refreshed()
+        if unknown:
+            await self._refreshed.get(None)
             unknown = self._without_known(asked)
         is_certain = bool(self._kept) and not self._announced.more and self._age() < math.inf
         return unknown if is_certain else set()
@@ -100,24 +99,20 @@ class FleetModels:
     def _age(self) -> float:
         return self._clock.monotonic() - self._asked_at
 
-    async def _refreshed(self) -> None:
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._refresh())
-        await asyncio.shield(self._asking)
-
-    async def _refresh(self) -> None:
-        self._tried_at = self._clock.monotonic()
+    async def _refresh(self, _: None) -> bool:
+        """Ask Kafka. Returns True if it answered."""
         try:
             if self._kept is None:
                 self._kept = await self._store.read(_read_kept)
             self._announced = await self._thread.run_anyway(self._ask)
         except (ProducerError, StoreAway):
-            return
+            return False
         self._asked_at = self._clock.monotonic()
         if self._merge():
             content = json.dumps(self._kept)
             with suppress(StoreAway):
                 await self._store.write(lambda connection: set_value(connection, _KEPT, content))
+        return True
 
     def _merge(self) -> bool:
         """Note the announced models, and forget old ones. Returns True if the store should be written."""
