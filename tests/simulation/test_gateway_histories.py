@@ -47,6 +47,8 @@ def test_a_relay_keeps_its_lease_until_it_ends_and_the_other_then_takes_over(tmp
     def play(drawn: History) -> None:
         drawn.storm(60)
         drawn.calm()
+        for _ in range(5):  # a producer whose transaction timed out in the storm fails at its next record
+            drawn.ask()
         drawn.drain()
         drawn.rounds(TAKEN_OVER_SECONDS)
         openings, holder = drawn.kafka.epoch, drawn.holder()
@@ -108,7 +110,7 @@ def test_a_full_outbox_takes_no_jobs_until_kafka_has_taken_some(tmp_path: Path) 
     with history(random.Random(0), tmp_path) as drawn:
         drawn.rounds(3.0)
         drawn.kafka.away = True
-        first, _ = drawn.gateways
+        first = drawn.holder()
         for number in range(FULL_ROWS):
             outcome(drawn, first, partial(accepted, drawn, f"job {number}"))
         drawn.rounds(2.0)
