@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ TAKEN_OVER_SECONDS = STALE_SECONDS + BEAT_SECONDS + 2.0
 """The most seconds for which accepted records wait after the death of the relay with the lease."""
 
 
-def for_each(seeds: range, folder: Path, play: Callable[[History], None]) -> None:
+def for_each(seeds: Iterable[int], folder: Path, play: Callable[[History], None]) -> None:
     """Play a history for each seed; name the seed of the first that fails."""
     for seed in seeds:
         (folder / str(seed)).mkdir()
@@ -86,7 +86,8 @@ def test_accepted_requests_are_on_kafka_exactly_once_and_repeats_get_the_first_a
         drawn.drain()
         drawn.verify()
 
-    for_each(range(HISTORIES), tmp_path, play)
+    # In 90, a broker's crash undoes the last commit before a later one.
+    for_each(sorted({*range(HISTORIES), 90}), tmp_path, play)
 
 
 def test_no_record_enters_the_outbox_before_kafka_has_stated_the_position(tmp_path: Path) -> None:
