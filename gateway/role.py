@@ -32,7 +32,7 @@ from gateway.blobs.folder import folder_of, open_blobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door, nothing
-from gateway.door.fleet_models import FleetModels, read_announcements
+from gateway.door.fleet import FleetModels, read_announcements
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from gateway.page.rendering import CONSOLE

@@ -88,10 +88,10 @@ def body_job(url: str, body: object) -> Job:
     return _whole(job, *misspelt)
 
 
-def ignored_members(url: str, body: dict[str, Any]) -> str | None:
-    """Return a sentence about the members of a usable body that have no effect; None if there are none."""
+def ignored_members(url: str, body: dict[str, Any]) -> list[str]:
+    """Return a sentence about the members of a usable body that have no effect; nothing if there are none."""
     names = openai.passed_over({"url": url, "body": body})
-    return f"ignored, since no engine here has it: {', '.join(f'`{name}`' for name in names)}" if names else None
+    return [f"ignored, since no engine here has it: {', '.join(f'`{name}`' for name in names)}"] if names else []
 
 
 def _line_job(line: dict[str, Any]) -> Job:

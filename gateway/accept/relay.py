@@ -22,6 +22,7 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from types import SimpleNamespace
@@ -97,29 +98,21 @@ class Relay(SideThread):
 
     def _run(self) -> None:
         outlet: RecordOutlet | None = None
-        begun = False
         while self._goes_on():
             try:
-                if not begun:
-                    self._lease.take()
-                    begun = True
-                outlet = outlet or RecordOutlet(self._kafka, self._store.read_now(store_id), self._clock, self._trust)
-                self._round(outlet)
+                if self._lease.held():
+                    store = self._store.read_now(store_id)
+                    outlet = outlet or RecordOutlet(self._kafka, store, self._clock, self._trust)
+                    self._relay(outlet)
+                else:
+                    self._succeeded()
+                    self._rest(BEAT_SECONDS)
             except (KafkaException, StoreAway) as error:
                 self._failed(error)
         if outlet is not None:
             outlet.close()
-        self._end()
-
-    def _round(self, outlet: RecordOutlet) -> None:
-        """Put rows on Kafka if this relay holds the lease; take the lease if it is stale; otherwise wait."""
-        if self._lease.is_mine():
-            self._relay(outlet)
-        elif self._lease.is_stale():
-            self._lease.take()
-        else:
-            self._succeeded()
-            self._rest(BEAT_SECONDS)
+        with suppress(StoreAway):  # another relay then takes over once the lease is stale
+            self._lease.leave()
 
     def _relay(self, outlet: RecordOutlet) -> None:
         """Put rows on Kafka until the stop, or until another relay has taken over.
@@ -131,7 +124,7 @@ class Relay(SideThread):
         safe, self._committed_at = position, self._clock.monotonic()
         log.info("This process puts accepted records on Kafka.", action="relay-leading", position=position)
         while self._goes_on():
-            if not self._lease.keep():
+            if not self._lease.kept():
                 log.info("Another process puts accepted records on Kafka; waiting.", action="relay-standby")
                 return
             self._forget(safe)
@@ -190,13 +183,6 @@ class Relay(SideThread):
         )
         self._halvings = min(self._halvings + 1, 10)
         self._rest(seconds)
-
-    def _end(self) -> None:
-        """Let another relay take over at once."""
-        try:
-            self._lease.leave()
-        except StoreAway:
-            return
 
 
 def _rows(connection: Connection, position: int, most: int, room: int) -> Sequence[Any]:
@@ -263,9 +249,9 @@ class Lease:
     """One relay's view of the lease by which only one of several gateways' relays works at a time.
 
     If two relays nevertheless work at the same time, Kafka fences the older one. The holder changes its row of `meta`
-    every BEAT_SECONDS. Another relay takes over if, by its own clock, the row has not changed for STALE_SECONDS. A
-    relay that starts takes over at once, because its predecessor has usually just ended. Methods raise StoreAway. A
-    single thread calls all methods.
+    every BEAT_SECONDS. Another relay takes over if the holder has left, or if, by the other's clock, the row has not
+    changed for STALE_SECONDS. A relay that starts takes over at once, because its predecessor has usually just ended.
+    Methods raise StoreAway. A single thread calls all methods.
     """
 
     def __init__(self, store: Store, clock: Clock) -> None:
@@ -273,56 +259,33 @@ class Lease:
         self._clock = clock
         self._id = uuid.uuid4().hex
         self._beats = 0
-        self._beat_at = clock.monotonic()
+        self._held: bool | None = None
+        """The last answer of `held`; None before the first."""
+        self._asked_at = clock.monotonic()
         self._seen: tuple[str | None, float] = ("", clock.monotonic())
 
-    def take(self) -> None:
-        """Become the holder."""
-        self._store.write_now(lambda connection: set_value(connection, _RELAY, self._next()))
-        self._beat_at = self._clock.monotonic()
+    def held(self) -> bool:
+        """Renew the lease, or take it if it is free; return whether this relay has it."""
+        self._asked_at = self._clock.monotonic()
+        self._held = self._store.write_now(self._renew)
+        return self._held
 
-    def keep(self) -> bool:
-        """Renew the lease if BEAT_SECONDS have passed since the last renewal.
-
-        Returns False if another relay has taken over.
-        """
-        if self._clock.monotonic() - self._beat_at < BEAT_SECONDS:
-            return True
-        self._beat_at = self._clock.monotonic()
-        return self._store.write_now(self._beat)
-
-    def is_mine(self) -> bool:
-        """Return whether the store names this relay as the holder."""
-        return self._is_mine(self._store.read_now(_holder))
-
-    def is_stale(self) -> bool:
-        """Return whether the holder has not changed its row for STALE_SECONDS, or has left."""
-        found, now = self._store.read_now(_holder), self._clock.monotonic()
-        if found != self._seen[0]:
-            self._seen = found, now
-        return found is None or now - self._seen[1] >= STALE_SECONDS
+    def kept(self) -> bool:
+        """Return the same as `held`, and ask the store only if BEAT_SECONDS have passed since the last question."""
+        return self.held() if self._clock.monotonic() - self._asked_at >= BEAT_SECONDS else bool(self._held)
 
     def leave(self) -> None:
         """Let another relay take over at once."""
-        self._store.write_now(self._end)
+        mine = meta.c.name == _RELAY, meta.c.value.startswith(self._id)
+        self._store.write_now(lambda connection: connection.execute(meta.delete().where(*mine)).rowcount)
 
-    def _beat(self, connection: Connection) -> bool:
-        mine = self._is_mine(value_of(connection, _RELAY))
-        if mine:
-            set_value(connection, _RELAY, self._next())
-        return mine
-
-    def _end(self, connection: Connection) -> None:
-        if self._is_mine(value_of(connection, _RELAY)):
-            connection.execute(meta.delete().where(meta.c.name == _RELAY))
-
-    def _next(self) -> str:
+    def _renew(self, connection: Connection) -> bool:
+        found, now = value_of(connection, _RELAY), self._clock.monotonic()
+        if found != self._seen[0]:
+            self._seen = found, now
+        others = self._held is not None and found is not None and not found.startswith(self._id)
+        if others and now - self._seen[1] < STALE_SECONDS:
+            return False
         self._beats += 1
-        return f"{self._id}:{self._beats}"
-
-    def _is_mine(self, holder: str | None) -> bool:
-        return holder is not None and holder.startswith(self._id)
-
-
-def _holder(connection: Connection) -> str | None:
-    return value_of(connection, _RELAY)
+        set_value(connection, _RELAY, f"{self._id}:{self._beats}")
+        return True

@@ -16,14 +16,15 @@ MOST = 4096
 
 
 class Recent(Generic[Key, Value]):
-    """A cache on one event loop. A value is at most `seconds` old, counted from the start of its reading.
+    """A cache of `most` values on one event loop. A value is at most `seconds` old from the start of its reading.
 
     Requests for a key whose value is being read wait for the same reading (single flight). An absent value, None, is
     not kept, because a stranger could otherwise fill the cache with names that do not exist.
     """
 
-    def __init__(self, read: Callable[[Key], Awaitable[Value]], seconds: float, clock: Clock) -> None:
+    def __init__(self, read: Callable[[Key], Awaitable[Value]], seconds: float, clock: Clock, most: int = MOST) -> None:
         self._read = read
+        self._most = most
         self._seconds = seconds
         self._clock = clock
         self._kept: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
@@ -56,7 +57,7 @@ class Recent(Generic[Key, Value]):
         value = await self._read(key)
         if value is not None and self._reading.get(key) is this:
             self._kept[key] = (started, value)
-            if len(self._kept) > MOST:
+            if len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return value
 

@@ -15,8 +15,7 @@ from gateway.access.access import Access
 from gateway.batches.files import Shelf
 from gateway.batches.uploads import Uploads
 from gateway.dependency import Dependency
-from gateway.door.fleet_frames import FleetFrames
-from gateway.door.fleet_models import FleetModels
+from gateway.door.fleet import FleetFrames, FleetModels
 from gateway.door.noted import note_refused_key
 from gateway.door.settings import GatewaySettings
 from gateway.errors import ApiError, unavailable

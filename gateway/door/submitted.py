@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from gateway.accept.jobs import NewJob
 from gateway.door.body import parse_json, require_few_values
+from gateway.door.endpoint import Call
 from gateway.door.screened import ScreenedIn
 from gateway.errors import ApiError
 from gateway.view.stored_jobs import line_of
@@ -21,7 +22,7 @@ from schemas.problems import MAX_PROBLEMS, Problem
 from schemas.screening import write_findings
 from schemas.strict import NotAJob, body_job, job_in, job_of
 from schemas.topics import Lane
-from telemetry.clock import Clock, unix_ms
+from telemetry.clock import unix_ms
 from telemetry.traces import current_trace, parse_traceparent
 from workers.egress import EgressPolicy, EgressRefused, check_url
 
@@ -86,12 +87,11 @@ def checked(job: Job, policy: EgressPolicy, callback: str = "callback_url") -> J
 
 
 def new_job(
+    call: Call,
     let_in: ScreenedIn,
     url: str,
-    clock: Clock,
     *,
     lane: Lane = "default",
-    traceparent: str | None = None,
     kept: Mapping[str, Any] | None = None,
     index: int | None = None,
     deltas: bool = False,
@@ -100,10 +100,10 @@ def new_job(
 
     Raises ApiError (400) if the job's record would be too large, or its `not_before` is too late.
 
-    `traceparent` is the parent of the job's spans. `kept` are members of the request's body that are stored with the
-    job. `index` is the job's place in an array. With `deltas`, the answer is to come piece by piece.
+    `kept` are members of the request's body that are stored with the job. `index` is the job's place in an array. With
+    `deltas`, the answer is to come piece by piece.
     """
-    job, findings = let_in
+    (job, findings), clock, traceparent = let_in, call.door.clock, traceparent_of(call.request)
     named = job if job.job_id is not None else job.model_copy(update={"job_id": new_job_id(clock)})
     if late := wrong_start(job, unix_ms(clock)):
         raise refusal((index, problem) for problem in late)

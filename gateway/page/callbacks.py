@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from gateway.access import Scope
 from gateway.access.allowed import may_call
+from gateway.access.recent import Recent
 from gateway.door import query
 from gateway.door.door import Door
 from gateway.errors import ApiError
@@ -30,7 +31,7 @@ TABS: Final = {"failed": "Failed", "delivered": "Delivered", "all": "All"}
 """The values of the page's parameter `show`, with their names. The first one is the default."""
 _RESENT = "The callback is on its way again."
 _NEWEST = (job_attempts.c.at.desc(), job_attempts.c.topic_offset.desc())
-_PLACE = (job_attempts.c.topic_partition, job_attempts.c.topic_offset)
+FRESH_SECONDS: Final = 2.0
 MOST_KEPT: Final = 64
 """The maximum number of tenants whose callbacks are kept for the next request."""
 NEWS_MS: Final = 600_000
@@ -61,25 +62,17 @@ def newest_first(attempts: Sequence[Attempt]) -> list[tuple[Attempt, bool]]:
 def callback_routes(desk: Desk) -> list[Route]:
     """Return the routes of callbacks."""
     door, kafka = desk.door, desk.door.fleet.kafka
-    kept: dict[str, tuple[object, Mapping[str, ShownCallbacks]]] = {}
 
     async def read(tenant: str) -> Mapping[str, ShownCallbacks]:
-        """Read the attempts again only if there is a newer one: open pages ask every few seconds."""
-        place = select(*_PLACE).where(job_attempts.c.tenant == tenant).order_by(*_NEWEST).limit(1)
-        newest = await door.store.read(lambda connection: connection.execute(place).first())
-        found = kept.pop(tenant, None)
-        if found is None or found[0] != newest:
-            found = newest, await door.store.read(lambda connection: last_attempts(connection, tenant))
-        kept[tenant] = found
-        if len(kept) > MOST_KEPT:
-            kept.pop(next(iter(kept)), None)
-        return found[1]
+        return await door.store.read(lambda connection: last_attempts(connection, tenant))
+
+    recent = Recent(read, FRESH_SECONDS, door.clock, MOST_KEPT)
 
     async def several(visit: Visit) -> ShownPage:
         said = asked(visit.request)
         query.only(said, ("show", "done"))
         show = query.one_of(said, "show", TABS) or next(iter(TABS))
-        found = (await read(visit.tenant))[show]
+        found = (await recent.get(visit.tenant))[show]
         values = {"found": found, "most": MOST_LOOKED_AT, "said": resent(visit.request), "show": show, "tabs": TABS}
         return ShownPage("callbacks", values)
 

@@ -24,9 +24,6 @@ IDEMPOTENCY_HOURS = 48
 LATE_DAYS = 8
 """A job without a result is kept for this many days beyond `kept_days`. Kafka keeps jobs for one day less."""
 
-Step = Callable[[Connection], int]
-"""Removes some old rows, and returns their number."""
-
 
 class Retention(SideThread):
     """A `SideTask` that removes rows older than `kept_days`, and the rows of old idempotency keys."""
@@ -44,18 +41,18 @@ class Retention(SideThread):
         """Remove all old rows; return their number. Raises StoreAway."""
         now_ms = unix_ms(self._clock)
         kept_ms = now_ms - self._kept_ms
-        steps: list[Step] = [partial(_jobs, before_ms=kept_ms), partial(_events, before_ms=kept_ms)]
-        for time, before_ms in (
-            (batch_segments.c.last_at, kept_ms),
-            (job_attempts.c.at, kept_ms),
-            (idempotency.c.created_at, now_ms - IDEMPOTENCY_HOURS * _HOUR_MS),
-            (left_requests.c.created_at, now_ms - _HOUR_MS),  # their gateways ended; SDKs repeat within seconds
-            (writers.c.at, now_ms - 24 * _HOUR_MS),
-        ):
-            # A segment is as large as hundreds of other rows.
-            together = 1 if time.table is batch_segments else TOGETHER
-            steps.append(partial(_remove, table=time.table, old=time < before_ms, together=together))
-        return sum(map(self._all, steps))
+        # Numbers nearly follow the events' ages, so that the first events are the old ones.
+        first_events = select(events.c.number).order_by(events.c.number).limit(TOGETHER)
+        old_rows = {
+            batch_segments: batch_segments.c.last_at < kept_ms,
+            events: and_(events.c.number.in_(first_events), events.c.at < kept_ms),
+            job_attempts: job_attempts.c.at < kept_ms,
+            idempotency: idempotency.c.created_at < now_ms - IDEMPOTENCY_HOURS * _HOUR_MS,
+            left_requests: left_requests.c.created_at < now_ms - _HOUR_MS,  # of gateways that ended
+            writers: writers.c.at < now_ms - 24 * _HOUR_MS,
+        }
+        steps = [partial(_remove, table=table, old=old) for table, old in old_rows.items()]
+        return self._all(partial(_jobs, before_ms=kept_ms)) + sum(map(self._all, steps))
 
     def _run(self) -> None:
         while self._goes_on():
@@ -63,8 +60,8 @@ class Retention(SideThread):
                 self.remove_old()
             self._rest(LOOK_SECONDS)
 
-    def _all(self, step: Step) -> int:
-        """Repeat a step until it finds no old row."""
+    def _all(self, step: Callable[[Connection], int]) -> int:
+        """Repeat a step, which removes some old rows and returns their number, until it finds none."""
         total = 0
         while self._goes_on() and (removed := self._store.write_now(step)):
             total += removed
@@ -81,20 +78,11 @@ def _jobs(connection: Connection, before_ms: int) -> int:
     return _remove(connection, jobs, old)
 
 
-def _events(connection: Connection, before_ms: int) -> int:
-    """Remove old events from the lowest number on, because numbers nearly follow the events' ages."""
-    first = connection.execute(select(events.c.number, events.c.at).order_by(events.c.number).limit(TOGETHER)).all()
-    old = [row.number for row in first if row.at < before_ms]
-    if old:
-        connection.execute(events.delete().where(events.c.number.in_(old)))
-    return len(old)
-
-
-def _remove(connection: Connection, table: Table, old: ColumnElement[bool], together: int = TOGETHER) -> int:
-    """Remove at most `together` old rows, and return their number.
+def _remove(connection: Connection, table: Table, old: ColumnElement[bool]) -> int:
+    """Remove some old rows, and return their number. A segment of a batch is as large as hundreds of other rows.
 
     The database finds the old rows' keys by the index of their times, and deletes the rows by these keys.
     """
     key = list(table.primary_key.columns)
-    some = select(*key).where(old).limit(together)
+    some = select(*key).where(old).limit(1 if table is batch_segments else TOGETHER)
     return connection.execute(table.delete().where(tuple_(*key).in_(some))).rowcount

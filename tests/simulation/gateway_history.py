@@ -35,6 +35,7 @@ from gateway.accept.relay import Relay
 from gateway.access import Principal
 from gateway.access.principal import DEFAULT_SCOPES
 from gateway.store.engine import open_engine
+from gateway.store.meta import value_of
 from gateway.store.settings import StoreSettings
 from gateway.store.store import StoreAway
 from gateway.store.tables import jobs
@@ -395,7 +396,8 @@ class History:
 
     def holder(self) -> Gateway:
         """Return the gateway whose relay has the lease."""
-        (found,) = [gateway for gateway in self.gateways if gateway.relay._lease.is_mine()]
+        holder = self.gateways[0].store.read_now(lambda connection: value_of(connection, "relay")) or ""
+        (found,) = [gateway for gateway in self.gateways if holder.startswith(gateway.relay._lease._id)]
         return found
 
     def stop(self, gateway: Gateway) -> None:

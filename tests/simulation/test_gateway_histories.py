@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ TAKEN_OVER_SECONDS = STALE_SECONDS + BEAT_SECONDS + 2.0
 """The most seconds for which accepted records wait after the death of the relay with the lease."""
 
 
-def for_each(seeds: range, folder: Path, play: Callable[[History], None]) -> None:
+def for_each(seeds: Iterable[int], folder: Path, play: Callable[[History], None]) -> None:
     """Play a history for each seed; name the seed of the first that fails."""
     for seed in seeds:
         (folder / str(seed)).mkdir()
@@ -47,6 +47,8 @@ def test_a_relay_keeps_its_lease_until_it_ends_and_the_other_then_takes_over(tmp
     def play(drawn: History) -> None:
         drawn.storm(60)
         drawn.calm()
+        for _ in range(5):  # a producer whose transaction timed out in the storm fails at its next record
+            drawn.ask()
         drawn.drain()
         drawn.rounds(TAKEN_OVER_SECONDS)
         openings, holder = drawn.kafka.epoch, drawn.holder()
@@ -84,7 +86,8 @@ def test_accepted_requests_are_on_kafka_exactly_once_and_repeats_get_the_first_a
         drawn.drain()
         drawn.verify()
 
-    for_each(range(HISTORIES), tmp_path, play)
+    # In 90, a broker's crash undoes the last commit before a later one.
+    for_each(sorted({*range(HISTORIES), 90}), tmp_path, play)
 
 
 def test_no_record_enters_the_outbox_before_kafka_has_stated_the_position(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_a_full_outbox_takes_no_jobs_until_kafka_has_taken_some(tmp_path: Path) 
     with history(random.Random(0), tmp_path) as drawn:
         drawn.rounds(3.0)
         drawn.kafka.away = True
-        first, _ = drawn.gateways
+        first = drawn.holder()
         for number in range(FULL_ROWS):
             outcome(drawn, first, partial(accepted, drawn, f"job {number}"))
         drawn.rounds(2.0)

@@ -23,7 +23,7 @@ from gateway.blobs.folder import FolderBlobs
 from gateway.blobs.settings import FilesSettings
 from gateway.door.app import create_app
 from gateway.door.door import Door
-from gateway.door.fleet_models import Announcements, FleetModels
+from gateway.door.fleet import Announcements, FleetModels
 from gateway.door.settings import GatewaySettings
 from gateway.store.store import Store
 from gateway.view.waiting import Waiting

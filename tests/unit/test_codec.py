@@ -579,8 +579,8 @@ def test_any_bytes_and_any_body_are_a_job_or_are_refused_with_few_problems(
 
 def test_members_without_effect_are_named() -> None:
     body = {**QUESTIONS[CHAT_COMPLETIONS], "presence_penalty": 1, "logit_bias": None, "user": "u"}
-    assert ignored_members(CHAT_COMPLETIONS, body) == "ignored, since no engine here has it: `presence_penalty`"
-    assert ignored_members(CHAT_COMPLETIONS, QUESTIONS[CHAT_COMPLETIONS]) is None
+    assert ignored_members(CHAT_COMPLETIONS, body) == ["ignored, since no engine here has it: `presence_penalty`"]
+    assert ignored_members(CHAT_COMPLETIONS, QUESTIONS[CHAT_COMPLETIONS]) == []
 
 
 def test_the_hash_of_a_prompt_is_that_of_its_text() -> None:

@@ -19,7 +19,7 @@ from cli.operations.exporter.exporter import ClassFigures, FleetFigures, PoolFig
 from cli.operations.top import Frame
 from gateway.access import Scope
 from gateway.access.bounded_get import NotRead
-from gateway.door.fleet_frames import FleetFrames
+from gateway.door.fleet import FleetFrames
 from gateway.page.fleet import MOST_ALERTS, alerts_of, fetch_alerts
 from gateway.page.views import page_routes
 from producers.errors import BrokerUnreachable
@@ -58,7 +58,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 def reading(frame: Frame | Exception) -> Any:
-    return patch("gateway.door.fleet_frames.FleetFrames._frame", side_effect=[frame])
+    return patch("gateway.door.fleet.FleetFrames._frame", side_effect=[frame])
 
 
 def admin(rig: Rig) -> Browser:
@@ -183,7 +183,7 @@ def test_a_reading_keeps_its_connection_until_it_fails_or_nobody_reads() -> None
     watch, frames = Watch(), FleetFrames(KafkaSettings(), HandClock(NOW))
 
     async def read() -> None:
-        with patch("cli.operations.top.watching", watch.opening), patch("gateway.door.fleet_frames.IDLE_SECONDS", 0.01):
+        with patch("cli.operations.top.watching", watch.opening), patch("gateway.door.fleet.IDLE_SECONDS", 0.01):
             await frames.read()
             assert (await frames.read(), watch.opened, watch.closed) == (FRAME, 1, 0)
             with pytest.raises(BrokerUnreachable):

@@ -21,7 +21,7 @@ from gateway.door.app import routes
 from gateway.door.body import parse_json
 from gateway.door.connection import Pace, RefusedHeadError, check_fields, read_target
 from gateway.door.endpoint import Endpoint
-from gateway.door.fleet_models import Announcements
+from gateway.door.fleet import Announcements
 from gateway.door.openapi import openapi_document
 from gateway.door.server import DoorServer, Places
 from gateway.door.settings import GatewaySettings

@@ -20,7 +20,7 @@ from sqlalchemy import Row, select
 
 from gateway.accept.outbox import unpacked
 from gateway.access import Scope
-from gateway.door.fleet_models import (
+from gateway.door.fleet import (
     FRESH_SECONDS,
     KNOWN_SECONDS,
     SOON_SECONDS,

@@ -132,25 +132,22 @@ def eventually(holds: Callable[[], bool], lacking: str) -> None:
 
 def test_a_lease_passes_on_when_its_holder_leaves_or_is_silent(store: Store, clock: HandClock) -> None:
     first, second = Lease(store, clock), Lease(store, clock)
-    first.take()
+    assert (second.held(), first.held()) == (True, True)  # each takes over at its start
     for _ in range(9):
         clock.sleep(BEAT_SECONDS)
-        assert (first.keep(), first.is_mine(), second.is_mine(), second.is_stale()) == (True, True, False, False)
+        assert (first.kept(), second.held()) == (True, False)
     clock.sleep(STALE_SECONDS)
-    assert second.is_stale()
-    second.take()
-    assert (first.keep(), first.is_mine(), second.is_mine()) == (False, False, True)
+    assert (second.held(), first.held(), first.kept()) == (True, False, False)
     second.leave()
-    assert first.is_stale()
+    clock.sleep(BEAT_SECONDS)
+    assert first.kept()
 
 
 def test_a_relay_that_lost_its_lease_does_not_end_its_successors(store: Store, clock: HandClock) -> None:
     first, second = Lease(store, clock), Lease(store, clock)
-    first.take()
-    second.take()
+    assert (first.held(), second.held()) == (True, True)
     first.leave()
-    clock.sleep(BEAT_SECONDS)
-    assert (second.is_mine(), second.keep(), first.is_stale()) == (True, True, False)
+    assert (first.held(), second.held()) == (False, True)
 
 
 def test_the_rows_below_the_position_are_deleted_and_no_other_row(store: Store) -> None:
@@ -254,11 +251,12 @@ def test_rows_from_memory_are_exactly_the_next_ones_and_within_the_bounds() -> N
 
 def test_a_relay_keeps_its_lease_while_it_works(store: Store, clock: HandClock) -> None:
     outlet, other = Outlet(store, clock, step=BEAT_SECONDS), Lease(store, clock)
+    assert other.held()
     with relaying(store, outlet, clock):
         for _ in range(round(3 * STALE_SECONDS / BEAT_SECONDS)):
             outlet.idle()
-            assert not other.is_stale()
-    assert other.is_stale()
+            assert not other.held()
+    assert other.held()
 
 
 def test_a_relay_whose_lease_is_taken_puts_no_more_rows_on_kafka(
@@ -268,12 +266,12 @@ def test_a_relay_whose_lease_is_taken_puts_no_more_rows_on_kafka(
     outlet, other = Outlet(store, clock, step=BEAT_SECONDS), Lease(store, clock)
     with relaying(store, outlet, clock):
         outlet.idle()
-        other.take()
+        assert other.held()
         outlet.free()
         eventually(lambda: "relay-standby" in caplog.text, "the relay goes on")
         accept(store, b"for the other")
         assert (numbers(store), outlet.puts) == ([1], [])
-    assert other.is_mine()
+    assert other.held()
 
 
 def test_a_transaction_that_fails_is_tried_again_with_fewer_rows_and_grows_with_each_success(

@@ -6,7 +6,6 @@ its `alg` must be on the operator's list and fit the key. The keys (JWKS, RFC 75
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import math
@@ -25,6 +24,7 @@ from gateway.access.access import is_token
 from gateway.access.bounded_get import NotRead, get_json
 from gateway.access.oidc.settings import OidcSettings
 from gateway.access.principal import CredentialRefused, IssuerAway, Principal, Scope
+from gateway.access.recent import Recent
 from gateway.dependency import Dependency
 from schemas.job import TENANT_PATTERN
 from telemetry.clock import Clock
@@ -148,8 +148,7 @@ class IssuerKeys:
         self._clock = clock
         self._keys: Mapping[str, Key] = {}
         self._fetched_at = -math.inf
-        self._asked_at = -math.inf
-        self._fetching: asyncio.Task[None] | None = None
+        self._fetched = Recent(self._fetch, settings.cooldown_seconds, clock)
         self._away = False
         self._threads = Dependency("issuer of tokens", 1, 0)
 
@@ -160,15 +159,16 @@ class IssuerKeys:
     async def find(self, key_id: str | None) -> Key | None:
         """Return the key with this id; without an id, return the only key. Returns None if the issuer has no such key.
 
-        Keys are fetched again if they are too old, or if the id is unknown. Raises IssuerAway.
+        Keys are fetched again if they are too old, or if the id is unknown, and at most once in the cooldown. Raises
+        IssuerAway.
         """
         if self._age >= self._settings.keys_seconds:
-            await self._refresh()
+            await self._fetched.get(None)
         if self._age >= self._settings.keys_seconds + self._settings.stale_seconds:
             raise IssuerAway("the issuer of the token does not answer")
         found = self._known(key_id)
         if found is None:
-            await self._refresh()
+            await self._fetched.get(None)
             found = self._known(key_id)
         return found
 
@@ -181,20 +181,11 @@ class IssuerKeys:
             return next(iter(self._keys.values())) if len(self._keys) == 1 else None
         return self._keys.get(key_id)
 
-    async def _refresh(self) -> None:
-        """Fetch the keys once for all requests that wait, unless the issuer was asked just now."""
-        if self._fetching is None:
-            if self._clock.monotonic() - self._asked_at < self._settings.cooldown_seconds:
-                return
-            self._asked_at = self._clock.monotonic()
-            self._fetching = asyncio.create_task(self._fetch(), name="issuer-keys")
-        await asyncio.shield(self._fetching)
-
-    async def _fetch(self) -> None:
+    async def _fetch(self, _: None) -> bool:
+        """Fetch the keys, and say when the issuer goes away and comes back. Returns True if the issuer answered."""
         started = self._clock.monotonic()
         try:
             self._keys = await self._threads.run_anyway(fetch_keys, self._settings, self._clock)
-            self._fetched_at = started
         except IssuerAway as away:
             self._away = True
             log.warning(
@@ -202,12 +193,12 @@ class IssuerKeys:
                 action="issuer-away",
                 reason=str(away),
             )
-        else:
-            if self._away:
-                self._away = False
-                log.info("The issuer's keys are fetched again.", action="issuer-back")
-        finally:
-            self._fetching = None
+            return False
+        self._fetched_at = started
+        if self._away:
+            self._away = False
+            log.info("The issuer's keys are fetched again.", action="issuer-back")
+        return True
 
 
 def fetch_keys(settings: OidcSettings, clock: Clock) -> Mapping[str, Key]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict
-from pydantic_core import to_json
 
 from gateway.door import query, submitted
 from gateway.door.accepting import accept
@@ -61,20 +60,17 @@ async def create(call: Call) -> Answer:
         del body["encoding_format"]
     job = bounded(submitted.openai_job(url, body, door.callbacks), door.settings.await_seconds)
     [let_in] = await screened(call, [job], len(content))
-    note = ignored_members(url, body)
-    kept = None
-    if url == CHAT_COMPLETIONS and body.get("store") is True:
-        kept = _kept(body, [note] if note is not None else [], is_redacted=let_in.job != job)
-    trace = submitted.traceparent_of(call.request)
+    notes, is_stored = ignored_members(url, body), url == CHAT_COMPLETIONS and body.get("store") is True
+    kept = _kept(body, notes, is_redacted=let_in.job != job) if is_stored else None
     deltas = streams and wants_deltas(call, let_in.job)
-    new = submitted.new_job(let_in, url, door.clock, traceparent=trace, kept=kept, deltas=deltas)
-    stored = await accept(call, content, [new], to_json({"job_id": new.job_id}))
+    new = submitted.new_job(call, let_in, url, kept=kept, deltas=deltas)
+    stored = await accept(call, content, [new], new.job_id.encode())
 
     def shown(result: Result) -> dict[str, Any]:
-        answer = in_binary(answer_body(result, url)) if is_binary else answer_body(result, url)
-        return _noted(answer, [note] if note is not None else [])
+        answer = answer_body(result, url)
+        return _noted(in_binary(answer) if is_binary else answer, notes)
 
-    job_id = json.loads(stored.body)["job_id"]
+    job_id = stored.body.decode()
     answer = answer_of(call, content, stored, job_id)
     if streams:
         events = ChatEvents(shown, job_id, int(door.clock.time()), job.model_id or "", with_usage=with_usage)
@@ -163,10 +159,8 @@ def _noted(answer: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
 async def _found(call: Call) -> StoredJob:
     """Return the job of the stored completion in the path. Raises ApiError (404)."""
     identifier = call.in_path("completion_id")
-    job_id = identifier.removeprefix(PREFIX)
-    found = await call.read(find_job, job_id)
-    is_stored = found is not None and found.url == CHAT_COMPLETIONS and found.request is not None
-    if found is None or not is_stored or not identifier.startswith(PREFIX) or found.status != Outcome.SUCCEEDED:
+    found = await call.read(find_job, identifier.removeprefix(PREFIX)) if identifier.startswith(PREFIX) else None
+    if found is None or (found.url, found.status) != (CHAT_COMPLETIONS, Outcome.SUCCEEDED) or found.request is None:
         raise not_found("chat_completion", identifier)
     return found
 

@@ -56,9 +56,8 @@ async def create(call: Call) -> Answer:
     else:
         jobs = [submitted.one_job(body, door.callbacks)]
     let_in = await screened(call, jobs, len(body))
-    trace = submitted.traceparent_of(call.request)
     new = [
-        submitted.new_job(job, submitted.JOBS, door.clock, lane=lane, traceparent=trace, index=index if many else None)
+        submitted.new_job(call, job, submitted.JOBS, lane=lane, index=index if many else None)
         for index, job in enumerate(let_in)
     ]
     now = int(door.clock.time())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.door.endpoint import Answer, Call
-from gateway.door.fleet_models import FleetModels
+from gateway.door.fleet import FleetModels
 from gateway.errors import not_found
 
 

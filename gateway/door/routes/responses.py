@@ -60,12 +60,11 @@ async def create(call: Call) -> Answer:
     if not background:
         job = bounded(job, door.settings.await_seconds)
     [let_in] = await screened(call, [job], len(content))
-    shown = _shown(body, previous)
+    shown = {**shown_members(body), NOTES: ignored_members(RESPONSES, body), "previous_response_id": previous}
     # A body that the filter redacted is not stored either.
     kept = shown if body.get("store") is not False and let_in.job == job else None
-    trace = submitted.traceparent_of(call.request)
     deltas = streams and wants_deltas(call, let_in.job)
-    new = submitted.new_job(let_in, RESPONSES, door.clock, traceparent=trace, kept=kept, deltas=deltas)
+    new = submitted.new_job(call, let_in, RESPONSES, kept=kept, deltas=deltas)
     # The answer is stored for repeats, so it shows members that describe the request and none of its texts.
     told, now = kept if kept is not None else unstored_members(body), int(door.clock.time())
     queued = response_object(new.job_id, "queued", now, told, model_id=new.model_id, metadata=new.metadata)
@@ -159,25 +158,15 @@ def _job_id(call: Call) -> str:
     return identifier.removeprefix(PREFIX)
 
 
-def _shown(body: dict[str, Any], previous: object) -> dict[str, Any]:
-    """Return the members of the body that the response shows, with a note about members that have no effect."""
-    shown, note = shown_members(body), ignored_members(RESPONSES, body)
-    if note is not None:
-        shown[NOTES] = [note]
-    return shown if previous is None else {**shown, "previous_response_id": previous}
-
-
 def _object(job: StoredJob, result: Result | None = None, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the Response object of a job; `result` and `request` go before those of its row."""
     if result is None and job.result is not None:
         result = read_result(job.result)
-    if request is None:
-        request = json.loads(job.request) if job.request is not None else {}
     return response_object(
         job.job_id,
         job.status,
         job.created_ms // 1000,
-        request,
+        json.loads(job.request or b"{}") if request is None else request,
         model_id=job.model_id,
         metadata=job.metadata,
         result=result,

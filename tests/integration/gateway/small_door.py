@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from gateway.door.app import Observed
 from gateway.door.body import parse_json, read_body
 from gateway.door.door import PEER, address_of
 from gateway.door.handlers import add_handlers
-from gateway.door.observed import Observed
 from gateway.door.server import DoorServer
 from gateway.door.settings import GatewaySettings
 from telemetry.clock import SystemClock

@@ -1,7 +1,8 @@
-"""The models of the fleet: those that workers announce now, and those that workers announced within a day.
+"""The fleet as the door sees it: its models, and frames of `postback top` for people with the scope `admin`.
 
-A job for a model that nothing announced within a day is refused at once. The store keeps the names, because Kafka
-forgets the announcement of a worker that has ended. So a fleet without workers still knows its models.
+Models are those that workers announce now, and those that workers announced within a day. A job for a model that
+nothing announced within a day is refused at once. The store keeps the names, because Kafka forgets the announcement of
+a worker that has ended. So a fleet without workers still knows its models.
 """
 
 from __future__ import annotations
@@ -10,24 +11,29 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
+from gateway.access.recent import Recent
 from gateway.dependency import Dependency
 from gateway.errors import unavailable
 from gateway.store.meta import set_value, value_of
 from gateway.store.store import Store, StoreAway
 from producers.errors import ProducerError
-from schemas.settings import KafkaSettings
+from schemas.settings import KafkaSettings, read_settings
 from schemas.worker import LIVE_SECONDS
 from telemetry.clock import Clock
+from workers.stage.progress import done_offsets
+
+if TYPE_CHECKING:  # kafka-python is imported by the first reading, since it takes as long as the whole door
+    from cli.operations.top import FleetWatch, Frame
 
 FRESH_SECONDS = 10.0
 SOON_SECONDS = 2.0
-"""Kafka is asked again about an unknown model after this time, since its worker may have just started."""
+"""Kafka is asked again after this time at the earliest. The worker of an unknown model may have just started."""
 KNOWN_SECONDS = 24 * 3600.0
 _WRITE_SECONDS = 3600.0
 _KEPT = "models"
@@ -56,9 +62,8 @@ class FleetModels:
         self._store = store
         self._clock = clock
         self._thread = Dependency("announcements of workers", 1, 0)
-        self._asking: asyncio.Task[None] | None = None
+        self._refreshed = Recent(self._refresh, SOON_SECONDS, clock)
         self._asked_at = -math.inf
-        self._tried_at = -math.inf
         self._announced = Announcements()
         self._kept: dict[str, list[float]] | None = None
         """For each model the Unix times of its first and its last announcement, as the store has them."""
@@ -70,7 +75,7 @@ class FleetModels:
     async def names(self) -> tuple[str, ...]:
         """Return the names of the models that live workers have. Raises ApiError (503)."""
         if self._age() > FRESH_SECONDS:
-            await self._refreshed()
+            await self._refreshed.get(None)
         if self._age() > LIVE_SECONDS:
             message = "The workers' models are unknown, since Kafka does not answer; repeat the request."
             raise unavailable("models_unknown", message)
@@ -83,8 +88,8 @@ class FleetModels:
         """
         asked = {name for name in names if "/" not in name}
         unknown = self._without_known(asked)
-        if unknown and self._clock.monotonic() - self._tried_at > SOON_SECONDS:
-            await self._refreshed()
+        if unknown:
+            await self._refreshed.get(None)
             unknown = self._without_known(asked)
         is_certain = bool(self._kept) and not self._announced.more and self._age() < math.inf
         return unknown if is_certain else set()
@@ -100,24 +105,20 @@ class FleetModels:
     def _age(self) -> float:
         return self._clock.monotonic() - self._asked_at
 
-    async def _refreshed(self) -> None:
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._refresh())
-        await asyncio.shield(self._asking)
-
-    async def _refresh(self) -> None:
-        self._tried_at = self._clock.monotonic()
+    async def _refresh(self, _: None) -> bool:
+        """Ask Kafka. Returns True if it answered."""
         try:
             if self._kept is None:
                 self._kept = await self._store.read(_read_kept)
             self._announced = await self._thread.run_anyway(self._ask)
         except (ProducerError, StoreAway):
-            return
+            return False
         self._asked_at = self._clock.monotonic()
         if self._merge():
             content = json.dumps(self._kept)
             with suppress(StoreAway):
                 await self._store.write(lambda connection: set_value(connection, _KEPT, content))
+        return True
 
     def _merge(self) -> bool:
         """Note the announced models, and forget old ones. Returns True if the store should be written."""
@@ -167,3 +168,61 @@ def read_announcements(kafka: KafkaSettings, clock: Clock) -> Announcements:
                 continue
     models = dict.fromkeys(name for each in live.values() for name in each)
     return Announcements(tuple(models), seen | dict.fromkeys(rollouts.by_alias, now), more)
+
+
+# -- the state of the fleet --------------------------------------------------------------------------------------------
+
+
+IDLE_SECONDS: Final = 120.0
+_READERS: Final = 8
+"""The maximum number of readings that wait for the thread. Pages share readings, so that one is usual."""
+
+
+class FleetFrames:
+    """Reads frames of `postback top` in one thread. Each process has one such object, and uses it on its event loop.
+
+    A reading keeps its connections to Kafka and the positions that it has reached. Without a reader for IDLE_SECONDS,
+    the connections are closed.
+    """
+
+    def __init__(self, kafka: KafkaSettings, clock: Clock) -> None:
+        self._kafka = kafka
+        self._clock = clock
+        self._threads = Dependency("Kafka", 1, _READERS)
+        self._open = ExitStack()
+        self._watch: FleetWatch | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def read(self) -> Frame:
+        """Return the state of the fleet now. Raises ProducerError, SettingsRefused and DependencyBusy."""
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            return await self._threads.run(self._frame)
+        finally:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._threads.submit, self._end)
+
+    def close(self) -> None:
+        """Close the connections, after the present reading, and end the thread."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._threads.submit(self._end)
+        self._threads.close(drop=False)
+
+    def _frame(self) -> Frame:
+        from cli.operations.exporter.replicas import ExporterSettings
+        from cli.operations.top import watching
+
+        try:
+            if self._watch is None:
+                opening = watching(self._kafka, read_settings(ExporterSettings), done_offsets, self._clock)
+                self._watch = self._open.enter_context(opening)
+            return self._watch.frame()
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """Close the connections. The next reading opens new ones."""
+        self._watch = None
+        self._open.close()
