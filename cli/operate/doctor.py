@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.shared.errors import FAILED, say
+from cli.shared.errors import BAD_INPUT, FAILED, fail, say
 from cli.shared.terminal import harmless
 from workers.engines import ENGINES
 
@@ -46,6 +46,12 @@ def doctor(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Also check this file of certificates, such as the gateway's."),
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Check that this key fits the first --certificate.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Check that clients may use the first --certificate for this name or address.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 also if there are only warnings.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
@@ -57,10 +63,12 @@ def doctor(
 
     Exit status: 0 no fault, 1 a fault was found.
     """
-    from cli.operate.doctor_checks import checks
+    from cli.operate.doctor_checks import Door, checks
     from cli.operations.doctor.findings import FindingLevel, examine
 
-    done = examine(checks(role or (), callback_url or (), certificate or (), engine, model))
+    if not certificate and (key or host):
+        raise fail(f"{'--key' if key else '--host'}: needs --certificate, the file to compare with", BAD_INPUT)
+    done = examine(checks(role or (), callback_url or (), Door(certificate or (), key, host), engine, model))
     found = [(each.check, finding) for each in done for finding in each.findings]
     faults = sum(finding.level is FindingLevel.FAULT for _, finding in found)
     if as_json:

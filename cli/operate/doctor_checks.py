@@ -12,25 +12,28 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 
 from cli.operate import doctor_engine
-from cli.operations.certificates import State, state_at
+from cli.operations.certificates import State, is_named_in, server_names, state_at
 from cli.operations.doctor import brokers, fleet, topics
-from cli.operations.doctor.findings import Check, Finding, fault, fault_of, warning
+from cli.operations.doctor.findings import Check, Finding, fault, fault_of, listed, warning
 from cli.send.job_warnings import FIXES
 from cli.shared.variables import ROOMS, complaints, settings_class
-from schemas.settings import FleetSettings, SettingsRefused, read_settings
+from schemas.settings import FleetSettings, KafkaSettings, SettingsRefused, read_settings
 from telemetry.atomic_file import access_problem
 from telemetry.clock import Clock, SystemClock
 from workers.system.memory_limit import BESIDE_WINDOW, COPIES, MIB, SMALLEST_WINDOW, memory_limit_bytes
+from workers.system.tls_files import TlsFileUnusable, load_key
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -63,10 +66,22 @@ _CERTIFICATES = (
 _WHOLE_URL = "give the callback a whole https URL with a host name"
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Files of certificates to check, with the key and the name that belong to the first file."""
+
+    certificates: Sequence[Path] = ()
+    key: Path | None = None
+    host: str | None = None
+
+
+_NO_DOOR = Door()
+
+
 def checks(
     roles: Sequence[str] = (),
     callbacks: Sequence[str] = (),
-    certificates: Sequence[Path] = (),
+    door: Door = _NO_DOOR,
     engine: str | None = None,
     model: str | None = None,
 ) -> list[Check]:
@@ -75,11 +90,12 @@ def checks(
     `model` overrides the engine's model of the settings.
     """
     environment = {name.upper(): value for name, value in os.environ.items() if value}
-    of_certificates = {f"--certificate {path}": path for path in certificates}
+    of_certificates = {f"--certificate {path}": path for path in door.certificates}
+    of_keys = {"--key": door.key} if door.key else {}
     found = [
         Check("settings-names", partial(check_names, os.environ)),
         Check("settings-values", check_values),
-        Check("secret-files", lambda: check_secret_files(_files(environment, _SECRET_FILES))),
+        Check("secret-files", lambda: check_secret_files(_files(environment, _SECRET_FILES) | of_keys)),
         Check("certificates", lambda: check_certificates(_files(environment, _CERTIFICATES) | of_certificates)),
         Check("packages", partial(check_packages, roles)),
         Check("open-files", check_files_limit),
@@ -87,6 +103,8 @@ def checks(
         Check("disk", partial(check_disk, _folders(environment))),
         *_services(environment, roles),
     ]
+    if door.key or door.host:
+        found.append(Check("door", partial(check_door, door)))
     if engine is not None:
         found.append(Check("engine", partial(doctor_engine.check_engine, engine, model)))
     try:
@@ -96,6 +114,7 @@ def checks(
     kafka, lane = read.kafka, environment.get("POSTBACK_WORKER__LANE")
     return [
         *found,
+        Check("kafka-key", partial(check_kafka_key, kafka)),
         Check("keyring", partial(_check_keyring, read.keyring, required="deliver" in roles)),
         *(Check(f"callback-{place}", partial(_check_callback, url, read)) for place, url in enumerate(callbacks, 1)),
         Check(BROKERS, partial(brokers.check_brokers, kafka)),
@@ -258,6 +277,38 @@ def check_certificates(files: Mapping[str, Path], clock: Clock = _CLOCK) -> Iter
             continue
         for certificate in certificates:
             yield from _lifetime(name, certificate, now)
+
+
+def check_door(door: Door) -> Iterator[Finding]:
+    """Yield a fault if the first certificate has another key, or is for other names."""
+    path, name = door.certificates[0], f"--certificate {door.certificates[0]}"
+    certificates = _certificates(path)
+    if certificates is None:
+        return  # the check of certificates reports the file
+    if door.key is not None:
+        yield from _key_fault(path, door.key, None, "--key")
+    names = server_names(certificates[0])
+    if door.host is not None and not is_named_in(door.host, names):
+        yield fault(
+            f"the certificate of {name} is for {listed(names) or 'no server'}, and not for {door.host}",
+            f"issue one with that name, as `postback certs issue DIR NAME --server --san {door.host}`",
+        )
+
+
+def check_kafka_key(kafka: KafkaSettings) -> Iterator[Finding]:
+    """Yield a fault if the key of Kafka's client certificate is another one's, or its passphrase is wrong."""
+    config = kafka.client_config()
+    certificate, key = config.get("ssl.certificate.location"), config.get("ssl.key.location")
+    if certificate and key and _certificates(Path(certificate)) is not None:
+        yield from _key_fault(Path(certificate), Path(key), config.get("ssl.key.password"), f"{_KAFKA}SSL_KEY_LOCATION")
+
+
+def _key_fault(certificate: Path, key: Path, passphrase: str | None, name: str) -> Iterator[Finding]:
+    try:
+        load_key(SSLContext(PROTOCOL_TLS_CLIENT), certificate, key, passphrase)
+    except TlsFileUnusable as error:
+        if key.is_file():  # the check of files of secrets reports a missing file
+            yield fault(f"the key of {name} cannot be used: {error.reason}", f"correct the path in {name}, or the key")
 
 
 def _certificates(path: Path) -> list[x509.Certificate] | None:

@@ -151,8 +151,7 @@ class Leaf:
     @property
     def sans(self) -> list[str]:
         """A server's DNS names and IP addresses."""
-        addresses = self.names.get_values_for_type(x509.IPAddress)
-        return [*self.names.get_values_for_type(x509.DNSName), *map(str, addresses)]
+        return _server_names(self.names)
 
 
 class ClientIdentity(NamedTuple):
@@ -177,6 +176,26 @@ def identity_of(certificate: x509.Certificate) -> ClientIdentity:
     valid = len(tenants) == 1 and re.fullmatch(TENANT_PATTERN, tenants[0])
     scopes = frozenset(uri.removeprefix(SCOPE_URI) for uri in uris if uri.startswith(SCOPE_URI))
     return ClientIdentity(tenants[0] if valid else None, scopes)
+
+
+def server_names(certificate: x509.Certificate) -> list[str]:
+    """Return the DNS names and IP addresses of a server's certificate; none if its extensions cannot be read."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return _server_names(names)
+
+
+def _server_names(names: x509.SubjectAlternativeName) -> list[str]:
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
+def is_named_in(host: str, names: Iterable[str]) -> bool:
+    """Return whether a client that asks for `host` accepts a certificate for these names (RFC 9525, section 6)."""
+    host = host.lower().removesuffix(".")
+    rest = host.partition(".")[2]
+    return any(name.lower() in (host, f"*.{rest}" if rest else host) for name in names)
 
 
 def serial_text(serial: int) -> str:

@@ -232,6 +232,15 @@ def test_an_untrusted_certificate_of_a_broker_is_named_with_the_setting_of_the_a
     assert f"set {EXTRA}SSL_CA_LOCATION" in fix
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_certificate_of_a_broker_with_another_name_is_named(doors: ManyDoors) -> None:
+    tls: dict[str, str | Path] = {f"{EXTRA}SECURITY_PROTOCOL": "SSL", f"{EXTRA}SSL_CA_LOCATION": doors.ca_file}
+    address = doors.tls.replace("127.0.0.1", "localhost")
+    [(problem, fix)] = faults(doors, address, **tls)
+    assert problem.startswith(f"TLS with {address} fails (Hostname mismatch, certificate is not valid for 'localhost'")
+    assert "name the broker as the certificate does" in fix
+
+
 def test_a_trusted_certificate_leads_to_the_broker(doors: ManyDoors) -> None:
     tls = {f"{EXTRA}SECURITY_PROTOCOL": "SSL", f"{EXTRA}SSL_CA_LOCATION": str(doors.ca_file)}
     env = environment_of(empty_fleet(doors.tls), **tls)

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from cli.operate.doctor_checks import check_certificates, check_disk, check_files_limit, check_memory, checks
+from cli.operate.doctor_checks import Door, check_certificates, check_disk, check_files_limit, check_memory, checks
 from cli.operate.doctor_engine import server_findings
 from cli.operations.doctor.brokers import broker_findings, parsed_addresses
 from cli.operations.doctor.findings import Check, Finding, FindingLevel, examine, fault, in_words
@@ -135,6 +135,41 @@ def test_certificates_that_are_expired_or_expire_soon_are_named(tmp_path: Path) 
         FindingLevel.WARNING,
         "a certificate of door (acme) expires in less than a day",
     )
+
+
+def test_a_key_or_a_name_that_is_not_the_certificates_is_named(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+    ours, other = authority.chain_file("10.0.0.7", "gateway.example", "*.fleet.example"), authority.client_file("other")
+    door = ("--certificate", str(ours))
+    for host in ("gateway.example", "Gateway.Example.", "10.0.0.7", "eu.fleet.example"):
+        assert findings("door", *door, "--key", str(ours), "--host", host) == []
+    [(problem, fix)] = findings("door", *door, "--key", str(other))
+    assert problem == "the key of --key cannot be used: the key is not the certificate's"
+    for host in ("other.example", "a.eu.fleet.example", "fleet.example", "10.0.0.8"):
+        [(problem, fix)] = findings("door", *door, "--host", host)
+        names = "gateway.example, *.fleet.example, 10.0.0.7"
+        assert problem == f"the certificate of --certificate {ours} is for {names}, and not for {host}"
+        assert fix.endswith(f"`postback certs issue DIR NAME --server --san {host}`")
+    refused = postback_here("doctor", "--host", "gateway.example", env=environment_of())
+    assert (refused.returncode, "--host: needs --certificate" in refused.stderr) == (2, True)
+
+
+def test_a_key_of_kafkas_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+    kept, other = authority.client_file("kept", b"right"), authority.client_file("other")
+    extra = "POSTBACK_KAFKA__EXTRA__SSL"
+
+    def problems(key: Path, passphrase: str = "") -> list[str]:
+        given = {f"{extra}_CERTIFICATE_LOCATION": kept, f"{extra}_KEY_LOCATION": key}
+        found = findings("kafka-key", **given, **({f"{extra}_KEY_PASSWORD": passphrase} if passphrase else {}))
+        return [problem.partition("cannot be used: ")[2] for problem, _ in found]
+
+    assert problems(kept, "right") == []
+    assert problems(kept, "wrong") == ["the passphrase of its key is wrong"]
+    assert problems(kept) == ["its key has a passphrase"]
+    assert problems(other) == ["the key is not the certificate's"]
+    assert problems(authority.ca_file) == ["it lacks the expected content in PEM (unreadable)"]
+    assert problems(tmp_path / "missing") == []
 
 
 def test_a_store_of_another_schema_is_named(tmp_path: Path) -> None:
@@ -333,7 +368,7 @@ def test_noise_in_variables_and_files_is_a_finding_and_never_a_defect(
             patch.delenv(name)
         for name, value in {**files, **variables}.items():
             patch.setenv(name, value)
-        every = checks(("worker", "deliver", "gateway"), (url,), (file,), "vllm", url or None)
+        every = checks(("worker", "deliver", "gateway"), (url,), Door((file,), file, url), "vllm", url or None)
         local = [check for check in every if check.needs is None and check.name != "brokers"]
         problems = [finding.problem for each in examine(local) for finding in each.findings]
     assert not [problem for problem in problems if "this check" in problem]

@@ -19,6 +19,7 @@ class TlsFileUnusable(ProcessError):  # noqa: N818 - named after the problem
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} cannot be used for TLS: {reason}")
         self.path = path
+        self.reason = reason
 
 
 def load_authorities(context: ssl.SSLContext, path: Path) -> None:
@@ -42,11 +43,30 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | Non
         raise TlsFileUnusable(private, _reason(error)) from None
     if problem is not None:
         raise TlsFileUnusable(private, f"{problem.problem}; {problem.fix}")
+    load_key(context, certificate, key)
+
+
+def load_key(
+    context: ssl.SSLContext, certificate: Path, key: Path | None = None, passphrase: str | None = None
+) -> None:
+    """Present the file's certificate, as `load_certificate` does, whoever may read the key. Raises TlsFileUnusable."""
+    asked = False
+
+    def given() -> str:
+        # Without this function, OpenSSL would ask for a key's passphrase on the terminal.
+        nonlocal asked
+        asked = True
+        if passphrase is None:
+            raise ValueError("its key has a passphrase")
+        return passphrase
+
     try:
-        # Without `password`, OpenSSL would ask for a key's passphrase on the terminal.
-        context.load_cert_chain(certificate, key, password=_no_passphrase)
+        context.load_cert_chain(certificate, key, password=given)
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise TlsFileUnusable(certificate, _reason(error)) from None
+        is_wrong = asked and isinstance(error, ssl.SSLError) and error.reason is None
+        raise TlsFileUnusable(
+            certificate, "the passphrase of its key is wrong" if is_wrong else _reason(error)
+        ) from None
 
 
 def stamp(path: Path) -> Stamp:
@@ -58,12 +78,8 @@ def stamp(path: Path) -> Stamp:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _no_passphrase() -> str:
-    raise ValueError("its key has a passphrase")
-
-
 def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+    if isinstance(error, ssl.SSLError) and error.reason in {"KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}:
         return "the key is not the certificate's"
     if isinstance(error, ssl.SSLError):
         return f"it lacks the expected content in PEM ({error.reason or 'unreadable'})"
