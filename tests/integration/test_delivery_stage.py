@@ -1,4 +1,7 @@
-"""Delivery on a real broker: results go in, callbacks go out, and failed ones wait in the tiers."""
+"""Delivery on a real broker: results go in, callbacks go out, and failed ones wait in the tiers.
+
+Its partitions may move, and an origin may have a rate limit.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +29,9 @@ from schemas.settings import KafkaSettings
 from schemas.signature import verify
 from telemetry.clock import Deadline, SystemClock
 from telemetry.metrics import Metrics
+from tests.fleet_here import FleetHere
 from tests.messages import headers_of, key_of, put_results, value_of
+from tests.product import PARTITIONS, Callbacks, Role, eventually
 from workers.delivery.deliver import DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import Poster
@@ -211,3 +217,60 @@ async def test_results_whose_handling_raises_are_given_up_and_hold_nothing_up(
     assert {one["callback-url"].decode() for one in said} == set(urls.values())
     assert {key_of(attempt).split("-")[0] for attempt in attempts} == {"ok"}
     assert Counter(path for path, _, _ in site.got) == {"/ok": 8}
+
+
+A_SECOND = 4.0
+FLOOD = 60
+
+
+def test_callbacks_beyond_an_origins_rate_limit_wait_their_turn_and_hold_up_no_other(fleet_here: FleetHere) -> None:
+    slow, fast = fleet_here.callbacks, Callbacks(fleet_here.keyring)
+    try:
+        slow.up()
+        fast.up()
+        limits = f'{{"http://127.0.0.1:{slow.port}": {A_SECOND}}}'
+        fleet_here.worker("w1", "--engine", "echo", "--with-delivery", POSTBACK_DELIVERY__ORIGIN_RATE_LIMITS=limits)
+        flood = [{"job_id": f"slow-{n}", "prompt": "x", "callback_url": slow.url} for n in range(FLOOD)]
+        fleet_here.submit(flood)
+        fleet_here.wait_for_results(FLOOD, 60)
+        fleet_here.submit({"job_id": f"fast-{n}", "prompt": "x", "callback_url": fast.url} for n in range(FLOOD))
+        eventually(lambda: len(fast.events) == FLOOD, 60, "a callback to the other origin waits")
+        assert len(slow.events) < FLOOD
+        fleet_here.wait_for_callbacks(FLOOD, 60)
+        fleet_here.wait_until_nothing_is_left()
+    finally:
+        fast.end()
+
+    began = sorted(one["at"] for one in fleet_here.attempts() if one["job_id"].startswith("slow"))
+    assert len(began) == FLOOD
+    assert all(after - before >= 1000 / A_SECOND - 50 for before, after in pairwise(began))
+    assert {len(events) for events in (*slow.events.values(), *fast.events.values())} == {1}
+    assert fleet_here.dead_letters() == []
+
+
+def abandoned(role: Role) -> int:
+    """The number of records that the process abandoned when its partitions were revoked."""
+    lines = [json.loads(line) for line in role.said().splitlines() if line.startswith("{")]
+    return sum(line["postback.abandoned"] for line in lines if line.get("event.action") == "partitions-revoked")
+
+
+def test_partitions_with_attempts_that_hang_go_to_another_process_before_the_attempts_deadline(
+    fleet_here: FleetHere,
+) -> None:
+    fleet_here.callbacks.up()
+    with socket.socket() as hung:  # the kernel accepts connections, and no code answers
+        hung.bind(("127.0.0.1", 0))
+        hung.listen(100)
+        names = [f"hung-{number}" for number in range(4 * PARTITIONS)]
+        url = f"http://127.0.0.1:{hung.getsockname()[1]}/hook"
+        put_results(fleet_here.kafka, dict.fromkeys(names, url))
+        first = fleet_here.deliver("d1", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
+        eventually(lambda: first.metrics()["postback_in_flight"] == len(names), 60, "not all attempts are under way")
+        second = fleet_here.deliver("d2", POSTBACK_DELIVERY__DEADLINE_SECONDS="25")
+        # The rebalance has to happen before the attempts' deadline: an attempt that ended by itself is not abandoned.
+        eventually(lambda: abandoned(first) > 0, 60, first.said)
+        eventually(lambda: second.metrics()["postback_in_flight"] > 0, 60, "the next owner does not try the callbacks")
+
+        fine = {f"ok-{number}": fleet_here.callbacks.url for number in range(4 * PARTITIONS)}
+        put_results(fleet_here.kafka, fine)
+        fleet_here.wait_for_callbacks(4 * PARTITIONS, 60)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import shutil
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -22,13 +24,40 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from schemas.job import Sources
+from tests.debian_package import unpacked
 from tests.integration.certificates import Authority
 from tests.integration.name_server import name_server
 from tests.integration.raw_server import CLOCK, FACT, HTML, LOOPBACK, enriching, page, saying, speaking
-from tests.proxy_server import ProxyServer
+from tests.loopback_server import LoopbackServer
 from workers.egress import EgressPolicy, EgressRefused, EgressSettings, Guard, GuardedConnector, Proxy, Refusal
 from workers.enrichment.fetching.fetch import NO_PUBLIC_NAME
 from workers.enrichment.search.service import ServiceRequest, Web
+
+
+class ProxyServer(LoopbackServer):
+    """A context manager of a proxy. `user:password` are its credentials."""
+
+    user, password = "fleet", "Pr0xy-s3cret"
+
+    @property
+    def asked(self) -> list[str]:
+        """The request lines that the proxy has read, in order."""
+        return re.findall(r"Request \(file descriptor \d+\): (.*) HTTP/1", self._log.read_text())
+
+    def command(self) -> Sequence[str | Path]:
+        """The command line, with a new configuration file."""
+        lines = [
+            f"Port {self.port}", "Listen 127.0.0.1", "Timeout 60", "Allow 127.0.0.1", "LogLevel Connect",
+            f'LogFile "{self._log}"', f"BasicAuth {self.user} {self.password}",
+        ]  # fmt: skip
+        (self._folder / "tinyproxy.conf").write_text("\n".join(lines) + "\n")
+        program = shutil.which("tinyproxy") or unpacked("tinyproxy-bin") / "usr" / "bin" / "tinyproxy"
+        return [program, "-d", "-c", self._folder / "tinyproxy.conf"]
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "tinyproxy.log"
+
 
 DATA = Path(__file__).parents[1] / "unit" / "data"
 VECTORS: dict[str, Any] = json.loads((DATA / "ssrf_vectors.json").read_text())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import aiohttp
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -29,10 +30,11 @@ from tests.integration.one_attempt import (
     post_by_name,
     status,
 )
+from tests.integration.test_egress_sockets import Names, serving
 from tests.open_files import no_files_left
 from workers.delivery.post import USER_AGENT, Delivered, Exhausted, FailedDelivery, FailureReason, Poster, PostOutcome
 from workers.delivery.settings import DeliverySettings
-from workers.egress import EgressPolicy
+from workers.egress import EgressPolicy, GuardedConnector, answers
 
 
 @on_both_loops
@@ -797,3 +799,31 @@ async def test_an_endpoint_that_asks_for_client_certificates_gets_the_tenants_on
         assert isinstance(await poster.post(server.url, b"{}", HEADERS, tenant), Delivered)
     await poster.close()
     assert (subjects, server.connections) == (["acme", "globex", "acme", "globex"], 2)
+
+
+@pytest.fixture
+def short_lived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "OLDEST_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("short_lived")
+@on_both_loops
+async def test_callbacks_move_from_an_old_connection_to_a_new_one_and_none_fails(start: Start, poster: Poster) -> None:
+    server = await start(always(OK))
+    async with asyncio.timeout(20):
+        while server.connections < 3:
+            assert isinstance(await post(poster, server.url), Delivered)
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("short_lived")
+async def test_a_name_that_moves_is_followed_although_its_connection_is_never_idle() -> None:
+    async with serving("127.0.0.1") as former, serving("127.0.0.2", former.port) as latter:
+        # The cache is off, because aiohttp would keep the first DNS answer for ten seconds.
+        connector = GuardedConnector(LOOPBACK, Names([former.host], [latter.host]), use_dns_cache=False)
+        async with aiohttp.ClientSession(connector=connector) as session, asyncio.timeout(20):
+            while not latter.paths:
+                async with session.get(former.url("moves.example")) as answer:
+                    await answer.read()
+                await asyncio.sleep(0.01)
+        assert (len(former.connections), len(latter.connections)) == (1, 1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli.devkit.kafka.jars import program
 from schemas.job import Sources
 from telemetry.metrics import Metrics
 from tests.aiohttp_server import serving
 from tests.drawn import drawn
-from tests.integration.chromium import SECRET, Chromium, Front, front
 from tests.integration.name_server import name_server
 from tests.integration.raw_server import CLOCK, FACT, HTML, LOOPBACK, enriching, page, saying, speaking
-from tests.integration.rendered_site import QUESTION, SHELL, SHELL_TEXT, SHOW, application, canary, connect_proxy
+from tests.loopback_server import LoopbackServer
 from workers.egress import EgressPolicy, Guard, Proxy
 from workers.enrichment.enrich import Enricher
 from workers.enrichment.evidence import Page
@@ -35,6 +37,197 @@ from workers.enrichment.rendering.renderer import Renderer
 from workers.enrichment.rendering.visit import MOST_MESSAGES
 from workers.enrichment.settings import EnrichmentSettings
 from workers.enrichment.turns import Asker
+
+SECRET = "r3nder-s3cret"
+
+
+class Chromium(LoopbackServer):
+    """A context manager of a browser without a window, with DevTools on a loopback port."""
+
+    fenced: Sequence[str] = ("--webrtc-ip-handling-policy=disable_non_proxied_udp",)
+
+    def command(self) -> Sequence[str | Path]:
+        """The browser's command line, as in docs/howto/reading.md."""
+        profile = self._folder / "profile"
+        shutil.rmtree(profile, ignore_errors=True)
+        return [
+            program("chromium", "chromium"), "--headless", f"--remote-debugging-port={self.port}",
+            *self.fenced, "--disable-gpu", "--no-sandbox", f"--user-data-dir={profile}",
+        ]  # fmt: skip
+
+
+@dataclass
+class Front:
+    """The rendering service as a worker sees it: the proxy in front of the browser."""
+
+    url: str
+    secret: str = SECRET
+    refused: int = 0
+    opened: int = 0
+    """Number of the WebSockets that were opened."""
+
+
+@asynccontextmanager
+async def front(chromium: Chromium) -> AsyncIterator[Front]:
+    """Pass a request on to the browser only if it carries the secret."""
+    made = Front("")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {made.secret}":
+            made.refused += 1
+            return web.Response(status=HTTPStatus.UNAUTHORIZED)
+        inside = f"http://127.0.0.1:{chromium.port}{request.path.removeprefix('/chrome')}"
+        async with aiohttp.ClientSession() as session:
+            if request.headers.get("Upgrade", "").lower() != "websocket":
+                async with session.get(inside) as found:
+                    return web.Response(status=found.status, body=await found.read())
+            made.opened += 1
+            outer = web.WebSocketResponse(max_msg_size=0)
+            await outer.prepare(request)
+            async with session.ws_connect(inside, max_msg_size=0) as inner:
+                await passed_on(outer, inner)
+            return outer
+
+    async def passed_on(outer: web.WebSocketResponse, inner: aiohttp.ClientWebSocketResponse) -> None:
+        async def out() -> None:
+            async for message in inner:
+                await outer.send_str(message.data)
+
+        async def into() -> None:
+            async for message in outer:
+                await inner.send_str(message.data)
+
+        ways = [asyncio.create_task(out()), asyncio.create_task(into())]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+
+    application = web.Application()
+    application.router.add_get("/chrome/{rest:.*}", answer)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
+    async with serving(runner) as origin:
+        made.url = f"{origin}/chrome"
+        yield made
+
+
+QUESTION = "When did the Halvorsen bridge open?"
+SHELL_TEXT = "This application about the Halvorsen bridge needs JavaScript."
+SHELL = f"""<!doctype html><html><head><title>Bridge</title></head><body><div id="app">{SHELL_TEXT}</div>
+<script src="/app.js"></script></body></html>"""
+SHOW = "fetch('/fact').then(r => r.json()).then(v => { document.getElementById('app').textContent = v.fact })"
+"""The script of an application that shows the fact."""
+ETAG = '"the-shell-never-changes"'
+
+
+@dataclass
+class Application:
+    """A server of an application: a page without the fact, its script, and the data that the script loads."""
+
+    origin: str = ""
+    fact: str = FACT
+    paths: list[str] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"{self.origin}/"
+
+    @property
+    def port(self) -> int:
+        return int(self.origin.rpartition(":")[2])
+
+
+@asynccontextmanager
+async def application(
+    script: str = SHOW, shell: str = SHELL, robots: str = "", moved: Mapping[str, str] | None = None
+) -> AsyncIterator[Application]:
+    """Serve an application on 127.0.0.1. `moved` has the targets of paths that redirect."""
+    made = Application()
+    answers = {"/": (shell, "text/html"), "/app.js": (script, "text/javascript"), "/robots.txt": (robots, "text/plain")}
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        made.paths.append(request.path)
+        made.hosts.append(request.host)
+        if moved is not None and request.path in moved:
+            return web.Response(status=302, headers={"Location": moved[request.path]})
+        if request.path == "/fact":
+            return web.json_response({"fact": made.fact})
+        if request.path not in answers:
+            return web.Response(status=404)
+        body, media_type = answers[request.path]
+        if request.headers.get("If-None-Match") == ETAG:
+            return web.Response(status=304, headers={"ETag": ETAG})
+        return web.Response(text=body, content_type=media_type, headers={"ETag": ETAG})
+
+    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0)
+    async with serving(runner) as origin:
+        made.origin = origin
+        yield made
+
+
+@dataclass
+class Canary(asyncio.DatagramProtocol):
+    """An internal server on one port of TCP and UDP, which records every datagram and connection."""
+
+    port: int = 0
+    signs: list[str] = field(default_factory=list)
+
+    def datagram_received(self, data: bytes, client: tuple[str, int]) -> None:
+        self.signs.append("datagram")
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Record the connection, and answer with a secret that any script may read."""
+        self.signs.append("connection")
+        head = b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Type: text/html\r\n"
+        writer.write(head + b"Content-Length: 15\r\nConnection: close\r\n\r\ninternal secret")
+        writer.close()
+
+
+@asynccontextmanager
+async def canary() -> AsyncIterator[Canary]:
+    made = Canary()
+    server = await asyncio.start_server(made.answer, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: made, ("127.0.0.1", made.port))
+    try:
+        yield made
+    finally:
+        transport.close()
+        server.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def connect_proxy(public: str, port: int) -> AsyncIterator[tuple[int, list[str]]]:
+    """Serve a proxy that connects to 127.0.0.1:`port` in place of `public`.
+
+    Yields its port, and the requested targets.
+    """
+    asked: list[str] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not asked[-1].startswith(f"{public}:"):
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(_copied(reader, far_writer), _copied(far_reader, writer))
+
+    async with speaking(script, targets=asked) as origin:
+        yield int(origin.rpartition(":")[2]), asked
+
+
+async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
 
 PUBLIC = "93.184.215.14"
 

@@ -12,7 +12,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.consumer.fetcher import ConsumerRecord
 
 from cli.devkit.broker import Broker
 from producers.client import Client, SubmitError
@@ -26,8 +28,21 @@ from schemas.settings import KafkaSettings
 from schemas.topics import Lane
 from tests.fleet_here import FleetHere
 from tests.integration.answering_jobs import answering
-from tests.integration.submitted import records_of
 from tests.postback_command import POSTBACK, environment_of, line_of, postback, postback_here, started
+
+
+def records_of(fleet: KafkaSettings, topic: str) -> list[ConsumerRecord]:
+    """All records in a topic now."""
+    consumer = KafkaConsumer(bootstrap_servers=fleet.bootstrap_servers, group_id=None)
+    partitions = [TopicPartition(topic, number) for number in range(fleet.partitions)]
+    consumer.assign(partitions)
+    consumer.seek_to_beginning()
+    ends, found = consumer.end_offsets(partitions), []
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        found += [record for records in consumer.poll(timeout_ms=200).values() for record in records]
+    consumer.close()
+    return found
+
 
 pytestmark = pytest.mark.broker
 

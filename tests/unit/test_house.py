@@ -1,11 +1,14 @@
-"""The house that docs/ARCHITECTURE.md draws: few folders at the top, and modules that each have a subject."""
+"""The house that docs/ARCHITECTURE.md draws has few folders and small modules, and each mutant applies to it."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
+from bench.mutations import ROOT, Mutant, mutants
+
 MOST_FOLDERS = 12
 SMALL_LINES = 60
 MOST_SMALL = 90
@@ -32,3 +35,26 @@ def test_few_modules_are_too_small_for_a_subject() -> None:
     ]
     assert len(product) > 300
     assert len(small) <= MOST_SMALL, [str(path) for path in small]
+
+
+LISTED = mutants()
+
+
+@pytest.mark.parametrize("mutant", LISTED, ids=lambda mutant: mutant.name)
+def test_a_mutants_text_stands_exactly_once_in_the_tree_and_changes_it(mutant: Mutant) -> None:
+    mutated = mutant.source(ROOT)
+    assert mutated != (ROOT / mutant.file).read_text()
+    compile(mutated, mutant.file, "exec")
+
+
+@pytest.mark.parametrize("mutant", LISTED, ids=lambda mutant: mutant.name)
+def test_the_tests_that_are_to_kill_a_mutant_are_there(mutant: Mutant) -> None:
+    assert mutant.tests
+    for named in mutant.tests:
+        file, _, test = named.partition("::")
+        assert f"def {test}" in (ROOT / file).read_text()
+
+
+def test_no_two_mutants_have_one_name() -> None:
+    names = [mutant.name for mutant in LISTED]
+    assert len(set(names)) == len(names)
