@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -107,13 +108,22 @@ class PostgresServer:
             shutil.rmtree(other._folder, ignore_errors=True)
 
     def kill(self) -> None:
-        """Send SIGKILL to all processes of the server, as when a machine dies."""
+        """Send SIGKILL to all processes of the server, as when a machine dies, and wait until all have ended.
+
+        A child that still ends holds the shared memory, and the next start refuses it. The first process is frozen, so
+        that it makes no further child meanwhile.
+        """
         if self._process is None:
             return
-        for process in self.processes():
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGSTOP)
+        killed = self.processes()
+        for process in killed:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
+        while any(map(_runs, killed)):
+            self._clock.sleep(0.01)
 
     def dump(self, url: str, into: Path) -> None:
         """Write a backup of a database by `pg_dump`."""
@@ -168,6 +178,12 @@ class PostgresServer:
         except psycopg.OperationalError:
             return False
         return True
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _free_port() -> int:
