@@ -87,6 +87,8 @@ def _selected(config: pytest.Config) -> Selection:
     named: list[str] = config.getoption("--long")
     if unknown := [name for name in named if name not in selection.parts()]:
         raise pytest.UsageError(f"--long {unknown[0]}: the parts are {', '.join(selection.parts())}")
+    if named and (bare := [name for name in config.args if name in selection.parts()]):
+        raise pytest.UsageError(f"{bare[0]} is read as a path; each part needs its own option: --long {bare[0]}")
     if named:
         return Selection(tuple(named), alone=True)
     if config.getoption("--all") or _with_paths(config):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,17 +136,21 @@ def test_a_full_run_of_a_part_fits_into_a_sitting() -> None:
     assert [each.name for each in questions() if each.part and not each.seconds] == []
 
 
-def test_without_a_gpu_the_command_says_so(tmp_path: Path) -> None:
-    def told(model: Path) -> str:
-        command = [sys.executable, "-m", "bench.evidence", "--gpu", str(model)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        return done.stderr
+def test_without_a_gpu_the_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        with pytest.raises(SystemExit) as ended:
+            evidence.main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err
 
-    assert "has no config.json; give the folder of a model" in told(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evidence", "--gpu", str(tmp_path)])
+    assert "has no config.json; give the folder of a model" in told()
     (tmp_path / "config.json").write_text("{}")
-    if not has_gpu():
-        assert "vLLM finds no GPU on this machine, so nothing was measured" in told(tmp_path)
+    if not (gpu := has_gpu()):
+        monkeypatch.setattr(evidence, "has_gpu", lambda: gpu)
+        assert "vLLM finds no GPU on this machine, so nothing was measured" in told()
 
 
 def test_a_full_run_refuses_changed_files(benches: SimpleNamespace) -> None:

@@ -72,6 +72,14 @@ def test_the_parts_of_this_suite_exist() -> None:
     assert all(len(part.digest()) == 64 and part.places() for part in selection.parts().values())
 
 
+def test_a_part_without_an_option_of_its_own_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        pytest.main(["--long", "faults", "deaths", "--collect-only", "-p", "no:cacheprovider"])
+        == pytest.ExitCode.USAGE_ERROR
+    )
+    assert "deaths is read as a path; each part needs its own option: --long deaths" in capsys.readouterr().err
+
+
 def test_a_run_leaves_out_the_tests_of_parts_that_it_does_not_include() -> None:
     whole, single = "tests/integration/test_vllm_pooling.py", "tests/integration/test_worker_check.py"
     one, neighbour = f"{single}::test_vllm_is_loaded_asked_and_ended", f"{single}::test_another"
