@@ -1,4 +1,4 @@
-"""One executable of a Kubernetes control plane and KEDA, built from their Go modules and kept in the user's cache.
+"""One executable of a Kubernetes control plane, kubectl and KEDA, built from Go modules and kept in the user's cache.
 
 KEDA is built with the metrics-api trigger alone, which the chart uses, and without clouds' libraries, which would make
 the build three times as long. The controllers, the adapter and this trigger are KEDA's own code.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import requests
 
 from tests.kubernetes.api import Api, Object, Refused
-from tests.kubernetes.pod import Pod
+from tests.kubernetes.pod import Image, Pod
 from tests.kubernetes.programs import WAIT_SECONDS
 from tests.kubernetes.services import proxying
 from tests.product import eventually
@@ -37,14 +40,19 @@ def _address() -> str:
 class Node:
     """A context manager of a node, whose pods run `program` as their image's entry point.
 
-    Containers with a command of their own reach Services by a proxy, which their environment names.
+    Containers with a command of their own reach Services by a proxy, which their environment names. All processes know
+    the names in the file `hosts`.
     """
 
-    def __init__(self, api: Api, name: str, folder: Path, program: Path) -> None:
+    def __init__(
+        self, api: Api, name: str, folder: Path, program: Path, hosts: Path | None = None, gpus: int = 0
+    ) -> None:
         self.name = name
-        self._api, self._folder, self._program = api, folder, program
+        self._api, self._folder = api, folder
+        self._image = Image(program, "", hosts)
+        self._capacity = {**_CAPACITY, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
         self._over = threading.Event()
-        self._stack, self._services = ExitStack(), ""
+        self._stack = ExitStack()
         self._pods: dict[str, Pod] = {}
         self._threads = [threading.Thread(target=each, name=name, daemon=True) for each in (self._beat, self._follow)]
 
@@ -52,7 +60,7 @@ class Node:
         labels = {"kubernetes.io/hostname": self.name}
         self._api.create("/api/v1/nodes", {"metadata": {"name": self.name, "labels": labels}})
         self._say_ready()
-        self._services = self._stack.enter_context(proxying(self._api))
+        self._image = replace(self._image, services=self._stack.enter_context(proxying(self._api)))
         for thread in self._threads:
             thread.start()
         path = f"/api/v1/nodes/{self.name}"
@@ -83,6 +91,10 @@ class Node:
 
         return repeating(_CRASH_SECONDS, crash)
 
+    def execute(self, uid: str, arguments: Sequence[str], given: str) -> subprocess.CompletedProcess[str]:
+        """Run `program` in a pod's first container, with its environment."""
+        return self._pods[uid].execute(arguments, given)
+
     def last_lines(self) -> str:
         """The end of each pod's log."""
         logs = sorted(self._folder.glob("*/*.log"), key=lambda log: log.stat().st_mtime)
@@ -90,7 +102,7 @@ class Node:
 
     def _say_ready(self) -> None:
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
-        status = {"capacity": _CAPACITY, "allocatable": _CAPACITY, "conditions": [ready]}
+        status = {"capacity": self._capacity, "allocatable": self._capacity, "conditions": [ready]}
         self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": status})
 
     def _beat(self) -> None:
@@ -131,7 +143,7 @@ class Node:
                 return
             folder = self._folder / uid
             folder.mkdir(parents=True)
-            self._pods[uid] = Pod(self._api, manifest, _address(), folder, self._program, self._services)
+            self._pods[uid] = Pod(self._api, manifest, _address(), folder, self._image)
             self._pods[uid].start()
         if kind == "DELETED" or "deletionTimestamp" in manifest["metadata"]:
             self._pods[uid].stop(manifest)

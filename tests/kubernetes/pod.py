@@ -6,9 +6,11 @@ import base64
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -26,14 +28,14 @@ class Volumes:
         self._namespace = f"/api/v1/namespaces/{manifest['metadata']['namespace']}"
 
     def local(self, text: str) -> str:
-        """Replace the paths of mounts by their folders, and 0.0.0.0 by the pod's address."""
+        """Replace the paths of mounts by their folders, and a server's place on all addresses by the pod's address."""
         paths = {mount: str(folder) for mount, folder in self._paths.items()}
         longest_first = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
         # Replace in one pass, because a folder's own path may begin with a mount's path, /tmp, and must not be replaced
         # again. The path of a URL without a host, such as SQLite's, follows three slashes.
         path = rf"(?:(?<![\w/])|(?<=:///))({longest_first})(?=/|$)"
         changed = re.sub(path, lambda found: paths[found[1]], text) if paths else text
-        return changed.replace("0.0.0.0", self.address)
+        return changed.replace("0.0.0.0", self.address).replace("://:", f"://{self.address}:")
 
     def environment(self, container: Object) -> dict[str, str]:
         """Return the container's environment."""
@@ -89,12 +91,14 @@ _LONGEST_BACK_OFF_SECONDS = 8.0
 
 
 class Probe:
-    """An httpGet probe."""
+    """An httpGet or tcpSocket probe."""
 
     def __init__(self, spec: Object, container: Object, address: str) -> None:
-        ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
-        get = spec["httpGet"]
-        self._url = f"http://{address}:{ports.get(get['port'], get['port'])}{get['path']}"
+        ports = {port.get("name"): port["containerPort"] for port in container.get("ports", [])}
+        get = spec.get("httpGet") or spec["tcpSocket"]
+        self._place = address, ports.get(get["port"], get["port"])
+        self._path = get.get("path", "")
+        """Empty for tcpSocket."""
         self._timeout = spec.get("timeoutSeconds", 1)
         self._period = spec.get("periodSeconds", 10)
         self._patience = self._period * spec.get("failureThreshold", 3)
@@ -115,21 +119,42 @@ class Probe:
         self._next = now + (self._period if self._answered == now else min(self._period, _IMPATIENT_SECONDS))
 
     def _answers(self) -> bool:
+        host, port = self._place
         try:
-            return requests.get(self._url, timeout=self._timeout).ok
-        except requests.RequestException:
+            if self._path:
+                return requests.get(f"http://{host}:{port}{self._path}", timeout=self._timeout).ok
+            socket.create_connection((host, port), self._timeout).close()
+        except (OSError, requests.RequestException):
             return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The files that every container of a node has."""
+
+    program: Path
+    """The entry point."""
+    services: str
+    """URL of a proxy to the cluster's Services, for containers with a command of their own."""
+    hosts: Path | None
+    """Replaces /etc/hosts, in a mount namespace for each process: this needs root."""
+
+    def command(self, own: Sequence[str] | None, arguments: Sequence[str]) -> list[str]:
+        """Return the command of a process: a container's own, or the entry point."""
+        command = [*(own or (str(self.program),)), *arguments]
+        if self.hosts is None:
+            return command
+        shell = 'mount --bind "$0" /etc/hosts && exec "$@"'
+        return ["unshare", "--mount", "--", "sh", "-c", shell, str(self.hosts), *command]
 
 
 class Container:
     """One container of a pod. Its pod's thread looks after it."""
 
-    def __init__(
-        self, spec: Object, volumes: Volumes, log: Path, program: Path, restart_policy: str, services: str
-    ) -> None:
-        """`services` is the URL of a proxy to the cluster's Services."""
-        self._spec, self._volumes, self._log, self._program = spec, volumes, log, program
-        self._restart_policy, self._services = restart_policy, services
+    def __init__(self, spec: Object, volumes: Volumes, log: Path, restart_policy: str, image: Image) -> None:
+        self._spec, self._volumes, self._log = spec, volumes, log
+        self._restart_policy, self._image = restart_policy, image
         self._process: subprocess.Popen[bytes] | None = None
         self._restart_at, self._restarts = 0.0, 0
         self.exit_code: int | None = None
@@ -210,16 +235,25 @@ class Container:
         self._probes = {}
         self._startup = self._new_probe("startupProbe") if "startupProbe" in self._spec else None
         own = self._spec.get("command")
-        command, proxied = (own, {"http_proxy": self._services}) if own else ([str(self._program)], {})
         arguments = [self._volumes.local(argument) for argument in self._spec.get("args", [])]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *command, *arguments],
-                env={"PATH": os.environ["PATH"], **proxied, **self._volumes.environment(self._spec)},
+                ["setpriv", "--pdeathsig", "KILL", "--", *self._image.command(own, arguments)],
+                env=self._environment({"http_proxy": self._image.services} if own else {}),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def run(self, arguments: Sequence[str], given: str) -> subprocess.CompletedProcess[str]:
+        """Run the image's program beside the container's process, as `kubectl exec` does."""
+        command = self._image.command(None, arguments)
+        return subprocess.run(
+            command, env=self._environment({}), input=given, capture_output=True, text=True, check=False
+        )
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], **more, **self._volumes.environment(self._spec)}
 
     def _probe(self) -> None:
         if self._startup and not self._startup.met:
@@ -244,10 +278,10 @@ _LOOK_SECONDS = 0.2
 class Pod(threading.Thread):
     """A pod from its assignment to the node until its end."""
 
-    def __init__(self, api: Api, manifest: Object, address: str, folder: Path, program: Path, services: str) -> None:
+    def __init__(self, api: Api, manifest: Object, address: str, folder: Path, image: Image) -> None:
         super().__init__(name=manifest["metadata"]["name"], daemon=True)
         self.manifest, self.address, self.folder = manifest, address, folder
-        self._api, self._program, self._services = api, program, services
+        self._api, self._image = api, image
         self._path = f"/api/v1/namespaces/{manifest['metadata']['namespace']}/pods/{manifest['metadata']['name']}"
         self._stop_asked, self._lost = threading.Event(), threading.Event()
         self._containers: list[Container] = []
@@ -268,12 +302,16 @@ class Pod(threading.Thread):
         for container in self._containers:
             container.crash()
 
+    def execute(self, arguments: Sequence[str], given: str) -> subprocess.CompletedProcess[str]:
+        """Run the image's program in the first container."""
+        return self._containers[0].run(arguments, given)
+
     def run(self) -> None:
         volumes = Volumes(self._api, self.manifest, self.folder, self.address)
         spec = self.manifest["spec"]
         for each in spec["containers"]:
             log = self.folder / f"{self.name}.{each['name']}.log"
-            self._containers.append(Container(each, volumes, log, self._program, spec["restartPolicy"], self._services))
+            self._containers.append(Container(each, volumes, log, spec["restartPolicy"], self._image))
         try:
             while not (self._stop_asked.is_set() or self._lost.is_set()):
                 for container in self._containers:

@@ -34,6 +34,8 @@ from telemetry.logs import origin_of
 READ_SECONDS = 10.0
 """Longest search for a callback among a group's waiting records. The limit is needed because a busy fleet keeps
 millions of results without a callback."""
+_SHORT = 100
+"""Largest number of offsets of a range that is read together with others."""
 _ROLE = {INFERENCE_GROUP: "postback worker", DELIVERY_GROUP: "postback deliver"}
 _MEMBERLESS = ("empty", "dead")
 WARN_SECONDS = 2.0
@@ -117,16 +119,26 @@ def _work(
     """
     oldest_ms: dict[str, int] = {}
     deadline = Deadline.after(clock, READ_SECONDS)
+    ranges = sorted((Range(each.topic, each.partition, each.base, each.end) for each in waiting), key=_size)
+    # Short ranges are read in one pass, since each pass takes as long as a poll, and retry tiers have many partitions
+    # with a marker alone. They have only callbacks, but millions of results may have none: those come last.
+    short = [each for each in ranges if _size(each) <= _SHORT]
     with Scanner(settings, clock) as scanner:
-        # Read short partitions first: retry tiers have only callbacks, but millions of results may have no callback.
-        for each in sorted(waiting, key=lambda each: each.end - each.base):
-            for record in scanner.read([Range(each.topic, each.partition, each.base, each.end)]):
+        for several in (short, *([each] for each in ranges[len(short) :])):
+            if not deadline.remaining:
+                return oldest_ms, False
+            for record in scanner.read(several):
                 if is_work(record):
-                    oldest_ms[each.topic] = min(record.at_ms, oldest_ms.get(each.topic, record.at_ms))
-                    break
+                    oldest_ms[record.topic] = min(record.at_ms, oldest_ms.get(record.topic, record.at_ms))
+                    if len(several) == 1:
+                        break
                 if deadline.passed:
                     return oldest_ms, False
     return oldest_ms, True
+
+
+def _size(of: Range) -> int:
+    return of.stop - of.start
 
 
 # -- clocks ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-// A Kubernetes control plane and KEDA in one executable, since five links would take minutes; the first argument names
-// the program.
+// A Kubernetes control plane, kubectl and KEDA in one executable, since each link takes a minute; the first argument
+// names the program.
 package main
 
 import (
@@ -14,6 +14,7 @@ import (
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
+	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
@@ -25,6 +26,7 @@ func main() {
 		"kube-apiserver":          func() { run(apiserver.NewAPIServerCommand()) },
 		"kube-controller-manager": func() { run(controllers.NewControllerManagerCommand()) },
 		"kube-scheduler":          func() { run(scheduler.NewSchedulerCommand()) },
+		"kubectl":                 func() { run(kubectl.NewDefaultKubectlCommand()) },
 		"keda-operator":           operator.Main,
 		"keda-adapter":            adapter.Main,
 	}
@@ -35,7 +37,7 @@ func main() {
 			return
 		}
 	}
-	fmt.Fprintln(os.Stderr, "name a program: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, keda-operator or keda-adapter")
+	fmt.Fprintln(os.Stderr, "name a program: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl, keda-operator or keda-adapter")
 	os.Exit(2)
 }
 
