@@ -131,6 +131,7 @@ def test_a_fleet_without_delivery_has_a_fault_only_once_a_result_has_a_callback(
     put_results(kafka)
     assert list(fleet_checks.check_groups(kafka)) == []
     with monkeypatch.context() as impatient:
+        impatient.setattr(fleet_checks, "SHORT", 0)
         impatient.setattr(fleet_checks, "READ_SECONDS", 0.0)
         [found] = fleet_checks.check_groups(kafka)
     assert (found.level, "others were not read" in found.problem) == (FindingLevel.WARNING, True)

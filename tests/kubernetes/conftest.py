@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from schemas.settings import KafkaSettings
 from tests.conftest import TIER_DELAYS_SECONDS, SharedBroker
 from tests.kubernetes.control_plane import ControlPlane
+from tests.kubernetes.keda import Keda
 from tests.kubernetes.node import Node
 from tests.kubernetes.programs import WAIT_SECONDS
 from tests.kubernetes.release import Jobs, Release
@@ -34,6 +35,13 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 def node(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """The package's node, which no test stops."""
     with Node(control_plane.api, "first", tmp_path_factory.mktemp("first"), POSTBACK) as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
+def keda(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keda]:
+    """The package's KEDA."""
+    with Keda(control_plane, tmp_path_factory.mktemp("keda")) as started:
         yield started
 
 

@@ -316,12 +316,6 @@ _HOLDING_LOOKS = 3 * (_LONGEST_SECONDS + _DRAIN_SECONDS)
 _LANES: Manifest = {"worker": {"pools": {"small": {"lane": "small"}, "big": {"lane": "big"}}}}
 
 
-@pytest.fixture(scope="module")
-def keda(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keda]:
-    with Keda(control_plane, tmp_path_factory.mktemp("keda")) as started:
-        yield started
-
-
 def test_workers_go_from_none_to_three_and_back_by_the_open_jobs_and_stay_while_the_exporter_is_killed(
     keda: Keda, node: Node, release: Release, jobs: Jobs, product: Product
 ) -> None:

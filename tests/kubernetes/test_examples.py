@@ -182,12 +182,6 @@ def test_the_demo_without_a_gpu_answers_a_job_and_helms_test_passes_with_each_ro
         assert "Phase:          Succeeded" in operator.run("helm test fleet"), node.last_lines()
 
 
-@pytest.fixture(scope="module")
-def keda(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keda]:
-    with Keda(control_plane, tmp_path_factory.mktemp("keda")) as started:
-        yield started
-
-
 @contextmanager
 def _what_the_cluster_has(operator: Operator, keys: Authority) -> Iterator[None]:
     """Make what the heads of the examples take for granted, and the Secret that cert-manager would make."""

@@ -34,7 +34,7 @@ from telemetry.logs import origin_of
 READ_SECONDS = 10.0
 """Longest search for a callback among a group's waiting records. The limit is needed because a busy fleet keeps
 millions of results without a callback."""
-_SHORT = 100
+SHORT = 100
 """Largest number of offsets of a range that is read together with others."""
 _ROLE = {INFERENCE_GROUP: "postback worker", DELIVERY_GROUP: "postback deliver"}
 _MEMBERLESS = ("empty", "dead")
@@ -118,20 +118,26 @@ def _work(
     A topic without work is absent, for example if only transaction markers are left.
     """
     oldest_ms: dict[str, int] = {}
+
+    def is_found(record: Stored) -> bool:
+        if found := is_work(record):
+            oldest_ms[record.topic] = min(record.at_ms, oldest_ms.get(record.topic, record.at_ms))
+        return found
+
     deadline = Deadline.after(clock, READ_SECONDS)
     ranges = sorted((Range(each.topic, each.partition, each.base, each.end) for each in waiting), key=_size)
-    # Short ranges are read in one pass, since each pass takes as long as a poll, and retry tiers have many partitions
-    # with a marker alone. They have only callbacks, but millions of results may have none: those come last.
-    short = [each for each in ranges if _size(each) <= _SHORT]
+    short = [each for each in ranges if _size(each) <= SHORT]
     with Scanner(settings, clock) as scanner:
-        for several in (short, *([each] for each in ranges[len(short) :])):
+        # Short ranges are read in one pass: a pass takes as long as a poll, and retry tiers have hundreds of partitions
+        # with a marker alone. Tiers have only callbacks, but millions of results may have none, so these come last.
+        for record in scanner.read(short):
+            is_found(record)
+        for each in ranges[len(short) :]:
             if not deadline.remaining:
                 return oldest_ms, False
-            for record in scanner.read(several):
-                if is_work(record):
-                    oldest_ms[record.topic] = min(record.at_ms, oldest_ms.get(record.topic, record.at_ms))
-                    if len(several) == 1:
-                        break
+            for record in scanner.read([each]):
+                if is_found(record):
+                    break
                 if deadline.passed:
                     return oldest_ms, False
     return oldest_ms, True
