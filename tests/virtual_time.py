@@ -1,4 +1,7 @@
-"""Event loops with clocks for tests: a `VirtualLoop` skips all waits, and a `JumpingLoop` those that a test skips."""
+"""Event loops with clocks for tests: a `VirtualLoop` skips all waits, and a `JumpingLoop` those that a test skips.
+
+`LoopClock` gives the running loop's time to code that asks a `telemetry.clock.Clock`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,29 @@ import asyncio
 import functools
 import selectors
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from telemetry.hand_clock import HandClock
+
+
+@dataclass(frozen=True)
+class LoopClock:
+    """A `telemetry.clock.Clock` whose seconds are those of the running event loop; its wall time begins at `start`."""
+
+    start: float = 0.0
+
+    def time(self) -> float:
+        return self.start + self.monotonic()
+
+    def monotonic(self) -> float:
+        try:
+            return asyncio.get_running_loop().time()
+        except RuntimeError:  # an object under test may be made before the loop runs
+            return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("the loop is never blocked")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

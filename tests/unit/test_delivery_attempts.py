@@ -15,8 +15,7 @@ from schemas import topics as names
 from telemetry.hand_clock import SetClock
 from telemetry.metrics import Metrics
 from tests.integration.delivery_handler.records import NOW_MS, TOPICS, headers_of, result_record
-from tests.unit.loop_clock import LoopClock
-from tests.virtual_time import VirtualLoop
+from tests.virtual_time import LoopClock, VirtualLoop
 from workers.delivery.deliver import GROUP_COMMIT_SECONDS, DeliveryHandler
 from workers.delivery.keyring import Keyring
 from workers.delivery.post import CallbackAnswer, Delivered, FailedDelivery, FailureReason, Poster, PostOutcome

@@ -24,8 +24,7 @@ from schemas.topics import TIER_DELAYS_SECONDS
 from telemetry.hand_clock import SetClock
 from tests.drawn import drawn
 from tests.open_files import no_files_left
-from tests.unit.loop_clock import LoopClock
-from tests.virtual_time import VirtualLoop, in_virtual_time
+from tests.virtual_time import LoopClock, VirtualLoop, in_virtual_time
 from workers.delivery.breaker import Breaker, BreakerState, OriginSignal, asked_to_wait, signal_of
 from workers.delivery.destinations import (
     AttemptSlot,

@@ -23,8 +23,7 @@ from telemetry.clock import SystemClock
 from telemetry.metrics import Metrics
 from tests.drawn import drawn
 from tests.integration.inside.page import NAMES, SECRETS, written
-from tests.unit.loop_clock import LoopClock
-from tests.virtual_time import in_virtual_time
+from tests.virtual_time import LoopClock, in_virtual_time
 from workers.egress import EgressPolicy, Guard
 from workers.enrichment.answering.profile import Profiles
 from workers.enrichment.cache.cache import Flights, Memory
