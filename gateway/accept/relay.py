@@ -55,6 +55,7 @@ KEEP_SECONDS = 3_600.0
 """An idle relay commits its position again after this many seconds, so that Kafka does not forget the position."""
 SILENT_SECONDS = 5.0
 """`/readyz` fails once all calls of the relay to Kafka and the store have failed for this time."""
+STANDBY = "Another process puts accepted records on Kafka; waiting."
 
 log = get_logger()
 
@@ -105,7 +106,8 @@ class Relay(SideThread):
                     outlet = outlet or RecordOutlet(self._kafka, store, self._clock, self._trust)
                     self._relay(outlet)
                 else:
-                    self._succeeded()
+                    if self._trouble.succeeded():
+                        log.info(STANDBY, action="relay-standby")
                     self._rest(BEAT_SECONDS)
             except (KafkaException, StoreAway) as error:
                 self._failed(error)
@@ -125,7 +127,7 @@ class Relay(SideThread):
         log.info("This process puts accepted records on Kafka.", action="relay-leading", position=position)
         while self._goes_on():
             if not self._lease.kept():
-                log.info("Another process puts accepted records on Kafka; waiting.", action="relay-standby")
+                log.info(STANDBY, action="relay-standby")
                 return
             self._forget(safe)
             self._accepted.clear()

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Connection
@@ -72,6 +73,28 @@ def test_a_relay_keeps_its_lease_until_it_ends_and_the_other_then_takes_over(tmp
         drawn.verify()
 
     for_each(range(max(1, HISTORIES // 10)), tmp_path, play)
+
+
+def test_a_failing_relay_that_gives_way_says_that_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with history(random.Random(0), tmp_path) as drawn:
+        drawn.rounds(3.0)
+        noted = SimpleNamespace(info=lambda _, action, **__: said.append(action), warning=lambda *_, **__: None)
+        monkeypatch.setattr("gateway.accept.relay.log", noted)
+        drawn.kafka.away = True
+        drawn.ask()
+        drawn.rounds(20.0)
+        first = drawn.holder()
+        said.clear()  # of two that started together, one has given way
+        first.frozen = True
+        drawn.rounds(TAKEN_OVER_SECONDS)
+        assert drawn.holder() is not first
+        first.frozen = False
+        drawn.rounds(10.0)
+        assert said == ["relay-standby"]
+        drawn.kafka.away = False
+        drawn.drain()
+        assert said == ["relay-standby", "relay-leading", "relay-repaired"]
 
 
 def test_accepted_requests_are_on_kafka_exactly_once_and_repeats_get_the_first_answer(tmp_path: Path) -> None:
