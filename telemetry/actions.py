@@ -166,7 +166,8 @@ STAGE = {
     "kafka-trouble": Action(
         "warning",
         "A request to Kafka failed and is tried again.",
-        "If `/readyz` fails too, look at the brokers.",
+        "If the line says that a topic is gone, run `postback topics create`; if `/readyz` fails too, look at the "
+        "brokers.",
     ),
     "handler-raised": Action(
         "error",

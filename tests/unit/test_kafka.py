@@ -469,13 +469,21 @@ def test_a_partition_that_goes_back_by_a_seek_does_not_ask_for_the_uuid() -> Non
     assert cluster.asked == 1
 
 
-@pytest.mark.parametrize("ids", [None, {}], ids=["no answer", "the topic is gone"])
-def test_a_partition_waits_unopened_until_kafka_states_the_topics_uuid(ids: dict[str, str] | None) -> None:
+@pytest.mark.parametrize(
+    ("ids", "detail"),
+    [(None, "Local: Timed out"), ({}, "the topic requests is gone")],
+    ids=["no answer", "the topic is gone"],
+)
+def test_a_partition_waits_unopened_until_kafka_states_the_topics_uuid(
+    ids: dict[str, str] | None, detail: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cluster, intake = RecreatedCluster(requests="old"), Intake()
     cluster.ids = ids
     stage, partition = stage_of(cluster, intake)
     stage.take(records(0), [])
     assert (partition.phase, partition.rewind_to, stage.stopping) == (Phase.ASSIGNED, 0, None)
+    said = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    assert [line["detail"] for line in said if line["action"] == "kafka-trouble"] == [detail]
     cluster.ids = {"requests": "old"}
     stage.regulate()
     stage.regulate()

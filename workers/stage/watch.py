@@ -72,11 +72,11 @@ class Watch:
 
     def broker_error(self, error: KafkaError) -> None:
         """Log an error that the client reports."""
-        self._say("Kafka client error.", "kafka-error", error.name())
+        self._say("Kafka client error.", "kafka-error", error)
 
     def trouble(self, what: str, error: KafkaException) -> None:
         """Log a failed step that the stage will try again."""
-        self._say(f"Trying again: {what}.", "kafka-trouble", error.args[0].name())
+        self._say(f"Trying again: {what}.", "kafka-trouble", error.args[0])
 
     def gap(self, partition: Partition, offset: int) -> None:
         """Count the offsets that were skipped before `offset`.
@@ -126,7 +126,7 @@ class Watch:
         except KeyError:
             return  # the partition's backlog was never reported
 
-    def _say(self, message: str, action: str, error: str) -> None:
-        """Log the message, at most once in SAY_AGAIN_SECONDS for each error."""
-        if self._throttle.admit(self._clock.monotonic(), error) is not None:
-            log.warning(message, action=action, error=error)
+    def _say(self, message: str, action: str, error: KafkaError) -> None:
+        """Log the message, at most once in SAY_AGAIN_SECONDS for each error's name."""
+        if self._throttle.admit(self._clock.monotonic(), error.name()) is not None:
+            log.warning(message, action=action, error=error.name(), detail=error.str())
