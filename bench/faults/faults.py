@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import psutil
+import requests
 from confluent_kafka.admin import AdminClient
 
 from bench.drawn_jobs import DrawnJobs
@@ -26,7 +27,7 @@ from cli.operations.topics import create_topics
 Fault = Callable[[Rig], AbstractContextManager[object]]
 HEAVY_BYTES = 200_000
 """Size of a job's prompt and answer while memory is short."""
-SPARE_BYTES = 8 * 1024 * 1024
+BURST, BURST_BYTES = 300, 500_000
 FROZEN_SECONDS, THAWED_SECONDS = 0.18, 0.02
 """A slow broker runs for a tenth of the time."""
 LAG_SECONDS = 15.0
@@ -136,20 +137,37 @@ def slow_broker(rig: Rig) -> Iterator[None]:
 
 
 def short_of_memory(name: str) -> Fault:
-    """Let a process have no more address space than it has, while jobs of HEAVY_BYTES come."""
+    """Refuse a process any further memory while large jobs come. Raises RuntimeError if it did not need any."""
 
     @contextmanager
     def fault(rig: Rig) -> Iterator[None]:
         process = rig.processes[name].process
-        most = process.memory_info().vms + SPARE_BYTES
-        process.rlimit(psutil.RLIMIT_AS, (most, psutil.RLIM_INFINITY))  # a soft limit can be raised again
+        most = process.memory_info().data  # bytes of writable private mappings, as the limit counts them
+        process.rlimit(psutil.RLIMIT_DATA, (most, psutil.RLIM_INFINITY))  # a soft limit can be raised again
         rig.outside.weight = HEAVY_BYTES
+        refused = _burst(rig)
         yield
         rig.outside.weight = 0
         with suppress(psutil.NoSuchProcess):
-            process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+            process.rlimit(psutil.RLIMIT_DATA, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+        if not refused and not rig.restarts[name]:
+            raise RuntimeError(f"{name} needed no further memory")
 
     return fault
+
+
+def _burst(rig: Rig) -> int:
+    """Post BURST jobs of BURST_BYTES to the first gateway, 64 at once; return the number of those that it refused."""
+
+    def accepted(_: int) -> bool:
+        try:
+            rig.post({"prompt": "x" * BURST_BYTES})
+        except (RuntimeError, requests.RequestException):
+            return False
+        return True
+
+    with ThreadPoolExecutor(64) as pool:
+        return BURST - sum(pool.map(accepted, range(BURST)))
 
 
 @contextmanager
