@@ -52,8 +52,12 @@ class PostgresServer:
             shutil.chown(self._folder, "nobody", "nogroup")
         made = ["-D", str(self._data), "-U", "postback", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         self._run("initdb", *made).check_returncode()
-        rules = "host all postback 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-        (self._data / "pg_hba.conf").write_text(rules)
+        rules = (
+            "all postback 127.0.0.1/32 trust",
+            "replication postback 127.0.0.1/32 trust",
+            "all all 127.0.0.1/32 scram-sha-256",
+        )
+        (self._data / "pg_hba.conf").write_text("".join(f"host {rule}\n" for rule in rules))
         self.start()
         return self
 
@@ -96,12 +100,35 @@ class PostgresServer:
     @contextmanager
     def copied(self) -> Iterator[PostgresServer]:
         """Yield a server with a copy of this stopped server's data, at the same address; it is not started."""
-        other = PostgresServer(self.port)
-        other._folder, other._as = Path(tempfile.mkdtemp(prefix="postgres.")), self._as
+        with self._another() as other:
+            subprocess.run(["cp", "-a", self._data, other._folder], check=True)
+            other.port = self.port
+            yield other
+
+    @contextmanager
+    def standby(self) -> Iterator[PostgresServer]:
+        """Yield a running standby: from now on, a commit of this server waits until the standby has it too."""
+        with self._another() as other:
+            source = ["-d", self._dsn("postgres"), "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+            self._run("pg_basebackup", "-D", str(other._data), *source).check_returncode()
+            other.start()
+            self.command("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
+            yield other
+
+    def take_over(self, port: int) -> None:
+        """Promote this standby, and let it serve at the address of its dead primary."""
+        self.command("SELECT pg_promote()")
+        self.kill()
+        self.port = port
+        self.start()
+
+    @contextmanager
+    def _another(self) -> Iterator[PostgresServer]:
+        other = PostgresServer()
+        other._as = self._as
         try:
             if self._as:
                 shutil.chown(other._folder, "nobody", "nogroup")
-            subprocess.run(["cp", "-a", self._data, other._folder], check=True)
             yield other
         finally:
             other.kill()

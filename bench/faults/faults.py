@@ -200,6 +200,18 @@ def store_failed_over(rig: Rig) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def store_taken_over(rig: Rig) -> Iterator[None]:
+    """Kill PostgreSQL, and promote its synchronous standby."""
+    with ExitStack() as stack:
+        standby = stack.enter_context(rig.postgres.standby())
+        time.sleep(LAG_SECONDS)
+        rig.postgres.kill()
+        standby.take_over(rig.postgres.port)
+        rig.closing.enter_context(stack.pop_all())
+    yield
+
+
 def hostile(records: int) -> Fault:
     """Put jobs with one fault each on Kafka, and wait until each has exactly one result."""
 
