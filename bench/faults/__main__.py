@@ -126,7 +126,7 @@ CAUSES = {
     "PostgreSQL failed over with lag": "Lost: a job that was accepted just before the death is neither on the standby "
     "nor on Kafka; docs/DEPLOY.md asks for synchronous replication.",
 }
-"""The known causes of cells that are missed or have not run."""
+"""The known causes of cells that are missed."""
 
 
 def main() -> None:
@@ -252,7 +252,10 @@ def report(ledger: Ledger) -> None:
         title("Cells that are missed or have not run")
         table(
             ("process", "fault", "cause"),
-            [(cell.process, cell.fault, CAUSES.get(cell.name, "unknown")) for cell in missed],
+            [
+                (cell.process, cell.fault, CAUSES.get(cell.name, "unknown") if cell.name in ledger else "Not run yet.")
+                for cell in missed
+            ],
         )
     lost, doubled = (sum(int(row[HEAD.index(what)]) for row, _, _ in done) for what in ("lost", "doubled"))
     silent = sum("missing" in row[HEAD.index("alert")] for row, _, _ in done)

@@ -81,4 +81,4 @@ def test_cells_that_are_missed_or_have_not_run_are_named_with_their_cause(monkey
     rows[lost][HEAD.index("lost")] = "1"
     del rows[unrun]
     ledger.report({name: (row, [0.5]) for name, row in rows.items()})
-    assert [cause for _, _, cause in shown[1]] == [CAUSES[unrun], CAUSES[lost]]
+    assert [cause for _, _, cause in shown[1]] == ["Not run yet.", CAUSES[lost]]
