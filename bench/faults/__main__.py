@@ -125,6 +125,7 @@ CELLS = (
 CAUSES = {
     "PostgreSQL failed over with lag": "Lost: a job that was accepted just before the death is neither on the standby "
     "nor on Kafka; docs/DEPLOY.md asks for synchronous replication.",
+    "jobs' topic deleted": "The unanswered job was only in the deleted topic.",
 }
 """The known causes of cells that are missed."""
 
