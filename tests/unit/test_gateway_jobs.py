@@ -1208,6 +1208,17 @@ def test_a_response_continues_an_earlier_one_and_lists_its_whole_input(rig: Rig,
     assert (listed[2]["call_id"], listed[2]["name"], listed[2]["arguments"]) == ("call_1", "look", "{}")
     other = rig.key("another")
     assert refused(ask(rig, "POST", RESPONSES, other, json=going_on), 400)["param"] == "previous_response_id"
+    for odd in (5, True, {}, {"role": "user"}):
+        assert refused(ask(rig, "POST", RESPONSES, key, json={**going_on, "input": odd}), 400)["param"] == "input"
+
+
+async def test_only_a_response_can_be_continued(rig: Rig, key: str) -> None:
+    asking, job_id = await asked(rig, key, CHAT_COMPLETIONS, json={"store": True})
+    finish(rig, job_id)
+    await asking
+    going_on = {**BACKGROUND, "previous_response_id": f"resp_{job_id}"}
+    refusal = refused(await rig.request("POST", RESPONSES, key, json=going_on), 400)
+    assert refusal["code"] == "previous_response_not_found"
 
 
 def test_a_request_that_no_engine_can_fulfil_is_refused_by_its_member(rig: Rig, key: str) -> None:

@@ -134,14 +134,18 @@ async def list_input_items(call: Call) -> Answer:
     return query.page_of(input_items(job_id, json.loads(found.request)), page, "item")
 
 
-async def _continued(call: Call, previous: object, asked: Any) -> list[Any]:
-    """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
+async def _continued(call: Call, previous: object, asked: Any) -> Any:
+    """Return the input that continues the response of `previous_response_id`. Raises ApiError (400).
+
+    An input of a wrong kind is returned as it is, for the check of the body to refuse it.
+    """
     if isinstance(previous, str) and previous.startswith(PREFIX):
         found = await call.read(find_job, previous.removeprefix(PREFIX))
-        if found is not None and found.request is not None:
+        if found is not None and found.url == RESPONSES and found.request is not None:
             answer = _object(found)
             if answer["status"] in ("completed", "incomplete"):
-                return continued(json.loads(found.request), answer["output"], asked)
+                whole = isinstance(asked, str | list | None)
+                return continued(json.loads(found.request), answer["output"], asked) if whole else asked
     message = "The previous response is absent, unanswered or not stored; send the earlier messages."
     raise ApiError(400, "previous_response_not_found", message, param="previous_response_id")
 
