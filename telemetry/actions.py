@@ -138,7 +138,8 @@ STAGE = {
         "error",
         "Kafka lost a commit that it had confirmed, as after the loss of a broker's disk or of the whole topic; "
         "the process handles the partition's records since then again.",
-        "Keep three copies of each topic, and delete no topic in use. Consumers may see repeats, which have the same `webhook-id`.",
+        "Keep three copies of each topic, and delete no topic in use. Consumers may see repeats, which have the same "
+        "`webhook-id`.",
     ),
     "topic-made-anew": Action(
         "error",
