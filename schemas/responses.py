@@ -140,21 +140,25 @@ def unstored_members(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def input_items(job_id: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the input of a valid request's body as a list of items, in the order of the request."""
-    question = request.get("input")
-    items = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    return [_item(f"msg_{job_id}_{number}", item) for number, item in enumerate(items or ())]
+    return [_item(f"msg_{job_id}_{number}", item) for number, item in enumerate(_items(request.get("input")))]
 
 
-def continued(request: Mapping[str, Any], output: Sequence[Mapping[str, Any]], question: Any) -> list[Any]:
+def continued(
+    request: Mapping[str, Any], output: Sequence[Mapping[str, Any]], question: str | list[Any] | None
+) -> list[Any]:
     """Return the input of a request that continues a response: its input, its output, and the new question."""
-    before = request.get("input")
-    earlier = [{"role": "user", "content": before}] if isinstance(before, str) else list(before or ())
+    earlier = _items(request.get("input"))
     for item in output:
         if item["type"] == "message":
             earlier.append({"role": "assistant", "content": "".join(part["text"] for part in item["content"])})
         elif item["type"] == "function_call":
             earlier.append({name: item[name] for name in ("type", "call_id", "name", "arguments")})
-    return [*earlier, *([{"role": "user", "content": question}] if isinstance(question, str) else question or ())]
+    return earlier + _items(question)
+
+
+def _items(given: str | list[Any] | None) -> list[Any]:
+    """Return an input as a list of items: a text is one message of the user."""
+    return [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
 
 
 def _item(identifier: str, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,8 @@ async def create(call: Call) -> Answer:
     body = parse_json(content)
     streams, _ = taken_stream(body)
     previous = body.pop("previous_response_id", None) if isinstance(body, dict) else None
-    if previous is not None:
+    # An input of another kind stays as it is, and the check of the body refuses it.
+    if previous is not None and isinstance(body.get("input"), str | list | None):
         body["input"] = await _continued(call, previous, body.get("input"))
     job = submitted.openai_job(RESPONSES, body, door.callbacks)
     background = body.get("background") is True
@@ -134,18 +135,14 @@ async def list_input_items(call: Call) -> Answer:
     return query.page_of(input_items(job_id, json.loads(found.request)), page, "item")
 
 
-async def _continued(call: Call, previous: object, asked: Any) -> Any:
-    """Return the input that continues the response of `previous_response_id`. Raises ApiError (400).
-
-    An input of a wrong kind is returned as it is, for the check of the body to refuse it.
-    """
+async def _continued(call: Call, previous: object, asked: str | list[Any] | None) -> list[Any]:
+    """Return the input that continues the response of `previous_response_id`. Raises ApiError (400)."""
     if isinstance(previous, str) and previous.startswith(PREFIX):
         found = await call.read(find_job, previous.removeprefix(PREFIX))
         if found is not None and found.url == RESPONSES and found.request is not None:
             answer = _object(found)
             if answer["status"] in ("completed", "incomplete"):
-                whole = isinstance(asked, str | list | None)
-                return continued(json.loads(found.request), answer["output"], asked) if whole else asked
+                return continued(json.loads(found.request), answer["output"], asked)
     message = "The previous response is absent, unanswered or not stored; send the earlier messages."
     raise ApiError(400, "previous_response_not_found", message, param="previous_response_id")
 
