@@ -214,24 +214,12 @@ class Clerk(SideTask):
         if row.status == VALIDATING:
             self._check(row)
             return
-        if row.status == IN_PROGRESS:
-            row = self._late(row) or row
-        if row.status != IN_PROGRESS:
-            finalise(self._shelf, row, self._on_ended, self._stop_asked)
-            log.info("A batch's files are written, if it has all results.", action="batch-ended", batch_id=row.id)
-
-    def _late(self, row: BatchRow) -> BatchRow | None:
-        """Begin to finalise a batch whose completion window is over.
-
-        Returns the batch's new row; None if the batch was changed meanwhile.
-        """
-
-        def change(connection: Connection) -> BatchRow | None:
-            if not orders.step(connection, row.id, IN_PROGRESS, FINALIZING, finalizing_at=self._shelf.now_ms()):
-                return None
-            return orders.find(connection, row.tenant, row.id)
-
-        return self._shelf.store.write_now(change)
+        if row.status == IN_PROGRESS:  # its completion window is over
+            late = {"finalizing_at": self._shelf.now_ms()}
+            self._shelf.store.write_now(lambda to: orders.step(to, row.id, IN_PROGRESS, FINALIZING, **late))
+            return
+        finalise(self._shelf, row, self._on_ended, self._stop_asked)
+        log.info("A batch's files are written, if it has all results.", action="batch-ended", batch_id=row.id)
 
     def _check(self, row: BatchRow) -> None:
         pieces = self._until_stopped(self._shelf.blobs.read(row.input_file_id))

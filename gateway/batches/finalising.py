@@ -26,7 +26,8 @@ from gateway.blobs.base import BlobMissing
 from gateway.errors import ApiError
 from gateway.store.states import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FINALIZING, IN_PROGRESS
 from gateway.store.store import Store
-from gateway.view.segments import COUNTED, current_entries, outputs_of
+from gateway.store.tables import batches
+from gateway.view.segments import COUNTED, current_entries, outputs_of, recount
 from schemas.outcome import Outcome
 from telemetry.logs import get_logger
 
@@ -63,7 +64,7 @@ def finalise(shelf: Shelf, row: BatchRow, on_ended: OnEnded, stop_asked: StopAsk
     answered.tally["unanswered"] = total - len(answered.places)
     ending = _known_ending(row, shelf.now_ms(), answered.tally)
     if ending is None:
-        _recount(shelf, row, answered.tally)
+        _wait_on(shelf, row, answered.tally["unanswered"])
         return
     writers = FileWriter(shelf, row, "output"), FileWriter(shelf, row, "error")
     kept = False
@@ -311,19 +312,23 @@ def _if_there(pieces: Iterable[bytes]) -> Iterator[bytes]:
         return
 
 
-def _recount(shelf: Shelf, row: BatchRow, tally: Counter[str]) -> None:
-    """Let a batch wait for results that were counted but are not stored, as after `postback store rebuild`."""
-    completed = tally[Outcome.SUCCEEDED]
-    failed = sum(tally.values()) - tally["unanswered"] - completed
+def _wait_on(shelf: Shelf, row: BatchRow, missing: int) -> None:
+    """Let a batch wait for results that were counted but are not stored, as after `postback store rebuild`.
+
+    They are counted again in the same change: others may have come since they were read.
+    """
     log.warning(
         "Fewer results of a batch are stored than were counted; waiting for the others.",
         action="batch-recounted",
         batch_id=row.id,
-        missing=tally["unanswered"],
+        missing=missing,
     )
-    shelf.store.write_now(
-        lambda connection: step(connection, row.id, FINALIZING, IN_PROGRESS, completed=completed, failed=failed)
-    )
+
+    def change(connection: Connection) -> None:
+        if step(connection, row.id, FINALIZING, IN_PROGRESS):
+            recount(connection, batches.c.id == row.id)
+
+    shelf.store.write_now(change)
 
 
 def _end(

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from gateway.batches.files import Draft, Shelf
 from gateway.door.body import expect_body
-from gateway.errors import ApiError
+from gateway.errors import ApiError, OutcomeUnknown
 
 OVERHEAD_BYTES = 64 * 1024
 """The maximum number of bytes that a form may have besides its file: boundaries, headers and fields."""
@@ -136,6 +136,9 @@ WRITE_BYTES = 256 * 1024
 
 T = TypeVar("T")
 
+_UNANSWERED = (OutcomeUnknown, TimeoutError, asyncio.CancelledError)
+"""Errors after which a change may be committed all the same."""
+
 
 def file_form(request: Request, file: str, most_bytes: int) -> FileForm:
     """Check the headers of a form whose file has at most `most_bytes`. Raises ApiError (400, 413, 415)."""
@@ -155,15 +158,20 @@ class Receiving:
     async def kept(self, request: Request, keep: Callable[[], Awaitable[T]]) -> T:
         """Write the whole file, and return the result of `keep`. After an error, the file is removed.
 
+        If the answer of the store is lost, the store may have the file, so only the sweep may remove it.
+
         Raises ApiError (400, 408, 413), BlobsAway, and the errors of `keep`.
         """
+        keeping = False
         try:
             async with asyncio.timeout(self.shelf.settings.upload_seconds):
                 await self._write(request)
                 self.form.finish()
+                keeping = True
                 return await keep()
         except BaseException as error:
-            await asyncio.shield(self.shelf.storage.run_anyway(self.shelf.drop, self.draft))
+            if not (keeping and isinstance(error, _UNANSWERED)):
+                await asyncio.shield(self.shelf.storage.run_anyway(self.shelf.drop, self.draft))
             if isinstance(error, ClientDisconnect):
                 raise ApiError(400, "upload_cut_off", "The connection ended before the file was whole.") from None
             if isinstance(error, TimeoutError):

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select, tupl
 
 from gateway.accept.side_thread import SideThread
 from gateway.access.quotas import release
+from gateway.store.dialects import pair_in
 from gateway.store.store import Store, StoreAway
 from gateway.store.tables import batch_segments, events, idempotency, job_attempts, jobs, left_requests, writers
 from telemetry.clock import Clock, unix_ms
@@ -70,12 +71,13 @@ class Retention(SideThread):
 
 
 def _jobs(connection: Connection, before_ms: int) -> int:
+    """Remove some old jobs, give back their quotas, and return their number."""
     never = before_ms - LATE_DAYS * 24 * _HOUR_MS
     old = or_(jobs.c.finished_at < before_ms, and_(jobs.c.finished_at.is_(None), jobs.c.created_at < never))
-    key = (jobs.c.tenant, jobs.c.job_id)
-    unfinished = select(*key).where(jobs.c.finished_at.is_(None), jobs.c.created_at < never).limit(TOGETHER)
-    release(connection, [(row.tenant, row.job_id) for row in connection.execute(unfinished)])
-    return _remove(connection, jobs, old)
+    key = jobs.c.tenant, jobs.c.job_id
+    found = [(row.tenant, row.job_id) for row in connection.execute(select(*key).where(old).limit(TOGETHER))]
+    release(connection, found)  # for the unfinished ones
+    return connection.execute(jobs.delete().where(pair_in(connection, key, found))).rowcount if found else 0
 
 
 def _remove(connection: Connection, table: Table, old: ColumnElement[bool]) -> int:

@@ -84,9 +84,15 @@ def write_segments(connection: Connection, batch: Batch, found: Sequence[ResultR
     return stored
 
 
-def recount(connection: Connection) -> None:
-    """Count the results of all running batches again, from their segments."""
-    for batch in connection.execute(select(batches).where(batches.c.status.in_(COUNTING))).all():
+def is_answered(batch: Batch, line: int) -> bool:
+    """True if a line of the batch has had a result, which may be removed by now."""
+    answered: bytes = batch.answered or b""
+    return line >> 3 < len(answered) and answered[line >> 3] & 1 << (line & 7) != 0
+
+
+def recount(connection: Connection, *these: ColumnElement[bool]) -> None:
+    """Count the results of running batches again, from their segments: of all, or of those with these conditions."""
+    for batch in connection.execute(select(batches).where(batches.c.status.in_(COUNTING), *these)).all():
         found = Counter(entry.status == Outcome.SUCCEEDED for _, entry in current_entries(connection, batch.id))
         values = _counts(batch, found[True], found[False], batch.created_at)
         connection.execute(batches.update().where(batches.c.id == batch.id).values(**values))

@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, or_, select
+from sqlalchemy import Connection, Select, and_, or_, select
 
 from gateway.errors import not_found
 from gateway.store.dialects import storable
 from gateway.store.tables import batch_segments, batches, jobs
-from gateway.view.segments import Entry, entries_of, find_answers, having, indexes
+from gateway.view.segments import Entry, entries_of, find_answers, having, indexes, is_answered
 
 BATCHES: Final = "/v1/batches"
 """The `url` of an answered line of a batch."""
+LISTED_BYTES: Final = 8 * 1024 * 1024
+"""A page of jobs with their requests and results ends with the one that reaches this size."""
 _LINE_ID = re.compile(r"(batch_[0-9a-f]{1,56})\.(0|[1-9][0-9]{0,8})")
 """The id of a batch's line: the batch's id, and the line's number, counted from 0."""
 _ENDED_BATCHES = {"cancelled": "cancelled", "expired": "expired", "failed": "rejected"}
@@ -66,7 +68,7 @@ class JobFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Keys and values that the job's metadata contains. A key has no quotation mark, since SQLite cannot escape it."""
     stored_url: str | None = None
-    """The API of jobs whose requests are stored. Their list has requests and results."""
+    """The API of jobs whose requests are stored."""
 
 
 def line_of(job_id: str) -> tuple[str, int] | None:
@@ -125,18 +127,39 @@ def relabel_job(connection: Connection, tenant: str, job_id: str, metadata: Mapp
 def list_jobs(
     connection: Connection, tenant: str, wanted: JobFilter, limit: int, after: str | None, *, ascending: bool
 ) -> tuple[Sequence[StoredJob], bool]:
-    """Return jobs, without their results unless `stored_url` is set, by time of creation, and True if there are more.
+    """Return jobs, without their results, by time of creation, and True if there are more.
 
     Of equal times, jobs come before lines of batches, and each are ordered by the id. Raises ApiError (404) if the
     tenant has no job `after`.
     """
-    kind = "job" if wanted.stored_url is None else "chat_completion"
-    place = None if after is None else _place_of(connection, tenant, after, kind)
-    found = _single(connection, tenant, wanted, limit + 1, place, ascending=ascending)
-    if wanted.stored_url is None:
-        found += _lines(connection, tenant, wanted, limit + 1, place, ascending=ascending)
+    place = None if after is None else _place_of(connection, tenant, after, "job")
+    found: list[StoredJob] = []
+    if wanted.batch_id is None:
+        single = _single(_LISTED, tenant, wanted, place, ascending=ascending).limit(limit + 1)
+        found += (StoredJob(**row._mapping) for row in connection.execute(single))
+    found += _lines(connection, tenant, wanted, limit + 1, place, ascending=ascending)
     found.sort(key=lambda job: _Place.of(job), reverse=not ascending)
     return found[:limit], len(found) > limit
+
+
+def list_stored(
+    connection: Connection, tenant: str, wanted: JobFilter, limit: int, after: str | None, *, ascending: bool
+) -> tuple[Sequence[StoredJob], bool]:
+    """Return jobs with their requests and results, up to the one with which they have LISTED_BYTES.
+
+    Also return True if there are more. See `list_jobs`.
+    """
+    place = None if after is None else _place_of(connection, tenant, after, "chat_completion")
+    found: list[StoredJob] = []
+    size = 0
+    single = _single(_WHOLE, tenant, wanted, place, ascending=ascending).limit(limit + 1)
+    with connection.execute(single, execution_options={"yield_per": 10}) as rows:
+        for row in rows:
+            if len(found) == limit or size >= LISTED_BYTES:
+                return found, True
+            found.append(StoredJob(**row._mapping))
+            size += len(row.request) + len(row.result or b"")
+    return found, False
 
 
 class _Place(NamedTuple):
@@ -153,24 +176,14 @@ class _Place(NamedTuple):
 
 
 def _single(
-    connection: Connection,
-    tenant: str,
-    wanted: JobFilter,
-    limit: int,
-    after: tuple[_Place, str] | None,
-    *,
-    ascending: bool,
-) -> list[StoredJob]:
-    """Return the jobs of a list that are no lines of batches."""
-    if wanted.batch_id is not None:
-        return []
+    columns: Sequence[Any], tenant: str, wanted: JobFilter, after: tuple[_Place, str] | None, *, ascending: bool
+) -> Select[Any]:
+    """Return the query for the jobs of a list that are no lines of batches."""
     conditions = [jobs.c.tenant == tenant, jobs.c.deleted_at.is_(None), *_conditions(wanted)]
     if after is not None:
         conditions.append(_beyond(*after, ascending=ascending))
     order = [jobs.c.created_at, jobs.c.job_id] if ascending else [jobs.c.created_at.desc(), jobs.c.job_id.desc()]
-    columns = _LISTED if wanted.stored_url is None else _WHOLE
-    rows = connection.execute(select(*columns).where(*conditions).order_by(*order).limit(limit))
-    return [StoredJob(**row._mapping) for row in rows]
+    return select(*columns).where(*conditions).order_by(*order)
 
 
 def _lines(
@@ -264,6 +277,8 @@ def _line(connection: Connection, tenant: str, batch_id: str, line: int) -> Stor
     if batch is None or line >= batch.total:
         return None
     answer = find_answers(connection, tenant, batch_id, {line}).get(line)
+    if answer is None and is_answered(batch, line):
+        return None  # its result was removed after `kept_days`, as a single job is
     if answer is not None:
         found_line = _answered(batch_id, answer[0])
         return replace(found_line, submitted_by=batch.submitted_by, created_ms=batch.created_at, result=answer[1])

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, select
 
 from gateway.access.quotas import queued_work, release
 from gateway.access.tenant_settings import TenantSettings
+from gateway.batches import finalising
 from gateway.batches.checking import Checked, check_file
 from gateway.batches.clerk import LATE_MS
 from gateway.batches.expansion import UNUSABLE, ExpansionHandler
@@ -36,7 +37,7 @@ from gateway.batches.ranges import (
     write_range,
 )
 from gateway.blobs.base import BlobsAway
-from gateway.store.tables import files
+from gateway.store.tables import batch_segments, files
 from gateway.view.offsets import OffsetsMoved, TopicPlace, begin_at, move
 from gateway.view.records import ResultRecord
 from gateway.view.segments import forget_since
@@ -569,6 +570,57 @@ async def test_a_batch_past_its_end_expires_with_each_line_in_one_file_and_takes
     done, failed = await both.assert_complete(ended, 6)
     assert (len(done), {each["error"]["code"] for each in failed}) == (2, {"batch_expired"})
     assert both.ended == ["expired"]
+
+
+async def test_a_batch_past_its_end_is_claimed_while_its_files_are_written(
+    rig: BatchRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed: list[bool] = []
+
+    def noted(shelf: Shelf, row: BatchRow, *others: Any) -> None:
+        now = shelf.store.read_now(lambda connection: find(connection, "acme", row.id))
+        claimed.append(now.claimed_until > shelf.now_ms())
+        finalise(shelf, row, *others)
+
+    monkeypatch.setattr("gateway.batches.clerk.finalise", noted)
+    async with rig.clerk():
+        batch_id, _ = await rig.begun(lines(2))
+        rig.door.clock.now += 24 * 3600 + LATE_MS / 1000 + 1
+        await rig.until(batch_id, "expired")
+    assert claimed == [True]
+
+
+async def test_a_line_whose_result_was_removed_is_not_found(rig: BatchRig) -> None:
+    async with rig.clerk():
+        batch_id = (await rig.completed(lines(9)))["id"]
+    rig.door.store.write_now(lambda connection: connection.execute(batch_segments.delete()).rowcount)
+
+    for path in (f"/v1/jobs/{batch_id}.8", f"/v1/jobs/{batch_id}.0"):
+        assert (await rig.door.request("GET", path, rig.key)).status_code == 404
+
+
+async def test_results_that_come_while_a_batch_is_found_incomplete_are_counted(
+    rig: BatchRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments were removed, as by `postback store rebuild`, and the view reads their results again meanwhile."""
+    async with rig.clerk():
+        batch_id, made = await rig.begun(lines(3))
+    rig.answer(made)
+    shelf = rig.door.shelf
+    row = shelf.store.read_now(lambda connection: find(connection, "acme", batch_id))
+    shelf.store.write_now(lambda connection: forget_since(connection, 0))
+    wait_on = finalising._wait_on
+
+    def late(*arguments: Any) -> None:
+        rig.answer(made[:2])
+        wait_on(*arguments)
+
+    monkeypatch.setattr(finalising, "_wait_on", late)
+    finalise(shelf, row, lambda at, row: None, lambda: None)
+    waiting = await rig.batch(batch_id)
+    assert (waiting["status"], waiting["request_counts"]["completed"]) == ("in_progress", 2)
+    rig.answer(made[2:])
+    assert (await rig.batch(batch_id))["status"] == "finalizing"
 
 
 async def test_a_line_counts_once_however_often_it_is_answered(rig: BatchRig) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import math
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from sqlalchemy import Connection
 
 from gateway.access import Scope
 from gateway.access.tenant_settings import TenantSettings
@@ -28,7 +29,7 @@ from gateway.blobs.base import BlobsAway, BlobWriter
 from gateway.blobs.folder import folder_of
 from gateway.blobs.settings import FilesSettings
 from gateway.door.receiving import FileForm
-from gateway.errors import ApiError, validated
+from gateway.errors import ApiError, OutcomeUnknown, validated
 from gateway.role import measure_disks
 from schemas.topics import Topics
 from telemetry.metrics import Metrics
@@ -292,6 +293,28 @@ async def test_a_repeated_upload_with_an_idempotency_key_gives_the_first_file(ri
     other = await send(b"[]\n")
     assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
     assert rig.blobs == [first.json()["id"]]
+
+
+async def test_a_file_whose_commit_had_no_answer_is_there_for_the_repeat(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, write, once = rig.key(), rig.store.write, {"idempotency-key": "file"}
+
+    async def cut_off(change: Callable[[Connection], object]) -> None:
+        await write(change)
+        raise OutcomeUnknown("the connection was lost")
+
+    async def send() -> httpx.Response:
+        form = {"files": {"file": ("in.jsonl", b"{}\n")}, "data": {"purpose": "batch"}}
+        return await rig.request("POST", "/v1/files", key, headers=once, **form)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "write", cut_off)
+        assert (await send()).status_code == 503
+    again = await send()
+    assert again.status_code == 200, again.text
+    content = await rig.request("GET", f"/v1/files/{again.json()['id']}/content", key)
+    assert (content.status_code, content.content, len(rig.blobs)) == (200, b"{}\n", 1)
 
 
 async def test_a_storage_that_hangs_is_refused_to_further_uploads_and_stops_nothing_else(

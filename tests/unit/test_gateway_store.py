@@ -325,15 +325,21 @@ def test_old_rows_are_removed_and_young_ones_stay(store: Store) -> None:
 
 
 def test_an_unfinished_job_that_is_removed_gives_its_quota_back(store: Store) -> None:
-    limits = TenantSettings(queued_lines=2)
+    """Among more jobs than one step removes, whose ids and whose ages have opposite orders."""
+    some = TOGETHER + 10
 
     def accept(connection: Connection) -> None:
-        reserve(connection, "acme", limits, Work(1, 50))
-        lost = row_of("acme", "lost", created_at=NOW_MS - 39 * DAY_MS, reserved_tokens=50)
+        reserve(connection, "acme", TenantSettings(queued_lines=some), Work(some, 50 * some))
+        lost = [
+            row_of("acme", f"lost{number:04}", created_at=NOW_MS - 39 * DAY_MS - number, reserved_tokens=50)
+            for number in range(some)
+        ]
+        old = [row_of("acme", f"old{number}", finished_at=NOW_MS - 31 * DAY_MS) for number in range(some)]
         connection.execute(jobs.insert(), lost)
+        connection.execute(jobs.insert(), old)
 
     store.write_now(accept)
-    assert Retention(store, 30, HandClock(NOW_MS / 1000)).remove_old() == 1
+    assert Retention(store, 30, HandClock(NOW_MS / 1000)).remove_old() == 2 * some
     assert store.read_now(lambda connection: queued_work(connection, "acme")) == Work(0, 0)
 
 

@@ -22,7 +22,7 @@ from gateway.door.screened import screened
 from gateway.door.streamed import AnswerStream, ChatEvents, taken_stream, wants_deltas
 from gateway.errors import ApiError, not_found
 from gateway.paging import list_body
-from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, list_jobs, relabel_job
+from gateway.view.stored_jobs import JobFilter, StoredJob, delete_job, find_job, list_stored, relabel_job
 from schemas.bounded import BoundedModel
 from schemas.codec import read_result
 from schemas.job import Metadata
@@ -101,7 +101,8 @@ async def retrieve(call: Call) -> Answer:
 async def several(call: Call) -> Answer:
     """List stored chat completions.
 
-    `metadata[KEY]=VALUE` chooses those with this metadata; up to eight keys may be given.
+    `metadata[KEY]=VALUE` chooses those with this metadata; up to eight keys may be given. A page has at most 8 MiB and
+    one completion more; `has_more` then says that there are others.
     """
     page, model = query.page(call.request, "asc"), call.request.query_params.get("model")
     if page.after is not None and not page.after.startswith(PREFIX):
@@ -113,7 +114,7 @@ async def several(call: Call) -> Answer:
         stored_url=CHAT_COMPLETIONS,
     )
     after = None if page.after is None else page.after.removeprefix(PREFIX)
-    found, more = await call.read(list_jobs, wanted, page.limit, after, ascending=page.ascending)
+    found, more = await call.read(list_stored, wanted, page.limit, after, ascending=page.ascending)
     return list_body([_stored(job) for job in found], has_more=more)
 
 
