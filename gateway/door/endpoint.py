@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from gateway.access import Principal, Scope
 from gateway.door import query
 from gateway.door.body import json_response, parse_json, read_body
-from gateway.door.door import Door
+from gateway.door.door import PEER, Door
 from gateway.door.noted import note_action
 from gateway.errors import validated
 
@@ -81,6 +81,14 @@ class Call:
     async def write(self, change: Callable[Concatenate[Connection, str, P], T], *of: P.args, **named: P.kwargs) -> T:
         """Run a change of the tenant's rows. Raises the change's own error, and StoreAway."""
         return await self.door.store.write(lambda connection: change(connection, self.tenant, *of, **named))
+
+    async def require_credential(self) -> None:
+        """Raise CredentialRefused if the credential has ended since the request began; StoreAway and IssuerAway.
+
+        This is for answers that last: the request is not counted again.
+        """
+        access = self.door.access
+        await access.principal(access.parsed(self.request.headers.get("authorization")), self.request.scope.get(PEER))
 
     async def content(self) -> bytes:
         """Read the whole body. Raises ApiError (400, 408, 413, 415, 503) and ClientDisconnect."""

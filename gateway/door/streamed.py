@@ -23,6 +23,7 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from gateway.door.endpoint import Call
+from gateway.door.handlers import REFUSALS, refusal_of
 from gateway.door.routes.events import HEADERS, stream_part
 from gateway.errors import ApiError
 from schemas.job import Job
@@ -109,8 +110,8 @@ class AnswerStream:
                     await send(stream_part(_KEEP_ALIVE))
             try:
                 events = await self._events.ended(self._answering.result())
-            except ApiError as error:
-                events = [self._events.failed(error)]
+            except REFUSALS as error:
+                events = [self._events.failed(refusal_of(error))]
             await send({"type": "http.response.body", "body": b"".join(events)})
 
     async def _has_news(self, seconds: float) -> bool:

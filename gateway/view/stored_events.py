@@ -7,7 +7,7 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +23,9 @@ from schemas.outcome import Outcome
 
 LINES: Final = "lines"
 """The type of a row that stands for the events of several lines of a batch."""
+FEW: Final = 10
+"""The number of events that are in memory besides a page's, since an answer may have nearly a mebibyte."""
+_FEW: Final = {"yield_per": FEW}
 ALL_BELOW = ".*"
 """The end of a filter for all types below a prefix, such as `batch.*`."""
 
@@ -50,8 +53,10 @@ def last_number(connection: Connection, tenant: str) -> int:
     return found or 0
 
 
-def events_after(connection: Connection, tenant: str, number: int, types: Sequence[str], limit: int) -> EventPage:
-    """Return at most `limit` events after this number.
+def events_after(
+    connection: Connection, tenant: str, number: int, types: Sequence[str], limit: int, most_bytes: int
+) -> EventPage:
+    """Return at most `limit` events after this number, up to the one with which they have `most_bytes`.
 
     `types` are names, or prefixes with ALL_BELOW; without types, all events match.
     """
@@ -64,23 +69,37 @@ def events_after(connection: Connection, tenant: str, number: int, types: Sequen
     columns = (events.c.number, events.c.type, events.c.object_id, events.c.webhook_id, events.c.data, jobs.c.result)
     of_a_result = and_(events.c.data.is_(None), jobs.c.tenant == events.c.tenant, jobs.c.job_id == events.c.object_id)
     wanted = select(*columns).select_from(events.outerjoin(jobs, of_a_result)).where(*conditions)
-    rows = connection.execute(wanted.order_by(events.c.number).limit(limit)).all()
     found: list[StoredEvent] = []
-    looked_at = 0
+    size = 0
+    with connection.execute(wanted.order_by(events.c.number).limit(limit), execution_options=_FEW) as rows:
+        for looked_at, (at, event) in enumerate(_each(connection, tenant, rows, number, types), 1):
+            if event is not None:
+                found.append(event)
+                size += len(event.data)
+            if looked_at == limit or size >= most_bytes:
+                return EventPage(found, at)
+    return EventPage(found, max(end, number))
+
+
+def _each(
+    connection: Connection, tenant: str, rows: Iterable[Any], number: int, types: Sequence[str]
+) -> Iterator[tuple[int, StoredEvent | None]]:
+    """Yield the number of each event after `number`, with the event; None instead of one that is left out.
+
+    The number of each row is yielded.
+    """
     for row in rows:
         if row.type == LINES:
             seq, said = from_json(row.data)
             some = _lines(row.number, said, number, types)
-            found += _line_events(connection, tenant, row.object_id, some[: limit - looked_at], seq)
-            looked_at += len(some)
-            if looked_at > limit:
-                return EventPage(found, some[limit - looked_at - 1].number)
-        elif (data := _data(row, tenant)) is not None:
-            found.append(StoredEvent(row.number, row.type, data))
-            looked_at += 1
-        if looked_at >= limit:
-            return EventPage(found, row.number)
-    return EventPage(found, rows[-1].number if len(rows) == limit else max(end, number))
+            for begin in range(0, len(some), FEW):
+                few = some[begin : begin + FEW]
+                known = {event.number: event for event in _line_events(connection, tenant, row.object_id, few, seq)}
+                yield from ((each.number, known.get(each.number)) for each in few)
+            yield row.number, None
+        else:
+            data = _data(row, tenant)
+            yield row.number, None if data is None else StoredEvent(row.number, row.type, data)
 
 
 class _LineEvent(NamedTuple):

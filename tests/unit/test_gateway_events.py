@@ -20,6 +20,8 @@ from sqlalchemy import Row, select
 
 from gateway.accept.outbox import unpacked
 from gateway.access import Scope
+from gateway.access.keys import id_of, revoke_key
+from gateway.access.settings import AccessSettings
 from gateway.door.fleet import (
     FRESH_SECONDS,
     KNOWN_SECONDS,
@@ -178,6 +180,28 @@ async def test_a_quiet_stream_sends_comments_and_is_a_whole_response_once_the_se
         reader.task.cancel()
         await asyncio.wait([reader.task])
         assert reader.whole
+
+
+@pytest.mark.parametrize("cause", ["revoked", "store-away"])
+async def test_a_stream_ends_whole_with_its_credential_or_when_the_store_is_away(
+    rig: Rig, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = rig.key(TENANT)
+    store(rig, 1, DONE)
+    async with reading(rig, key, "after=0") as reader:
+        await reader.until([1])
+        if cause == "revoked":
+            identifier = id_of(key) or ""
+            rig.store.write_now(lambda connection: revoke_key(connection, rig.clock, identifier))
+            rig.clock.sleep(AccessSettings().key_cache_seconds)
+            store(rig, 2, DONE)
+        else:
+            monkeypatch.setattr(rig.store, "silent", True)
+            rig.door.waiting.announce([(TENANT, "job_1")])
+        assert reader.task is not None
+        async with asyncio.timeout(30):
+            await reader.task
+        assert (reader.whole, reader.numbers) == (True, [1])
 
 
 async def test_a_tenant_has_a_limited_number_of_streams(rig: Rig) -> None:

@@ -426,7 +426,7 @@ def told_of(history: Store, tenant: str) -> list[str]:
 
 
 def page_of(history: Store, tenant: str) -> EventPage:
-    return history.read_now(lambda at: events_after(at, tenant, 0, (), 9))
+    return history.read_now(lambda at: events_after(at, tenant, 0, (), 9, MIB))
 
 
 @pytest.mark.parametrize("result", [b"", b"{}", b"{", result_bytes("job", Outcome.FAILED), None])
@@ -444,22 +444,26 @@ def test_an_event_is_the_webhooks_body_and_is_left_out_if_its_result_is_gone_or_
     assert page_of(history, tenant).read_to == history.read_now(lambda at: last_number(at, tenant))
 
 
+MIB = 1024 * 1024
 LINES = [page * 4 + number for page in range(5) for number in (2, 0, 3, 1)]
 """The answered lines of BATCH, in the order of their results."""
 
 
 @given(
-    limit=st.integers(1, 9),
+    limit=st.integers(1, 25),
+    most_bytes=st.integers(1, 3000),
     types=st.sampled_from([(), ("inference.failed",), ("inference.*",), ("batch.*",), ("inference.succeeded", "x.*")]),
 )
 def test_each_line_of_a_page_of_results_is_an_event_with_a_number_of_its_own(
-    history: Store, limit: int, types: tuple[str, ...]
+    history: Store, limit: int, most_bytes: int, types: tuple[str, ...]
 ) -> None:
     seen: list[tuple[int, str, str]] = []
     read_to, end = 0, history.read_now(lambda at: last_number(at, TENANT))
     while read_to < end:
-        page = history.read_now(partial(events_after, tenant=TENANT, number=read_to, types=types, limit=limit))
+        read = partial(events_after, tenant=TENANT, number=read_to, types=types, limit=limit, most_bytes=most_bytes)
+        page = history.read_now(read)
         assert len(page.events) <= limit
+        assert sum(len(each.data) for each in page.events[:-1]) < most_bytes
         assert page.read_to > read_to
         read_to = page.read_to
         seen += ((each.number, each.type, from_json(each.data)["data"]["id"]) for each in page.events)
@@ -573,12 +577,13 @@ def test_reading_in_pages_finds_each_event_of_the_chosen_types_once(
 ) -> None:
     tenant = f"t{name}"
     history.submit(lambda at: write_events(at, [NewEvent(tenant, kind, "o", 1, b"{}") for kind in kinds])).result()
-    start = history.read_now(lambda at: events_after(at, tenant, 0, (), 100)).events
+    start = history.read_now(lambda at: events_after(at, tenant, 0, (), 100, MIB)).events
     seen: list[tuple[int, str]] = []
     number, read_to = -1, 0
     while number < read_to:
         number = read_to
-        page = history.read_now(partial(events_after, tenant=tenant, number=number, types=chosen, limit=limit))
+        read = partial(events_after, tenant=tenant, number=number, types=chosen, limit=limit, most_bytes=MIB)
+        page = history.read_now(read)
         seen += [(event.number, event.type) for event in page.events]
         read_to = page.read_to
 
@@ -918,6 +923,20 @@ async def test_a_stream_has_comments_until_its_answer_or_its_failure_comes(
     assert refused(await streamed(rig, 0, **failure), 422)["code"] == "not_json"
 
 
+@pytest.mark.parametrize("url", [CHAT_COMPLETIONS, RESPONSES])
+async def test_a_stream_ends_with_an_error_when_the_store_is_away(
+    rig: Rig, key: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.door.streamed.HEAD_SECONDS", 0.001)
+    asking, job = await asked(rig, key, url, json={"stream": True})
+    await asyncio.sleep(0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "silent", True)
+        rig.door.waiting.announce([(TENANT, job)])
+        answer = await asking
+    assert (answer.status_code, '"store_away"' in answer.text) == (200, True)
+
+
 def events_of(url: str) -> ChatEvents | ResponseEvents:
     """The events of a stream of the job `j`."""
     if url == CHAT_COMPLETIONS:
@@ -1210,6 +1229,30 @@ def test_a_response_continues_an_earlier_one_and_lists_its_whole_input(rig: Rig,
     assert refused(ask(rig, "POST", RESPONSES, other, json=going_on), 400)["param"] == "previous_response_id"
     for odd in (5, True, {}, {"role": "user"}):
         assert refused(ask(rig, "POST", RESPONSES, key, json={**going_on, "input": odd}), 400)["param"] == "input"
+
+
+async def test_a_page_of_stored_completions_has_few_bytes_and_all_pages_have_each_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.view.stored_jobs.LISTED_BYTES", 30_000)
+    with_store = {"store": True, "messages": [{"role": "user", "content": "w" * 10_000}]}
+    key, made = rig.key(TENANT), []
+    for _ in range(4):
+        asking, job_id = await asked(rig, key, CHAT_COMPLETIONS, json=with_store)
+        finish(rig, job_id)
+        made.append((await asking).json()["id"])
+        rig.clock.sleep(1)
+
+    async def page(query: str) -> tuple[list[str], bool]:
+        found = (await rig.request("GET", f"{CHAT_COMPLETIONS}?{query}", key)).json()
+        return [each["id"] for each in found["data"] if each["id"] in made], found["has_more"]
+
+    before = f"limit=100&after={made[0]}"
+    assert await page(before) == (made[1:4], False)
+    monkeypatch.setattr("gateway.view.stored_jobs.LISTED_BYTES", 15_000)
+    assert await page(before) == (made[1:3], True)
+    assert await page(f"limit=100&after={made[2]}") == (made[3:], False)
+    assert await page(f"limit=1&after={made[1]}") == (made[2:3], True)
 
 
 async def test_only_a_response_can_be_continued(rig: Rig, key: str) -> None:

@@ -3,6 +3,9 @@
 The stream begins after `Last-Event-ID`, else after the parameter `after`, else with the next event. `after=0` begins
 with the oldest event that is stored. `types` chooses by type: `types=inference.failed,batch.*`.
 
+The stream ends when its credential does, or when the store is away. The client then connects again, with
+`Last-Event-ID`, and gets the status that says why.
+
 The stream holds few events in memory: it reads a page of events from the store, and reads the next page when the client
 has received the first. The server disconnects a client that reads nothing; this client can go on later with
 `Last-Event-ID`. Source: WHATWG HTML, section 9.2, "Server-sent events".
@@ -17,11 +20,12 @@ from contextlib import suppress
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from gateway.access import CredentialRefused
+from gateway.access.principal import IssuerAway
 from gateway.door import query
 from gateway.door.awaiting import unless_left
-from gateway.door.door import Door
 from gateway.door.endpoint import Call
-from gateway.errors import ApiError
+from gateway.errors import ApiError, StoreAway
 from gateway.view.stored_events import EventPage, StoredEvent, events_after, last_number
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -48,7 +52,7 @@ async def stream(call: Call) -> EventStream:
         if not streams[tenant]:
             del streams[tenant]
 
-    return EventStream(door, tenant, after, types, ended)
+    return EventStream(call, after, types, ended)
 
 
 def _after(request: Request) -> int | None:
@@ -66,6 +70,8 @@ def _types(request: Request) -> tuple[str, ...]:
 
 
 READ_TOGETHER = 50
+READ_BYTES = 1024 * 1024
+"""A page ends with the event that reaches this size."""
 RECONNECT_MS = 2000
 """A browser connects again after this many milliseconds."""
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
@@ -73,12 +79,18 @@ HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-bu
 _HEARTBEAT = b": heartbeat\n\n"
 
 
-class EventStream:
-    """A response that ends when its client leaves or the server stops. `ended` is called at the end of the stream."""
+_ENDS = (ClientDisconnect, CredentialRefused, StoreAway, IssuerAway)
+"""Errors after which a stream ends as a whole response."""
 
-    def __init__(self, door: Door, tenant: str, after: int, types: Sequence[str], ended: Callable[[], None]) -> None:
-        self._door = door
-        self._tenant = tenant
+
+class EventStream:
+    """A response that ends when its client leaves, its credential ends, or the store or the server stops.
+
+    `ended` is called at the end of the stream.
+    """
+
+    def __init__(self, call: Call, after: int, types: Sequence[str], ended: Callable[[], None]) -> None:
+        self._call = call
         self._read_to = after
         self._types = types
         self._ended = ended
@@ -91,7 +103,7 @@ class EventStream:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
             if scope["method"] != "HEAD":
-                with suppress(ClientDisconnect):
+                with suppress(*_ENDS):
                     await unless_left(receive, self._send_on(send))
             await send({"type": "http.response.body", "body": b""})
         finally:
@@ -104,17 +116,16 @@ class EventStream:
         there.
         """
         await send(stream_part(b"id: %d\nretry: %d\n\n" % (self._read_to, RECONNECT_MS)))
-        seconds = self._door.settings.heartbeat_seconds
+        door, tenant = self._call.door, self._call.tenant
         while True:
-            page = await self._door.waiting.until((self._tenant, None), self._look, seconds)
+            page = await door.waiting.until((tenant, None), self._look, door.settings.heartbeat_seconds)
+            await self._call.require_credential()
             content = b"".join(map(event_text, page.events)) if page is not None else _HEARTBEAT
             await send(stream_part(content))
 
     async def _look(self) -> EventPage | None:
         """Return the next events; None if there are none."""
-        page = await self._door.store.read(
-            lambda connection: events_after(connection, self._tenant, self._read_to, self._types, READ_TOGETHER)
-        )
+        page = await self._call.read(events_after, self._read_to, self._types, READ_TOGETHER, READ_BYTES)
         self._read_to = page.read_to
         return page if page.events else None
 

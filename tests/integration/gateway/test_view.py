@@ -101,7 +101,7 @@ def views(store_url: str, kafka: KafkaSettings, count: int) -> Iterator[list[Sto
 
 
 def events_of(store: Store) -> Sequence[StoredEvent]:
-    return store.read_now(lambda connection: events_after(connection, "acme", 0, (), 100)).events
+    return store.read_now(lambda connection: events_after(connection, "acme", 0, (), 100, 1_000_000)).events
 
 
 def test_results_become_rows_with_an_event_each(store: Store, fleet: KafkaSettings) -> None:
