@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Self
 
 from gateway.access.keys import PREFIX, ApiKey, KeyDigests, find_key, id_of, note_use
@@ -116,17 +117,28 @@ class Access:
 
         `peer` is the TLS client certificate (DER).
 
+        See `counting_failures`.
+        """
+        credential = self.parsed(authorization)
+        look_up = partial(self.principal, credential, peer)
+        return await self.counting_failures(look_up, address, is_known=self._knows(credential, peer))
+
+    async def counting_failures(
+        self, look_up: Callable[[], Awaitable[Principal]], address: str | None, *, is_known: bool = False
+    ) -> Principal:
+        """Return the principal that `look_up` returns. Raises TooManyRequests, and the errors of `look_up`.
+
         Refused credentials are counted for each address; above the rate, they get TooManyRequests. A valid credential
         is admitted however many bad ones its address sent, because many clients may share one address. Of an address
         above the rate, unknown credentials are looked up a few at a time: otherwise guesses would take all threads that
         read the database.
         """
-        credential, network = self.parsed(authorization), network_of(address)
+        network = network_of(address)
         try:
-            if self._knows(credential, peer) or not await self.rates.is_spent(self._failures, "failures", network):
-                return await self.principal(credential, peer)
+            if is_known or not await self.rates.is_spent(self._failures, "failures", network):
+                return await look_up()
             async with self._doubted:
-                return await self.principal(credential, peer)
+                return await look_up()
         except CredentialRefused:
             _require("This address is refused: it", await self.rates.take(self._failures, "failures", network))
             raise

@@ -16,6 +16,7 @@ import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -148,11 +149,12 @@ class Desk:
             raise NotSignedIn
         try:
             if token is not None:
-                known = self.door.access.beside(peer, await self._sessions.find(token))
-                return self._visit(request, await self.door.known(request, known, scope), token)
+                access = self.door.access
+                found = await access.counting_failures(partial(self._sessions.find, token), address_of(request))
+                known = await self.door.known(request, access.beside(peer, found), scope)
+                return self._visit(request, known, token)
         except CredentialRefused as error:
             if peer is None:
-                await self.door.visit(request)
                 raise NotSignedIn(f"{error}; sign in again") from None
         try:
             return self._visit(request, await self.door.principal(request, scope))

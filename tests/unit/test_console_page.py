@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,9 +29,11 @@ from cli.operations.certificates import Leaf, init, issue
 from cli.operations.dead_letters import Letter, kind_of
 from cli.operations.put_back import Returning
 from gateway.access import CredentialRefused, Scope
+from gateway.access.access import DOUBTED_AT_ONCE
 from gateway.access.keys import id_of, revoke_key
 from gateway.access.principal import DEFAULT_SCOPES, Principal
 from gateway.access.sessions import MOST, Sessions
+from gateway.access.settings import AccessSettings
 from gateway.door.door import PEER
 from gateway.door.settings import GatewaySettings
 from gateway.page.callbacks import FRESH_SECONDS, MOST_LOOKED_AT, MOST_SHOWN, last_attempts
@@ -417,6 +419,34 @@ def test_any_cookie_is_answered(rig: Rig, cookie: str) -> None:
     value = cookie.encode("utf-8", "surrogatepass").hex() if not cookie.isalnum() or not cookie.isascii() else cookie
     answer = Browser(rig).get("/console", headers={"cookie": f"postback={value}"})
     assert answer.status_code == 303
+
+
+async def test_guessed_cookies_take_few_threads_of_the_store_and_a_session_is_still_found(tmp_path: Path) -> None:
+    with gateway_rig(tmp_path, AccessSettings(failures_per_minute=3)) as made:
+        rig = changed(made, page_routes)
+        known, reading, most = rig.key(), 0, 0
+        read = rig.store.read
+
+        async def counted(query: Callable[[Connection], Any]) -> Any:
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+            await asyncio.sleep(0.005)
+            reading -= 1
+            return await read(query)
+
+        async def shown(cookie: str) -> int:
+            return (await rig.request("GET", "/console", headers={"cookie": f"postback={cookie}"})).status_code
+
+        entered = await rig.request("POST", "/console/sign-in", data={"credential": known})
+        session = entered.cookies["postback"]
+        for number in range(3):
+            assert await shown(f"guess{number}") == 303
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rig.store, "read", counted)
+            answers = await asyncio.gather(*(shown(f"more{number}") for number in range(30)))
+        assert (set(answers), most) == ({429}, DOUBTED_AT_ONCE)
+        assert await shown(session) == 200
 
 
 @QUICK
