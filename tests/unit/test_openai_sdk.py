@@ -29,7 +29,7 @@ from gateway.errors import RETRY_HEADER
 from gateway.store.store import Store
 from gateway.store.tables import jobs, left_requests
 from gateway.view.retention import Retention
-from gateway.view.stored_jobs import JobFilter, list_jobs
+from gateway.view.stored_jobs import JobFilter, list_stored
 from schemas.openai import CHAT_COMPLETIONS, RESPONSES
 from schemas.outcome import Outcome
 from schemas.screening import CATEGORIES, Verdict
@@ -478,7 +478,7 @@ def test_stored_chats_are_found_by_an_index_and_without_other_jobs(store: Store)
     ]
     store.write_now(lambda connection: connection.execute(jobs.insert(), rows) and None)
     wanted = JobFilter(stored_url=CHAT_COMPLETIONS)
-    found, more = store.read_now(lambda at: list_jobs(at, "acme", wanted, 5, None, ascending=True))
+    found, more = store.read_now(lambda at: list_stored(at, "acme", wanted, 5, None, ascending=True))
     assert ([(job.job_id, job.request) for job in found], more) == ([(f"{CHAT_COMPLETIONS}-True", b"{}")], False)
     if store.dialect == "sqlite":
         query = "SELECT * FROM jobs WHERE tenant='a' AND url='b' AND request IS NOT NULL ORDER BY created_at, job_id"
