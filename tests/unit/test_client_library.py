@@ -182,6 +182,21 @@ def test_a_failed_submission_names_the_jobs_that_were_accepted_and_is_final_if_r
     assert (error.accepted, error.doubtful, asked) == ([], [], 1)
 
 
+def test_jobs_are_doubtful_if_any_try_of_their_request_had_no_definite_answer() -> None:
+    taken, away = (202, dict[str, str](), b"{}"), (503, dict[str, str](), b"")
+    refused = (429, {"x-should-retry": "false"}, refusal("quota_exceeded"))
+    for answers in ((taken, away), (taken, refused, away), (taken, away, refused)):
+        jobs = [{"prompt": "q", "job_id": name} for name in "abc"]
+        with (
+            scripted(*answers) as (url, _),
+            HttpClient(url, "k", jobs_together=2, clock=HandClock(NOW), patience_seconds=9) as client,
+            pytest.raises(SubmitFailed) as error,
+        ):
+            client.submit(jobs)
+        expected = [] if answers[1] is refused else ["c"]
+        assert (error.value.accepted, error.value.doubtful) == (["a", "b"], expected)
+
+
 def test_a_stream_that_is_cut_off_before_its_first_event_goes_on_at_its_position() -> None:
     event = event_text(StoredEvent(6, "inference.succeeded", event_body(RESULT, "msg_1", "acme")))
     answers = [b"id: 5\nretry: 2000\n\n", b'{"id": "job_1", "result": null}', event]

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 class PostbackError(Exception):
     """The base of all errors of this library."""
 
+    outcome_unknown = False
+    """True if the gateway may have carried out the request, since not every try got a definite answer."""
+
 
 class Unreachable(PostbackError):  # noqa: N818 - errors are named after what happened
     """No answer came in time, after all repeats."""
@@ -134,7 +137,7 @@ class SubmitFailed(PostbackError):  # noqa: N818
         self.accepted = list(accepted)
         """Ids of the jobs that were certainly accepted."""
         self.doubtful = list(doubtful)
-        """Ids of jobs that were sent without an answer: they may have been accepted."""
+        """Ids of jobs that were sent without a definite answer: they may have been accepted."""
 
 
 class StillWaiting(PostbackError):  # noqa: N818

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from postback_client.batches import Batches
 from postback_client.client import PostbackClient, Submitted
 from postback_client.clock import MACHINE, ClientClock, TimeLimit
-from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, Unreachable, UnreadableAnswer
+from postback_client.errors import PostbackError, StillWaiting, SubmitFailed, UnreadableAnswer
 from postback_client.files import Files
 from postback_client.http_session import HttpSession, warn
 from postback_client.job import JobState, Lane, NamedJob, named_jobs
@@ -82,7 +82,7 @@ class HttpClient(PostbackClient):
                 self._send(together, lane, f"{key}-{number}")
                 accepted += [job.job_id for job in together]
         except PostbackError as error:
-            doubtful = [job.job_id for job in together] if isinstance(error, Unreachable) else []
+            doubtful = [job.job_id for job in together] if error.outcome_unknown else []
             raise SubmitFailed(accepted, doubtful, error) from error
         return accepted
 

@@ -102,13 +102,14 @@ class HttpSession:
         has no effect. Raises GatewayRefused and Unreachable.
         """
         patience, silence = TimeLimit(self.clock, self._patience_seconds), TimeLimit(self.clock, TOLD_SECONDS)
-        grown = _FIRST_PAUSE_SECONDS
+        grown, outcome_unknown = _FIRST_PAUSE_SECONDS, False
         while True:
             until = patience if limit is None else limit.before(patience)
             failure, pause = self._tried(method, path, body, headers, params, stream, silence_seconds, until)
             if isinstance(failure, requests.Response):
                 self._is_told = False
                 return failure
+            failure.outcome_unknown = outcome_unknown = outcome_unknown or _may_be_done(failure)
             wait = grown * random.uniform(0.5, 1.0) if pause is None else pause  # noqa: S311 - spreads repeats
             grown = min(2 * grown, _GROWN_PAUSE_SECONDS)
             ends = patience.within(wait) < wait or (limit is not None and limit.within(wait) < wait)
@@ -198,6 +199,11 @@ class HttpSession:
             return NotTrusted(f"{self.base}: TLS fails ({type(error).__name__}); check the CA file and the URL"), None
         except requests.RequestException as error:
             return Unreachable(f"{method} {self.base}{path}: no answer ({type(error).__name__})"), None
+
+
+def _may_be_done(failure: PostbackError) -> bool:
+    """True if the gateway may have carried out the request. A proxy's 5xx says nothing about the gateway behind it."""
+    return not isinstance(failure, GatewayRefused) or failure.status >= 500
 
 
 def _may_repeat(failure: PostbackError) -> bool:
